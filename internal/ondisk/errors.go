@@ -1,0 +1,29 @@
+package ondisk
+
+import (
+	"errors"
+	"fmt"
+)
+
+// ErrCorrupt is matched by every error that says an image breaks a rule of the format.
+var ErrCorrupt = errors.New("the image is damaged or no valid VHDX")
+
+// A FormatError says which structure broke which rule, and where. It matches ErrCorrupt.
+type FormatError struct {
+	Structure string // the term that MS-VHDX uses, such as "region table entry"
+	Offset    int64  // file offset of the structure, in bytes
+	Rule      Rule   // the rule that is broken
+	Err       error  // what was found
+}
+
+// Corrupt returns a FormatError whose finding is formatted as by fmt.Errorf.
+func Corrupt(r Rule, structure string, off int64, format string, args ...any) *FormatError {
+	return &FormatError{Structure: structure, Offset: off, Rule: r, Err: fmt.Errorf(format, args...)}
+}
+
+func (e *FormatError) Error() string {
+	return fmt.Sprintf("%s at offset %#x: %v (%v, MS-VHDX %s)", e.Structure, e.Offset, e.Err, e.Rule, e.Rule.Section())
+}
+
+// Unwrap makes the error match ErrCorrupt as well as its cause.
+func (e *FormatError) Unwrap() []error { return []error{ErrCorrupt, e.Err} }

@@ -1,0 +1,35 @@
+package vhdx
+
+// A Report is the outcome of Check.
+type Report struct {
+	Path     string    `json:"path"`
+	Errors   []Finding `json:"errors"`   // broken rules: the image is refused, or may not be written
+	Warnings []Finding `json:"warnings"` // what is tolerated, or wastes space
+	Leaked   int64     `json:"leaked_bytes"`
+	Dropped  int       `json:"dropped,omitempty"` // findings beyond the limit of the report
+	Parent   *Report   `json:"parent,omitempty"`
+	Info     *Info     `json:"info,omitempty"` // nil when the image could not be opened
+}
+
+// A Finding is one thing that Check found. Rule and Structure are empty where no rule is broken.
+type Finding struct {
+	Rule      string `json:"rule,omitempty"` // such as "R49"
+	Structure string `json:"structure,omitempty"`
+	Offset    int64  `json:"offset"` // file offset in bytes
+	Message   string `json:"message"`
+}
+
+// Clean reports whether neither the image nor its parents gave cause for an error or a warning.
+func (r *Report) Clean() bool {
+	return r.Sound() && len(r.Warnings) == 0 && (r.Parent == nil || r.Parent.Clean())
+}
+
+// Sound reports whether neither the image nor its parents break a rule.
+func (r *Report) Sound() bool {
+	return len(r.Errors) == 0 && (r.Parent == nil || r.Parent.Sound())
+}
+
+// Check opens the image at path read-only, parents included, and reports every broken rule, tolerated
+// oddity and leak that it finds. The error tells that the image could not be examined at all, as when the
+// file cannot be opened; a damaged image is no error but a report.
+func Check(path string, o Options) (*Report, error) { panic("skeleton") }

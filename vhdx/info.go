@@ -1,0 +1,103 @@
+package vhdx
+
+import "github.com/google/uuid"
+
+// Info describes an open image for people and programs. Sizes and offsets are in bytes.
+type Info struct {
+	Path                string         `json:"path"`
+	FileSize            int64          `json:"file_size"`
+	Creator             string         `json:"creator"`
+	Type                DiskType       `json:"type"`
+	DiskSize            int64          `json:"disk_size"`
+	BlockSize           int64          `json:"block_size"`
+	LogicalSectorSize   int64          `json:"logical_sector_size"`
+	PhysicalSectorSize  int64          `json:"physical_sector_size"` // 0 where the image does not say
+	DiskID              uuid.UUID      `json:"disk_id"`              // page 83 data; zero where the image does not say
+	LeaveBlockAllocated bool           `json:"leave_block_allocated"`
+	CurrentHeader       int            `json:"current_header"` // 1 or 2
+	Headers             [2]HeaderInfo  `json:"headers"`
+	Log                 LogInfo        `json:"log"`
+	CurrentRegionTable  int            `json:"current_region_table"` // 1 or 2
+	Regions             []RegionInfo   `json:"regions"`
+	Metadata            []MetadataInfo `json:"metadata"`
+	BATEntries          int64          `json:"bat_entries"`
+	ChunkRatio          int64          `json:"chunk_ratio"` // payload blocks for each sector bitmap block
+	Blocks              BlockCounts    `json:"blocks"`
+	AllocatedBytes      int64          `json:"allocated_bytes"` // of payload blocks, in this file alone
+	FreeBytes           int64          `json:"free_bytes"`      // inside the file, used by nothing
+	Parent              *ParentInfo    `json:"parent,omitempty"`
+	Warnings            []string       `json:"warnings,omitempty"`
+}
+
+// HeaderInfo describes one copy of the header (MS-VHDX 2.2.2).
+type HeaderInfo struct {
+	Valid          bool      `json:"valid"`
+	Problem        string    `json:"problem,omitempty"` // why it is not valid
+	SequenceNumber uint64    `json:"sequence_number"`
+	FileWriteGUID  uuid.UUID `json:"file_write_guid"`
+	DataWriteGUID  uuid.UUID `json:"data_write_guid"`
+	LogGUID        uuid.UUID `json:"log_guid"`
+	LogVersion     uint16    `json:"log_version"`
+	Version        uint16    `json:"version"`
+}
+
+// LogInfo describes the log (MS-VHDX 2.3).
+type LogInfo struct {
+	State   LogState `json:"state"`
+	Offset  int64    `json:"offset"`
+	Length  int64    `json:"length"`
+	Entries int      `json:"entries"` // of the active sequence
+	Updates int      `json:"updates"` // descriptors in them
+}
+
+// LogState says whether an image was closed cleanly.
+type LogState string
+
+// The states of a log.
+const (
+	LogClean    LogState = "clean"              // there was nothing to replay
+	LogReplayed LogState = "replayed in memory" // the file still holds a log to replay
+)
+
+// RegionInfo describes a region table entry (MS-VHDX 2.2.3.2).
+type RegionInfo struct {
+	Name     string    `json:"name"` // "BAT", "metadata" or "unknown"
+	GUID     uuid.UUID `json:"guid"`
+	Offset   int64     `json:"offset"`
+	Length   int64     `json:"length"`
+	Required bool      `json:"required"`
+}
+
+// MetadataInfo describes a metadata item (MS-VHDX 2.6).
+type MetadataInfo struct {
+	Name        string    `json:"name"` // such as "file parameters", or "unknown"
+	GUID        uuid.UUID `json:"guid"`
+	Offset      int64     `json:"offset"` // in the file
+	Length      int64     `json:"length"`
+	User        bool      `json:"user"`
+	VirtualDisk bool      `json:"virtual_disk"`
+	Required    bool      `json:"required"`
+}
+
+// BlockCounts counts the BAT entries that describe something, by state.
+type BlockCounts struct {
+	NotPresent       int64 `json:"not_present"`
+	Undefined        int64 `json:"undefined"`
+	Zero             int64 `json:"zero"`
+	Unmapped         int64 `json:"unmapped"`
+	FullyPresent     int64 `json:"fully_present"`
+	PartiallyPresent int64 `json:"partially_present"`
+	SectorBitmaps    int64 `json:"sector_bitmaps"`
+}
+
+// ParentInfo describes a differencing disk's parent locator (MS-VHDX 2.6.2.6) and the parent that was found.
+type ParentInfo struct {
+	Linkage  uuid.UUID  `json:"parent_linkage"`
+	Linkage2 *uuid.UUID `json:"parent_linkage2,omitempty"`
+
+	RelativePath      string `json:"relative_path,omitempty"`
+	VolumePath        string `json:"volume_path,omitempty"`
+	AbsoluteWin32Path string `json:"absolute_win32_path,omitempty"`
+
+	Image *Info `json:"image"` // the parent itself
+}
