@@ -1,0 +1,50 @@
+# `make help` lists what there is to make.
+
+GO       ?= go
+PREFIX   ?= /usr/local
+FUZZTIME ?= 10s
+IMAGE    ?=
+# TESTFLAGS goes to go test, such as TESTFLAGS='-run Corpus'.
+TESTFLAGS ?=
+
+scripts := $(sort $(wildcard internal/scripts/*)) .ci/run
+
+# Debian packages, each with a command or file that shows that it is there.
+demo_needs := fuse3:fusermount3 e2fsprogs:mkfs.ext4 mount:losetup util-linux:blkid qemu-utils:qemu-img
+test_needs := $(demo_needs) gcc:gcc libc6-dev:/usr/include/stdlib.h xz-utils:xz fdisk:sfdisk attr:getfattr \
+	xfsprogs:mkfs.xfs btrfs-progs:mkfs.btrfs ntfs-3g:ntfs-3g libvhdi-utils:vhdiinfo fio:fio
+
+.DEFAULT_GOAL := build
+.PHONY: build demo test lint fuzz install clean help
+
+build: ## Build bin/vhdxfs, a static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/vhdxfs .
+
+demo: ## Mount an image (IMAGE=path, else one made for it), show what is inside, put everything away
+	@internal/scripts/need $(demo_needs)
+	@$(MAKE) --no-print-directory build
+	@internal/scripts/demo "$(IMAGE)"
+
+test: ## Set up what the tests need and run them all, with the race detector; skipped tests are listed at the end
+	@internal/scripts/need $(test_needs)
+	CGO_ENABLED=1 $(GO) tool gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
+		-race -count=1 -timeout 30m $(TESTFLAGS) ./...
+
+lint: ## Static analysis: gofmt, go vet, staticcheck, shellcheck
+	@internal/scripts/need shellcheck:shellcheck
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	shellcheck $(scripts)
+
+fuzz: ## Run every fuzz target for FUZZTIME (10s)
+	@internal/scripts/fuzz $(FUZZTIME)
+
+install: build ## Install the binary below DESTDIR and PREFIX (/usr/local)
+	install -D -m 755 bin/vhdxfs $(DESTDIR)$(PREFIX)/bin/vhdxfs
+
+clean: ## Remove what was built
+	rm -rf bin
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
