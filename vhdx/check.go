@@ -1,5 +1,10 @@
 package vhdx
 
+import (
+	"errors"
+	"fmt"
+)
+
 // A Report is the outcome of Check.
 type Report struct {
 	Path     string    `json:"path"`
@@ -32,4 +37,48 @@ func (r *Report) Sound() bool {
 // Check opens the image at path read-only, parents included, and reports every broken rule, tolerated
 // oddity and leak that it finds. The error tells that the image could not be examined at all, as when the
 // file cannot be opened; a damaged image is no error but a report.
-func Check(path string, o Options) (*Report, error) { panic("skeleton") }
+func Check(path string, o Options) (*Report, error) {
+	op := newOpener(o)
+	op.collect = true
+	l, err := op.openLayer(path)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	err = l.load()
+	if err == nil {
+		err = op.openParent(l)
+	}
+	r := l.newReport()
+	var fe *FormatError
+	switch {
+	case errors.As(err, &fe):
+		r.Errors = append(r.Errors, newFinding(fe))
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", path, err)
+	default:
+		r.Info = l.info()
+	}
+	return r, nil
+}
+
+// newReport returns what was found about the layer and its parents.
+func (l *layer) newReport() *Report {
+	r := &Report{
+		Path:     l.path,
+		Errors:   append([]Finding{}, l.errors...),
+		Warnings: append([]Finding{}, l.warnings...),
+		Dropped:  l.dropped,
+	}
+	if l.space != nil {
+		r.Leaked = l.space.free()
+	}
+	if l.parent != nil {
+		r.Parent = l.parent.newReport()
+	}
+	return r
+}
+
+func newFinding(e *FormatError) Finding {
+	return Finding{Rule: e.Rule.Name(), Structure: e.Structure, Offset: e.Offset, Message: e.Err.Error()}
+}

@@ -15,3 +15,25 @@ var (
 	ErrReadOnly = errors.New("the image is open read-only")
 	ErrLocked   = errors.New("another program has the image open")
 )
+
+// finding returns what was found, without the words that say where: for lists of several findings.
+func finding(err error) error {
+	var fe *FormatError
+	if errors.As(err, &fe) {
+		return fe.Err
+	}
+	return err
+}
+
+// ruleOf returns the rule that err says is broken, and 0 if it says none.
+func ruleOf(err error) ondisk.Rule {
+	var np *notParentError
+	if errors.As(err, &np) {
+		return np.rule
+	}
+	var fe *FormatError
+	if errors.As(err, &fe) {
+		return fe.Rule
+	}
+	return 0
+}

@@ -1,6 +1,12 @@
 package vhdx
 
-import "io"
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"vhdxfs/cache"
+)
 
 // DiskType is the type of a virtual disk.
 type DiskType string
@@ -15,16 +21,6 @@ const (
 // BlockState is the state of a payload or sector bitmap block (MS-VHDX 2.5.1).
 type BlockState uint8
 
-// LockMode says how an image and its parents are locked against other programs.
-type LockMode string
-
-// The modes of Options.Lock.
-const (
-	LockOn  LockMode = "on"  // a lock that cannot be had is an error
-	LockTry LockMode = "try" // file systems without locks are tolerated
-	LockOff LockMode = "off"
-)
-
 // Options says how to open an image.
 type Options struct {
 	Parents    []string // files to take as parents, for the levels of the chain in turn
@@ -38,38 +34,84 @@ const DefaultCacheSize = 32 << 20
 
 // An Image is an open virtual disk: an image file and the chain of its parents.
 // Any number of goroutines may use it at once.
-type Image struct{}
+type Image struct {
+	top   *layer
+	close func() error
+}
 
-// Open opens the image at path for reading and changes no byte of it. A log that has to be replayed is
-// laid over the file in memory. An error that matches ErrCorrupt says which rule the image breaks.
-func Open(path string, o Options) (*Image, error) { panic("skeleton") }
+// Open opens the image at path for reading and changes no byte of it. A log that has to be replayed is laid
+// over the file in memory. An error that matches ErrCorrupt says which rule the image breaks.
+func Open(path string, o Options) (*Image, error) {
+	top, err := newOpener(o).open(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Image{top: top, close: sync.OnceValue(top.close)}, nil
+}
+
+// Close releases the files and their locks. No other method may be called during or after it.
+func (im *Image) Close() error { return im.close() }
 
 // Size returns the size of the virtual disk in bytes.
-func (im *Image) Size() int64 { panic("skeleton") }
+func (im *Image) Size() int64 { return im.top.geo.diskSize }
 
-// ReadAt reads len(p) bytes of the virtual disk from byte off, which need not be aligned.
-func (im *Image) ReadAt(p []byte, off int64) (int, error) { panic("skeleton") }
+// AllocatedBytes returns how many bytes of the disk are held in files, parents included. A block that is
+// present in several layers counts in each, but the sum is never above the size of the disk.
+func (im *Image) AllocatedBytes() int64 {
+	var n int64
+	for l := im.top; l != nil; l = l.parent {
+		n += l.allocated()
+	}
+	return min(n, im.Size())
+}
 
-// Resolve appends to dst the extents that hold the n bytes from byte off, which must lie inside the disk.
-// It neither locks nor allocates where dst has room and the BAT pages are cached.
-func (im *Image) Resolve(dst []Extent, off, n int64) ([]Extent, error) { panic("skeleton") }
+// allocated returns how many bytes the layer's payload blocks take in its file.
+func (l *layer) allocated() int64 {
+	return (l.counts.FullyPresent + l.counts.PartiallyPresent) << l.geo.blockShift
+}
 
-// Extent returns the longest extent that begins at byte off, merging neighbours: holes of any length in
-// one call, data as far as it lies together in one file. It returns io.EOF at the end of the disk.
-func (im *Image) Extent(off int64) (Extent, error) { panic("skeleton") }
+// An opener opens the layers of one chain.
+type opener struct {
+	Options
+	cache   *cache.Cache
+	collect bool     // broken rules are collected, not errors; see layer.report
+	chain   []*layer // opened so far, the image itself first
+}
 
-// SeekData returns the first byte at or after off that is held in a file, and io.EOF when none follows.
-func (im *Image) SeekData(off int64) (int64, error) { return 0, io.EOF }
+func newOpener(o Options) *opener {
+	if o.CacheSize == 0 {
+		o.CacheSize = DefaultCacheSize
+	}
+	return &opener{Options: o, cache: cache.New(o.CacheSize)}
+}
 
-// SeekHole returns the first byte at or after off that reads as zero because nothing holds it.
-// The end of the disk counts as one.
-func (im *Image) SeekHole(off int64) (int64, error) { panic("skeleton") }
+// open opens the image at path and its parents. It leaves nothing open when it fails.
+func (o *opener) open(path string) (*layer, error) {
+	l, err := o.openLayer(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.load(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), l.close())
+	}
+	if err := o.openParent(l); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), l.close())
+	}
+	return l, nil
+}
 
-// AllocatedBytes returns how many bytes of the disk are held in files, parents included.
-func (im *Image) AllocatedBytes() int64 { panic("skeleton") }
+// openLayer opens and locks the image file at path, and reads nothing yet.
+func (o *opener) openLayer(path string) (*layer, error) {
+	f, err := openReadOnly(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.lock(o.Lock, sharedLock); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return o.newLayer(f, path), nil
+}
 
-// Info describes the image and its chain.
-func (im *Image) Info() *Info { panic("skeleton") }
-
-// Close releases the files and their locks.
-func (im *Image) Close() error { panic("skeleton") }
+func (o *opener) newLayer(f File, path string) *layer {
+	return &layer{path: path, file: f, cache: o.cache, collect: o.collect}
+}

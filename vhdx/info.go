@@ -1,6 +1,10 @@
 package vhdx
 
-import "github.com/google/uuid"
+import (
+	"fmt"
+
+	"github.com/google/uuid"
+)
 
 // Info describes an open image for people and programs. Sizes and offsets are in bytes.
 type Info struct {
@@ -47,7 +51,7 @@ type LogInfo struct {
 	Offset  int64    `json:"offset"`
 	Length  int64    `json:"length"`
 	Entries int      `json:"entries"` // of the active sequence
-	Updates int      `json:"updates"` // descriptors in them
+	Updates int64    `json:"updates"` // descriptors in them
 }
 
 // LogState says whether an image was closed cleanly.
@@ -100,4 +104,97 @@ type ParentInfo struct {
 	AbsoluteWin32Path string `json:"absolute_win32_path,omitempty"`
 
 	Image *Info `json:"image"` // the parent itself
+}
+
+// Info describes the image and its chain.
+func (im *Image) Info() *Info { return im.top.info() }
+
+func (l *layer) info() *Info {
+	in := &Info{
+		Path:                l.path,
+		FileSize:            l.fileSize,
+		Creator:             l.creator,
+		Type:                l.diskType(),
+		DiskSize:            l.geo.diskSize,
+		BlockSize:           l.geo.blockSize,
+		LogicalSectorSize:   l.geo.sectorSize,
+		PhysicalSectorSize:  int64(l.meta.physicalSectorSize),
+		DiskID:              l.meta.diskID,
+		LeaveBlockAllocated: l.meta.leaveBlockAllocated,
+		CurrentHeader:       l.headers.current + 1,
+		Log:                 l.logInfo(),
+		CurrentRegionTable:  l.tables.current + 1,
+		BATEntries:          l.geo.batEntries(),
+		ChunkRatio:          l.geo.chunkRatio(),
+		Blocks:              l.counts,
+		AllocatedBytes:      l.allocated(),
+		FreeBytes:           l.space.free(),
+		Parent:              l.parentInfo(),
+	}
+	for i, h := range l.headers.copies {
+		in.Headers[i] = HeaderInfo{
+			Valid:          l.headers.err[i] == nil,
+			SequenceNumber: h.SequenceNumber,
+			FileWriteGUID:  h.FileWriteGUID,
+			DataWriteGUID:  h.DataWriteGUID,
+			LogGUID:        h.LogGUID,
+			LogVersion:     h.LogVersion,
+			Version:        h.Version,
+		}
+		if err := l.headers.err[i]; err != nil {
+			in.Headers[i].Problem = finding(err).Error()
+		}
+	}
+	for _, r := range l.tables.regions {
+		in.Regions = append(in.Regions, RegionInfo{
+			Name: r.name(), GUID: r.GUID, Offset: int64(r.Offset), Length: int64(r.Length), Required: r.Flags&regionRequired != 0,
+		})
+	}
+	for _, m := range l.items {
+		in.Metadata = append(in.Metadata, MetadataInfo{
+			Name: m.name(), GUID: m.ID, Offset: l.metadataOffset() + int64(m.Offset), Length: int64(m.Length),
+			User: m.user(), VirtualDisk: m.Flags&itemIsVirtualDisk != 0, Required: m.Flags&itemIsRequired != 0,
+		})
+	}
+	for _, w := range l.warnings {
+		in.Warnings = append(in.Warnings, fmt.Sprintf("%s at %#x: %s", w.Structure, w.Offset, w.Message))
+	}
+	return in
+}
+
+func (l *layer) diskType() DiskType {
+	switch {
+	case l.meta.hasParent:
+		return Differencing
+	case l.meta.leaveBlockAllocated:
+		return Fixed
+	}
+	return Dynamic
+}
+
+func (l *layer) logInfo() LogInfo {
+	log := l.log()
+	in := LogInfo{State: LogClean, Offset: log.Offset, Length: log.Length}
+	if l.sequence != nil {
+		in.State, in.Entries, in.Updates = LogReplayed, l.sequence.Entries, l.sequence.Updates
+	}
+	return in
+}
+
+func (l *layer) parentInfo() *ParentInfo {
+	p := l.meta.locator
+	if p == nil || l.parent == nil {
+		return nil
+	}
+	in := &ParentInfo{
+		Linkage:           p.linkage,
+		RelativePath:      p.values[keyRelativePath],
+		VolumePath:        p.values[keyVolumePath],
+		AbsoluteWin32Path: p.values[keyAbsolutePath],
+		Image:             l.parent.info(),
+	}
+	if p.linkage2 != uuid.Nil {
+		in.Linkage2 = &p.linkage2
+	}
+	return in
 }

@@ -144,8 +144,11 @@ var rules = [...]struct{ section, text string }{
 	R65: {"2.6.2.6", "a chain of parents holds a file once and ends"},
 }
 
-// String returns the name of the rule, such as "rule R16".
-func (r Rule) String() string { return fmt.Sprintf("rule R%d", uint8(r)) }
+// Name returns the name of the rule, such as "R16".
+func (r Rule) Name() string { return fmt.Sprintf("R%d", uint8(r)) }
+
+// String returns the name with what it is: "rule R16".
+func (r Rule) String() string { return "rule " + r.Name() }
 
 // Section returns the section of MS-VHDX that the rule comes from.
 func (r Rule) Section() string { return rules[r].section }
@@ -163,4 +166,4 @@ func Rules(yield func(Rule) bool) {
 }
 
 // MarshalText makes a rule read "R16" in JSON.
-func (r Rule) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "R%d", uint8(r)), nil }
+func (r Rule) MarshalText() ([]byte, error) { return []byte(r.Name()), nil }

@@ -1,0 +1,44 @@
+package cache
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+)
+
+const (
+	// PageSize is the length of a page in bytes: the unit in which the log carries metadata (MS-VHDX 2.3.1).
+	PageSize = 4 << 10
+	// PageWords is the number of 64-bit words in a page.
+	PageWords = PageSize / 8
+)
+
+// A Page is a page of metadata as little-endian words of 64 bits: BAT entries, or the bits of 64 sectors.
+// Any number of goroutines may read its words while others change them.
+type Page struct {
+	words [PageWords]atomic.Uint64
+	used  atomic.Bool // since the clock's hand passed; see Cache.evict
+}
+
+// zeroPage stands in for every page that is known to hold nothing but zeros.
+var zeroPage = &Page{}
+
+// Word returns word i of the page.
+func (p *Page) Word(i int) uint64 { return p.words[i].Load() }
+
+// Zero reports whether the page is known to be all zero. A page for which it returns false may be, too.
+func (p *Page) Zero() bool { return p == zeroPage }
+
+// decode fills a page that no other goroutine knows yet.
+func (p *Page) decode(b *[PageSize]byte) {
+	for i := range p.words {
+		p.words[i].Store(binary.LittleEndian.Uint64(b[8*i:]))
+	}
+}
+
+// touch tells the clock that the page is in use. Testing first keeps a page that all cores
+// read from being written by all of them.
+func (p *Page) touch() {
+	if !p.used.Load() {
+		p.used.Store(true)
+	}
+}

@@ -1,0 +1,95 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+)
+
+// leafPages is how many pages share a leaf of a span's page table: those of 1 MiB, the size of a sector
+// bitmap block.
+const leafPages = 256
+
+type leaf [leafPages]atomic.Pointer[Page]
+
+// zeroLeaf stands in for a leaf whose pages are all known to be zero. It is never written.
+var zeroLeaf = func() *leaf {
+	l := new(leaf)
+	for i := range l {
+		l[i].Store(zeroPage)
+	}
+	return l
+}()
+
+// A Span is a run of pages of one file. Any number of goroutines may use it at once.
+type Span struct {
+	cache  *Cache
+	src    io.ReaderAt
+	off    int64 // file offset of page 0, bytes
+	pages  int64
+	leaves []atomic.Pointer[leaf]
+}
+
+// Span returns the span of n pages that begins at byte off of src. It reads nothing yet.
+func (c *Cache) Span(src io.ReaderAt, off, n int64) *Span {
+	return &Span{cache: c, src: src, off: off, pages: n, leaves: make([]atomic.Pointer[leaf], (n+leafPages-1)/leafPages)}
+}
+
+// Page returns page i of the span, reading it if it is not cached. It does not wait for other readers'
+// input and output. The page stays valid for as long as the caller keeps it.
+func (s *Span) Page(i int64) (*Page, error) {
+	if l := s.leaves[i/leafPages].Load(); l != nil {
+		if p := l[i%leafPages].Load(); p != nil {
+			p.touch()
+			return p, nil
+		}
+	}
+	return s.load(i)
+}
+
+// load reads page i and keeps it.
+func (s *Span) load(i int64) (*Page, error) {
+	if i < 0 || i >= s.pages {
+		return nil, fmt.Errorf("page %d is outside its span of %d", i, s.pages)
+	}
+	var b [PageSize]byte
+	off := s.off + i*PageSize
+	// A span may end beyond the end of the file, which reads as zeros.
+	if n, err := s.src.ReadAt(b[:], off); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read metadata page at %#x: %w", off, err)
+	} else {
+		clear(b[n:])
+	}
+	p := new(Page)
+	p.decode(&b)
+	return s.cache.insert(s, i, p), nil
+}
+
+// MarkZero says that the n pages from page i on are known to be all zero and need not be read. It is meant
+// for the scan that validates a BAT, before the span is shared with other goroutines.
+func (s *Span) MarkZero(i, n int64) {
+	for end := i + n; i < end; {
+		if i%leafPages == 0 && (end-i >= leafPages || end == s.pages) && s.leaves[i/leafPages].Load() == nil {
+			s.leaves[i/leafPages].Store(zeroLeaf)
+			i += leafPages
+			continue
+		}
+		if l := s.leaf(i); l != zeroLeaf {
+			l[i%leafPages].Store(zeroPage)
+		}
+		i++
+	}
+}
+
+// leaf returns the leaf of page i, which it makes if need be. The caller holds the cache's lock or is
+// alone with the span.
+func (s *Span) leaf(i int64) *leaf {
+	at := &s.leaves[i/leafPages]
+	l := at.Load()
+	if l == nil {
+		l = new(leaf)
+		at.Store(l)
+	}
+	return l
+}

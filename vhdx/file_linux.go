@@ -1,0 +1,104 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// osFile is an image file of the operating system: a regular file or a block device.
+type osFile struct {
+	*os.File
+}
+
+// openReadOnly opens the image file at path for reading.
+func openReadOnly(path string) (*osFile, error) {
+	return openFile(path, os.O_RDONLY)
+}
+
+// openFile opens the image file at path. It does not wait, as opening a named pipe would, and refuses what is
+// neither a regular file nor a block device.
+func openFile(path string, flags int) (*osFile, error) {
+	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0o666)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	if m := st.Mode(); !m.IsRegular() && (m.Type() != fs.ModeDevice) {
+		f.Close()
+		return nil, fmt.Errorf("%s is neither a regular file nor a block device", path)
+	}
+	return &osFile{f}, nil
+}
+
+// Size returns the size in bytes, of a block device too.
+func (f *osFile) Size() (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if st.Mode().IsRegular() {
+		return st.Size(), nil
+	}
+	// Nothing else uses the file's own position, so moving it harms nobody.
+	return f.Seek(0, io.SeekEnd)
+}
+
+// Sync waits until every write that returned before the call is on stable media. The times of the file are
+// not worth a second write, so they may lag.
+func (f *osFile) Sync() error {
+	return f.control("fdatasync", func(fd int) error { return unix.Fdatasync(fd) })
+}
+
+// PunchHole makes n bytes from off on read as zero and gives their space back.
+func (f *osFile) PunchHole(off, n int64) error {
+	return f.control("punch a hole into", func(fd int) error {
+		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+}
+
+// Allocate reserves space for n bytes from off on, which read as zero where nothing was, and grows the file.
+func (f *osFile) Allocate(off, n int64) error {
+	return f.control("allocate space in", func(fd int) error { return unix.Fallocate(fd, 0, off, n) })
+}
+
+// NextData returns the first offset at or after off that may hold other bytes than zero, and io.EOF when none
+// follows. File systems that do not know their holes have none.
+func (f *osFile) NextData(off int64) (next int64, err error) {
+	err = f.control("find data in", func(fd int) error {
+		next, err = unix.Seek(fd, off, unix.SEEK_DATA)
+		return err
+	})
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return 0, io.EOF
+	case errors.Is(err, unix.EINVAL), errors.Is(err, errors.ErrUnsupported):
+		return off, nil
+	}
+	return next, err
+}
+
+// control calls do with the file descriptor, again when a signal interrupts it.
+func (f *osFile) control(what string, do func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var doErr error
+	err = raw.Control(func(fd uintptr) {
+		for doErr = do(int(fd)); doErr == unix.EINTR; doErr = do(int(fd)) {
+		}
+	})
+	if err == nil && doErr != nil {
+		err = &fs.PathError{Op: what, Path: f.Name(), Err: doErr}
+	}
+	return err
+}

@@ -1,0 +1,178 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"vhdxfs/cache"
+	"vhdxfs/internal/ondisk"
+	"vhdxfs/journal"
+)
+
+// A layer is one image file of a chain.
+type layer struct {
+	path     string
+	file     File
+	src      io.ReaderAt      // the file, with its log replayed over it where it has one
+	payload  io.ReaderAt      // the file itself
+	fileSize int64            // of the file itself, bytes
+	replay   *journal.Overlay // src, or nil when there was nothing to replay
+	size     int64            // of src, bytes
+
+	creator string
+	headers *headers
+	tables  *regionTables
+	items   []metadataItem
+	meta    metadata
+	geo     geometry
+
+	sequence *journal.Sequence // what was replayed
+	bat      *cache.Span
+	bitmaps  []atomic.Pointer[cache.Span] // by chunk; only in differencing disks
+	cache    *cache.Cache
+	space    *spaceMap
+	counts   BlockCounts
+
+	parent *layer
+
+	warnings []Finding
+	errors   []Finding // with collect: the broken rules
+	dropped  int       // findings beyond the bound
+	collect  bool
+}
+
+// log returns where the log is.
+func (l *layer) log() journal.Region {
+	h := l.headers.header()
+	return journal.Region{Offset: int64(h.LogOffset), Length: int64(h.LogLength), GUID: h.LogGUID}
+}
+
+// maxFindings bounds what an image can make us remember about it: warnings and errors, each.
+const maxFindings = 1000
+
+// warn remembers something odd at file offset off that breaks no rule.
+func (l *layer) warn(structure string, off int64, format string, args ...any) {
+	l.remember(&l.warnings, Finding{Structure: structure, Offset: off, Message: fmt.Sprintf(format, args...)})
+}
+
+// report takes a broken rule that does not end the examination by itself. It returns it as the error with which
+// to refuse the image, or, for Check, writes it down and returns nil.
+func (l *layer) report(e *FormatError) error {
+	if !l.collect {
+		return e
+	}
+	l.remember(&l.errors, newFinding(e))
+	return nil
+}
+
+func (l *layer) remember(list *[]Finding, f Finding) {
+	if len(*list) == maxFindings {
+		l.dropped++
+		return
+	}
+	*list = append(*list, f)
+}
+
+// load reads and checks everything of the layer but its parent, in the order of MS-VHDX 2.3.3 and 2.4:
+// nothing but the headers and the log is looked at before the log is replayed.
+func (l *layer) load() error {
+	size, err := l.file.Size()
+	if err != nil {
+		return fmt.Errorf("size of the image: %w", err)
+	}
+	l.fileSize, l.payload = size, l.file
+	l.size, l.src = size, l.file
+	if size < headerSectionSize {
+		return ondisk.Corrupt(ondisk.R1, "file", 0, "%d bytes; a VHDX file has at least 1 MiB", size)
+	}
+	if size > maxFileSize {
+		return fmt.Errorf("the file has %d bytes; files above 256 TiB are not supported", size)
+	}
+	if l.creator, err = readIdentifier(l.file); err != nil {
+		return err
+	}
+	if err := l.loadHeaders(); err != nil {
+		return err
+	}
+	if err := l.replayLog(); err != nil {
+		return err
+	}
+	if l.tables, err = readRegionTables(l.src); err != nil {
+		return err
+	}
+	for i, err := range l.tables.err {
+		if err != nil {
+			l.warn("region table", regionTableOffsets[i], "copy %d is not valid: %v", i+1, finding(err))
+		}
+	}
+	if l.tables.differ {
+		l.warn("region table", regionTableOffsets[1], "copy 2 differs from copy 1, which is used")
+	}
+	if err := l.validateRegions(); err != nil {
+		return err
+	}
+	if err := l.readMetadata(); err != nil {
+		return err
+	}
+	l.geo = newGeometry(int64(l.meta.diskSize), int64(l.meta.blockSize), int64(l.meta.logicalSectorSize), l.meta.hasParent)
+	return l.loadBAT()
+}
+
+func (l *layer) loadHeaders() error {
+	var err error
+	if l.headers, err = readHeaders(l.file); err != nil {
+		return err
+	}
+	for i, err := range l.headers.err {
+		if err != nil {
+			l.warn("header", headerOffsets[i], "header %d is not valid: %v", i+1, finding(err))
+		}
+	}
+	if a, b := l.headers.copies[0], l.headers.copies[1]; l.headers.err == [2]error{} && a == b {
+		l.warn("header", headerOffsets[1], "both headers are the same")
+	}
+	h := l.headers.header()
+	if err := h.validate(headerOffsets[l.headers.current], l.size); err != nil {
+		return err
+	}
+	if h.LogVersion != 0 {
+		l.warn("header", headerOffsets[l.headers.current], "log version %d", h.LogVersion)
+	}
+	if h.LogLength == 0 {
+		l.warn("header", headerOffsets[l.headers.current], "there is no log; the image can be read, but not be written safely")
+	}
+	return nil
+}
+
+// replayLog lays the log over the file, if it has to be replayed (MS-VHDX 2.3.3).
+func (l *layer) replayLog() error {
+	if !l.headers.header().dirty() {
+		return nil
+	}
+	seq, err := journal.Find(l.file, l.log())
+	if err != nil {
+		return err
+	}
+	if err := seq.Check(l.size); err != nil {
+		return err
+	}
+	if l.replay, err = journal.NewOverlay(l.file, l.size, seq); err != nil {
+		return err
+	}
+	l.sequence, l.src, l.size = seq, l.replay, l.replay.Size()
+	if l.size > maxFileSize {
+		return fmt.Errorf("the replayed file has %d bytes; files above 256 TiB are not supported", l.size)
+	}
+	return nil
+}
+
+// close closes the layer's file and those of its parents.
+func (l *layer) close() error {
+	var errs []error
+	for ; l != nil; l = l.parent {
+		errs = append(errs, l.file.Close())
+	}
+	return errors.Join(errs...)
+}

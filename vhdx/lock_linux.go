@@ -1,0 +1,178 @@
+package vhdx
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// LockMode says how an image and its parents are locked against other programs.
+type LockMode string
+
+// The modes of Options.Lock. Where a file system knows no locks, all of them go on without.
+const (
+	LockOn  LockMode = "on"  // an image that another program uses is refused
+	LockTry LockMode = "try" // such an image is used all the same
+	LockOff LockMode = "off" // nothing is locked and nobody is asked
+)
+
+// The locks are QEMU's, byte for byte, so that its programs and ours keep each other out. They are open file
+// description locks for reading, on single bytes: the byte at usedLocks plus a permission says "I use it",
+// the byte at unsharedLocks plus a permission "nobody else may use it".
+const (
+	usedLocks     = 100
+	unsharedLocks = 200
+)
+
+// The permissions that matter here.
+const (
+	permRead   = 0 // read consistent data
+	permWrite  = 1
+	permResize = 3
+)
+
+// A lockKind is what a program wants to do and what it can bear others to do meanwhile.
+type lockKind struct {
+	used, unshared []int64
+}
+
+var (
+	sharedLock    = lockKind{used: []int64{permRead}, unshared: []int64{permWrite, permResize}}
+	exclusiveLock = lockKind{used: []int64{permRead, permWrite, permResize}, unshared: []int64{permWrite, permResize}}
+)
+
+// lock takes the locks of kind k until the file is closed. Two programs that try at the same moment may both
+// fail, but cannot both succeed, since each takes its own locks before it looks for those of others.
+func (f *osFile) lock(mode LockMode, k lockKind) error {
+	if mode == LockOff {
+		return nil
+	}
+	err := f.takeLocks(k)
+	if err == nil {
+		err = f.findConflict(k)
+	}
+	if err == nil {
+		return nil
+	}
+	// No locks at all, or another program's: ours are of no use to anyone.
+	if dropErr := f.setLock(unix.F_UNLCK, 0, unsharedLocks+permResize+1); dropErr != nil && errors.Is(err, ErrLocked) {
+		err = errors.Join(err, dropErr)
+	}
+	noLocks := errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)
+	if noLocks || mode == LockTry && errors.Is(err, ErrLocked) {
+		return nil
+	}
+	return err
+}
+
+func (f *osFile) takeLocks(k lockKind) error {
+	for _, p := range k.used {
+		if err := f.setLock(unix.F_RDLCK, usedLocks+p, 1); err != nil {
+			return err
+		}
+	}
+	for _, p := range k.unshared {
+		if err := f.setLock(unix.F_RDLCK, unsharedLocks+p, 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findConflict looks for a program that uses what we do not share, or does not share what we use.
+func (f *osFile) findConflict(k lockKind) error {
+	for _, p := range k.used {
+		if held, err := f.lockHeld(unsharedLocks + p); err != nil || held {
+			return f.conflict(err, "does not let others "+permVerb(p)+" it")
+		}
+	}
+	for _, p := range k.unshared {
+		if held, err := f.lockHeld(usedLocks + p); err != nil || held {
+			return f.conflict(err, "has it open to "+permVerb(p)+" it")
+		}
+	}
+	return nil
+}
+
+func permVerb(p int64) string {
+	switch p {
+	case permWrite:
+		return "write"
+	case permResize:
+		return "resize"
+	}
+	return "read"
+}
+
+func (f *osFile) conflict(err error, what string) error {
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w: %s %s; stop it first, or use lock=off if you know better", f.Name(), ErrLocked, f.lockHolder(), what)
+}
+
+func (f *osFile) setLock(kind int16, off, n int64) error {
+	return f.control("lock", func(fd int) error {
+		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: off, Len: n})
+	})
+}
+
+// lockHeld reports whether another open file holds a lock on byte off.
+func (f *osFile) lockHeld(off int64) (held bool, err error) {
+	err = f.control("look for locks of", func(fd int) error {
+		l := unix.Flock_t{Type: unix.F_WRLCK, Start: off, Len: 1}
+		err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &l)
+		held = l.Type != unix.F_UNLCK
+		return err
+	})
+	return held, err
+}
+
+// lockHolder names the programs that hold locks on the file, as far as they can be found: the kernel does not
+// say who holds such a lock, but each process's open files tell which of them are locked.
+func (f *osFile) lockHolder() string {
+	own, err := f.Stat()
+	if err != nil {
+		return "another program"
+	}
+	var holders []string
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, fd := range fds {
+		// Processes come and go meanwhile, and not all of them let us look.
+		st, err := os.Stat(fd)
+		if err != nil || !os.SameFile(own, st) {
+			continue
+		}
+		process := filepath.Dir(filepath.Dir(fd))
+		pid := filepath.Base(process)
+		if !fdHasLock(filepath.Join(process, "fdinfo", filepath.Base(fd))) {
+			continue
+		}
+		name, _ := os.ReadFile(filepath.Join(process, "comm"))
+		holders = append(holders, fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), pid))
+	}
+	if len(holders) == 0 {
+		return "another program"
+	}
+	return strings.Join(holders, ", ")
+}
+
+// fdHasLock reports whether the /proc file about an open file lists a lock.
+func fdHasLock(path string) bool {
+	info, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer info.Close()
+	for lines := bufio.NewScanner(info); lines.Scan(); {
+		if strings.HasPrefix(lines.Text(), "lock:") {
+			return true
+		}
+	}
+	return false
+}

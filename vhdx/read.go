@@ -1,0 +1,256 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+
+	"vhdxfs/cache"
+	"vhdxfs/internal/ondisk"
+)
+
+// stackExtents is how many extents ReadAt keeps without allocating. A request of 1 MiB rarely has more.
+const stackExtents = 16
+
+// ReadAt reads len(p) bytes of the virtual disk from byte off, which need not be aligned. What neither the
+// image nor a parent holds reads as zero, as MS-VHDX 2.5.1.1 allows. It returns io.EOF at the end of the
+// disk. Any number of goroutines may call it.
+func (im *Image) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, errors.New("read at a negative offset")
+	}
+	if off >= im.Size() {
+		return 0, io.EOF
+	}
+	n := min(int64(len(p)), im.Size()-off)
+	var space [stackExtents]Extent
+	extents, err := im.Resolve(space[:0], off, n)
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range extents {
+		if err := e.Read(p[e.DiskOff-off:][:e.Len]); err != nil {
+			return int(e.DiskOff - off), err
+		}
+	}
+	if n < int64(len(p)) {
+		return int(n), io.EOF
+	}
+	return int(n), nil
+}
+
+// Read reads the extent's bytes into p, whose length is the extent's.
+func (e Extent) Read(p []byte) error {
+	if e.File == nil {
+		clear(p)
+		return nil
+	}
+	n, err := e.File.ReadAt(p, e.FileOff)
+	if n == len(p) {
+		return nil
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF // the file was cut short while it was open
+	}
+	return fmt.Errorf("read %d bytes of the image at %#x: %w", len(p), e.FileOff, err)
+}
+
+// Resolve appends to dst the extents that hold the n bytes from byte off, which must lie inside the disk.
+// Neighbours that lie together in one file become one extent. It takes no lock, and allocates nothing where
+// dst has room and the metadata pages are cached.
+func (im *Image) Resolve(dst []Extent, off, n int64) ([]Extent, error) {
+	if off < 0 || n < 0 || n > im.Size()-off {
+		return dst, fmt.Errorf("%d bytes at %d are not inside a disk of %d", n, off, im.Size())
+	}
+	first := len(dst)
+	for end := off + n; off < end; {
+		e, err := im.run(off, end)
+		if err != nil {
+			return dst, err
+		}
+		off = e.End()
+		if last := len(dst) - 1; last >= first && dst[last].joins(e) {
+			dst[last].Len += e.Len
+		} else {
+			dst = append(dst, e)
+		}
+	}
+	return dst, nil
+}
+
+// joins reports whether o continues e, on the disk and in the file.
+func (e Extent) joins(o Extent) bool {
+	return e.File == o.File && e.Layer == o.Layer && e.State == o.State && (e.File == nil || e.FileOff+e.Len == o.FileOff)
+}
+
+// Extent returns the longest extent that begins at byte off: holes of any length in one call, data as far as
+// it lies together in one file. It returns io.EOF at the end of the disk.
+func (im *Image) Extent(off int64) (Extent, error) {
+	if off < 0 || off >= im.Size() {
+		return Extent{}, io.EOF
+	}
+	e, err := im.run(off, im.Size())
+	if err != nil {
+		return Extent{}, err
+	}
+	for e.End() < im.Size() {
+		next, err := im.run(e.End(), im.Size())
+		if err != nil {
+			return Extent{}, err
+		}
+		if !e.joins(next) {
+			break
+		}
+		e.Len += next.Len
+	}
+	return e, nil
+}
+
+// SeekData returns the first byte at or after off that is held in a file, and io.EOF when none follows.
+func (im *Image) SeekData(off int64) (int64, error) { return im.seek(off, true) }
+
+// SeekHole returns the first byte at or after off that reads as zero because nothing holds it. The end of
+// the disk counts as one; beyond it there is io.EOF.
+func (im *Image) SeekHole(off int64) (int64, error) {
+	if off < 0 || off >= im.Size() {
+		return 0, io.EOF
+	}
+	hole, err := im.seek(off, false)
+	if err == io.EOF {
+		return im.Size(), nil
+	}
+	return hole, err
+}
+
+func (im *Image) seek(off int64, data bool) (int64, error) {
+	if off < 0 {
+		return 0, io.EOF
+	}
+	for off < im.Size() {
+		e, err := im.run(off, im.Size())
+		if err != nil {
+			return 0, err
+		}
+		if (e.File != nil) == data {
+			return off, nil
+		}
+		off = e.End()
+	}
+	return 0, io.EOF
+}
+
+// run returns the extent that begins at byte off, inside the disk, and ends at or before end. It is as long as
+// can be told at once: at most to the end of a present block, further through blocks that are not there.
+// It walks down the chain until a layer decides.
+func (im *Image) run(off, end int64) (Extent, error) {
+	e := Extent{DiskOff: off}
+	for l := im.top; ; l = l.parent {
+		if off >= l.geo.diskSize { // a parent smaller than its child
+			e.Len = end - off
+			return e, nil
+		}
+		end = min(end, l.geo.diskSize)
+		entry, runEnd, err := l.lookup(off, end)
+		if err != nil {
+			return e, err
+		}
+		e.State, end = entry.state(), runEnd
+		switch e.State {
+		case FullyPresent:
+			return l.held(e, entry, end), nil
+		case PartiallyPresent:
+			here, runEnd, err := l.sectorRun(off, end)
+			if err != nil {
+				return e, err
+			}
+			end = runEnd
+			if here {
+				return l.held(e, entry, end), nil
+			}
+		case NotPresent:
+		default: // hides the parent's data
+			e.Len = end - off
+			return e, nil
+		}
+		if l.parent == nil {
+			e.Len = end - off
+			return e, nil
+		}
+		e.Layer++
+	}
+}
+
+// held completes an extent that lies in the layer's own file, in the block of the given entry.
+func (l *layer) held(e Extent, entry batEntry, end int64) Extent {
+	e.Len = end - e.DiskOff
+	e.FileOff = entry.fileOff() + e.DiskOff&(l.geo.blockSize-1)
+	e.File = l.payload
+	// A log may have been replayed over payload, though it never should be, or over the end of the file.
+	if l.replay != nil && (l.replay.Overlaps(e.FileOff, e.Len) || e.FileOff+e.Len > l.fileSize) {
+		e.File = l.src
+	}
+	return e
+}
+
+// lookup returns the BAT entry of the block at diskOff, and where the run that it decides ends: at the end of
+// the block, or, where a whole page of the BAT is known to be zero, at the end of the last block of that page.
+func (l *layer) lookup(diskOff, end int64) (batEntry, int64, error) {
+	g := &l.geo
+	b := diskOff >> g.blockShift
+	i := g.payloadEntry(b)
+	p, err := l.bat.Page(i / entriesPerPage)
+	if err != nil {
+		return 0, 0, err
+	}
+	if p.Zero() {
+		// The entries of the page may be those of up to entriesPerPage blocks, with bitmap entries between.
+		next := (i/entriesPerPage + 1) * entriesPerPage
+		n, bitmap := g.entry(next)
+		if bitmap {
+			n = (n + 1) << g.chunkShift // the first block of the next chunk
+		}
+		return 0, min(end, n<<g.blockShift), nil
+	}
+	return batEntry(p.Word(int(i % entriesPerPage))), min(end, (b+1)<<g.blockShift), nil
+}
+
+// sectorRun reports whether the sector at diskOff, in a partially present block, is held here, and where
+// the run of sectors of which the same is true ends. The run is cut at the end of the bitmap's page.
+func (l *layer) sectorRun(diskOff, end int64) (here bool, runEnd int64, err error) {
+	g := &l.geo
+	sector := diskOff >> g.sectorShift
+	chunk := sector >> bitmapShift
+	if chunk >= int64(len(l.bitmaps)) || l.bitmaps[chunk].Load() == nil {
+		// The scan of the BAT has seen that there is one, so another program has changed the file since.
+		return false, 0, ondisk.Corrupt(ondisk.R52, "BAT", l.batOffset(), "chunk %d has lost its sector bitmap block", chunk)
+	}
+	span := l.bitmaps[chunk].Load()
+	bit := sector & (bitmapBits - 1)
+	p, err := span.Page(bit / bitsPerPage)
+	if err != nil {
+		return false, 0, err
+	}
+	first := bit % bitsPerPage
+	last := min(bitsPerPage, first+(end-1)>>g.sectorShift-sector+1)
+	here, n := bitRun(p, first, last)
+	return here, min(end, (sector+n)<<g.sectorShift), nil
+}
+
+// bitRun returns the value of bit first of the page, and how many bits from it on, up to last, have that value.
+func bitRun(p *cache.Page, first, last int64) (set bool, n int64) {
+	const wordBits = 64
+	set = p.Word(int(first/wordBits))>>(first%wordBits)&1 != 0
+	for i := first; i < last; {
+		w := p.Word(int(i / wordBits))
+		if set {
+			w = ^w
+		}
+		w >>= i % wordBits // bits of the other value are set now
+		if w != 0 {
+			return set, min(i+int64(bits.TrailingZeros64(w)), last) - first
+		}
+		i += wordBits - i%wordBits
+	}
+	return set, last - first
+}

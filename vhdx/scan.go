@@ -1,0 +1,311 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"vhdxfs/cache"
+	"vhdxfs/internal/ondisk"
+)
+
+// loadBAT makes the BAT readable and validates every entry of it that describes something.
+func (l *layer) loadBAT() error {
+	r, _ := l.tables.find(batRegionGUID) // validateRegions has seen it
+	entries := l.geo.batEntries()
+	if need := entries * batEntrySize; need > int64(r.Length) {
+		return ondisk.Corrupt(ondisk.R43, "BAT", int64(r.Offset), "a region of %d bytes for %d entries, which take %d", r.Length, entries, need)
+	}
+	l.bat = l.cache.Span(l.src, int64(r.Offset), l.geo.batPages())
+	if l.geo.hasParent {
+		l.bitmaps = make([]atomic.Pointer[cache.Span], l.geo.chunks())
+	}
+	l.space = newSpaceMap(l.size)
+	l.space.mark(0, headerSectionSize)
+	if log := l.log(); log.Length > 0 {
+		l.space.mark(log.Offset, log.Length)
+	}
+	for _, r := range l.tables.regions {
+		if r.Offset < uint64(l.size) { // an optional region may lie outside the file
+			l.space.mark(int64(r.Offset), int64(r.Length))
+		}
+	}
+	return l.scanBAT(int64(r.Offset), entries)
+}
+
+// batOffset returns the file offset of the BAT region.
+func (l *layer) batOffset() int64 {
+	r, _ := l.tables.find(batRegionGUID)
+	return int64(r.Offset)
+}
+
+// scanBAT reads the BAT once, from its first entry to its last, and validates each. Holes of the file are
+// skipped, so that the time it takes is that of what is allocated, not of the disk's size.
+func (l *layer) scanBAT(batOff, entries int64) error {
+	s := batScan{layer: l, off: batOff}
+	buf := make([]byte, min(1*mib, l.geo.batPages()*pageSize))
+	for i := int64(0); i < entries; {
+		hole, err := l.hole(batOff+i*batEntrySize, (entries-i)*batEntrySize)
+		if err != nil {
+			return err
+		}
+		// i is the first entry of a page throughout, so whole pages of a hole can be skipped.
+		if pages := hole / pageSize; pages > 0 || hole == (entries-i)*batEntrySize {
+			if hole == (entries-i)*batEntrySize {
+				pages = (hole + pageSize - 1) / pageSize
+			}
+			l.bat.MarkZero(i/entriesPerPage, pages)
+			i += pages * entriesPerPage
+			continue
+		}
+		b := buf[:min(int64(len(buf)), (entries-i)*batEntrySize)]
+		if err := readFull(l.src, b, batOff+i*batEntrySize, "BAT"); err != nil {
+			return err
+		}
+		if err := s.pages(b, i); err != nil {
+			return err
+		}
+		i += int64(len(b)) / batEntrySize
+	}
+	return s.end()
+}
+
+// hole returns how many of the n bytes from file offset off on are known to be zero without reading them.
+func (l *layer) hole(off, n int64) (int64, error) {
+	f, ok := l.file.(holeSeeker)
+	if !ok || l.replay != nil && l.replay.Overlaps(off, n) {
+		return 0, nil
+	}
+	data, err := f.NextData(off)
+	if errors.Is(err, io.EOF) {
+		return n, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("find data behind %#x: %w", off, err)
+	}
+	return min(data-off, n), nil
+}
+
+// A batScan validates BAT entries in the order of the BAT.
+type batScan struct {
+	layer *layer
+	off   int64 // file offset of the BAT
+
+	chunk     int64 // of the entries being validated
+	partial   int64 // entry of the first partially present block of the chunk, where any is set
+	hasBitmap bool
+	any       bool // partial is set
+
+	kept *spaceMap // places that blocks keep without being present; nil while there are none
+}
+
+// pages validates the entries in b, the first of which is entry i and begins a page.
+func (s *batScan) pages(b []byte, i int64) error {
+	for len(b) > 0 {
+		page := b[:min(pageSize, len(b))]
+		if allZero(page) {
+			s.layer.bat.MarkZero(i/entriesPerPage, 1)
+		} else {
+			for j := 0; j < len(page); j += batEntrySize {
+				if e := batEntry(le.Uint64(page[j:])); e != 0 {
+					if err := s.entry(i+int64(j/batEntrySize), e); err != nil {
+						return err
+					}
+				}
+			}
+		}
+		b = b[len(page):]
+		i += entriesPerPage
+	}
+	return nil
+}
+
+func allZero(b []byte) bool {
+	for ; len(b) >= 8; b = b[8:] {
+		if le.Uint64(b) != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// entry validates entry i, which is not zero.
+func (s *batScan) entry(i int64, e batEntry) error {
+	l := s.layer
+	n, bitmap := l.geo.entry(i)
+	chunk := n
+	if !bitmap {
+		chunk = n >> l.geo.chunkShift
+	}
+	if chunk != s.chunk {
+		if err := s.chunkEnd(); err != nil {
+			return err
+		}
+		s.chunk = chunk
+	}
+	switch {
+	case bitmap && l.geo.hasParent:
+		return s.bitmap(i, e)
+	case bitmap:
+		l.warn("BAT entry", s.entryOffset(i), "%#x for a sector bitmap block, which only differencing disks have", uint64(e))
+		return nil
+	case n < l.geo.payloadBlocks():
+		return s.payload(i, n, e)
+	}
+	return nil // behind the last block: describes nothing
+}
+
+// chunkEnd checks what can only be known when all entries of a chunk were seen.
+func (s *batScan) chunkEnd() error {
+	defer func() { s.any, s.hasBitmap = false, false }()
+	if s.any && !s.hasBitmap {
+		return s.bad(s.partial, ondisk.R52, "partially present block in chunk %d, which has no sector bitmap block", s.chunk)
+	}
+	return nil
+}
+
+func (s *batScan) entryOffset(i int64) int64 { return s.off + i*batEntrySize }
+
+func (s *batScan) bad(i int64, r ondisk.Rule, format string, args ...any) error {
+	return s.layer.report(ondisk.Corrupt(r, "BAT entry", s.entryOffset(i), format, args...))
+}
+
+// payload validates entry i, that of payload block b.
+func (s *batScan) payload(i, b int64, e batEntry) error {
+	l := s.layer
+	if e.reserved() != 0 {
+		l.warn("BAT entry", s.entryOffset(i), "reserved bits %#x", e.reserved())
+	}
+	switch e.state() {
+	case NotPresent:
+		// counted as the rest
+	case Undefined:
+		l.counts.Undefined++
+	case Zero:
+		l.counts.Zero++
+	case Unmapped:
+		l.counts.Unmapped++
+	case unmappedDraft:
+		l.counts.Unmapped++
+		l.warn("BAT entry", s.entryOffset(i), "state 5 of block %d, which a draft of the format called unmapped; it is read as zeros", b)
+	case FullyPresent:
+		l.counts.FullyPresent++
+		return s.place(i, b, e)
+	case PartiallyPresent:
+		l.counts.PartiallyPresent++
+		if !l.geo.hasParent {
+			return s.bad(i, ondisk.R45, "block %d is partially present, but the disk has no parent", b)
+		}
+		if !s.any {
+			s.any, s.partial = true, i
+		}
+		return s.place(i, b, e)
+	default:
+		return s.bad(i, ondisk.R44, "block %d in state %d", b, uint8(e.state()))
+	}
+	if e.offset() != 0 {
+		return s.keptPlace(i, b, e)
+	}
+	return nil
+}
+
+// place validates where the present payload block b is.
+func (s *batScan) place(i, b int64, e batEntry) error {
+	l := s.layer
+	off, size := e.offset(), l.geo.blockSize
+	if off < headerSectionSize {
+		return s.bad(i, ondisk.R46, "block %d at file offset 0, which holds the header section", b)
+	}
+	// QEMU cuts the file behind the last sector of the disk, inside the last block.
+	need := min(size, l.geo.diskSize-b<<l.geo.blockShift)
+	if off > uint64(l.size) || need > l.size-int64(off) {
+		return s.bad(i, ondisk.R47, "block %d of %#x bytes at %#x in a file of %#x bytes", b, size, off, l.size)
+	}
+	if l.space.mark(int64(off), size) {
+		return nil
+	}
+	if other := l.objectAt(int64(off), size); other != "" {
+		return s.bad(i, ondisk.R48, "block %d at %#x overlaps the %s", b, off, other)
+	}
+	return s.bad(i, ondisk.R49, "block %d at %#x overlaps another block", b, off)
+}
+
+// keptPlace looks at the file offset that a block which is not present has kept. Nothing is read there, but
+// the space counts as occupied.
+func (s *batScan) keptPlace(i, b int64, e batEntry) error {
+	l := s.layer
+	off := e.offset()
+	if st := e.state(); st == NotPresent || st == Zero {
+		l.warn("BAT entry", s.entryOffset(i), "block %d in state %v has the file offset %#x", b, st, off)
+		return nil
+	}
+	if off > uint64(l.size) || l.geo.blockSize > l.size-int64(off) {
+		l.warn("BAT entry", s.entryOffset(i), "block %d in state %v keeps a place outside the file, at %#x", b, e.state(), off)
+		return nil
+	}
+	if s.kept == nil {
+		s.kept = newSpaceMap(l.size)
+	}
+	if !s.kept.mark(int64(off), l.geo.blockSize) {
+		l.warn("BAT entry", s.entryOffset(i), "block %d in state %v keeps a place that another block keeps too, at %#x", b, e.state(), off)
+	}
+	return nil
+}
+
+// end finishes the scan when all entries were seen.
+func (s *batScan) end() error {
+	l := s.layer
+	c := &l.counts
+	c.NotPresent = l.geo.payloadBlocks() - c.Undefined - c.Zero - c.Unmapped - c.FullyPresent - c.PartiallyPresent
+	if s.kept != nil && l.space.merge(s.kept) {
+		l.warn("BAT", s.off, "blocks that are not present keep places that are used otherwise")
+	}
+	return s.chunkEnd()
+}
+
+// bitmap validates entry i, that of the sector bitmap block of the chunk.
+func (s *batScan) bitmap(i int64, e batEntry) error {
+	l := s.layer
+	if e.reserved() != 0 {
+		l.warn("BAT entry", s.entryOffset(i), "reserved bits %#x", e.reserved())
+	}
+	switch e.state() {
+	case bitmapNotPresent:
+		return nil
+	case bitmapPresent:
+	default:
+		return s.bad(i, ondisk.R50, "sector bitmap block of chunk %d in state %d", s.chunk, uint8(e.state()))
+	}
+	s.hasBitmap = true
+	l.counts.SectorBitmaps++
+	off := e.offset()
+	if off < headerSectionSize || off > uint64(l.size) || bitmapBlockSize > l.size-int64(off) {
+		return s.bad(i, ondisk.R51, "sector bitmap block of chunk %d at %#x in a file of %#x bytes", s.chunk, off, l.size)
+	}
+	if !l.space.mark(int64(off), bitmapBlockSize) {
+		other := l.objectAt(int64(off), bitmapBlockSize)
+		if other == "" {
+			other = "another block"
+		}
+		return s.bad(i, ondisk.R51, "sector bitmap block of chunk %d at %#x overlaps the %s", s.chunk, off, other)
+	}
+	l.bitmaps[s.chunk].Store(l.cache.Span(l.src, int64(off), bitmapBlockSize/pageSize))
+	return nil
+}
+
+// objectAt returns the name of the region, log or header section that shares a byte with the n bytes at off.
+func (l *layer) objectAt(off, n int64) string {
+	if off < headerSectionSize {
+		return "header section"
+	}
+	if log := l.log(); log.Length > 0 && off < log.Offset+log.Length && log.Offset < off+n {
+		return "log"
+	}
+	for _, r := range l.tables.regions {
+		if uint64(off) < r.end() && r.Offset < uint64(off+n) {
+			return r.name() + " region"
+		}
+	}
+	return ""
+}

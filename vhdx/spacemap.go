@@ -1,0 +1,51 @@
+package vhdx
+
+import "math/bits"
+
+// maxFileSize bounds the space map: 256 TiB of file take 32 MiB of address space, of which only what the
+// file uses is ever touched.
+const maxFileSize = 256 * tib
+
+// A spaceMap knows which MiB of an image file are in use, with a bit for each: everything in a VHDX file
+// begins at a multiple of 1 MiB.
+type spaceMap struct {
+	words []uint64
+	n     int64 // MiB, the last of which may be cut short by the end of the file
+}
+
+func newSpaceMap(fileSize int64) *spaceMap {
+	n := (fileSize + mib - 1) / mib
+	return &spaceMap{words: make([]uint64, (n+63)/64), n: n}
+}
+
+// mark takes the n bytes at file offset off and reports whether all of them were free. Both are rounded
+// outwards to MiB, and what lies beyond the end of the file is left out.
+func (m *spaceMap) mark(off, n int64) bool {
+	free := true
+	for i, end := off/mib, min((off+n+mib-1)/mib, m.n); i < end; i++ {
+		bit := uint64(1) << (i % 64)
+		if m.words[i/64]&bit != 0 {
+			free = false
+		}
+		m.words[i/64] |= bit
+	}
+	return free
+}
+
+// merge takes what o, a map of the same file, has taken, and reports whether both had taken some of it.
+func (m *spaceMap) merge(o *spaceMap) (overlap bool) {
+	for i, w := range o.words {
+		overlap = overlap || m.words[i]&w != 0
+		m.words[i] |= w
+	}
+	return overlap
+}
+
+// free returns the number of bytes that are not in use.
+func (m *spaceMap) free() int64 {
+	used := 0
+	for _, w := range m.words {
+		used += bits.OnesCount64(w)
+	}
+	return (m.n - int64(used)) * mib
+}

@@ -1,0 +1,46 @@
+package vhdx
+
+import (
+	"errors"
+	"slices"
+	"unicode/utf16"
+)
+
+// decodeUTF16 decodes UTF-16LE, whose length in bytes is even. It refuses what is no UTF-16, and NULs.
+func decodeUTF16(b []byte) (string, error) {
+	units := utf16Units(b)
+	if slices.Contains(units, 0) {
+		return "", errors.New("there is a NUL inside")
+	}
+	// The decoder replaces half surrogates, so what it cannot decode does not come back.
+	runes := utf16.Decode(units)
+	if !slices.Equal(utf16.Encode(runes), units) {
+		return "", errors.New("it is not valid UTF-16")
+	}
+	return string(runes), nil
+}
+
+// decodeCreator decodes the Creator field (MS-VHDX 2.2.1) as well as it goes: it is for people only.
+func decodeCreator(b []byte) string {
+	units := utf16Units(b)
+	if i := slices.Index(units, 0); i >= 0 {
+		units = units[:i]
+	}
+	return string(utf16.Decode(units))
+}
+
+func encodeUTF16(s string) []byte {
+	var b []byte
+	for _, u := range utf16.Encode([]rune(s)) {
+		b = le.AppendUint16(b, u)
+	}
+	return b
+}
+
+func utf16Units(b []byte) []uint16 {
+	units := make([]uint16, len(b)/2)
+	for i := range units {
+		units[i] = le.Uint16(b[2*i:])
+	}
+	return units
+}
