@@ -11,7 +11,7 @@ scripts := $(sort $(wildcard internal/scripts/*)) .ci/run
 
 # Debian packages, each with a command or file that shows that it is there.
 demo_needs := fuse3:fusermount3 e2fsprogs:mkfs.ext4 mount:losetup util-linux:blkid qemu-utils:qemu-img
-test_needs := $(demo_needs) gcc:gcc libc6-dev:/usr/include/stdlib.h xz-utils:xz fdisk:sfdisk attr:getfattr \
+test_needs := $(demo_needs) gcc:gcc libc6-dev:/usr/include/stdlib.h xz-utils:xz attr:getfattr \
 	xfsprogs:mkfs.xfs btrfs-progs:mkfs.btrfs ntfs-3g:ntfs-3g libvhdi-utils:vhdiinfo fio:fio
 
 .DEFAULT_GOAL := build

@@ -1,0 +1,113 @@
+package test
+
+import (
+	"bufio"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestMountKeepsQemuFromWriting(t *testing.T) {
+	img, raw := sampleImage(t)
+	s := serve(t, img)
+	if out, err := command("qemu-io", "-f", "vhdx", "-c", "write 0 512", img); err == nil {
+		t.Errorf("qemu-io wrote to a mounted image:\n%s", out)
+	}
+	if out, err := command("qemu-img", "check", "-r", "all", "-f", "vhdx", img); err == nil {
+		t.Errorf("qemu-img check -r opened a mounted image for writing:\n%s", out)
+	}
+	// Readers disturb nobody.
+	must(t, "qemu-img", "info", img)
+	must(t, "qemu-img", "compare", "-f", "vhdx", "-F", "raw", img, raw)
+	sameContent(t, s.disk, raw)
+	second := serve(t, img)
+	sameContent(t, second.disk, raw)
+	s.end(t)
+	second.end(t)
+	qemuWrite(t, img, "write -P 1 0 512") // the locks are gone
+}
+
+func TestMountIsRefusedWhileQemuWrites(t *testing.T) {
+	img, raw := sampleImage(t)
+	release := qemuHolds(t, img)
+	for _, args := range [][]string{
+		{"-f", img, newDir(t)},
+		{"-f", "-o", "lock=on", img, newDir(t)},
+		{"info", img},
+	} {
+		r := vhdxfs(t, args...)
+		if r.status == 0 || !strings.Contains(r.stderr, img) || !strings.Contains(r.stderr, "lock") {
+			t.Errorf("vhdxfs %s: exit status %d; the message must name the image and the lock:\n%s",
+				strings.Join(args, " "), r.status, r.stderr)
+		}
+	}
+	s := serve(t, img, "-o", "lock=off")
+	sameContent(t, s.disk, raw)
+	release()
+	sameContent(t, serve(t, img).disk, raw)
+}
+
+func TestMountIsNotRefusedWhileQemuReads(t *testing.T) {
+	img, raw := sampleImage(t)
+	qemuHolds(t, img, "-r")
+	sameContent(t, serve(t, img).disk, raw)
+}
+
+func TestMountLocksTheParentToo(t *testing.T) {
+	c := openCorpus(t)
+	child, parent := c.child(t)
+	dir := t.TempDir()
+	img := c.unpack(t, child, dir, child.Name)
+	placed := c.unpack(t, parent, dir, child.parentName(t))
+	requireTools(t, "qemu-io")
+
+	s := serve(t, img)
+	if out, err := command("qemu-img", "check", "-r", "all", "-f", "vhdx", placed); err == nil {
+		t.Errorf("qemu-img check -r opened the parent of a mounted image for writing:\n%s", out)
+	}
+	s.end(t)
+
+	qemuHolds(t, placed)
+	r := vhdxfs(t, "-f", img, newDir(t))
+	if r.status == 0 || !strings.Contains(r.stderr, filepath.Base(placed)) {
+		t.Errorf("parent open in qemu-io: exit status %d; the message must name it:\n%s", r.status, r.stderr)
+	}
+}
+
+// qemuHolds keeps an image open in qemu-io, for writing unless the options say otherwise, until release is called
+// or the test ends.
+func qemuHolds(t *testing.T, img string, options ...string) (release func()) {
+	t.Helper()
+	requireTools(t, "qemu-io")
+	cmd := exec.Command("qemu-io", append(options, "-f", "vhdx", img)...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	release = func() {
+		if !ended {
+			ended = true
+			in.Close() // qemu-io ends at the end of its input
+			cmd.Wait()
+		}
+	}
+	t.Cleanup(release)
+	// It answers a command once it has the image open.
+	if _, err := in.Write([]byte("length\n")); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		release()
+		t.Fatalf("qemu-io %s: %v %q", img, err, line)
+	}
+	return release
+}

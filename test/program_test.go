@@ -1,0 +1,119 @@
+package test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A build is the program, built when a test first asks for it.
+type build struct {
+	name  string
+	flags []string
+	once  sync.Once
+	err   error
+}
+
+var (
+	program = build{name: "vhdxfs", flags: raceFlags}          // what nearly all tests run
+	release = build{name: "vhdxfs-release", flags: []string{}} // never with the race detector, which takes memory
+)
+
+// path builds the program if need be and returns where it is.
+func (b *build) path(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(root, b.name)
+	b.once.Do(func() {
+		args := append([]string{"build", "-o", path}, b.flags...)
+		if out, err := command("go", append(args, "vhdxfs")...); err != nil {
+			b.err = fmt.Errorf("%w\n%s", err, out)
+		}
+	})
+	if b.err != nil {
+		t.Fatalf("go build: %v", b.err)
+	}
+	return path
+}
+
+// A result is how a run of the program ended.
+type result struct {
+	stdout, stderr string
+	status         int
+}
+
+// vhdxfs runs the program to its end. It fails the test on a panic and on what the race detector finds; the
+// status is for the caller to judge.
+func vhdxfs(t *testing.T, args ...string) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program.path(t), args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	// A daemon that goes to the background must not keep this test waiting by holding its standard error.
+	cmd.WaitDelay = patience
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("vhdxfs %s: %v", strings.Join(args, " "), err)
+	}
+	checkLog(t, stderr.String())
+	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// mustVhdxfs runs the program, which has to succeed, and returns its standard output.
+func mustVhdxfs(t *testing.T, args ...string) string {
+	t.Helper()
+	r := vhdxfs(t, args...)
+	if r.status != 0 {
+		t.Fatalf("vhdxfs %s: exit status %d\n%s", strings.Join(args, " "), r.status, r.stderr)
+	}
+	return r.stdout
+}
+
+// checkLog fails the test if what the program wrote shows that it broke.
+func checkLog(t *testing.T, log string) {
+	t.Helper()
+	for _, sign := range []string{"DATA RACE", "panic:", "fatal error:"} {
+		if strings.Contains(log, sign) {
+			t.Errorf("the program broke:\n%s", log)
+			return
+		}
+	}
+}
+
+// A logBuffer gathers what a process writes while others read it.
+type logBuffer struct {
+	mu sync.Mutex // guards b
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// newDir makes an empty folder for the test, as a mount point say.
+func newDir(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "dir")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}

@@ -1,0 +1,81 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The BAT of the largest disk with the smallest blocks is half a GiB, which must not end up in memory.
+func TestLargestDiskMountsInLittleMemory(t *testing.T) {
+	const limit = 64 << 20 // bytes of resident memory, the program's code included
+	const size, block = 64 << 40, mib
+	img := filepath.Join(t.TempDir(), "large.vhdx")
+	mustVhdxfs(t, "create", "--size", "64TiB", "--block-size", "1MiB", img)
+	if used := stat(t, img).Blocks * 512; used > 16*mib {
+		t.Errorf("the empty image takes %d bytes of its file system", used)
+	}
+	placeBlocks(t, img, map[int64]byte{0: 1, 511: 2, 512: 3, 4095: 4, 4096: 5, size/block/2 + 7: 6, size/block - 1: 7})
+
+	begin := time.Now()
+	s := release.serve(t, img)
+	if got := stat(t, s.disk).Size; got != size {
+		t.Errorf("the disk has %d bytes, want %d", got, size)
+	}
+	t.Logf("mounted after %v", time.Since(begin).Round(time.Millisecond))
+	peak(t, s, "after the mount", limit)
+
+	f := open(t, s.disk)
+	defer f.Close()
+	begin = time.Now()
+	b := make([]byte, block)
+	for i, seg := range segments(t, f) {
+		if _, err := f.ReadAt(b, seg.begin); err != nil {
+			t.Fatal(err)
+		}
+		if b[0] == 0 || difference(b, fill(b[0])) >= 0 {
+			t.Errorf("data %d, at %d: wrong content, beginning with %d", i, seg.begin, b[0])
+		}
+	}
+	t.Logf("all data found and read in %v", time.Since(begin).Round(time.Millisecond))
+	if off, err := unix.Seek(int(f.Fd()), size-2*block, unix.SEEK_DATA); err != nil || off != size-block {
+		t.Errorf("SEEK_DATA before the last block gives %d, %v; want %d", off, err, int64(size-block))
+	}
+
+	// Reads all over the disk touch more BAT pages than the cache may hold.
+	for off := int64(0); off < size; off += size / 4096 {
+		if _, err := f.ReadAt(b[:512], off+block/2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	peak(t, s, "after reads all over the disk", limit)
+}
+
+// peak logs the most memory that the process has had resident, and fails the test if that is above the limit.
+func peak(t *testing.T, s *served, when string, limit int64) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%.1f MiB resident at the most, %s", float64(kib)/1024, when)
+			if kib<<10 > limit {
+				t.Errorf("%d KiB resident %s, want at most %d", kib, when, limit>>10)
+			}
+			return
+		}
+	}
+	t.Fatalf("no VmHWM in\n%s", text)
+}

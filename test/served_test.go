@@ -1,0 +1,119 @@
+package test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A served image is one that a process in the foreground shows at a mount point.
+type served struct {
+	dir  string // the mount point
+	disk string // dir/disk.raw
+	log  logBuffer
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has ended
+}
+
+// serve mounts img with the options, in the foreground, and returns when it is mounted. The test's end
+// unmounts it, and fails if the program then fails.
+func serve(t *testing.T, img string, options ...string) *served {
+	t.Helper()
+	return program.serve(t, img, options...)
+}
+
+func (b *build) serve(t *testing.T, img string, options ...string) *served {
+	t.Helper()
+	requireFUSE(t)
+	s := start(t, b.path(t), img, options...)
+	eventually(t, "the mount at "+s.dir, func() bool {
+		select {
+		case <-s.done:
+			t.Fatalf("vhdxfs ended without a mount: %v\n%s", s.cmd.ProcessState, s.log.String())
+		default:
+		}
+		_, ok := mountAt(s.dir)
+		return ok
+	})
+	return s
+}
+
+// start starts the program in the foreground to mount img, whether that succeeds or not.
+func start(t *testing.T, program, img string, options ...string) *served {
+	t.Helper()
+	dir := newDir(t)
+	s := &served{dir: dir, disk: filepath.Join(dir, "disk.raw"), done: make(chan struct{})}
+	s.cmd = exec.Command(program, append(append([]string{"-f"}, options...), img, dir)...)
+	s.cmd.Stderr = &s.log
+	// Should the tests be killed, the program goes with them and takes its mount along.
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		s.cmd.Wait()
+		close(s.done)
+	}()
+	t.Cleanup(func() { s.end(t) })
+	return s
+}
+
+// end unmounts, if that is still to be done, and waits until the process has ended well.
+func (s *served) end(t *testing.T) {
+	t.Helper()
+	if _, mounted := mountAt(s.dir); mounted {
+		unmount(t, s.dir)
+	}
+	s.wait(t)
+	if status := s.cmd.ProcessState.ExitCode(); status != 0 && !t.Failed() {
+		t.Errorf("vhdxfs %s: %v\n%s", s.dir, s.cmd.ProcessState, s.log.String())
+	}
+	checkLog(t, s.log.String())
+}
+
+// wait waits for the process, and kills one that does not end.
+func (s *served) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case <-s.done:
+	case <-time.After(patience):
+		s.cmd.Process.Kill()
+		<-s.done
+		if _, mounted := mountAt(s.dir); mounted {
+			unmount(t, s.dir)
+		}
+		t.Errorf("vhdxfs did not end after its mount was gone\n%s", s.log.String())
+	}
+}
+
+// running says whether the process has not ended yet.
+func (s *served) running() bool {
+	select {
+	case <-s.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// unmount unmounts what is at dir. A loop device that has just been detached may hold it for a moment longer.
+func unmount(t *testing.T, dir string) {
+	t.Helper()
+	var out string
+	var err error
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if os.Geteuid() == 0 {
+			out, err = command("umount", "--no-canonicalize", dir)
+		} else {
+			out, err = command("fusermount3", "-u", dir)
+		}
+		if _, mounted := mountAt(dir); !mounted {
+			return
+		}
+	}
+	t.Errorf("unmount %s: %v\n%s", dir, err, out)
+	command("umount", "--lazy", dir)
+}
