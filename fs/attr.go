@@ -1,0 +1,145 @@
+package fs
+
+import (
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+const (
+	ioBlockSize = 4096 // bytes: st_blksize, what small reads are best rounded to
+	statUnit    = 512  // bytes: the unit of st_blocks
+)
+
+// imageAttr is what the mount shows of the image file: who owns it, who may read it, and its times.
+type imageAttr struct {
+	uid, gid            uint32
+	perm                uint32
+	atime, mtime, ctime time.Time
+}
+
+func statImage(path string) (imageAttr, error) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return imageAttr{}, err
+	}
+	a := imageAttr{perm: uint32(fi.Mode().Perm()), mtime: fi.ModTime()}
+	a.atime, a.ctime = a.mtime, a.mtime
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		a.uid, a.gid = st.Uid, st.Gid
+		a.atime = time.Unix(st.Atim.Unix())
+		a.ctime = time.Unix(st.Ctim.Unix())
+	}
+	return a, nil
+}
+
+// attributes returns what stat(2) says of the directory and of the file. Without options of its own the
+// file can be read by those who can read the image: a mount by root, open to all users, must not show
+// them a disk whose image is closed to them.
+func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
+	root = fuse.Attr{Ino: rootNode, Mode: syscall.S_IFDIR | 0o555, Nlink: 2}
+	file = fuse.Attr{Ino: diskNode, Mode: syscall.S_IFREG | im.perm&0o444, Nlink: 1}
+	file.Size = uint64(disk.Size())
+	file.Blocks = (uint64(disk.AllocatedBytes()) + statUnit - 1) / statUnit
+	if o.Umask != nil {
+		root.Mode = syscall.S_IFDIR | 0o555&^*o.Umask
+		file.Mode = syscall.S_IFREG | 0o444&^*o.Umask
+	}
+	if o.Mode != nil {
+		file.Mode = syscall.S_IFREG | *o.Mode&0o777
+	}
+	for _, a := range []*fuse.Attr{&root, &file} {
+		a.Blksize = ioBlockSize
+		a.Owner = fuse.Owner{Uid: im.uid, Gid: im.gid}
+		if o.UID != nil {
+			a.Uid = *o.UID
+		}
+		if o.GID != nil {
+			a.Gid = *o.GID
+		}
+		a.SetTimes(&im.atime, &im.mtime, &im.ctime)
+	}
+	return root, file
+}
+
+// diskStatfs describes the mount as a full file system of the disk's size, counted in logical sectors.
+func diskStatfs(disk Disk) fuse.StatfsOut {
+	unit := uint64(disk.Info().LogicalSectorSize)
+	if unit == 0 {
+		unit = statUnit
+	}
+	return fuse.StatfsOut{
+		Blocks:  uint64(disk.Size()) / unit,
+		Files:   2,
+		Bsize:   ioBlockSize,
+		Frsize:  uint32(unit),
+		NameLen: 255,
+	}
+}
+
+// attr returns the attributes of a node, and nil where there is no such node.
+func (f *fileSystem) attr(node uint64) *fuse.Attr {
+	switch node {
+	case rootNode:
+		return &f.root
+	case diskNode:
+		return &f.file
+	}
+	return nil
+}
+
+func (f *fileSystem) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	switch {
+	case !f.access(h):
+		return fuse.EACCES
+	case h.NodeId != rootNode:
+		return fuse.ENOTDIR
+	}
+	out.SetEntryTimeout(cacheTimeout)
+	if name != FileName {
+		return fuse.OK // node 0: there is no such name, and the kernel may remember that
+	}
+	f.fillEntry(out)
+	return fuse.OK
+}
+
+// fillEntry describes disk.raw, as LOOKUP and READDIRPLUS want it.
+func (f *fileSystem) fillEntry(out *fuse.EntryOut) {
+	out.NodeId = diskNode
+	out.Generation = 1
+	out.Attr = f.file
+	out.SetEntryTimeout(cacheTimeout)
+	out.SetAttrTimeout(cacheTimeout)
+}
+
+func (f *fileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	if !f.access(&in.InHeader) {
+		return fuse.EACCES
+	}
+	a := f.attr(in.NodeId)
+	if a == nil {
+		return fuse.ENOENT
+	}
+	out.Attr = *a
+	out.SetTimeout(cacheTimeout)
+	return fuse.OK
+}
+
+// Access is asked only where the kernel does not check permissions itself (default_permissions).
+func (f *fileSystem) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {
+	const writeOK = 2 // W_OK of access(2)
+	switch {
+	case !f.access(&in.InHeader):
+		return fuse.EACCES
+	case in.Mask&writeOK != 0:
+		return fuse.EROFS
+	}
+	return fuse.OK
+}
+
+func (f *fileSystem) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	*out = f.statfs
+	return fuse.OK
+}

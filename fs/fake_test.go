@@ -1,0 +1,171 @@
+package fs
+
+import (
+	"bytes"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/sirupsen/logrus"
+
+	"vhdxfs/vhdx"
+)
+
+// fakeDisk is a disk whose extents the test lays out. want is its content.
+type fakeDisk struct {
+	extents []vhdx.Extent
+	want    []byte
+	info    vhdx.Info
+	err     error // of every Resolve and Seek, when set
+}
+
+// add appends n bytes that file holds from fileOff on, or zeros where file is nil.
+func (d *fakeDisk) add(n int64, file io.ReaderAt, fileOff int64) {
+	d.extents = append(d.extents, vhdx.Extent{DiskOff: d.Size(), Len: n, File: file, FileOff: fileOff})
+	p := make([]byte, n)
+	if file != nil {
+		if _, err := file.ReadAt(p, fileOff); err != nil && err != io.EOF {
+			panic(err)
+		}
+	}
+	d.want = append(d.want, p...)
+}
+
+func (d *fakeDisk) Size() int64 { return int64(len(d.want)) }
+
+func (d *fakeDisk) AllocatedBytes() (n int64) {
+	for _, e := range d.extents {
+		if e.File != nil {
+			n += e.Len
+		}
+	}
+	return n
+}
+
+func (d *fakeDisk) Info() *vhdx.Info { return &d.info }
+
+func (d *fakeDisk) Resolve(dst []vhdx.Extent, off, n int64) ([]vhdx.Extent, error) {
+	if d.err != nil {
+		return dst, d.err
+	}
+	for _, e := range d.extents {
+		from, to := max(off, e.DiskOff), min(off+n, e.End())
+		if from >= to {
+			continue
+		}
+		e.FileOff += from - e.DiskOff
+		e.DiskOff, e.Len = from, to-from
+		dst = append(dst, e)
+	}
+	return dst, nil
+}
+
+func (d *fakeDisk) seek(off int64, data bool) (int64, error) {
+	if d.err != nil {
+		return 0, d.err
+	}
+	for _, e := range d.extents {
+		if e.End() > off && (e.File != nil) == data {
+			return max(off, e.DiskOff), nil
+		}
+	}
+	if data {
+		return 0, io.EOF
+	}
+	return d.Size(), nil
+}
+
+func (d *fakeDisk) SeekData(off int64) (int64, error) { return d.seek(off, true) }
+func (d *fakeDisk) SeekHole(off int64) (int64, error) { return d.seek(off, false) }
+
+// memory is a file without a descriptor.
+type memory struct{ r *bytes.Reader }
+
+func (m memory) ReadAt(p []byte, off int64) (int, error) { return m.r.ReadAt(p, off) }
+
+func randomBytes(n int) []byte {
+	p := make([]byte, n)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range p {
+		p[i] = byte(rnd.Uint32())
+	}
+	return p
+}
+
+// newFakeDisk has data of a file with a descriptor and of one without, long and short holes, and a
+// length that is no multiple of a page.
+func newFakeDisk(t testing.TB) *fakeDisk {
+	t.Helper()
+	data := randomBytes(3 << 20)
+	name := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(name, data, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	mem := memory{bytes.NewReader(data)}
+
+	d := &fakeDisk{info: vhdx.Info{
+		Path: name, Type: vhdx.Dynamic, BlockSize: 1 << 20, LogicalSectorSize: 512, PhysicalSectorSize: 4096,
+		Creator: "a test", DiskID: uuid.UUID{1}, CurrentHeader: 2, Log: vhdx.LogInfo{State: vhdx.LogClean},
+	}}
+	d.info.Headers[1].DataWriteGUID = uuid.UUID{2}
+	d.info.Headers[1].FileWriteGUID = uuid.UUID{3}
+	d.add(1<<20, file, 1<<20)
+	d.add(1<<20, nil, 0)
+	for i := range int64(64) { // alternating sectors, as a sector bitmap gives
+		d.add(512, mem, i*4096)
+		d.add(512, nil, 0)
+	}
+	d.add(64<<10, mem, 3)
+	d.add(4096, nil, 0)
+	d.add(1<<20, file, 2<<20)
+	d.add(512*3, nil, 0)
+	d.info.DiskSize = d.Size()
+	return d
+}
+
+func newTestFileSystem(t testing.TB, d Disk, o Options) *fileSystem {
+	t.Helper()
+	if o.Log == nil {
+		o.Log = quiet()
+	}
+	return newFileSystem(d, &o, imageAttr{uid: 7, gid: 8, perm: 0o640})
+}
+
+func quiet() *logrus.Logger {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	return l
+}
+
+// readAll returns what a READ request answers.
+func readAll(t testing.TB, f *fileSystem, off uint64, n int) ([]byte, fuse.Status) {
+	t.Helper()
+	in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: diskNode}, Offset: off, Size: uint32(n)}
+	buf := bytes.Repeat([]byte{0xaa}, n)
+	res, status := f.Read(nil, in, buf)
+	if !status.Ok() {
+		return nil, status
+	}
+	size := res.Size()
+	got, status := res.Bytes(buf)
+	if !status.Ok() {
+		t.Fatalf("Bytes: %v", status)
+	}
+	if len(got) != size {
+		t.Fatalf("read of %d at %d: Size %d, but %d bytes", n, off, size, len(got))
+	}
+	got = bytes.Clone(got)
+	if size > 0 { // go-fuse does not call it for an empty reply
+		res.Done()
+	}
+	return got, fuse.OK
+}

@@ -1,0 +1,141 @@
+package fs
+
+import (
+	"fmt"
+	"log"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// typeName is what the mount's type is made of: fuse.vhdxfs. mount(8) finds the helper for umount by it.
+const typeName = "vhdxfs"
+
+// maxBackground is how many read-ahead and asynchronous requests the kernel may have under way. Its own
+// default of 12 keeps too few reads of a disk in flight.
+const maxBackground = 64
+
+// Options says where and how to mount a disk.
+type Options struct {
+	MountPoint string // absolute path of a directory
+	Source     string // what the mount table names as the source; "" is the image's path
+	Image      string // path of the image file, whose owner, mode and times disk.raw takes on
+
+	AllowOther         bool // users other than the one who mounts may use the mount
+	AllowRoot          bool // root may use it, and no other user
+	DefaultPermissions bool // the kernel checks the permissions of disk.raw
+	NonEmpty           bool // the mount point may hold files, which the mount then hides
+
+	UID, GID *uint32 // owner of disk.raw; nil is the image's
+	Umask    *uint32 // permission bits to remove from all; nil starts from the image's
+	Mode     *uint32 // permission bits of disk.raw; nil derives them
+	Flags    uintptr // MS_NOEXEC, MS_NOATIME and the like, for mount(2); MS_RDONLY is always set
+
+	Log logrus.FieldLogger // errors of requests; nil is logrus's standard logger
+}
+
+// A Server serves a mounted disk.
+type Server struct {
+	mountPoint string
+	device     string // of the mount, major:minor, as the mount table has it; "" where unknown
+	log        logrus.FieldLogger
+	done       chan struct{} // closed when the last request is answered
+
+	unmountMu sync.Mutex // one Unmount at a time
+}
+
+// Mount mounts disk and begins to serve it. When it returns, disk.raw can be read. An error names what to
+// do about it, and leaves no mount behind. The disk must stay open until Wait returns.
+func Mount(disk Disk, o Options) (*Server, error) {
+	if o.Log == nil {
+		o.Log = logrus.StandardLogger()
+	}
+	if o.Source == "" {
+		o.Source = o.Image
+	}
+	im, err := statImage(o.Image)
+	if err != nil {
+		return nil, err
+	}
+	if o.MountPoint, err = checkMountPoint(o.MountPoint, o.NonEmpty); err != nil {
+		return nil, err
+	}
+	fd, err := mountFuse(&o)
+	if err != nil {
+		return nil, err
+	}
+	// go-fuse takes a connection that is already mounted by this name, and answers INIT before NewServer
+	// returns: every later request waits in the kernel until Serve fetches it.
+	server, err := fuse.NewServer(newFileSystem(disk, &o, im), "/dev/fd/"+strconv.Itoa(fd), &fuse.MountOptions{
+		Name:              typeName,
+		MaxWrite:          maxRequest,
+		MaxReadAhead:      maxRequest,
+		MaxBackground:     maxBackground,
+		ExtraCapabilities: fuse.CAP_ASYNC_DIO,
+		Logger:            log.New(logWriter{o.Log}, "", 0),
+	})
+	if err != nil {
+		unmount(o.MountPoint, unix.MNT_DETACH)
+		return nil, fmt.Errorf("the kernel's FUSE did not accept the mount of %s: %w", o.MountPoint, err)
+	}
+	s := &Server{mountPoint: o.MountPoint, log: o.Log, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		server.Serve()
+	}()
+	if m, err := mountedAt(o.MountPoint); err == nil && m != nil {
+		s.device = fmt.Sprintf("%d:%d", m.Major, m.Minor)
+		s.setReadAhead()
+	}
+	return s, nil
+}
+
+// MountPoint returns the absolute path of the mount point, without symbolic links.
+func (s *Server) MountPoint() string { return s.mountPoint }
+
+// Wait returns when the disk is unmounted and no longer used.
+func (s *Server) Wait() { <-s.done }
+
+// Done returns a channel that is closed when Wait would return.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// checkMountPoint returns the mount point without symbolic links, as the mount table will have it.
+func checkMountPoint(path string, nonEmpty bool) (string, error) {
+	clean, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", mountPointError(path, err)
+	}
+	if err := checkDirectory(clean, nonEmpty); err != nil {
+		return "", err
+	}
+	return clean, nil
+}
+
+// callerAllowed returns the check that allow_root stands for. The kernel knows only allow_other, so that
+// is what it is told, and the rest is refused here.
+func (o *Options) callerAllowed() func(*fuse.InHeader) bool {
+	if !o.AllowRoot || o.AllowOther {
+		return func(*fuse.InHeader) bool { return true }
+	}
+	owner := uint32(unix.Geteuid())
+	return func(h *fuse.InHeader) bool { return h.Uid == owner || h.Uid == 0 }
+}
+
+// logWriter passes on what go-fuse has to say.
+type logWriter struct{ log logrus.FieldLogger }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.log.Warn("fuse: " + trimNewline(p))
+	return len(p), nil
+}
+
+func trimNewline(p []byte) string {
+	for len(p) > 0 && p[len(p)-1] == '\n' {
+		p = p[:len(p)-1]
+	}
+	return string(p)
+}

@@ -1,0 +1,102 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx"
+)
+
+func (f *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	switch {
+	case !f.access(&in.InHeader):
+		return fuse.EACCES
+	case in.NodeId != diskNode:
+		return fuse.EISDIR
+	case in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY, in.Flags&syscall.O_TRUNC != 0:
+		return fuse.EROFS
+	}
+	// The image cannot change beneath the mount, so what the kernel has cached of it stays right.
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+	return fuse.OK
+}
+
+// Read answers with all of the bytes asked for that the disk has, or with an error. It must not answer
+// with fewer: the kernel takes a short reply for the end of the file and shortens the file to it.
+func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	if in.NodeId != diskNode {
+		return nil, fuse.EISDIR
+	}
+	if in.Offset >= uint64(f.size) {
+		return endOfFile, fuse.OK
+	}
+	off := int64(in.Offset)
+	buf = buf[:min(int64(len(buf)), f.size-off)]
+	if len(buf) == 0 {
+		return endOfFile, fuse.OK
+	}
+	r := newReply()
+	var err error
+	if r.extents, err = f.disk.Resolve(r.extents, off, int64(len(buf))); err != nil {
+		r.Done()
+		return nil, f.errno("resolve", off, err)
+	}
+	if len(r.extents) == 1 && spliceable(len(buf)) {
+		if piped := spliceExtent(r.extents[0], len(buf)); piped != nil {
+			r.Done()
+			return piped, fuse.OK
+		}
+	}
+	if err := r.fill(buf, off); err != nil {
+		r.Done()
+		return nil, f.errno("read", off, err)
+	}
+	return r, fuse.OK
+}
+
+// readExtent fills p, which is the extent's length, from the file that holds the extent.
+func readExtent(p []byte, e vhdx.Extent) error {
+	n, err := e.File.ReadAt(p, e.FileOff)
+	switch {
+	case n == len(p):
+		return nil
+	case err == nil || errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("layer %d at %#x of the image file: %w", e.Layer, e.FileOff+int64(n), err)
+}
+
+// Lseek serves SEEK_DATA and SEEK_HOLE; the kernel does the rest itself.
+func (f *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	if in.NodeId != diskNode {
+		return fuse.EINVAL
+	}
+	if in.Offset > math.MaxInt64 || int64(in.Offset) >= f.size {
+		return fuse.Status(syscall.ENXIO)
+	}
+	off := int64(in.Offset)
+	var to int64
+	var err error
+	switch in.Whence {
+	case unix.SEEK_DATA:
+		to, err = f.disk.SeekData(off)
+	case unix.SEEK_HOLE:
+		to, err = f.disk.SeekHole(off)
+	default:
+		return fuse.EINVAL
+	}
+	switch {
+	case errors.Is(err, io.EOF): // no data follows; no error either, so it is not logged
+		return fuse.Status(syscall.ENXIO)
+	case err != nil:
+		return f.errno("seek", off, err)
+	}
+	out.Offset = uint64(to)
+	return fuse.OK
+}
