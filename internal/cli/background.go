@@ -1,0 +1,107 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// readyVariable is the environment variable by which the process in the background learns that it is one:
+// it holds the number of the descriptor to report to.
+const readyVariable = "_VHDXFS_READY_FD"
+
+// startBackground starts the program again with the same arguments, and returns when the mount is there, or
+// with the status of the process that failed to make it, which has told the reason.
+//
+// The process stays in the caller's process group and session until it has mounted. An automounter depends
+// on it: it lets through to the mount point only the group of the program that it has called.
+func startBackground(args []string, stdout, stderr io.Writer) error {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("cannot go to the background: %w; use -f", err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	cmd := exec.Command(program, args...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), readyVariable+"=3")
+	cmd.ExtraFiles = []*os.File{w} // becomes descriptor 3
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return fmt.Errorf("cannot go to the background: %w; use -f", err)
+	}
+	if n, _ := r.Read(make([]byte, 1)); n == 1 {
+		return cmd.Process.Release()
+	}
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	switch {
+	case err == nil: // unmounted again, as by a signal, before it could be used
+		return &statusError{statusMount, errors.New("the mount was taken away at once")}
+	case errors.As(err, &exit) && exit.Exited():
+		return &statusError{exit.ExitCode(), nil}
+	}
+	return fmt.Errorf("the process in the background ended: %w", err)
+}
+
+// A readiness is where a process in the background reports that it is ready. It is nil in any other.
+type readiness struct{ pipe *os.File }
+
+// takeReadiness returns what startBackground has left for this process, and removes all trace of it, so that
+// no program that is started from here takes itself for one in the background.
+func takeReadiness() *readiness {
+	fd, err := strconv.Atoi(os.Getenv(readyVariable))
+	os.Unsetenv(readyVariable)
+	if err != nil || fd < 3 {
+		return nil
+	}
+	unix.CloseOnExec(fd)
+	return &readiness{os.NewFile(uintptr(fd), "readiness")}
+}
+
+// report leaves the caller's session, its terminal and its working directory, and tells the caller that the
+// mount is there. It fails when the caller has gone meanwhile: then nobody knows of the mount.
+func (r *readiness) report(o *options, log *logrus.Logger) error {
+	defer r.pipe.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	if _, err := unix.Setsid(); err != nil && !errors.Is(err, unix.EPERM) { // EPERM: it leads a session already
+		return os.NewSyscallError("setsid", err)
+	}
+	if err := os.Chdir("/"); err != nil { // so as to keep no other file system from being unmounted
+		return err
+	}
+	if o.log == "" {
+		if err := toSyslog(log); err != nil {
+			log.SetOutput(io.Discard)
+		}
+	}
+	stdio := []int{syscall.Stdin, syscall.Stdout, syscall.Stderr}
+	if o.log == logStderr {
+		stdio = stdio[:2]
+	}
+	for _, fd := range stdio {
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+			return os.NewSyscallError("dup3", err)
+		}
+	}
+	if _, err := r.pipe.Write([]byte{0}); err != nil {
+		return fmt.Errorf("the program that waits for the mount has gone: %w", err)
+	}
+	return nil
+}

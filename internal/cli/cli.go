@@ -1,0 +1,123 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Run executes the command line args, without the program's name, and returns the exit status. On a
+// failure it has written one line to stderr. When ctx ends, a mount that Run serves is unmounted.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot(args)
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return statusOK
+	}
+	if msg := oneLine(err.Error()); msg != "" {
+		fmt.Fprintf(stderr, "vhdxfs: %s\n", msg)
+	}
+	return statusOf(err)
+}
+
+// oneLine joins the lines of a message, as joined errors have them.
+func oneLine(msg string) string {
+	var lines []string
+	for line := range strings.Lines(msg) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "; ")
+}
+
+// newRoot returns the command that mounts, with the others below it. args is the whole command line, which
+// a mount in the background starts again.
+func newRoot(args []string) *cobra.Command {
+	var m mountCommand
+	m.args = args
+	root := &cobra.Command{
+		Use:   "vhdxfs [-f] [-o LIST] IMAGE MOUNTPOINT",
+		Short: "Mount a Hyper-V VHDX image as one raw file",
+		Long: `Mount the VHDX file IMAGE at the directory MOUNTPOINT. The mount holds one file, disk.raw: the virtual
+disk's bytes, to attach to a loop device, to copy, or to hand to a virtual machine. The image itself is not
+changed. The program returns when disk.raw can be read, and serves it in the background until it is
+unmounted with umount or fusermount3 -u.
+
+An image whose name is that of a command below is mounted as ./NAME.
+
+Options for -o, separated by commas; a value with commas goes into double quotes:
+
+` + optionsHelp() + `
+Exit status:
+
+` + exitStatusHelp(),
+		Example: `  vhdxfs data.vhdx /mnt/vhdx
+  losetup --find --show --partscan --read-only /mnt/vhdx/disk.raw
+  vhdxfs -o parent_dir=/srv/base,allow_other child.avhdx /mnt/vhdx
+  umount /mnt/vhdx`,
+		Version:           buildVersion(),
+		Args:              exactArgs("IMAGE", "MOUNTPOINT"),
+		RunE:              m.run,
+		ValidArgsFunction: completeMount,
+		SilenceErrors:     true, // Run reports them
+		SilenceUsage:      true,
+	}
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SetVersionTemplate("vhdxfs {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError("%w; see %s --help", err, cmd.CommandPath())
+	})
+	root.Flags().SortFlags = false
+	root.Flags().Bool("version", false, "print the version") // declared here, it has no letter: -v is mount(8)'s
+	root.Flags().BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
+	root.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see above")
+	completeOptions(root, aboutMount|aboutImage)
+	root.AddCommand(newInfo(), newCheck(), newMap(), newCreate(), newMan(), newVersion())
+	root.DisableFlagsInUseLine = true
+	for _, c := range root.Commands() {
+		c.DisableFlagsInUseLine = true
+	}
+	return root
+}
+
+// exactArgs wants one argument for each name, and names the first that is missing.
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names) && cmd.HasSubCommands() && len(args) == 0:
+			return usageError("no %s is given; see %s --help", names[0], cmd.CommandPath())
+		case len(args) < len(names):
+			return usageError("%s is missing; usage: %s", names[len(args)], cmd.UseLine())
+		case len(args) > len(names):
+			return usageError("%q is one argument too many; usage: %s", args[len(names)], cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+// imageExtensions are the usual ends of an image's name, for completion.
+var imageExtensions = []string{"vhdx", "avhdx"}
+
+func completeMount(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	switch len(args) {
+	case 0:
+		return imageExtensions, cobra.ShellCompDirectiveFilterFileExt
+	case 1:
+		return nil, cobra.ShellCompDirectiveFilterDirs
+	}
+	return nil, cobra.ShellCompDirectiveNoFileComp
+}
+
+func completeImage(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return imageExtensions, cobra.ShellCompDirectiveFilterFileExt
+	}
+	return nil, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,90 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	mount "vhdxfs/fs"
+	"vhdxfs/vhdx"
+)
+
+// The exit statuses. Those of a mount are what mount(8) expects of its helpers.
+const (
+	statusOK       = 0
+	statusUsage    = 1
+	statusSystem   = 2
+	statusWarnings = 3
+	statusDamaged  = 4
+	statusMount    = 32
+)
+
+// exitStatuses is what the help and the manual say of them.
+var exitStatuses = []struct {
+	status int
+	help   string
+}{
+	{statusOK, "done; of check: no error and no warning"},
+	{statusUsage, "wrong usage, or no permission"},
+	{statusSystem, "the system failed: a file that cannot be opened or read, no FUSE, no memory"},
+	{statusWarnings, "check: the image can be used, but there are warnings"},
+	{statusDamaged, "check, info, map: the image breaks a rule of the format"},
+	{statusMount, "the mount failed: image damaged, locked or not there, or the mount point is no use"},
+}
+
+func exitStatusHelp() string {
+	var b strings.Builder
+	for _, s := range exitStatuses {
+		fmt.Fprintf(&b, "  %-3d %s\n", s.status, s.help)
+	}
+	return b.String()
+}
+
+// A statusError is an error that says with which status the program ends. Its message may be empty, where
+// all has been said.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
+func (e *statusError) Unwrap() error { return e.err }
+
+func usageError(format string, args ...any) error {
+	return &statusError{statusUsage, fmt.Errorf(format, args...)}
+}
+
+// statusOf returns the status for an error of any command.
+func statusOf(err error) int {
+	var s *statusError
+	switch {
+	case errors.As(err, &s):
+		return s.status
+	case errors.Is(err, vhdx.ErrCorrupt):
+		return statusDamaged
+	case errors.Is(err, fs.ErrPermission):
+		return statusUsage
+	}
+	return statusSystem
+}
+
+// mountError gives an error of a mount the status that mount(8) has for it.
+func mountError(err error) error {
+	var s *statusError
+	switch {
+	case err == nil || errors.As(err, &s):
+		return err
+	case errors.Is(err, fs.ErrPermission):
+		return &statusError{statusUsage, err}
+	case errors.Is(err, mount.ErrNoFUSE):
+		return &statusError{statusSystem, err}
+	}
+	return &statusError{statusMount, err}
+}

@@ -1,0 +1,54 @@
+package cli
+
+import (
+	"encoding/json"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"vhdxfs/vhdx"
+)
+
+// An imageCommand is what the commands that look at an image have in common.
+type imageCommand struct {
+	options []string
+	json    bool
+}
+
+// command completes cmd with the argument, the flags and the parsing that all of them share.
+func (c *imageCommand) command(cmd *cobra.Command, run func(cmd *cobra.Command, path string, o vhdx.Options) error) *cobra.Command {
+	cmd.Args = exactArgs("IMAGE")
+	cmd.ValidArgsFunction = completeImage
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o, err := parseOptions(c.options, aboutImage)
+		if err != nil {
+			return err
+		}
+		return run(cmd, args[0], o.image)
+	}
+	cmd.Flags().BoolVar(&c.json, "json", false, "print JSON, with sizes and offsets in bytes")
+	cmd.Flags().StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
+	completeOptions(cmd, aboutImage)
+	return cmd
+}
+
+// withImage opens an image for what do has to look at.
+func withImage(path string, o vhdx.Options, do func(*vhdx.Image) error) (err error) {
+	im, err := vhdx.Open(path, o)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := im.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	return do(im)
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}

@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"vhdxfs/vhdx"
+)
+
+func newInfo() *cobra.Command {
+	var c imageCommand
+	return c.command(&cobra.Command{
+		Use:   "info [--json] [-o LIST] IMAGE",
+		Short: "Show what an image is: type, sizes, headers, log, regions, metadata, blocks, parents",
+	}, func(cmd *cobra.Command, path string, o vhdx.Options) error {
+		return withImage(path, o, func(im *vhdx.Image) error {
+			if c.json {
+				return writeJSON(cmd.OutOrStdout(), im.Info())
+			}
+			return printInfo(cmd.OutOrStdout(), im.Info())
+		})
+	})
+}
+
+// printInfo describes an image, and then each of its parents.
+func printInfo(out io.Writer, in *vhdx.Info) error {
+	for level := 0; ; level++ {
+		p := &infoPrinter{w: tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)}
+		if level > 0 {
+			p.printf("\nParent, level %d\n", level)
+		}
+		p.image(in)
+		if err := p.w.Flush(); err != nil {
+			return err
+		}
+		if p.err != nil {
+			return p.err
+		}
+		if in.Parent == nil || in.Parent.Image == nil {
+			return nil
+		}
+		in = in.Parent.Image
+	}
+}
+
+// An infoPrinter writes lines of a name and a value, and keeps the first error.
+type infoPrinter struct {
+	w   *tabwriter.Writer
+	err error
+}
+
+func (p *infoPrinter) printf(format string, args ...any) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, format, args...)
+	}
+}
+
+func (p *infoPrinter) line(name, format string, args ...any) {
+	p.printf("%s:\t%s\n", name, fmt.Sprintf(format, args...))
+}
+
+func (p *infoPrinter) image(in *vhdx.Info) {
+	p.line("image", "%s", in.Path)
+	p.line("type", "%s", in.Type)
+	p.line("disk size", "%s (%d bytes)", humanSize(in.DiskSize), in.DiskSize)
+	p.line("file size", "%s, %s of it blocks of the disk, %s unused", humanSize(in.FileSize), humanSize(in.AllocatedBytes), humanSize(in.FreeBytes))
+	p.line("block size", "%s", humanSize(in.BlockSize))
+	p.line("sectors", "logical %s, physical %s", humanSize(in.LogicalSectorSize), sizeOrUnknown(in.PhysicalSectorSize))
+	if in.LogicalSectorSize != 512 {
+		p.line("loop device", "needs losetup --sector-size %d", in.LogicalSectorSize)
+	}
+	p.line("disk id", "%s", guidOrNone(in.DiskID))
+	p.line("created by", "%q", in.Creator)
+	if in.LeaveBlockAllocated {
+		p.line("blocks", "stay allocated")
+	}
+	p.line("log", "%s; %s at %#x", logText(in.Log), humanSize(in.Log.Length), in.Log.Offset)
+	for i, h := range in.Headers {
+		p.header(i+1, h, in.CurrentHeader)
+	}
+	for _, r := range in.Regions {
+		p.line("region", "%s at %#x, %s%s", named(r.Name, r.GUID), r.Offset, humanSize(r.Length), required(r.Required))
+	}
+	for _, m := range in.Metadata {
+		p.line("metadata", "%s at %#x, %s%s", named(m.Name, m.GUID), m.Offset, humanSize(m.Length), required(m.Required))
+	}
+	b := in.Blocks
+	p.line("BAT", "%d entries, %d blocks to a sector bitmap", in.BATEntries, in.ChunkRatio)
+	p.line("block states", "%d fully present, %d partially present, %d not present, %d zero, %d unmapped, %d undefined",
+		b.FullyPresent, b.PartiallyPresent, b.NotPresent, b.Zero, b.Unmapped, b.Undefined)
+	if b.SectorBitmaps > 0 {
+		p.line("sector bitmaps", "%d", b.SectorBitmaps)
+	}
+	if in.Parent != nil {
+		p.parent(in.Parent)
+	}
+	for _, w := range in.Warnings {
+		p.line("warning", "%s", w)
+	}
+}
+
+func (p *infoPrinter) header(n int, h vhdx.HeaderInfo, current int) {
+	name := fmt.Sprintf("header %d", n)
+	if n == current {
+		name += ", current"
+	}
+	if !h.Valid {
+		p.line(name, "not valid: %s", h.Problem)
+		return
+	}
+	p.line(name, "sequence number %d, version %d, log version %d", h.SequenceNumber, h.Version, h.LogVersion)
+	p.line("  file write GUID", "%s", h.FileWriteGUID)
+	p.line("  data write GUID", "%s", h.DataWriteGUID)
+	p.line("  log GUID", "%s", guidOrNone(h.LogGUID))
+}
+
+func (p *infoPrinter) parent(in *vhdx.ParentInfo) {
+	p.line("parent linkage", "%s", in.Linkage)
+	if in.Linkage2 != nil {
+		p.line("parent linkage 2", "%s", *in.Linkage2)
+	}
+	for _, v := range []struct{ name, path string }{
+		{"relative path", in.RelativePath},
+		{"volume path", in.VolumePath},
+		{"absolute path", in.AbsoluteWin32Path},
+	} {
+		if v.path != "" {
+			p.line("  "+v.name, "%q", v.path) // it comes from the image: no control characters
+		}
+	}
+	if in.Image != nil {
+		p.line("  found at", "%s", in.Image.Path)
+	}
+}
+
+func logText(l vhdx.LogInfo) string {
+	if l.State == vhdx.LogClean {
+		return string(l.State)
+	}
+	return fmt.Sprintf("%s, %d entries with %d updates", l.State, l.Entries, l.Updates)
+}
+
+func named(name string, id uuid.UUID) string {
+	if name == "unknown" {
+		return fmt.Sprintf("%s %s", name, id)
+	}
+	return name
+}
+
+func required(yes bool) string {
+	if yes {
+		return ", required"
+	}
+	return ""
+}
+
+func guidOrNone(id uuid.UUID) string {
+	if id == (uuid.UUID{}) {
+		return "none"
+	}
+	return id.String()
+}
+
+func sizeOrUnknown(n int64) string {
+	if n == 0 {
+		return "not told"
+	}
+	return humanSize(n)
+}
+
+// plural returns n and the word, in the form that fits.
+func plural(n int, word string) string {
+	if n == 1 {
+		return "1 " + word
+	}
+	return fmt.Sprintf("%d %s", n, word+"s")
+}

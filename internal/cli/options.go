@@ -1,0 +1,333 @@
+package cli
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/docker/go-units"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	mount "vhdxfs/fs"
+	"vhdxfs/vhdx"
+)
+
+// options is what a list of mount options asks for.
+type options struct {
+	image      vhdx.Options
+	mount      mount.Options
+	rw         bool
+	remount    bool
+	foreground bool
+	log        string // "stderr", "syslog", a path, or "" for what suits
+	logLevel   logrus.Level
+}
+
+func defaultOptions() options {
+	return options{
+		mount: mount.Options{
+			// A loop device, or another user's program, could not read a mount that is root's alone.
+			AllowOther:         unix.Geteuid() == 0,
+			DefaultPermissions: true,
+			Flags:              unix.MS_NOSUID | unix.MS_NODEV,
+		},
+		logLevel: logrus.WarnLevel,
+	}
+}
+
+// aboutness says which commands an option concerns.
+type aboutness int
+
+const (
+	aboutImage aboutness = 1 << iota // all that open an image
+	aboutMount                       // mounting alone
+	aboutOther                       // another program that reads the same list: accepted and not used
+)
+
+// An option is an entry of the table that parsing and help go by.
+type option struct {
+	name  string
+	value string // what stands behind the "=", "" for an option without a value
+	about aboutness
+	help  string // "" hides the option from the help, as one of a group that is explained as a whole
+	set   func(*options, string) error
+}
+
+// optionTable has every option, in the order of the help.
+var optionTable = []option{
+	{"ro", "", aboutMount, "mount read-only; the only way so far, and the default", func(o *options, _ string) error {
+		o.rw = false
+		return nil
+	}},
+	{"rw", "", aboutMount, "refused: writing is not supported yet", func(o *options, _ string) error {
+		o.rw = true
+		return nil
+	}},
+	{"parent", "FILE", aboutImage, "the parent of a differencing image; repeated, the parents of the levels in turn", func(o *options, v string) error {
+		return appendPath(&o.image.Parents, v)
+	}},
+	{"parent_dir", "DIR", aboutImage, "a further directory to look for parents in; can be repeated", func(o *options, v string) error {
+		return appendPath(&o.image.ParentDirs, v)
+	}},
+	{"lock", "on|try|off", aboutImage, "lock the image and its parents against other programs, on by default;\n" +
+		"try uses an image all the same that another program holds", func(o *options, v string) error {
+		o.image.Lock = vhdx.LockMode(v)
+		return oneOf(v, string(vhdx.LockOn), string(vhdx.LockTry), string(vhdx.LockOff))
+	}},
+	{"cache_size", "SIZE", aboutImage, "memory for block tables, such as 64M; 32M by default", func(o *options, v string) error {
+		var err error
+		o.image.CacheSize, err = parseSize(v)
+		return err
+	}},
+	{"allow_other", "", aboutMount, "all users may use the mount, as far as the mode of disk.raw lets them;\nthe default for root", func(o *options, _ string) error {
+		o.mount.AllowOther, o.mount.AllowRoot = true, false
+		return nil
+	}},
+	{"no_allow_other", "", aboutMount, "only the user who mounts may use the mount; the default for others", func(o *options, _ string) error {
+		o.mount.AllowOther, o.mount.AllowRoot = false, false
+		return nil
+	}},
+	{"allow_root", "", aboutMount, "only root and the user who mounts may use the mount", func(o *options, _ string) error {
+		o.mount.AllowOther, o.mount.AllowRoot = false, true
+		return nil
+	}},
+	{"default_permissions", "", aboutMount, "the kernel checks the mode of disk.raw; always on", func(o *options, _ string) error {
+		o.mount.DefaultPermissions = true
+		return nil
+	}},
+	{"uid", "NUMBER", aboutMount, "owner of disk.raw; the image's by default", func(o *options, v string) error {
+		return parseID(&o.mount.UID, v)
+	}},
+	{"gid", "NUMBER", aboutMount, "group of disk.raw; the image's by default", func(o *options, v string) error {
+		return parseID(&o.mount.GID, v)
+	}},
+	{"mode", "OCTAL", aboutMount, "permissions of disk.raw; by default those of the image to read", func(o *options, v string) error {
+		return parseMode(&o.mount.Mode, v)
+	}},
+	{"umask", "OCTAL", aboutMount, "permissions that disk.raw and the directory do not have", func(o *options, v string) error {
+		return parseMode(&o.mount.Umask, v)
+	}},
+	{"fsname", "NAME", aboutMount, "source in the mount table; IMAGE as given by default", func(o *options, v string) error {
+		o.mount.Source = v
+		return nil
+	}},
+	{"nonempty", "", aboutMount, "hide what the mount point holds", func(o *options, _ string) error {
+		o.mount.NonEmpty = true
+		return nil
+	}},
+	{"foreground", "", aboutMount, "as -f", func(o *options, _ string) error {
+		o.foreground = true
+		return nil
+	}},
+	{"log", "stderr|syslog|FILE", aboutMount, "where messages go once mounted: by default to standard error in the\nforeground, to syslog in the background", func(o *options, v string) error {
+		o.log = v
+		if v == logStderr || v == logSyslog {
+			return nil
+		}
+		var err error
+		o.log, err = absPath(v)
+		return err
+	}},
+	{"loglevel", strings.Join(logLevels, "|"), aboutMount, "the least of what is logged; warn by default", func(o *options, v string) error {
+		if err := oneOf(v, logLevels...); err != nil {
+			return err
+		}
+		var err error
+		o.logLevel, err = logrus.ParseLevel(v)
+		return err
+	}},
+	setFlag("nosuid", unix.MS_NOSUID), clearFlag("suid", unix.MS_NOSUID),
+	setFlag("nodev", unix.MS_NODEV), clearFlag("dev", unix.MS_NODEV),
+	setFlag("noexec", unix.MS_NOEXEC), clearFlag("exec", unix.MS_NOEXEC),
+	setFlag("noatime", unix.MS_NOATIME), clearFlag("atime", unix.MS_NOATIME),
+	setFlag("nodiratime", unix.MS_NODIRATIME), clearFlag("diratime", unix.MS_NODIRATIME),
+	setFlag("relatime", unix.MS_RELATIME), clearFlag("norelatime", unix.MS_RELATIME),
+	setFlag("strictatime", unix.MS_STRICTATIME), clearFlag("nostrictatime", unix.MS_STRICTATIME),
+	setFlag("sync", unix.MS_SYNCHRONOUS), clearFlag("async", unix.MS_SYNCHRONOUS),
+	setFlag("dirsync", unix.MS_DIRSYNC),
+	{"remount", "", aboutMount, "", func(o *options, _ string) error {
+		o.remount = true
+		return nil
+	}},
+
+	// Meant for mount(8), fstab or systemd.
+	unused("auto", ""), unused("noauto", ""), unused("defaults", ""), unused("nofail", ""),
+	unused("user", ""), unused("nouser", ""), unused("users", ""), unused("owner", ""), unused("group", ""),
+	unused("_netdev", ""), unused("_rnetdev", ""), unused("comment", "TEXT"),
+	// Meant for the kernel, and fixed by this program or passed back by a remount.
+	unused("max_read", "NUMBER"), unused("subtype", "NAME"), unused("blksize", "NUMBER"),
+	unused("user_id", "NUMBER"), unused("group_id", "NUMBER"), unused("rootmode", "OCTAL"),
+}
+
+func setFlag(name string, flag uintptr) option {
+	return option{name, "", aboutMount, "", func(o *options, _ string) error {
+		o.mount.Flags |= flag
+		return nil
+	}}
+}
+
+func clearFlag(name string, flag uintptr) option {
+	return option{name, "", aboutMount, "", func(o *options, _ string) error {
+		o.mount.Flags &^= flag
+		return nil
+	}}
+}
+
+func unused(name, value string) option {
+	return option{name, value, aboutOther, "", func(*options, string) error { return nil }}
+}
+
+// parseOptions reads lists of options, as -o has them, for a command that knows the options about what.
+func parseOptions(lists []string, about aboutness) (*options, error) {
+	o := defaultOptions()
+	for _, list := range lists {
+		words, err := splitOptions(list)
+		if err != nil {
+			return nil, usageError("-o %s: %w", list, err)
+		}
+		for _, word := range words {
+			if err := o.apply(word, about); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return &o, nil
+}
+
+// apply sets one option, a name or name=value.
+func (o *options) apply(word string, about aboutness) error {
+	name, value, hasValue := strings.Cut(word, "=")
+	if strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "X-") {
+		return nil // anybody's, by the convention of mount(8)
+	}
+	i := slices.IndexFunc(optionTable, func(t option) bool { return t.name == name })
+	if i < 0 {
+		hint := ""
+		if n := nearest(name, optionNames(about)); n != "" {
+			hint = fmt.Sprintf("; do you mean %s?", n)
+		}
+		return usageError("unknown option %q%s", name, hint)
+	}
+	t := &optionTable[i]
+	switch {
+	case t.about&(about|aboutOther) == 0:
+		return usageError("option %s is for mounting; here it has no use", name)
+	case t.value == "" && hasValue:
+		return usageError("option %s takes no value, but has %q", name, value)
+	case t.value != "" && value == "":
+		return usageError("option %s needs a value: %s=%s", name, name, t.value)
+	}
+	if err := t.set(o, value); err != nil {
+		return usageError("option %s=%s: %w", name, value, err)
+	}
+	return nil
+}
+
+// optionNames lists the options about what is asked for, those of other programs left out.
+func optionNames(about aboutness) []string {
+	var names []string
+	for _, t := range optionTable {
+		if t.about&about != 0 {
+			names = append(names, t.name)
+		}
+	}
+	return names
+}
+
+// completeOptions has the shell complete -o by the options' names.
+func completeOptions(cmd *cobra.Command, about aboutness) {
+	complete := func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+		done := typed[:strings.LastIndexByte(typed, ',')+1]
+		var words []string
+		for _, t := range optionTable {
+			if t.about&about == 0 || t.help == "" {
+				continue
+			}
+			word := done + t.name
+			if t.value != "" {
+				word += "="
+			}
+			words = append(words, word+"\t"+strings.ReplaceAll(t.help, "\n", " "))
+		}
+		return words, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+	}
+	if err := cmd.RegisterFlagCompletionFunc("options", complete); err != nil {
+		panic(err) // a command without the flag: every start of the program would show it
+	}
+}
+
+func optionsHelp() string {
+	const column = 24
+	var b strings.Builder
+	for _, t := range optionTable {
+		if t.help == "" {
+			continue
+		}
+		name := t.name
+		if t.value != "" {
+			name += "=" + t.value
+		}
+		for i, line := range strings.Split(t.help, "\n") {
+			if i == 0 && len(name) > column {
+				fmt.Fprintf(&b, "  %s\n", name)
+				name = ""
+			}
+			fmt.Fprintf(&b, "  %-*s %s\n", column, name, line)
+			name = ""
+		}
+	}
+	b.WriteString("  nosuid, nodev, noexec, noatime, ... and their opposites, as mount(8) has them; nosuid and nodev are\n" +
+		"  on by default\n" +
+		"  auto, noauto, user, users, nofail, _netdev, comment=, x-*, ... are accepted for fstab and not used\n")
+	return b.String()
+}
+
+func oneOf(v string, allowed ...string) error {
+	if slices.Contains(allowed, v) {
+		return nil
+	}
+	return fmt.Errorf("it can be %s or %s", strings.Join(allowed[:len(allowed)-1], ", "), allowed[len(allowed)-1])
+}
+
+// absPath makes a path absolute, since the program leaves the working directory when it is mounted.
+func absPath(path string) (string, error) { return filepath.Abs(path) }
+
+func appendPath(list *[]string, path string) error {
+	path, err := absPath(path)
+	*list = append(*list, path)
+	return err
+}
+
+func parseID(p **uint32, v string) error {
+	n, err := strconv.ParseUint(v, 10, 32)
+	if err != nil || n == 1<<32-1 { // the highest means "none" to the system
+		return fmt.Errorf("it is a number from 0 to %d", uint32(1<<32-2))
+	}
+	id := uint32(n)
+	*p = &id
+	return nil
+}
+
+func parseMode(p **uint32, v string) error {
+	n, err := strconv.ParseUint(v, 8, 32)
+	if err != nil || n > 0o777 {
+		return fmt.Errorf("it is an octal number from 0 to 777")
+	}
+	mode := uint32(n)
+	*p = &mode
+	return nil
+}
+
+// parseSize reads a number of bytes, with a unit or without. Units are powers of 1024: K, M, G, T, P, also
+// written KiB or KB.
+func parseSize(v string) (int64, error) {
+	n, err := units.RAMInBytes(v)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("it is a size above zero in bytes, or with a unit, such as 64M or 10GiB")
+	}
+	return n, nil
+}

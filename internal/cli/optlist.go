@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"errors"
+	"strings"
+)
+
+// splitOptions splits a list of mount options at its commas, as mount(8) hands it over. A comma between
+// double quotes, or behind a backslash, belongs to the option. The quotes go, and so does a backslash in
+// front of a comma, a quote or a backslash; any other backslash is meant as it stands. Empty options are
+// left out.
+func splitOptions(list string) ([]string, error) {
+	var options []string
+	var b strings.Builder
+	quoted := false
+	flush := func() {
+		if b.Len() > 0 {
+			options = append(options, b.String())
+		}
+		b.Reset()
+	}
+	for i := 0; i < len(list); i++ {
+		switch c := list[i]; {
+		case c == '\\' && i+1 < len(list) && strings.IndexByte(`,"\`, list[i+1]) >= 0:
+			i++
+			b.WriteByte(list[i])
+		case c == '"':
+			quoted = !quoted
+		case c == ',' && !quoted:
+			flush()
+		default:
+			b.WriteByte(c)
+		}
+	}
+	if quoted {
+		return nil, errors.New(`a double quote in the options is not closed`)
+	}
+	flush()
+	return options, nil
+}
+
+// nearest returns the candidate that is most like word, and "" where none is much like it.
+func nearest(word string, candidates []string) string {
+	best, bestDistance := "", max(1, len(word)/3)+1
+	for _, c := range candidates {
+		if d := editDistance(word, c); d < bestDistance {
+			best, bestDistance = c, d
+		}
+	}
+	return best
+}
+
+// editDistance counts the letters to insert, delete or replace in order to make b of a.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replace := diagonal
+			if a[i] != b[j] {
+				replace++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replace, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,13 @@
+// Command vhdxfs mounts a Hyper-V VHDX image as one raw file.
+package main
+
+import (
+	"context"
+	"os"
+
+	"vhdxfs/internal/cli"
+)
+
+func main() {
+	os.Exit(cli.Run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
