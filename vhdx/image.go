@@ -76,6 +76,7 @@ type opener struct {
 	cache   *cache.Cache
 	collect bool     // broken rules are collected, not errors; see layer.report
 	chain   []*layer // opened so far, the image itself first
+	tries   int      // files opened as parents, the right ones and others
 }
 
 func newOpener(o Options) *opener {

@@ -163,7 +163,7 @@ func (l *layer) replayLog() error {
 	}
 	l.sequence, l.src, l.size = seq, l.replay, l.replay.Size()
 	if l.size > maxFileSize {
-		return fmt.Errorf("the replayed file has %d bytes; files above 256 TiB are not supported", l.size)
+		return ondisk.Corrupt(ondisk.R13, "log", l.log().Offset, "the replayed file has %d bytes; files above 256 TiB are not supported", l.size)
 	}
 	return nil
 }

@@ -54,9 +54,14 @@ func decodeParentLocator(b []byte, off int64) (*parentLocator, error) {
 	if n == 0 || locatorHeaderSize+n*locatorEntrySize > len(b) {
 		return nil, bad(ondisk.R55, "%d entries in an item of %d bytes", n, len(b))
 	}
-	p := &parentLocator{values: make(map[string]string, n)}
+	p := &parentLocator{values: make(map[string]string)}
+	room := maxItemSize // bytes; all strings of an item take less unless thousands of them share a place
 	for i := range n {
 		e := b[locatorHeaderSize+i*locatorEntrySize:]
+		room -= int(le.Uint16(e[8:])) + int(le.Uint16(e[10:]))
+		if room < 0 {
+			return nil, bad(ondisk.R55, "keys and values of more than %d bytes in an item of %d", maxItemSize, len(b))
+		}
 		key, err := locatorString(b, le.Uint32(e), le.Uint16(e[8:]))
 		if err != nil {
 			return nil, bad(ruleOf(err), "key of entry %d: %w", i, finding(err))

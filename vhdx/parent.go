@@ -11,8 +11,13 @@ import (
 	"vhdxfs/internal/ondisk"
 )
 
-// maxLayers bounds a chain. Hyper-V keeps chains far shorter.
-const maxLayers = 256
+const (
+	maxLayers = 256 // bounds a chain. Hyper-V keeps chains far shorter.
+
+	// maxTries bounds the files that are opened on the way. Where every parent has copies under several names and
+	// the last one is missing, trying every way through them would take twice the time with each level.
+	maxTries = 4 * maxLayers
+)
 
 // openParent finds, opens and checks the parent of l, the last layer of the chain so far, if it has one.
 func (o *opener) openParent(l *layer) error {
@@ -32,6 +37,9 @@ func (o *opener) openParent(l *layer) error {
 		}
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, ErrLocked) { // nothing is wrong with the image
+			return fmt.Errorf("parent: %w", err)
 		}
 		if !errors.Is(err, os.ErrNotExist) && c.refused == nil {
 			rule = ruleOf(err)
@@ -119,6 +127,9 @@ func absolute(path string) string {
 
 // tryParent opens the image at path as the parent of l, with its own parents.
 func (o *opener) tryParent(l *layer, path string) error {
+	if o.tries++; o.tries > maxTries {
+		return noParent(ondisk.R65, fmt.Errorf("%d files were tried as parents already", maxTries))
+	}
 	p, err := o.openLayer(path)
 	if err != nil {
 		return noParent(ondisk.R62, err)

@@ -222,6 +222,7 @@ func (s *batScan) place(i, b int64, e batEntry) error {
 	if off > uint64(l.size) || need > l.size-int64(off) {
 		return s.bad(i, ondisk.R47, "block %d of %#x bytes at %#x in a file of %#x bytes", b, size, off, l.size)
 	}
+	l.space.grow(int64(off) + size) // for a last block that the end of the file cuts
 	if l.space.mark(int64(off), size) {
 		return nil
 	}
@@ -284,11 +285,11 @@ func (s *batScan) bitmap(i int64, e batEntry) error {
 		return s.bad(i, ondisk.R51, "sector bitmap block of chunk %d at %#x in a file of %#x bytes", s.chunk, off, l.size)
 	}
 	if !l.space.mark(int64(off), bitmapBlockSize) {
-		other := l.objectAt(int64(off), bitmapBlockSize)
-		if other == "" {
-			other = "another block"
+		other := "another block"
+		if o := l.objectAt(int64(off), bitmapBlockSize); o != "" {
+			other = "the " + o
 		}
-		return s.bad(i, ondisk.R51, "sector bitmap block of chunk %d at %#x overlaps the %s", s.chunk, off, other)
+		return s.bad(i, ondisk.R51, "sector bitmap block of chunk %d at %#x overlaps %s", s.chunk, off, other)
 	}
 	l.bitmaps[s.chunk].Store(l.cache.Span(l.src, int64(off), bitmapBlockSize/pageSize))
 	return nil

@@ -1,0 +1,196 @@
+package vhdx
+
+import (
+	"errors"
+	"io"
+	"maps"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// A memFile is a sparse image file in memory: what was never written takes no space and reads as zero.
+// It knows its holes, as files of the operating system do.
+type memFile struct {
+	mu      sync.RWMutex
+	pages   map[int64]*[pageSize]byte // by page number; a page is never changed, but replaced
+	size    int64
+	changes atomic.Int64 // calls that change the file
+}
+
+var (
+	_ File       = (*memFile)(nil)
+	_ holeSeeker = (*memFile)(nil)
+)
+
+func newMemFile(size int64) *memFile {
+	return &memFile{pages: make(map[int64]*[pageSize]byte), size: size}
+}
+
+// clone returns a file of the same content, which shares the pages that neither changes.
+func (f *memFile) clone() *memFile {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return &memFile{pages: maps.Clone(f.pages), size: f.size}
+}
+
+func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, errors.New("memFile: read at a negative offset")
+	}
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	var err error
+	if left := f.size - off; int64(len(p)) > left {
+		p, err = p[:max(left, 0)], io.EOF
+	}
+	for n := 0; n < len(p); {
+		at := off + int64(n)
+		b := p[n:min(len(p), n+int(pageSize-at%pageSize))]
+		if pg := f.pages[at/pageSize]; pg != nil {
+			copy(b, pg[at%pageSize:])
+		} else {
+			clear(b)
+		}
+		n += len(b)
+	}
+	return len(p), err
+}
+
+func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, errors.New("memFile: write at a negative offset")
+	}
+	f.changes.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n := 0; n < len(p); {
+		at := off + int64(n)
+		var pg [pageSize]byte
+		if old := f.pages[at/pageSize]; old != nil {
+			pg = *old
+		}
+		n += copy(pg[at%pageSize:], p[n:])
+		if allZero(pg[:]) {
+			delete(f.pages, at/pageSize)
+		} else {
+			f.pages[at/pageSize] = &pg
+		}
+	}
+	f.size = max(f.size, off+int64(len(p)))
+	return len(p), nil
+}
+
+func (f *memFile) Size() (int64, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.size, nil
+}
+
+func (f *memFile) Truncate(size int64) error {
+	if size < 0 {
+		return errors.New("memFile: negative size")
+	}
+	if end := (size + pageSize - 1) / pageSize * pageSize; size < end && size < f.size {
+		f.zero(size, end)
+	}
+	f.changes.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.size = size
+	maps.DeleteFunc(f.pages, func(n int64, _ *[pageSize]byte) bool { return n*pageSize >= size })
+	return nil
+}
+
+// zero makes the bytes from off to end, of one page, read as zero.
+func (f *memFile) zero(off, end int64) {
+	size := f.size
+	f.WriteAt(make([]byte, end-off), off)
+	f.size = size
+}
+
+func (f *memFile) PunchHole(off, n int64) error {
+	_, err := f.WriteAt(make([]byte, min(n, f.size-off)), off)
+	return err
+}
+
+func (f *memFile) Sync() error  { return nil }
+func (f *memFile) Close() error { return nil }
+
+func (f *memFile) NextData(off int64) (int64, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	next := int64(-1)
+	for n := range f.pages {
+		if at := max(n*pageSize, off); (n+1)*pageSize > off && (next < 0 || at < next) {
+			next = at
+		}
+	}
+	if next < 0 {
+		return 0, io.EOF
+	}
+	return next, nil
+}
+
+// writeTo makes a sparse file of the same content at path.
+func (f *memFile) writeTo(t testing.TB, path string) {
+	t.Helper()
+	out, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if err := out.Truncate(f.size); err != nil {
+		t.Fatal(err)
+	}
+	for n, pg := range f.pages {
+		if _, err := out.WriteAt(pg[:min(pageSize, f.size-n*pageSize)], n*pageSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sameAs reports whether the file at path has the same content.
+func (f *memFile) sameAs(t testing.TB, path string) bool {
+	t.Helper()
+	in, err := openReadOnly(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	size, err := in.Size()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size != f.size {
+		return false
+	}
+	seen := 0
+	for off := int64(0); off < size; {
+		next, err := in.NextData(off)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		off = next / pageSize * pageSize
+		var b [pageSize]byte
+		if _, err := in.ReadAt(b[:], off); err != nil && err != io.EOF {
+			t.Fatal(err)
+		}
+		pg := f.pages[off/pageSize]
+		switch {
+		case pg != nil && b != *pg, pg == nil && !allZero(b[:]):
+			return false
+		case pg != nil:
+			seen++
+		}
+		off += pageSize
+	}
+	return seen == len(f.pages)
+}
