@@ -222,7 +222,6 @@ func (s *batScan) place(i, b int64, e batEntry) error {
 	if off > uint64(l.size) || need > l.size-int64(off) {
 		return s.bad(i, ondisk.R47, "block %d of %#x bytes at %#x in a file of %#x bytes", b, size, off, l.size)
 	}
-	l.space.grow(int64(off) + size) // for a last block that the end of the file cuts
 	if l.space.mark(int64(off), size) {
 		return nil
 	}
