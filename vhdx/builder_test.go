@@ -1,7 +1,10 @@
 package vhdx
 
 import (
+	"bytes"
 	"math/rand/v2"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -314,12 +317,13 @@ func (im *image) setSectors(b, first, n int64, here bool) {
 	bits := im.sectors[b]
 	chunk, inChunk := b>>im.geo.chunkShift, b&(im.geo.chunkRatio()-1)
 	base := im.bitmaps[chunk] + inChunk*int64(len(bits))/8
-	im.change(base, int64(len(bits)+7)/8, func(p []byte) {
+	from, end := first/8, (first+n+7)/8 // bytes
+	im.change(base+from, end-from, func(p []byte) {
 		for i := first; i < first+n; i++ {
 			bits[i] = here
-			p[i/8] &^= 1 << (i % 8)
+			p[i/8-from] &^= 1 << (i % 8)
 			if here {
-				p[i/8] |= 1 << (i % 8)
+				p[i/8-from] |= 1 << (i % 8)
 			}
 		}
 	})
@@ -337,8 +341,13 @@ func (im *image) put(p []byte, diskOff int64) {
 // random returns n random bytes, none of which is zero.
 func (im *image) random(n int64) []byte {
 	p := make([]byte, n)
+	var v uint64
 	for i := range p {
-		p[i] = byte(im.rng.IntN(255) + 1)
+		if i%8 == 0 {
+			v = im.rng.Uint64() | 0x0101010101010101
+		}
+		p[i] = byte(v)
+		v >>= 8
 	}
 	return p
 }
@@ -355,10 +364,11 @@ func (im *image) fill(b int64) {
 	}
 	total := int64(len(im.sectors[b]))
 	for at := int64(0); at < total; {
-		run := min(1+im.rng.Int64N(40), total-at)
-		if im.rng.IntN(8) == 0 {
-			run = min(1+im.rng.Int64N(total), total-at)
+		run := 1 + im.rng.Int64N(40)
+		if im.rng.IntN(20) == 0 {
+			run = 1 + im.rng.Int64N(total)
 		}
+		run = min(run, total-at)
 		im.setSectors(b, at, run, im.rng.IntN(2) == 0)
 		at += run
 	}
@@ -455,4 +465,70 @@ func (c chain) open(t testing.TB, o Options) *Image {
 		child = l
 	}
 	return &Image{top: top, close: top.close}
+}
+
+// writeTo writes the images into the folder, the first as image.vhdx and its parents as their children name
+// them, and returns the path of the first.
+func (c chain) writeTo(t testing.TB, dir string) string {
+	t.Helper()
+	name := "image.vhdx"
+	for _, im := range c {
+		im.memFile.writeTo(t, filepath.Join(dir, name))
+		if im.typ == Differencing {
+			name = strings.TrimPrefix(im.locator[1][1], `.\`)
+		}
+	}
+	return filepath.Join(dir, "image.vhdx")
+}
+
+// verify reads the disk and compares it with what the chain says: all of a small disk, of a large one what is at
+// the begin and at the end of the blocks that have a BAT entry.
+func (c chain) verify(t testing.TB, im *Image) {
+	t.Helper()
+	if im.Size() != c[0].diskSize {
+		t.Fatalf("the disk has %d bytes, want %d", im.Size(), c[0].diskSize)
+	}
+	if im.Size() <= 32*mib {
+		c.verifyRange(t, im, 0, im.Size())
+		return
+	}
+	const some = 50001
+	c.verifyRange(t, im, im.Size()-some, im.Size())
+	for _, layer := range c {
+		for b := range layer.entries {
+			start, end := b*layer.blockSize, (b+1)*layer.blockSize
+			c.verifyRange(t, im, max(start-some, 0), min(start+some, im.Size()))
+			c.verifyRange(t, im, end-some, min(end+some, im.Size()))
+		}
+	}
+}
+
+// verifyRange compares the bytes of the disk from off to end, in pieces of an odd length.
+func (c chain) verifyRange(t testing.TB, im *Image, off, end int64) {
+	t.Helper()
+	for off < end {
+		got := make([]byte, min(123457, end-off))
+		want := make([]byte, len(got))
+		if n, err := im.ReadAt(got, off); n != len(got) || err != nil {
+			t.Fatalf("ReadAt(%d bytes at %d) = %d, %v", len(got), off, n, err)
+		}
+		c.want(want, off)
+		if i := firstDifference(got, want); i >= 0 {
+			t.Fatalf("byte %d of the disk is %#x, want %#x", off+int64(i), got[i], want[i])
+		}
+		off += int64(len(got))
+	}
+}
+
+// firstDifference returns the index of the first byte in which a and b differ, or -1.
+func firstDifference(a, b []byte) int {
+	if bytes.Equal(a, b) {
+		return -1
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return len(a)
 }

@@ -247,8 +247,8 @@ func (l *layer) readItems() error {
 	if m.blockSize < minBlockSize || m.blockSize > maxBlockSize || m.blockSize&(m.blockSize-1) != 0 {
 		return ondisk.Corrupt(ondisk.R37, "file parameters", paramsOff, "block size %d", m.blockSize)
 	}
-	if flags&^(paramLeaveBlockAllocated|paramHasParent) != 0 {
-		l.warn("file parameters", paramsOff, "reserved flags %#x", flags)
+	if reserved := flags &^ (paramLeaveBlockAllocated | paramHasParent); reserved != 0 {
+		l.warn("file parameters", paramsOff, "reserved flags %#x", reserved)
 	}
 
 	sector, sectorOff, err := l.item(logicalSectorSizeGUID)

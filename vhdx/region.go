@@ -167,7 +167,7 @@ func (l *layer) validateRegions() error {
 		}
 		seen[r.GUID] = true
 		if r.Flags&^regionRequired != 0 {
-			l.warn("region table entry", t.offset(), "reserved flags %#x of the %s region", r.Flags, r.name())
+			l.warn("region table entry", t.offset(), "reserved flags %#x of the %s region", r.Flags&^regionRequired, r.name())
 		}
 		if !r.inside(l.size) {
 			l.warn("region table entry", t.offset(), "optional region %v at %#x lies outside the file", r.GUID, r.Offset)
