@@ -74,8 +74,8 @@ func fusermountError(stderr *bytes.Buffer, err error) error {
 	case said == "":
 		return fmt.Errorf("fusermount3: %w", err)
 	case strings.Contains(said, "user_allow_other"):
-		return errors.New("allow_other and allow_root are refused to ordinary users here; " +
-			"put the line user_allow_other into /etc/fuse.conf, or leave the option out")
+		return fmt.Errorf("%w: allow_other and allow_root are refused to ordinary users here; "+
+			"put the line user_allow_other into /etc/fuse.conf, or leave the option out", os.ErrPermission)
 	case strings.Contains(said, fuseDevice) || strings.Contains(said, "fuse device not found"):
 		return fmt.Errorf("%w: %s", ErrNoFUSE, said)
 	}

@@ -81,6 +81,6 @@ func printFinding(out io.Writer, path, kind string, f vhdx.Finding) error {
 	if f.Rule != "" {
 		rule = " (" + f.Rule + ")"
 	}
-	_, err := fmt.Fprintf(out, "%s: %s: %s%s%s\n", path, kind, where, f.Message, rule)
+	_, err := fmt.Fprintf(out, "%s: %s: %s%s%s\n", path, kind, where, oneLine(f.Message), rule)
 	return err
 }

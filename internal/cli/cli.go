@@ -10,7 +10,8 @@ import (
 )
 
 // Run executes the command line args, without the program's name, and returns the exit status. On a
-// failure it has written one line to stderr. When ctx ends, a mount that Run serves is unmounted.
+// failure it has written one line to stderr. When ctx ends, a mount that Run serves is unmounted. For a mount
+// in the background, stdout and stderr have to be files: the second process writes to them by itself.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot(args)
 	root.SetArgs(args)
@@ -26,15 +27,23 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return statusOf(err)
 }
 
-// oneLine joins the lines of a message, as joined errors have them.
+// oneLine joins the lines of a message: of several errors, or of a list below a heading.
 func oneLine(msg string) string {
-	var lines []string
+	var b strings.Builder
 	for line := range strings.Lines(msg) {
-		if line = strings.TrimSpace(line); line != "" {
-			lines = append(lines, line)
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "":
+			continue
+		case b.Len() == 0:
+		case strings.HasSuffix(b.String(), ":"):
+			b.WriteString(" ")
+		default:
+			b.WriteString("; ")
 		}
+		b.WriteString(line)
 	}
-	return strings.Join(lines, "; ")
+	return b.String()
 }
 
 // newRoot returns the command that mounts, with the others below it. args is the whole command line, which

@@ -41,7 +41,7 @@ func splitOptions(list string) ([]string, error) {
 
 // nearest returns the candidate that is most like word, and "" where none is much like it.
 func nearest(word string, candidates []string) string {
-	best, bestDistance := "", max(1, len(word)/3)+1
+	best, bestDistance := "", max(1, len(word)/2)+1
 	for _, c := range candidates {
 		if d := editDistance(word, c); d < bestDistance {
 			best, bestDistance = c, d

@@ -1,0 +1,288 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	mount "vhdxfs/fs"
+	"vhdxfs/vhdx"
+)
+
+// Wrong usage ends with status 1 and one line that says what to do.
+func TestUsageErrors(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "no IMAGE is given; see vhdxfs --help"},
+		{[]string{"x.vhdx"}, "MOUNTPOINT is missing; usage: vhdxfs "},
+		{[]string{"x.vhdx", "y", "z"}, `"z" is one argument too many`},
+		{[]string{"-x", "x.vhdx", "y"}, "unknown shorthand flag: 'x'"},
+		{[]string{"x.vhdx", "y", "-o"}, "flag needs an argument"},
+		{[]string{"x.vhdx", "y", "-o", "color"}, `unknown option "color"`},
+		{[]string{"info"}, "IMAGE is missing; usage: vhdxfs info "},
+		{[]string{"info", "--yaml", "x"}, "see vhdxfs info --help"},
+		{[]string{"check", "-o", "uid=1", "x"}, "option uid is for mounting"},
+		{[]string{"map", "x", "y"}, "one argument too many"},
+		{[]string{"create", "x"}, "create needs the size"},
+		{[]string{"create", "--size", "big", "x"}, `such as 64M or 10GiB`},
+		{[]string{"create", "--size", "1000", "x"}, "disk size 1000"},
+		{[]string{"create", "--size", "1G", "--type", "thin", "x"}, `type "thin"`},
+		{[]string{"version", "x"}, "one argument too many"},
+	} {
+		r := run(t, tc.args...)
+		if r.status != statusUsage || !strings.Contains(r.stderr, tc.want) {
+			t.Errorf("vhdxfs %q: status %d, %q; want %d and %q", tc.args, r.status, r.stderr, statusUsage, tc.want)
+		}
+		checkMessage(t, r)
+	}
+}
+
+// checkMessage wants one line on standard error, and nothing on standard output.
+func checkMessage(t *testing.T, r result) {
+	t.Helper()
+	if !strings.HasPrefix(r.stderr, "vhdxfs: ") || strings.Count(r.stderr, "\n") != 1 || r.stdout != "" {
+		t.Errorf("standard error %q, output %q; want one line", r.stderr, r.stdout)
+	}
+}
+
+func TestStatusOf(t *testing.T) {
+	corrupt := fmt.Errorf("x: %w", &vhdx.FormatError{Err: errors.New("y")})
+	denied := &fs.PathError{Op: "open", Path: "x", Err: syscall.EACCES}
+	missing := &fs.PathError{Op: "open", Path: "x", Err: syscall.ENOENT}
+	for _, tc := range []struct {
+		err         error
+		plain, asMt int
+	}{
+		{corrupt, statusDamaged, statusMount},
+		{denied, statusUsage, statusUsage},
+		{missing, statusSystem, statusMount},
+		{fmt.Errorf("x: %w", vhdx.ErrLocked), statusSystem, statusMount},
+		{fmt.Errorf("x: %w", mount.ErrNoFUSE), statusSystem, statusSystem},
+		{usageError("x"), statusUsage, statusUsage},
+	} {
+		if got := statusOf(tc.err); got != tc.plain {
+			t.Errorf("%v: status %d, want %d", tc.err, got, tc.plain)
+		}
+		if got := statusOf(mountError(tc.err)); got != tc.asMt {
+			t.Errorf("%v when mounting: status %d, want %d", tc.err, got, tc.asMt)
+		}
+	}
+	if mountError(nil) != nil {
+		t.Error("no error has become one")
+	}
+}
+
+func TestHelpTellsEveryStatus(t *testing.T) {
+	r := run(t, "--help")
+	if r.status != 0 {
+		t.Fatalf("status %d", r.status)
+	}
+	for _, s := range exitStatuses {
+		if !strings.Contains(r.stdout, fmt.Sprintf("  %-3d %s\n", s.status, s.help)) {
+			t.Errorf("the help does not tell status %d", s.status)
+		}
+	}
+	for _, want := range []string{"./NAME", "parent_dir=DIR", "check", "-o, --options LIST"} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("the help lacks %q", want)
+		}
+	}
+}
+
+func TestCreate(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		want vhdx.Info
+	}{
+		{nil, vhdx.Info{Type: vhdx.Dynamic, BlockSize: vhdx.DefaultBlockSize(64 << 20), LogicalSectorSize: 512, PhysicalSectorSize: 4096}},
+		{[]string{"--type", "fixed", "--block-size", "2M", "--logical-sector-size", "4096", "--log-size", "2MiB"},
+			vhdx.Info{Type: vhdx.Fixed, BlockSize: 2 << 20, LogicalSectorSize: 4096, PhysicalSectorSize: 4096, Log: vhdx.LogInfo{Length: 2 << 20}}},
+		{[]string{"--zero-blocks", "--physical-sector-size=512", "--block-size=32M"},
+			vhdx.Info{Type: vhdx.Dynamic, BlockSize: 32 << 20, LogicalSectorSize: 512, PhysicalSectorSize: 512, Blocks: vhdx.BlockCounts{Zero: 2}}},
+	} {
+		path := newImage(t, tc.args...)
+		r := run(t, "info", "--json", path)
+		var got vhdx.Info
+		if err := json.Unmarshal([]byte(r.stdout), &got); err != nil || r.status != 0 {
+			t.Fatalf("info --json: status %d, %v, %s", r.status, err, r.stderr)
+		}
+		w := tc.want
+		if got.DiskSize != 64<<20 || got.Type != w.Type || got.BlockSize != w.BlockSize || got.LogicalSectorSize != w.LogicalSectorSize ||
+			got.PhysicalSectorSize != w.PhysicalSectorSize || got.Blocks.Zero != w.Blocks.Zero || w.Log.Length != 0 && got.Log.Length != w.Log.Length {
+			t.Errorf("create %q made %+v", tc.args, got)
+		}
+		if r := run(t, "check", path); r.status != 0 || r.stdout != path+": clean\n" {
+			t.Errorf("check of what create %q made: status %d, %q", tc.args, r.status, r.stdout)
+		}
+	}
+	path := newImage(t)
+	r := run(t, "create", "--size", "1G", path)
+	if r.status != statusUsage || !strings.Contains(r.stderr, path+" exists") {
+		t.Errorf("create over an image: status %d, %q", r.status, r.stderr)
+	}
+	checkMessage(t, r)
+	r = run(t, "create", "--size", "1G", filepath.Join(path, "x"))
+	if r.status != statusSystem || !strings.Contains(r.stderr, path) {
+		t.Errorf("create below a file: status %d, %q", r.status, r.stderr)
+	}
+	checkMessage(t, r)
+}
+
+func TestInfoText(t *testing.T) {
+	path := newImage(t, "--logical-sector-size", "4096")
+	r := run(t, "info", path)
+	if r.status != 0 {
+		t.Fatal(r.stderr)
+	}
+	for _, want := range []string{
+		path, "dynamic", "64 MiB (67108864 bytes)", "logical 4 KiB, physical 4 KiB", "losetup --sector-size 4096",
+		"clean", "header 2, current:", "data write GUID", "BAT at 0x", "virtual disk size", "64 not present",
+	} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("info lacks %q:\n%s", want, r.stdout)
+		}
+	}
+}
+
+// check tells by its status what it found; the report says the rest.
+func TestCheckStatus(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		damage func(path string)
+		status int
+		want   string
+	}{
+		{"clean", func(string) {}, statusOK, ": clean"},
+		{"one header", func(p string) { damage(t, p, header1, 8) }, statusWarnings, "warning: header at offset 0x10000"},
+		{"both headers", func(p string) { damage(t, p, header1, 8); damage(t, p, header2, 8) }, statusDamaged, "error: "},
+		{"no image", func(p string) { damage(t, p, 0, 8) }, statusDamaged, "(R"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := newImage(t)
+			tc.damage(path)
+			r := run(t, "check", path)
+			if r.status != tc.status || !strings.Contains(r.stdout, tc.want) || r.stderr != "" {
+				t.Errorf("status %d, %q, %q; want %d and %q", r.status, r.stdout, r.stderr, tc.status, tc.want)
+			}
+			j := run(t, "check", "--json", path)
+			var report vhdx.Report
+			if err := json.Unmarshal([]byte(j.stdout), &report); err != nil || j.status != tc.status {
+				t.Errorf("--json: status %d, %v", j.status, err)
+			}
+			if report.Clean() != (tc.status == statusOK) || report.Sound() != (tc.status != statusDamaged) {
+				t.Errorf("--json: %+v", report)
+			}
+			for _, name := range []string{"info", "map"} {
+				r := run(t, name, path)
+				if tc.status != statusDamaged {
+					if r.status != 0 {
+						t.Errorf("%s: status %d, %s", name, r.status, r.stderr)
+					}
+					continue
+				}
+				if r.status != statusDamaged {
+					t.Errorf("%s: status %d, want %d", name, r.status, statusDamaged)
+				}
+				checkMessage(t, r)
+			}
+		})
+	}
+}
+
+func TestImageThatCannotBeOpened(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "missing.vhdx")
+	for _, name := range []string{"info", "check", "map"} {
+		r := run(t, name, missing)
+		if r.status != statusSystem || !strings.Contains(r.stderr, missing) {
+			t.Errorf("%s: status %d, %q; want %d", name, r.status, r.stderr, statusSystem)
+		}
+		checkMessage(t, r)
+	}
+}
+
+func TestMap(t *testing.T) {
+	for _, tc := range []struct {
+		kind, state string
+		zero        bool
+	}{{"dynamic", "NOT_PRESENT", true}, {"fixed", "FULLY_PRESENT", false}} {
+		path := newImage(t, "--type", tc.kind)
+		var entries []mapEntry
+		r := run(t, "map", "--json", path)
+		if err := json.Unmarshal([]byte(r.stdout), &entries); err != nil || r.status != 0 {
+			t.Fatalf("map --json: status %d, %v\n%s", r.status, err, r.stdout)
+		}
+		off := int64(0)
+		for _, e := range entries {
+			if e.Offset != off || e.State != tc.state || e.Zero != tc.zero || e.Layer != 0 {
+				t.Errorf("%s: entry %+v at %d", tc.kind, e, off)
+			}
+			if !tc.zero && (e.File != path || e.FileOffset == nil || *e.FileOffset%(1<<20) != 0) {
+				t.Errorf("%s: entry %+v does not tell where it is", tc.kind, e)
+			}
+			off += e.Length
+		}
+		if off != 64<<20 {
+			t.Errorf("%s: the map ends at %d", tc.kind, off)
+		}
+		if r := run(t, "map", path); r.status != 0 || !strings.Contains(r.stdout, tc.state) || !strings.Contains(r.stdout, "64 MiB") {
+			t.Errorf("map: status %d\n%s", r.status, r.stdout)
+		}
+	}
+}
+
+func TestHumanSize(t *testing.T) {
+	for n, want := range map[int64]string{
+		0: "0 B", 1: "1 B", 512: "512 B", 1023: "1023 B", 1024: "1 KiB", 1536: "1536 B", 3 << 20: "3 MiB",
+		1<<30 + 512: "1073742336 B", 64 << 40: "64 TiB", 5 << 50: "5120 TiB",
+	} {
+		if got := humanSize(n); got != want {
+			t.Errorf("humanSize(%d) = %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestOneLine(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                   "",
+		"a":                                  "a",
+		"a\nb\n":                             "a; b",
+		"none was found; tried:\n  x\n\n  y": "none was found; tried: x; y",
+	} {
+		if got := oneLine(in); got != want {
+			t.Errorf("oneLine(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestVersionManCompletion(t *testing.T) {
+	for _, args := range [][]string{{"version"}, {"--version"}} {
+		if r := run(t, args...); r.status != 0 || !strings.HasPrefix(r.stdout, "vhdxfs ") {
+			t.Errorf("%q: status %d, %q", args, r.status, r.stdout)
+		}
+	}
+	dir := t.TempDir()
+	if r := run(t, "man", dir); r.status != 0 {
+		t.Fatalf("man: %s", r.stderr)
+	}
+	page, err := os.ReadFile(filepath.Join(dir, "vhdxfs.8"))
+	if err != nil || !strings.Contains(string(page), "parent_dir") {
+		t.Errorf("vhdxfs.8: %v\n%s", err, page)
+	}
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if r := run(t, "completion", shell); r.status != 0 || !strings.Contains(r.stdout, "vhdxfs") {
+			t.Errorf("completion %s: status %d", shell, r.status)
+		}
+	}
+	r := run(t, "__complete", "-o", "ro,par")
+	if !strings.Contains(r.stdout, "ro,parent_dir=") {
+		t.Errorf("completion of -o ro,par: %s", r.stdout)
+	}
+}

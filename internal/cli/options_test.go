@@ -1,0 +1,115 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx"
+)
+
+func TestParseOptions(t *testing.T) {
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	num := func(n uint32) *uint32 { return &n }
+	for _, tc := range []struct {
+		lists []string
+		want  func(*options)
+	}{
+		{nil, func(*options) {}},
+		{[]string{"ro"}, func(*options) {}},
+		{[]string{"rw"}, func(o *options) { o.rw = true }},
+		{[]string{"rw,ro"}, func(*options) {}},
+		{[]string{"remount,ro"}, func(o *options) { o.remount = true }},
+		{[]string{"parent=/a,parent=/b", `parent="/c,d"`}, func(o *options) { o.image.Parents = []string{"/a", "/b", "/c,d"} }},
+		{[]string{"parent_dir=.,parent_dir=x/../y"}, func(o *options) { o.image.ParentDirs = []string{wd, filepath.Join(wd, "y")} }},
+		{[]string{"lock=try"}, func(o *options) { o.image.Lock = vhdx.LockTry }},
+		{[]string{"lock=off,lock=on"}, func(o *options) { o.image.Lock = vhdx.LockOn }},
+		{[]string{"cache_size=64M"}, func(o *options) { o.image.CacheSize = 64 << 20 }},
+		{[]string{"cache_size=1.5GiB"}, func(o *options) { o.image.CacheSize = 3 << 29 }},
+		{[]string{"allow_other"}, func(o *options) { o.mount.AllowOther = true }},
+		{[]string{"no_allow_other"}, func(o *options) { o.mount.AllowOther = false }},
+		{[]string{"allow_other,allow_root"}, func(o *options) { o.mount.AllowOther, o.mount.AllowRoot = false, true }},
+		{[]string{"allow_root,allow_other"}, func(o *options) { o.mount.AllowOther, o.mount.AllowRoot = true, false }},
+		{[]string{"uid=0,gid=1000"}, func(o *options) { o.mount.UID, o.mount.GID = num(0), num(1000) }},
+		{[]string{"umask=077,mode=0640"}, func(o *options) { o.mount.Umask, o.mount.Mode = num(0o77), num(0o640) }},
+		{[]string{"fsname=a=b"}, func(o *options) { o.mount.Source = "a=b" }},
+		{[]string{"nonempty,foreground"}, func(o *options) { o.mount.NonEmpty, o.foreground = true, true }},
+		{[]string{"log=syslog,loglevel=debug"}, func(o *options) { o.log, o.logLevel = logSyslog, logrus.DebugLevel }},
+		{[]string{"log=x.log"}, func(o *options) { o.log = filepath.Join(wd, "x.log") }},
+		{[]string{"suid,dev,noexec,noatime"}, func(o *options) { o.mount.Flags = unix.MS_NOEXEC | unix.MS_NOATIME }},
+		{[]string{"noexec,exec"}, func(*options) {}},
+		// What mount(8) and a remount pass on.
+		{[]string{"ro,noexec,nosuid,nodev,user,users,auto,noauto,nofail,_netdev,defaults,owner,group,comment=x y,x-systemd.automount,X-mount.mkdir=755"},
+			func(o *options) { o.mount.Flags |= unix.MS_NOEXEC }},
+		{[]string{"user_id=0,group_id=0,max_read=131072,subtype=x,default_permissions,sync"},
+			func(o *options) { o.mount.Flags |= unix.MS_SYNCHRONOUS }},
+	} {
+		want := defaultOptions()
+		tc.want(&want)
+		got, err := parseOptions(tc.lists, aboutImage|aboutMount)
+		if err != nil || !reflect.DeepEqual(*got, want) {
+			t.Errorf("%q: %+v, %v\nwant %+v", tc.lists, got, err, want)
+		}
+	}
+}
+
+func TestParseOptionsErrors(t *testing.T) {
+	for _, tc := range []struct {
+		list  string
+		about aboutness
+		want  string
+	}{
+		{"xyzzy", aboutImage | aboutMount, `unknown option "xyzzy"`},
+		{"parent_dri=/x", aboutImage | aboutMount, "do you mean parent_dir?"},
+		{"RO", aboutImage | aboutMount, `unknown option "RO"`},
+		{"uid=1", aboutImage, "option uid is for mounting"},
+		{"ui=1", aboutImage, `unknown option "ui"`},
+		{"ro=1", aboutImage | aboutMount, `option ro takes no value, but has "1"`},
+		{"parent", aboutImage, "option parent needs a value: parent=FILE"},
+		{"parent=", aboutImage, "option parent needs a value"},
+		{"uid=root", aboutMount, "a number from 0 to 4294967294"},
+		{"uid=4294967295", aboutMount, "a number from 0 to 4294967294"},
+		{"gid=-1", aboutMount, "a number from 0"},
+		{"mode=888", aboutMount, "an octal number from 0 to 777"},
+		{"umask=1777", aboutMount, "an octal number from 0 to 777"},
+		{"lock=yes", aboutImage, "it can be on, try or off"},
+		{"loglevel=loud", aboutMount, "it can be error, warn, info or debug"},
+		{"cache_size=0", aboutImage, "a size above zero"},
+		{"cache_size=-1M", aboutImage, "a size above zero"},
+		{"cache_size=many", aboutImage, "such as 64M"},
+		{`parent="/x`, aboutImage, "not closed"},
+	} {
+		_, err := parseOptions([]string{tc.list}, tc.about)
+		if err == nil || !strings.Contains(err.Error(), tc.want) || statusOf(err) != statusUsage {
+			t.Errorf("%s: %v (status %d), want status %d and %q", tc.list, err, statusOf(err), statusUsage, tc.want)
+		}
+	}
+}
+
+// The table is what the help is made of: each option is in it once, and is explained or belongs to a group.
+func TestOptionTable(t *testing.T) {
+	help := optionsHelp()
+	seen := map[string]bool{}
+	for _, o := range optionTable {
+		if seen[o.name] {
+			t.Errorf("option %s is there twice", o.name)
+		}
+		seen[o.name] = true
+		if o.help != "" && !strings.Contains(help, "  "+o.name) {
+			t.Errorf("option %s is not in the help", o.name)
+		}
+	}
+	for line := range strings.Lines(help) {
+		if len(line) > 110 || strings.TrimRight(line, " \n") != strings.TrimSuffix(line, "\n") {
+			t.Errorf("help has the line %q", line)
+		}
+	}
+}
