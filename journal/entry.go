@@ -106,9 +106,9 @@ func (h *EntryHeader) check(reg Region, off int64) error {
 	case h.LogGUID != reg.GUID:
 		return invalid(off, "LogGuid %v, the header of the file has %v", h.LogGUID, reg.GUID)
 	case h.EntryLength == 0 || h.EntryLength%SectorSize != 0 || int64(h.EntryLength) > reg.Length:
-		return invalid(off, "EntryLength %d", h.EntryLength)
+		return invalid(off, "EntryLength %d in a log of %d bytes", h.EntryLength, reg.Length)
 	case h.Tail%SectorSize != 0 || int64(h.Tail) >= reg.Length:
-		return invalid(off, "Tail %d", h.Tail)
+		return invalid(off, "Tail %d in a log of %d bytes", h.Tail, reg.Length)
 	case h.SequenceNumber == 0:
 		return invalid(off, "SequenceNumber 0")
 	case descriptorSectors(int64(h.DescriptorCount)) > int64(h.EntryLength)/SectorSize:

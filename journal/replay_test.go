@@ -1,9 +1,11 @@
 package journal
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"math"
+	"slices"
 	"testing"
 
 	"vhdxfs/internal/ondisk"
@@ -182,6 +184,40 @@ func TestOverlaps(t *testing.T) {
 	}
 }
 
+// Reads that begin and end at any byte near the ends of a page, whose bytes come from the descriptor.
+func TestOverlayEdgesOfPages(t *testing.T) {
+	im := newImage(16)
+	im.entry(self, data(1, 0x10), data(2, 0x20))
+	v, err := NewOverlay(im, im.size, im.find(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := make([]byte, 4*SectorSize)
+	for n, b := range []byte{0xEE, 0x10, 0x20, 0xEE} {
+		copy(whole[n*SectorSize:], filled(b)[:])
+	}
+	for page := range 4 {
+		for from := page*SectorSize - 10; from < page*SectorSize+10; from++ {
+			for n := range 25 {
+				if from < 0 || from+n > len(whole) {
+					continue
+				}
+				got := make([]byte, n)
+				if _, err := v.ReadAt(got, dataOffset+int64(from)); err != nil || !bytes.Equal(got, whole[from:from+n]) {
+					t.Fatalf("%d bytes at %d = % x, %v; want % x", n, from, got, err, whole[from:from+n])
+				}
+			}
+		}
+	}
+}
+
+func TestUnionOfZeros(t *testing.T) {
+	got := union([]zeroUpdate{{extent{50, 60}, 1}, {extent{10, 20}, 2}, {extent{20, 30}, 3}, {extent{12, 18}, 4}, {extent{55, 70}, 5}})
+	if want := []extent{{10, 30}, {50, 70}}; !slices.Equal(got, want) {
+		t.Errorf("union = %v, want %v", got, want)
+	}
+}
+
 // A read that fails is reported, with the bytes before it.
 func TestOverlayReadError(t *testing.T) {
 	im := newImage(16)
@@ -352,5 +388,15 @@ func TestApplyFailsAndIsRepeated(t *testing.T) {
 	}
 	if left != 7 { // growth, zeros, 4 pages, sync
 		t.Errorf("Apply made %d changes, want 7", left)
+	}
+}
+
+// What a replay adds to the file is not written, however much it is.
+func TestApplyWritesNoZerosBehindTheEnd(t *testing.T) {
+	im := newImage(16)
+	im.entry(self, zero(255, 1<<40/SectorSize))
+	f := &failingFile{im.sparseFile, 3} // growth, the last page, sync
+	if err := Apply(noHoles{f}, im.find(t)); err != nil {
+		t.Error(err)
 	}
 }

@@ -10,7 +10,7 @@ import (
 // Find finds the active sequence of the log reg in r. An error matches ondisk.ErrCorrupt and names rule R11
 // if there is none; others are of reading.
 //
-// The log is read once, or twice where an entry runs over its end. MS-VHDX 2.3.2 describes a search that
+// No part of the log is read more than three times, whatever it holds. MS-VHDX 2.3.2 describes a search that
 // tries every sector as the start of a sequence; this one collects all valid entries first, then joins them.
 func Find(r io.ReaderAt, reg Region) (*Sequence, error) {
 	if err := reg.check(); err != nil {
@@ -39,7 +39,10 @@ type entry struct {
 	lastFileOffset    uint64 // bytes
 }
 
-// scan returns the valid entries of a log by rising position. They do not overlap.
+// scan returns the valid entries of a log by rising position. They do not overlap: past its first sector,
+// each sector of an entry begins with the signature of a descriptor or of a data sector, and so begins no
+// other entry. The same holds for an invalid one as far as readEntry gets with it, which keeps the work
+// linear however entries claim to overlap.
 func scan(g *ringReader) ([]entry, error) {
 	var entries []entry
 	for pos := int64(0); pos < g.reg.Length; {
@@ -51,74 +54,73 @@ func scan(g *ringReader) ([]entry, error) {
 			pos += SectorSize
 			continue
 		}
-		h, seen, err := readEntry(g, pos)
-		switch {
-		case err == nil:
-			entries = append(entries, entry{
-				pos:               pos,
-				length:            int64(h.EntryLength),
-				tail:              int64(h.Tail),
-				sequenceNumber:    h.SequenceNumber,
-				descriptors:       int64(h.DescriptorCount),
-				flushedFileOffset: h.FlushedFileOffset,
-				lastFileOffset:    h.LastFileOffset,
-			})
-		case !errors.Is(err, ondisk.ErrCorrupt):
+		h, err := readEntry(g, pos)
+		if errors.Is(err, ondisk.ErrCorrupt) {
+			pos += SectorSize
+			continue
+		}
+		if err != nil {
 			return nil, err
 		}
-		pos += seen
+		entries = append(entries, entry{
+			pos:               pos,
+			length:            int64(h.EntryLength),
+			tail:              int64(h.Tail),
+			sequenceNumber:    h.SequenceNumber,
+			descriptors:       int64(h.DescriptorCount),
+			flushedFileOffset: h.FlushedFileOffset,
+			lastFileOffset:    h.LastFileOffset,
+		})
+		pos += int64(h.EntryLength)
 	}
 	return entries, nil
 }
 
-// readEntry reads the entry at position pos and checks all that makes it valid, one sector at a time.
-// No entry begins within seen bytes from pos other than at pos itself, be this one valid or not: each of
-// those sectors begins with the signature of a descriptor or of a data sector. So nothing is read twice
-// however the entries of a log claim to overlap.
-func readEntry(g *ringReader, pos int64) (h EntryHeader, seen int64, err error) {
+// readEntry reads the entry at position pos, one sector at a time, and checks all that makes it valid, up to
+// the first thing that does not. Its error matches ondisk.ErrCorrupt unless it is of reading.
+func readEntry(g *ringReader, pos int64) (EntryHeader, error) {
 	s, err := g.sector(pos)
 	if err != nil {
-		return EntryHeader{}, 0, err
+		return EntryHeader{}, err
 	}
 	h, want, err := decodeEntryHeader((*[entryHeaderSize]byte)(s[:]), g.reg.at(pos))
-	if err == nil {
-		err = h.check(g.reg, g.reg.at(pos))
-	}
 	if err != nil {
-		return EntryHeader{}, SectorSize, err
+		return EntryHeader{}, err
+	}
+	if err := h.check(g.reg, g.reg.at(pos)); err != nil {
+		return EntryHeader{}, err
 	}
 
-	end := int64(h.EntryLength)
-	data := descriptorSectors(int64(h.DescriptorCount)) * SectorSize // offset of the next data sector
-	left := int64(h.DescriptorCount)
+	length, left := int64(h.EntryLength), int64(h.DescriptorCount)
+	need := descriptorSectors(left) * SectorSize // of the descriptors so far
 	sum := ondisk.Checksum(s[:], checksumField)
-	for at := int64(0); at < end; at += SectorSize {
+	for at := int64(0); at < length; at += SectorSize {
 		off := g.reg.at(pos + at)
 		if at > 0 {
 			if s, err = g.sector(pos + at); err != nil {
-				return EntryHeader{}, 0, err
+				return EntryHeader{}, err
 			}
 			sum = ondisk.Update(sum, s[:])
 		}
-		if left > 0 {
-			n, derr := dataDescriptors(s, at == 0, &left, h.SequenceNumber, off)
-			if data += n * SectorSize; derr == nil && (data > end || left == 0 && data < end) {
-				derr = invalid(off, "EntryLength %d, the descriptors need %d", end, data)
-			}
-			err = derr
-		} else if at > 0 {
+		switch {
+		case left > 0:
+			var data int64
+			data, err = dataDescriptors(s, at == 0, &left, h.SequenceNumber, off)
+			need += data * SectorSize
+		case at > 0:
 			err = checkDataSector(s, h.SequenceNumber, off)
-		} else if data != end {
-			err = invalid(off, "EntryLength %d of an entry without descriptors", end)
+		}
+		if err == nil && (need > length || left == 0 && need < length) {
+			err = invalid(off, "EntryLength %d, the descriptors need %d", length, need)
 		}
 		if err != nil {
-			return EntryHeader{}, max(at, SectorSize), err
+			return EntryHeader{}, err
 		}
 	}
 	if sum != want {
-		return EntryHeader{}, end, invalid(g.reg.at(pos), "checksum %#08x, stored %#08x", sum, want)
+		return EntryHeader{}, invalid(g.reg.at(pos), "checksum %#08x, stored %#08x", sum, want)
 	}
-	return h, end, nil
+	return h, nil
 }
 
 // dataDescriptors checks the descriptors in the sector s, which is the first of its entry or a later one,

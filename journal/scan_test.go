@@ -169,6 +169,18 @@ func TestActiveSequence(t *testing.T) {
 			torn := im.entry(0, data(0, 2), data(1, 2))
 			im.WriteAt(make([]byte, SectorSize), im.reg.at(torn+2*SectorSize))
 		}, 1, 1, 100, 0, 2, []byte{1, 0xEE}},
+		{"torn entry over the place of older ones, short of the tail", 16, func(im *image) {
+			im.pos = 3 * SectorSize
+			im.entry(self, data(0, 1))
+			b := AppendEntry(nil, &Entry{LogGUID: thisSession, SequenceNumber: 102, Updates: make([]Update, 127)})
+			le.PutUint32(b[8:], 10*SectorSize)
+			im.put(b, SectorSize)
+		}, 1, 1, 100, 3, 5, []byte{1}},
+		{"equal heads, where MS-VHDX keeps the first it meets", 16, func(im *image) {
+			im.entry(self, data(0, 1))
+			im.seq--
+			im.entry(self, data(0, 2))
+		}, 1, 1, 100, 0, 2, []byte{1}},
 		{"old entry behind the head, of the number before it", 16, func(im *image) {
 			im.pos, im.seq = 2*SectorSize, 98
 			im.entry(self, data(0, 2))
@@ -284,7 +296,7 @@ func TestT10UnalignedSizes(t *testing.T) {
 	}
 }
 
-// The log is read once, however its entries claim to overlap: here each sector begins one of the whole ring.
+// No part of the log is read over and over, however its entries claim to overlap: here each sector begins one of the whole ring.
 func TestScanIsLinear(t *testing.T) {
 	im := newImage(1024)
 	for n := range im.reg.Length / SectorSize {
