@@ -93,7 +93,7 @@ func TestPartitionOf4096ByteSectors(t *testing.T) {
 
 	must(t, "truncate", "--size", "100M", raw)
 	must(t, "truncate", "--size", "64M", part)
-	must(t, "mkfs.ext4", "-q", "-F", "-d", tree, part)
+	must(t, "mkfs.ext4", "-q", "-F", "-b", "4096", "-d", tree, part)
 	must(t, "dd", "if="+part, "of="+raw, "bs=4096", fmt.Sprint("seek=", first), "conv=notrunc,sparse", "status=none")
 	partitionTable(t, raw, sector, first, 64*mib/sector)
 

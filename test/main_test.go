@@ -35,6 +35,7 @@ func run(m *testing.M) int {
 	// T.TempDir looks at the first of these, programs that the tests run look at the second.
 	os.Setenv("GOTMPDIR", root)
 	os.Setenv("TMPDIR", root)
+	os.Setenv("GORACE", "atexit_sleep_ms=0") // else each run of a program with the race detector takes a second more
 
 	status := m.Run()
 
