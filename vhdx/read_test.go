@@ -1,0 +1,453 @@
+package vhdx
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/cache"
+	"vhdxfs/journal"
+)
+
+// randomChain builds an image of one of all kinds, with up to three parents: sector and block sizes, states,
+// sizes that are no multiple of anything, dirty logs.
+func randomChain(rng *rand.Rand) chain {
+	depth := 1 + rng.IntN(4)
+	sector := []int64{512, 4096}[rng.IntN(2)]
+	size := randomDiskSize(rng, sector)
+	var c chain
+	for level := range depth {
+		s := spec{
+			diskSize:   size,
+			sectorSize: sector,
+			physical:   []int64{512, 4096}[rng.IntN(2)],
+			blockSize:  mib << min(rng.IntN(9), rng.IntN(9), rng.IntN(9)),
+			dataWrite:  layerGUID(level),
+			typ:        Differencing,
+			locator:    parentEntries(fmt.Sprintf("layer%d.vhdx", level+1), layerGUID(level+1)),
+		}
+		if level > 0 && rng.IntN(3) == 0 {
+			s.diskSize = randomDiskSize(rng, sector)
+		}
+		if level == depth-1 {
+			s.typ = []DiskType{Fixed, Dynamic}[rng.IntN(2)]
+		}
+		if rng.IntN(2) == 0 { // another order, and gaps
+			s.metaOff, s.logOff, s.batOff, s.dataOff = 3*mib, 6*mib, 10*mib, 10*mib+600*mib
+		}
+		im := build(s)
+		im.rng = rand.New(rand.NewPCG(rng.Uint64(), 0))
+		im.addRandomBlocks(rng)
+		if rng.IntN(2) == 0 {
+			im.logRandomPages(rng)
+		}
+		c = append(c, im)
+	}
+	return c
+}
+
+func layerGUID(level int) uuid.UUID { return uuid.UUID{0: 0x1A, 15: byte(level)} }
+
+func randomDiskSize(rng *rand.Rand, sector int64) int64 {
+	switch rng.IntN(4) {
+	case 0:
+		return sector * (1 + rng.Int64N(4*mib/sector)) // down to one sector
+	case 1:
+		return sector * (1 + rng.Int64N(600*mib/sector)) // up to the second page of the BAT
+	}
+	return sector * (1 + rng.Int64N(3<<23)) // up to three chunks
+}
+
+// addRandomBlocks gives some blocks states: at the begin and end of the disk, of chunks and of BAT pages, and
+// anywhere.
+func (im *image) addRandomBlocks(rng *rand.Rand) {
+	n, ratio := im.geo.payloadBlocks(), im.geo.chunkRatio()
+	candidates := []int64{0, 1, n - 1, n - 2, 510, 511, 512, 513, ratio - 1, ratio, ratio + 1, 2*ratio - 1, 2 * ratio, rng.Int64N(n), rng.Int64N(n)}
+	if n < 8 {
+		candidates = []int64{0, 1, 2, 3, 4, 5, 6, 7}
+	}
+	for _, b := range candidates {
+		if _, twice := im.entries[b]; b < 0 || b >= n || twice || rng.IntN(4) == 0 {
+			continue
+		}
+		switch s := []BlockState{Undefined, Zero, Unmapped, FullyPresent, FullyPresent, PartiallyPresent, PartiallyPresent}[rng.IntN(7)]; {
+		case s == PartiallyPresent && im.typ != Differencing:
+			im.setBlock(b, NotPresent)
+		case s == FullyPresent || s == PartiallyPresent:
+			im.setBlock(b, s)
+			im.fill(b)
+		case s != Zero && rng.IntN(2) == 0: // a place that is kept, with what was there
+			im.setBlock(b, FullyPresent)
+			im.fill(b)
+			im.setBlockEntry(b, newBATEntry(s, im.entries[b].fileOff()))
+		default:
+			im.setBlock(b, s)
+		}
+	}
+	// The bits of blocks that are not partially present mean nothing.
+	for c, off := range im.bitmaps {
+		bytesOfBlock := im.blockSize / im.sectorSize / 8
+		for i := range min(ratio, 8) {
+			if b := c*ratio + i; im.sectors[b] == nil && rng.IntN(2) == 0 {
+				im.write(im.random(min(bytesOfBlock, 4096)), off+i*bytesOfBlock)
+			}
+		}
+	}
+}
+
+// logRandomPages moves some pages of metadata into a log of several entries, the first of which is in place
+// already, and lets zeros be written where the file holds junk.
+func (im *image) logRandomPages(rng *rand.Rand) {
+	pages := []int64{regionTableOffsets[0], im.metaOff, im.metaOff + firstItemOffset, im.batOff}
+	for b := range im.entries {
+		pages = append(pages, (im.batOff+im.geo.payloadEntry(b)*batEntrySize)/pageSize*pageSize)
+	}
+	for _, off := range im.bitmaps {
+		pages = append(pages, off+rng.Int64N(bitmapBlockSize/pageSize)*pageSize)
+	}
+	slices.Sort(pages)
+	pages = slices.Compact(pages)
+	// In place already, and undone since: if it were replayed, it would wipe what follows.
+	done := im.logEntry(journal.Update{FileOffset: uint64(im.metaOff), ZeroLength: uint64(im.metaLen)})
+	entries := []journal.Entry{done}
+	tail := done.Length()
+	for len(pages) > 0 {
+		n := min(1+rng.IntN(5), len(pages))
+		e := im.logEntry()
+		for _, off := range pages[:n] {
+			u := journal.Update{FileOffset: uint64(off)}
+			if page := [pageSize]byte(im.read(off, pageSize)); allZero(page[:]) {
+				u.ZeroLength = pageSize
+			} else {
+				u.Data = &page
+			}
+			e.Updates = append(e.Updates, u)
+			im.write(im.random(pageSize), off)
+		}
+		e.Tail = uint32(tail)
+		e.SequenceNumber += uint64(len(entries))
+		entries = append(entries, e)
+		pages = pages[n:]
+	}
+	im.logEntries(entries...)
+}
+
+// places returns bytes of the disk where something may go wrong.
+func (c chain) places(rng *rand.Rand) []int64 {
+	size := c[0].diskSize
+	list := []int64{0, 1, size - 1, size - c[0].sectorSize, size / 2}
+	for _, im := range c {
+		list = append(list, im.diskSize)
+		for b := range im.entries {
+			list = append(list, b*im.blockSize, (b+1)*im.blockSize, b*im.blockSize+rng.Int64N(im.blockSize))
+		}
+	}
+	return slices.DeleteFunc(list, func(off int64) bool { return off < 0 || off >= size })
+}
+
+func TestReadModel(t *testing.T) {
+	for seed := range uint64(40) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			rng := rand.New(rand.NewPCG(seed, 1))
+			c := randomChain(rng)
+			var im *Image
+			if o := (Options{CacheSize: []int64{0, 1}[rng.IntN(2)]}); rng.IntN(4) > 0 {
+				im = c.open(t, o)
+			} else {
+				var err error
+				if im, err = Open(c.writeTo(t, t.TempDir()), o); err != nil {
+					t.Fatal(err)
+				}
+			}
+			defer im.Close()
+			places := c.places(rng)
+			for range 60 {
+				off := places[rng.IntN(len(places))] + rng.Int64N(2*8192) - 8192
+				n := rng.IntN(1 << rng.IntN(19))
+				c.testRead(t, im, off, n)
+			}
+			extents := c.testExtents(t, im, rng)
+			for range 60 {
+				testSeek(t, im, extents, places[rng.IntN(len(places))]+rng.Int64N(8192)-4096)
+			}
+			for i, f := range c {
+				if l := layerOf(im, i); l.counts.FullyPresent != f.count(FullyPresent) || l.counts.Zero != f.count(Zero) ||
+					l.counts.Unmapped != f.count(Unmapped) || l.counts.PartiallyPresent != f.count(PartiallyPresent) {
+					t.Errorf("layer %d: counted %+v", i, l.counts)
+				}
+			}
+		})
+	}
+}
+
+func layerOf(im *Image, level int) *layer {
+	l := im.top
+	for range level {
+		l = l.parent
+	}
+	return l
+}
+
+// count returns how many blocks are in state s.
+func (im *image) count(s BlockState) (n int64) {
+	for _, e := range im.entries {
+		if e.state() == s {
+			n++
+		}
+	}
+	return n
+}
+
+// testRead compares n bytes from off on, which may lie outside the disk.
+func (c chain) testRead(t *testing.T, im *Image, off int64, n int) {
+	t.Helper()
+	got := bytes.Repeat([]byte{0xEE}, n)
+	m, err := im.ReadAt(got, off)
+	inside := int(max(0, min(int64(n), im.Size()-off)))
+	switch {
+	case off < 0:
+		if err == nil || m != 0 {
+			t.Fatalf("ReadAt(%d bytes at %d) = %d, %v; want an error", n, off, m, err)
+		}
+		return
+	case n > inside && (m != inside || err != io.EOF), n <= inside && inside > 0 && (m != n || err != nil):
+		t.Fatalf("ReadAt(%d bytes at %d) of %d = %d, %v", n, off, im.Size(), m, err)
+	}
+	want := make([]byte, inside)
+	c.want(want, off)
+	if i := firstDifference(got[:inside], want); i >= 0 {
+		t.Fatalf("ReadAt(%d bytes at %d): byte %d is %#x, want %#x", n, off, i, got[i], want[i])
+	}
+	if inside == 0 {
+		return
+	}
+	extents, err := im.Resolve(nil, off, int64(inside))
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(got)
+	at := off
+	for i, e := range extents {
+		if e.DiskOff != at || e.Len <= 0 || i > 0 && extents[i-1].joins(e) {
+			t.Fatalf("Resolve(%d bytes at %d): extent %d is %+v", n, off, i, e)
+		}
+		if err := e.Read(got[e.DiskOff-off:][:e.Len]); err != nil {
+			t.Fatal(err)
+		}
+		at = e.End()
+	}
+	if at != off+int64(inside) || firstDifference(got[:inside], want) >= 0 {
+		t.Fatalf("Resolve(%d bytes at %d) ends at %d, or holds other bytes", n, off, at)
+	}
+}
+
+// testExtents walks through the whole disk by Extent, compares who holds what, and returns the extents.
+func (c chain) testExtents(t *testing.T, im *Image, rng *rand.Rand) []Extent {
+	t.Helper()
+	var list []Extent
+	for off := int64(0); off < im.Size(); {
+		e, err := im.Extent(off)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.DiskOff != off || e.Len <= 0 || e.End() > im.Size() {
+			t.Fatalf("Extent(%d) = %+v in a disk of %d bytes", off, e, im.Size())
+		}
+		if n := len(list); n > 0 && list[n-1].joins(e) {
+			t.Fatalf("Extent(%d) = %+v, which continues %+v", off, e, list[n-1])
+		}
+		for _, at := range []int64{off, off + rng.Int64N(e.Len), e.End() - 1} {
+			holder := c.holder(at)
+			if (holder != nil) != (e.File != nil) || holder != nil && holder != c[e.Layer] {
+				t.Fatalf("byte %d lies in %+v, but the model has it elsewhere", at, e)
+			}
+		}
+		list = append(list, e)
+		off = e.End()
+	}
+	if _, err := im.Extent(im.Size()); err != io.EOF {
+		t.Errorf("Extent at the end of the disk: %v, want io.EOF", err)
+	}
+	return list
+}
+
+// testSeek compares SeekData and SeekHole with the extents of the whole disk.
+func testSeek(t *testing.T, im *Image, extents []Extent, off int64) {
+	t.Helper()
+	data, hole := int64(-1), im.Size()
+	for _, e := range slices.Backward(extents) {
+		if e.End() <= off {
+			break
+		}
+		if e.File != nil {
+			data = max(e.DiskOff, off)
+		} else {
+			hole = max(e.DiskOff, off)
+		}
+	}
+	outside := off < 0 || off >= im.Size()
+	if got, err := im.SeekData(off); outside || data < 0 {
+		if err != io.EOF {
+			t.Errorf("SeekData(%d) = %d, %v; want io.EOF", off, got, err)
+		}
+	} else if got != data || err != nil {
+		t.Errorf("SeekData(%d) = %d, %v; want %d", off, got, err, data)
+	}
+	if got, err := im.SeekHole(off); outside {
+		if err != io.EOF {
+			t.Errorf("SeekHole(%d) = %d, %v; want io.EOF", off, got, err)
+		}
+	} else if got != hole || err != nil {
+		t.Errorf("SeekHole(%d) = %d, %v; want %d", off, got, err, hole)
+	}
+}
+
+func TestResolveRefusesWhatIsOutside(t *testing.T) {
+	im := chain{build(spec{})}.open(t, Options{})
+	for _, c := range []struct{ off, n int64 }{{-1, 1}, {0, -1}, {0, im.Size() + 1}, {im.Size(), 1}, {1, 1<<63 - 1}, {1<<63 - 1, 1}} {
+		if _, err := im.Resolve(nil, c.off, c.n); err == nil {
+			t.Errorf("Resolve(%d bytes at %d) of %d gave no error", c.n, c.off, im.Size())
+		}
+	}
+	if list, err := im.Resolve(nil, im.Size(), 0); err != nil || len(list) != 0 {
+		t.Errorf("Resolve of nothing = %v, %v", list, err)
+	}
+}
+
+// A hole of a mostly empty disk is found in one step, whatever its length, and no page of it is read.
+func TestHugeHoles(t *testing.T) {
+	c := chain{build(spec{diskSize: 64 * tib, blocks: []blockSpec{{0, FullyPresent}, {64*tib/mib - 1, FullyPresent}}})}
+	im := c.open(t, Options{})
+	for off, want := range map[int64]int64{mib: 64*tib - mib, 0: 0, 64*tib - 1: 64*tib - 1} {
+		if got, err := im.SeekData(off); got != want || err != nil {
+			t.Errorf("SeekData(%d) = %d, %v; want %d", off, got, err, want)
+		}
+	}
+	if e, err := im.Extent(mib); err != nil || e.Len != 64*tib-2*mib || e.File != nil {
+		t.Errorf("Extent(1 MiB) = %+v, %v; want a hole up to the last block", e, err)
+	}
+	if n := im.top.cache.Pages(); n > 2 {
+		t.Errorf("%d pages are cached, two hold something", n)
+	}
+	c.verify(t, im)
+}
+
+func TestResolveDoesNotAllocate(t *testing.T) {
+	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, Zero}}})
+	child := build(spec{typ: Differencing, blocks: []blockSpec{{0, PartiallyPresent}}})
+	im := chain{child, parent}.open(t, Options{})
+	dst := make([]Extent, 0, 1<<13)
+	if n := testing.AllocsPerRun(20, func() {
+		if _, err := im.Resolve(dst, 0, im.Size()); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("Resolve allocates %v times", n)
+	}
+	buf := make([]byte, 64*kib)
+	if n := testing.AllocsPerRun(20, func() {
+		if _, err := im.ReadAt(buf, mib+777); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("ReadAt allocates %v times", n)
+	}
+}
+
+// Readers that share a cache with room for the least number of pages get the same bytes, and keep to the bound.
+func TestConcurrentReadsWithTheSmallestCache(t *testing.T) {
+	const minCachedPages = 16
+	parent := build(spec{diskSize: 40 << 30, dataWrite: parentGUID})
+	child := build(spec{diskSize: 40 << 30, typ: Differencing})
+	for i := range int64(40) { // a page of each BAT for every block, and a bitmap for some
+		parent.setBlock(i*1000+3, FullyPresent)
+		parent.put(parent.random(8192), (i*1000+3)*mib)
+		if i%4 > 0 {
+			continue
+		}
+		b := i*1000 + 3
+		child.setBlock(b, PartiallyPresent)
+		child.put(child.random(8192), b*mib)
+		child.setSectors(b, 0, 5, true)
+		child.setSectors(b, 9, 3, true)
+	}
+	c := chain{child, parent}
+	im := c.open(t, Options{CacheSize: 1})
+	var wg sync.WaitGroup
+	for g := range uint64(8) {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(g, 2))
+			got, want := make([]byte, 9000), make([]byte, 9000)
+			for range 150 {
+				off := (rng.Int64N(40)*1000+3)*mib - 500 + rng.Int64N(1000)
+				if _, err := im.ReadAt(got, off); err != nil {
+					t.Error(err)
+					return
+				}
+				c.want(want, off)
+				if i := firstDifference(got, want); i >= 0 {
+					t.Errorf("byte %d is %#x, want %#x", off+int64(i), got[i], want[i])
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := im.top.cache.Pages(); n > minCachedPages {
+		t.Errorf("%d pages of %d bytes are cached; want at most %d", n, cache.PageSize, minCachedPages)
+	}
+}
+
+// A failingFile fails to read where it is told to.
+type failingFile struct {
+	File
+	off, n int64
+	err    error
+}
+
+func (f *failingFile) ReadAt(p []byte, off int64) (int, error) {
+	if off < f.off+f.n && f.off < off+int64(len(p)) {
+		return 0, f.err
+	}
+	return f.File.ReadAt(p, off)
+}
+
+func TestReadErrorsReachTheCaller(t *testing.T) {
+	img := build(spec{blocks: []blockSpec{{1, FullyPresent}, {0, FullyPresent}}})
+	errBad := errors.New("bad sector")
+	f := &failingFile{File: img.memFile, off: img.entries[1].fileOff(), n: mib, err: errBad}
+	l := newOpener(Options{}).newLayer(f, "memory")
+	if err := l.load(); err != nil {
+		t.Fatal(err)
+	}
+	im := &Image{top: l, close: l.close}
+	buf := make([]byte, 8192)
+	if n, err := im.ReadAt(buf, mib-4096); n != 4096 || !errors.Is(err, errBad) {
+		t.Errorf("ReadAt = %d, %v; want the 4096 bytes before the bad sector, and its error", n, err)
+	}
+	f.off, f.err = img.batOff, errBad
+	for _, off := range []int64{0, regionTableOffsets[0], headerOffsets[0], img.metaOff, img.metaOff + firstItemOffset, img.batOff} {
+		f.off = off
+		if err := newOpener(Options{}).newLayer(f, "memory").load(); !errors.Is(err, errBad) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("with a bad sector at %#x the image opens with %v; want the error of the file alone", off, err)
+		}
+	}
+}
+
+// A file that another program cuts short while it is open gives errors, not zeros.
+func TestFileCutShortWhileOpen(t *testing.T) {
+	img := build(spec{blocks: []blockSpec{{0, FullyPresent}}})
+	im := chain{img}.open(t, Options{})
+	img.Truncate(img.size - 4096)
+	if n, err := im.ReadAt(make([]byte, 8192), mib-8192); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("ReadAt = %d, %v; want io.ErrUnexpectedEOF", n, err)
+	}
+}
