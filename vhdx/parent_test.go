@@ -1,0 +1,301 @@
+package vhdx
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A family is a child and files that may be its parent, in a folder with subfolders.
+type family struct {
+	t   *testing.T
+	dir string
+}
+
+func newFamily(t *testing.T) *family {
+	t.Helper()
+	f := &family{t, t.TempDir()}
+	for _, sub := range []string{"vm", "vm/sub", "base", "other"} {
+		if err := os.Mkdir(filepath.Join(f.dir, sub), 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
+func (f *family) path(name string) string { return filepath.Join(f.dir, name) }
+
+// child writes vm/child.vhdx with the given entries of its parent locator.
+func (f *family) child(entries ...[2]string) string {
+	build(spec{typ: Differencing, locator: entries}).writeTo(f.t, f.path("vm/child.vhdx"))
+	return f.path("vm/child.vhdx")
+}
+
+// parent writes a parent whose first block begins with its name, so that it can be told which one was taken.
+func (f *family) parent(name string) {
+	im := build(spec{blocks: []blockSpec{{0, FullyPresent}}})
+	im.put(fmt.Appendf(nil, "%-40s", name), 0)
+	im.writeTo(f.t, f.path(name))
+}
+
+// other writes an image that is not the parent.
+func (f *family) other(name string) {
+	build(spec{dataWrite: otherGUID}).writeTo(f.t, f.path(name))
+}
+
+// taken opens the image and returns which parent it reads from.
+func taken(path string, o Options) (string, error) {
+	im, err := Open(path, o)
+	if err != nil {
+		return "", err
+	}
+	defer im.Close()
+	var b [40]byte
+	_, err = im.ReadAt(b[:], 0)
+	return strings.TrimSpace(string(b[:])), err
+}
+
+func TestFindParent(t *testing.T) {
+	const rel, vol, abs = keyRelativePath, keyVolumePath, keyAbsolutePath
+	for _, c := range []struct {
+		name    string
+		entries [][2]string
+		parents []string
+		others  []string
+		opts    func(f *family) Options
+		want    string // "" if none is found
+	}{
+		{name: "relative path", entries: [][2]string{{rel, `.\p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
+		{name: "relative path without a dot", entries: [][2]string{{rel, `p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
+		{name: "relative path into a subfolder", entries: [][2]string{{rel, `sub\p.vhdx`}}, parents: []string{"vm/sub/p.vhdx", "vm/p.vhdx"}, want: "vm/sub/p.vhdx"},
+		{name: "relative path before the others", entries: [][2]string{{abs, `\\?\C:\a.vhdx`}, {vol, `\\?\Volume{x}\v.vhdx`}, {rel, `r.vhdx`}},
+			parents: []string{"vm/a.vhdx", "vm/v.vhdx", "vm/r.vhdx"}, want: "vm/r.vhdx"},
+		{name: "volume path before the absolute one", entries: [][2]string{{abs, `\\?\C:\vms\a.vhdx`}, {vol, `\\?\Volume{x}\vms\v.vhdx`}},
+			parents: []string{"vm/a.vhdx", "vm/v.vhdx"}, want: "vm/v.vhdx"},
+		{name: "name in an absolute path", entries: [][2]string{{abs, `\\?\C:\vms\a.vhdx`}}, parents: []string{"vm/a.vhdx"}, want: "vm/a.vhdx"},
+		{name: "name in a UNC path", entries: [][2]string{{abs, `\\server\share\a.vhdx`}}, parents: []string{"vm/a.vhdx"}, want: "vm/a.vhdx"},
+		{name: "next path when the first is another disk", entries: [][2]string{{rel, `r.vhdx`}, {abs, `C:\a.vhdx`}},
+			parents: []string{"vm/a.vhdx"}, others: []string{"vm/r.vhdx"}, want: "vm/a.vhdx"},
+		{name: "name in the relative path, moved beside the child", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
+		{name: "name with spaces, percent and letters", entries: [][2]string{{rel, `.\Größe 100%20 日本 𝄞.vhdx`}}, parents: []string{"vm/Größe 100%20 日本 𝄞.vhdx"}, want: "vm/Größe 100%20 日本 𝄞.vhdx"},
+
+		{name: "outside the folder", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"base/p.vhdx"}},
+		{name: "outside the folder, allowed", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"base/p.vhdx"},
+			opts: func(f *family) Options { return Options{ParentDirs: []string{f.path("base")}} }, want: "base/p.vhdx"},
+		{name: "outside the folder, parent_dir is above", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"base/p.vhdx"},
+			opts: func(f *family) Options { return Options{ParentDirs: []string{f.dir}} }, want: "base/p.vhdx"},
+		{name: "out of the folder and back", entries: [][2]string{{rel, `..\vm\p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
+		{name: "absolute path in relative_path", entries: [][2]string{{rel, `/etc/p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
+		{name: "drive in relative_path", entries: [][2]string{{rel, `C:sub\p.vhdx`}}, parents: []string{"vm/sub/p.vhdx"}},
+		{name: "folder as a name", entries: [][2]string{{rel, `..`}, {vol, `\\?\Volume{x}\`}, {abs, `.`}}},
+		{name: "several parent_dir", entries: [][2]string{{abs, `C:\p.vhdx`}}, parents: []string{"other/p.vhdx"},
+			opts: func(f *family) Options { return Options{ParentDirs: []string{f.path("base"), f.path("other")}} }, want: "other/p.vhdx"},
+		{name: "child's folder before parent_dir", entries: [][2]string{{abs, `C:\p.vhdx`}}, parents: []string{"vm/p.vhdx", "base/p.vhdx"},
+			opts: func(f *family) Options { return Options{ParentDirs: []string{f.path("base")}} }, want: "vm/p.vhdx"},
+
+		{name: "parent option before everything", entries: [][2]string{{rel, `p.vhdx`}}, parents: []string{"vm/p.vhdx", "other/elsewhere.vhdx"},
+			opts: func(f *family) Options { return Options{Parents: []string{f.path("other/elsewhere.vhdx")}} }, want: "other/elsewhere.vhdx"},
+		{name: "parent option is the only one tried", entries: [][2]string{{rel, `p.vhdx`}}, parents: []string{"vm/p.vhdx"}, others: []string{"other/o.vhdx"},
+			opts: func(f *family) Options { return Options{Parents: []string{f.path("other/o.vhdx")}} }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFamily(t)
+			for _, p := range c.parents {
+				f.parent(p)
+			}
+			for _, p := range c.others {
+				f.other(p)
+			}
+			var o Options
+			if c.opts != nil {
+				o = c.opts(f)
+			}
+			got, err := taken(f.child(append([][2]string{linkage}, c.entries...)...), o)
+			if c.want == "" {
+				if err == nil {
+					t.Errorf("%s was taken as the parent; want none", got)
+				}
+				return
+			}
+			if got != c.want || err != nil {
+				t.Errorf("parent %q, %v; want %q", got, err, c.want)
+			}
+		})
+	}
+}
+
+// The mounter gives the parents of a chain in turn.
+func TestParentOptionsForEachLevel(t *testing.T) {
+	f := newFamily(t)
+	child := f.child(linkage, relPath)
+	mid := build(spec{typ: Differencing, locator: parentEntries("nowhere.vhdx", otherGUID)})
+	mid.writeTo(t, f.path("other/mid.vhdx"))
+	base := build(spec{dataWrite: otherGUID, blocks: []blockSpec{{0, FullyPresent}}})
+	base.put([]byte("the base                                "), 0)
+	base.writeTo(t, f.path("base/base.vhdx"))
+	got, err := taken(child, Options{Parents: []string{f.path("other/mid.vhdx"), f.path("base/base.vhdx")}})
+	if got != "the base" || err != nil {
+		t.Errorf("read %q, %v from the base", got, err)
+	}
+	if _, err := taken(child, Options{Parents: []string{f.path("base/base.vhdx"), f.path("other/mid.vhdx")}}); err == nil {
+		t.Error("parents in the wrong order were taken")
+	}
+}
+
+func TestLinkage2(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		entries [][2]string
+		ok      bool
+	}{
+		{"first matches", [][2]string{{keyLinkage, guidText(parentGUID)}, {keyLinkage2, guidText(otherGUID)}}, true},
+		{"second matches", [][2]string{{keyLinkage, guidText(otherGUID)}, {keyLinkage2, guidText(parentGUID)}}, true},
+		{"neither matches", [][2]string{{keyLinkage, guidText(otherGUID)}, {keyLinkage2, guidText(testLogGUID)}}, false},
+		{"second is no GUID", [][2]string{{keyLinkage, guidText(parentGUID)}, {keyLinkage2, "none"}}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFamily(t)
+			f.parent("vm/parent.vhdx")
+			path := f.child(append(c.entries, relPath)...)
+			if _, err := taken(path, Options{}); (err == nil) != c.ok {
+				t.Errorf("opened with %v", err)
+			}
+			if im, err := Open(path, Options{}); err == nil {
+				defer im.Close()
+				if p := im.Info().Parent; (p.Linkage2 != nil) != (c.name != "second is no GUID") {
+					t.Errorf("Info shows parent_linkage2 %v", p.Linkage2)
+				}
+			}
+		})
+	}
+}
+
+// The error lists every place, and why what is there is not the parent.
+func TestParentErrorListsWhatWasTried(t *testing.T) {
+	f := newFamily(t)
+	f.other("vm/r.vhdx")
+	build(spec{sectorSize: 4096}).writeTo(t, f.path("vm/v.vhdx"))
+	if err := os.WriteFile(f.path("base/a.vhdx"), []byte("short"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	path := f.child(linkage, [2]string{keyRelativePath, `r.vhdx`}, [2]string{keyVolumePath, `\\?\Volume{x}\v.vhdx`},
+		[2]string{keyAbsolutePath, `C:\vm\a.vhdx`}, [2]string{"unknown", `x.vhdx`})
+	_, err := Open(path, Options{ParentDirs: []string{f.path("base")}})
+	if err == nil {
+		t.Fatal("it opened")
+	}
+	for _, want := range []string{
+		path, guidText(parentGUID)[1:37],
+		f.path("vm/r.vhdx") + " (relative_path): its DataWriteGuid is " + otherGUID.String(),
+		f.path("base/r.vhdx") + " (parent_dir= option): open",
+		f.path("vm/v.vhdx") + " (name in volume_path): its logical sectors have 4096 bytes, those of the child 512",
+		f.path("vm/a.vhdx") + " (name in absolute_win32_path): open",
+		f.path("base/a.vhdx") + " (parent_dir= option): file at offset 0x0: 5 bytes",
+		"parent=FILE", "parent_dir=DIR",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error does not say %q:\n%v", want, err)
+		}
+	}
+	if strings.Contains(err.Error(), "x.vhdx") {
+		t.Errorf("an unknown key was taken as a path:\n%v", err)
+	}
+}
+
+// A symbolic link and a hard link are the same file, whatever their names.
+func TestChainHoldsAFileOnce(t *testing.T) {
+	for name, link := range map[string]func(old, new string) error{"symbolic": os.Symlink, "hard": os.Link} {
+		t.Run(name, func(t *testing.T) {
+			f := newFamily(t)
+			path := f.child(linkage, [2]string{keyRelativePath, "again.vhdx"})
+			if err := link(path, f.path("vm/again.vhdx")); err != nil {
+				t.Skip(err)
+			}
+			_, err := Open(path, Options{})
+			if err := brokenRule(err, 65); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// writeChain writes n images in the folder, each the parent of the one before, and returns the path of the first.
+func writeChain(t *testing.T, dir string, n int) string {
+	t.Helper()
+	for i := range n {
+		s := spec{diskSize: mib, dataWrite: layerGUID(i)}
+		s.dataWrite[14] = byte(i >> 8)
+		if i < n-1 {
+			s.typ = Differencing
+			next := layerGUID(i + 1)
+			next[14] = byte((i + 1) >> 8)
+			s.locator = parentEntries(fmt.Sprintf("%d.vhdx", i+1), next)
+		}
+		im := build(s)
+		if i == n-1 {
+			im.setBlock(0, FullyPresent)
+			im.put([]byte("the end of the chain                    "), 0)
+		}
+		im.writeTo(t, filepath.Join(dir, fmt.Sprintf("%d.vhdx", i)))
+	}
+	return filepath.Join(dir, "0.vhdx")
+}
+
+func TestLongestChain(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it makes hundreds of files")
+	}
+	t.Parallel()
+	got, err := taken(writeChain(t, t.TempDir(), maxLayers), Options{})
+	if got != "the end of the chain" || err != nil {
+		t.Errorf("a chain of %d: read %q, %v", maxLayers, got, err)
+	}
+	_, err = taken(writeChain(t, t.TempDir(), maxLayers+1), Options{})
+	if err := brokenRule(err, 65); err != nil {
+		t.Errorf("a chain of %d: %v", maxLayers+1, err)
+	}
+}
+
+// Where each parent of a long chain has a copy and the last one is missing, there are more ways through the
+// copies than could ever be tried.
+func TestCopiesOfParentsAreNotTriedForever(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const levels = 40
+	for i := range levels {
+		im := build(spec{typ: Differencing, diskSize: mib, dataWrite: layerGUID(i), locator: [][2]string{
+			{keyLinkage, guidText(layerGUID(i + 1))},
+			{keyRelativePath, fmt.Sprintf("a%d.vhdx", i+1)},
+			{keyAbsolutePath, fmt.Sprintf(`C:\b%d.vhdx`, i+1)},
+		}})
+		im.writeTo(t, filepath.Join(dir, fmt.Sprintf("a%d.vhdx", i)))
+		im.writeTo(t, filepath.Join(dir, fmt.Sprintf("b%d.vhdx", i)))
+	}
+	_, err := Open(filepath.Join(dir, "a0.vhdx"), Options{})
+	if err := brokenRule(err, 65); err != nil {
+		t.Error(err)
+	}
+	if n := len(err.Error()); n > mib {
+		t.Errorf("the error has %d bytes", n)
+	}
+}
+
+// The sectors of a child beyond the end of its parent read as zeros, and only those.
+func TestParentSmallerThanChild(t *testing.T) {
+	parent := build(spec{diskSize: 2*mib + 1024, blockSize: 2 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	child := build(spec{typ: Differencing, diskSize: 7 * mib, blocks: []blockSpec{{2, PartiallyPresent}}})
+	c := chain{child, parent}
+	im, err := Open(c.writeTo(t, t.TempDir()), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	c.verify(t, im)
+	in := im.Info()
+	if in.DiskSize != 7*mib || in.Parent.Image.DiskSize != 2*mib+1024 || in.Parent.Image.BlockSize != 2*mib {
+		t.Errorf("Info: %+v on %+v", in, in.Parent.Image)
+	}
+}
