@@ -1,92 +1,74 @@
-// Package powercut is a file that loses power. It stands in for an image file in tests, keeps what is synced
-// apart from what is not, and shows what may be left when the power fails: all that was synced, and of the rest
-// any part, in any order, torn.
+// Package powercut is a file in memory that loses power. It records what a program changes, and says what
+// may be left of the file after a cut: everything that a completed sync covers, and of the rest whatever a
+// disk and a file system may have got to, in any order and in parts.
 //
-// What it takes to be possible is what a disk with a volatile cache below a file system may do:
+//	disk := powercut.New(img)
+//	disk.CutAt(7)               // the 7th change or sync loses power
+//	run(disk)                   // fails with ErrCut from there on
+//	left := disk.AfterCut(rng)  // one of the possible states, chosen by rng
 //
-//   - A sync that returned makes everything before it durable.
-//   - Of the writes since, each sector of 512 bytes reached the disk or did not, one independently of another,
-//     whatever the order in which they were issued. Where Torn allows it, a write may end at any byte.
-//   - A change of the file's size is kept or lost like a write. Where the size is lost, so is what lies behind it.
+// It imports nothing of this program, so that the tests of every package can use it.
 package powercut
 
 import (
 	"errors"
+	"fmt"
 	"io"
-	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 )
 
-const (
-	pageSize   = 4 << 10
-	sectorSize = 512
-)
+// SectorSize is what a disk writes as a whole, in bytes.
+const SectorSize = 512
 
-// ErrPower is what every operation returns when the power has failed.
-var ErrPower = errors.New("powercut: the power has failed")
+// ErrCut is the error of everything that is tried once the power is gone.
+var ErrCut = errors.New("powercut: no power")
 
-// Base is the content that a Disk begins with. It must not change.
-type Base interface {
-	io.ReaderAt
-	Size() (int64, error)
-}
-
-// A Disk is a file on a disk that may lose power. Any number of goroutines may use it.
+// A Disk is the file. Its methods may be called from several goroutines at once; the exported fields are to
+// be set before that.
 type Disk struct {
-	// Torn says whether a write at the given offset may be torn at any byte. Nil means never: then a sector of
-	// 512 bytes is always old or new.
-	Torn func(off int64) bool
+	// Tearable says whether the sector at off, in which off is the first byte, may be left torn at any byte.
+	// That is what data must survive which a checksum, a log or a second copy protects. Other sectors are
+	// old or new. Nil means that none may be torn.
+	Tearable func(off int64) bool
 
-	mu      sync.Mutex
-	base    Base
-	durable content // as of the last sync
-	now     content // as the program sees it
-	pending []op    // since the last sync
-	ops     int     // so far
-	cut     int     // the operation that fails; 0 is none
-	syncs   int
+	// SizesInOrder keeps a change of the file's size only together with all those before it, as file systems
+	// with a journal do. Otherwise each is kept or lost by itself.
+	SizesInOrder bool
+
+	mu     sync.Mutex
+	stable []byte // the file as of the last sync
+	now    []byte // the file as the program sees it
+	after  []change
+	ops    int // changes and syncs so far
+	syncs  int // syncs that completed
+	cut    int // the operation that loses power, 0 for none
+	off    bool
 }
 
-// content is a file: pages that differ from the base, and a size. Pages are replaced, never changed.
-type content struct {
-	pages map[int64]*[pageSize]byte
-	size  int64
-	fresh int64 // from here on the base shows no more: the file was shorter once
+// A change is one that no sync covers.
+type change struct {
+	what kind
+	off  int64  // bytes; for a truncate the new size
+	data []byte // that is written
+	grew bool   // whether the size changed
 }
 
-func (c content) clone() content {
-	c.pages = maps.Clone(c.pages)
-	return c
-}
-
-// An op is a change that is not durable yet.
-type op struct {
-	kind opKind
-	off  int64 // of a truncate, the new size
-	data []byte
-	n    int64 // of a punch
-}
-
-type opKind int
+type kind int
 
 const (
-	write opKind = iota
+	write kind = iota
 	truncate
-	punch
 )
 
-// New returns a disk that holds base, durably. The power is on.
-func New(base Base) *Disk {
-	size, err := base.Size()
-	if err != nil {
-		panic(err) // a test's own file
-	}
-	c := content{pages: make(map[int64]*[pageSize]byte), size: size, fresh: size}
-	return &Disk{base: base, durable: c, now: c.clone()}
+// New returns a file that holds a copy of img, all of it on stable media.
+func New(img []byte) *Disk {
+	return &Disk{stable: slices.Clone(img), now: slices.Clone(img)}
 }
 
-// CutAt makes the n-th operation from the beginning lose power: a write, truncate, punch or sync; the first is 1.
+// CutAt makes the nth operation lose power, counted from 1 since New. Operations are writes, truncates,
+// punches and syncs. What the nth was to change may be left in part, a sync that is cut promises nothing.
 func (d *Disk) CutAt(n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -97,232 +79,257 @@ func (d *Disk) CutAt(n int) {
 func (d *Disk) Powered() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.cut == 0 || d.ops < d.cut
+	return !d.off
 }
 
-// Ops returns how many operations there were.
+// Ops returns how many operations there were, the one that lost power included.
 func (d *Disk) Ops() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.ops
 }
 
-// Syncs returns how many syncs there were.
+// Syncs returns how many syncs completed.
 func (d *Disk) Syncs() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.syncs
 }
 
-// change makes a change. That at which the power fails may be done in part, like all others since the last sync.
-func (d *Disk) change(o op) error {
+// ReadAt reads what the program wrote, synced or not.
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.cut > 0 && d.ops >= d.cut {
-		return ErrPower
+	switch {
+	case d.off:
+		return 0, ErrCut
+	case off < 0:
+		return 0, fmt.Errorf("powercut: read at %d", off)
+	case off >= int64(len(d.now)):
+		return 0, io.EOF
 	}
-	d.ops++
-	d.pending = append(d.pending, o)
-	d.now.apply(d.base, o)
-	if d.ops == d.cut {
-		return ErrPower
+	n := copy(p, d.now[off:])
+	if n < len(p) {
+		return n, io.EOF
 	}
-	return nil
+	return n, nil
 }
 
-// WriteAt is io.WriterAt's.
+// WriteAt writes p at off. A write past the end grows the file.
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 {
-		return 0, errors.New("powercut: write at a negative offset")
+		return 0, fmt.Errorf("powercut: write at %d", off)
 	}
-	if err := d.change(op{kind: write, off: off, data: append([]byte(nil), p...)}); err != nil {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.change(change{what: write, off: off, data: slices.Clone(p)}); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// Truncate changes the size; added bytes read as zero.
-func (d *Disk) Truncate(size int64) error { return d.change(op{kind: truncate, off: size}) }
-
-// PunchHole makes n bytes from off on read as zero. The size stays.
-func (d *Disk) PunchHole(off, n int64) error { return d.change(op{kind: punch, off: off, n: n}) }
-
-// Sync makes everything durable.
-func (d *Disk) Sync() error {
+// PunchHole makes the part of a range that lies inside the file read as zero.
+func (d *Disk) PunchHole(off, n int64) error {
+	if off < 0 || n <= 0 {
+		return fmt.Errorf("powercut: punch %d bytes at %d", n, off)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.cut > 0 && d.ops >= d.cut {
-		return ErrPower
+	n = max(0, min(n, int64(len(d.now))-off))
+	return d.change(change{what: write, off: off, data: make([]byte, n)})
+}
+
+// Truncate gives the file another size. Added bytes read as zero.
+func (d *Disk) Truncate(size int64) error {
+	if size < 0 {
+		return fmt.Errorf("powercut: truncate to %d", size)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.change(change{what: truncate, off: size})
+}
+
+// change does c, unless the power is gone already, and fails if it goes with it.
+func (d *Disk) change(c change) error {
+	if d.off {
+		return ErrCut
 	}
 	d.ops++
+	size := int64(len(d.now))
+	switch {
+	case c.what == truncate:
+		c.grew = c.off != size
+		d.now = resized(d.now, c.off)
+	case len(c.data) > 0:
+		if end := c.off + int64(len(c.data)); end > size {
+			c.grew = true
+			d.now = resized(d.now, end)
+		}
+		copy(d.now[c.off:], c.data)
+	}
+	d.after = append(d.after, c)
 	if d.ops == d.cut {
-		return ErrPower
+		d.off = true
+		return ErrCut
 	}
-	d.syncs++
-	for _, o := range d.pending {
-		d.durable.apply(d.base, o)
-	}
-	d.pending = nil
 	return nil
 }
 
-// ReadAt is io.ReaderAt's. Reading works without power, too, since tests look at what the program saw.
-func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+// Sync puts all changes that were made before it on stable media.
+func (d *Disk) Sync() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.now.readAt(d.base, p, off)
+	if d.off {
+		return ErrCut
+	}
+	if d.ops++; d.ops == d.cut {
+		d.off = true
+		return ErrCut
+	}
+	for _, c := range d.after { // rather than copy the whole file
+		if c.what == truncate {
+			d.stable = resized(d.stable, c.off)
+			continue
+		}
+		d.stable = resized(d.stable, max(int64(len(d.stable)), c.off+int64(len(c.data))))
+		copy(d.stable[c.off:], c.data)
+	}
+	d.after = nil
+	d.syncs++
+	return nil
 }
 
-// Size returns the size in bytes.
+// Size returns the size that the program gave the file, in bytes.
 func (d *Disk) Size() (int64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.now.size, nil
+	if d.off {
+		return 0, ErrCut
+	}
+	return int64(len(d.now)), nil
 }
 
-// Close does nothing: closing a file makes nothing durable.
+// Close does nothing; what was not synced stays so.
 func (d *Disk) Close() error { return nil }
 
-// AfterCut returns a disk, with its power on, that holds one of the states that the power's failing now may leave.
-// Which one is up to rng; some of its choices are extremes: everything was kept, nothing was, all but one change.
-func (d *Disk) AfterCut(rng *rand.Rand) *Disk {
+// resized returns b with size bytes, the added ones zero.
+func resized(b []byte, size int64) []byte {
+	if old := int64(len(b)); size > old {
+		b = slices.Grow(b, int(size-old))[:size]
+		clear(b[old:])
+	}
+	return b[:size]
+}
+
+// AfterCut returns what the file may hold after the cut, or after a cut right now if the power is still on.
+// Each call takes another of the possible states from rng, and changes nothing. With equal rng, state and
+// operations it returns the same.
+func (d *Disk) AfterCut(rng *rand.Rand) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	after := d.durable.clone()
-	keep := d.choice(rng)
-	for i, o := range d.pending {
-		if !keep(i) {
-			continue
-		}
-		for _, part := range d.torn(o, rng) {
-			after.apply(d.base, part)
-		}
-	}
-	if after.size > d.durable.size && rng.IntN(4) == 0 {
-		after.apply(d.base, op{kind: truncate, off: d.durable.size})
-	}
-	return &Disk{Torn: d.Torn, base: d.base, durable: after, now: after.clone()}
-}
-
-// choice returns which of the pending changes are kept.
-func (d *Disk) choice(rng *rand.Rand) func(i int) bool {
-	n := len(d.pending)
-	switch rng.IntN(6) {
-	case 0:
-		return func(int) bool { return true }
-	case 1:
-		return func(int) bool { return false }
-	case 2:
-		one := rng.IntN(n + 1)
-		return func(i int) bool { return i != one }
-	case 3:
-		one := rng.IntN(n + 1)
-		return func(i int) bool { return i == one }
-	case 4: // the last ones, though not the first
-		from := rng.IntN(n + 1)
-		return func(i int) bool { return i >= from }
-	}
-	return func(int) bool { return rng.IntN(2) == 0 }
-}
-
-// torn returns the parts of a change that reach the disk.
-func (d *Disk) torn(o op, rng *rand.Rand) []op {
-	if rng.IntN(2) == 0 {
-		return []op{o}
-	}
-	switch o.kind {
-	case write:
-		if d.Torn != nil && d.Torn(o.off) && rng.IntN(2) == 0 {
-			o.data = o.data[:rng.IntN(len(o.data)+1)]
-			return []op{o}
-		}
-		return sectors(o, rng)
-	case punch:
-		from := rng.Int64N(o.n+1) / pageSize * pageSize
-		o.off, o.n = o.off+from, rng.Int64N(o.n-from+1)/pageSize*pageSize
-	}
-	return []op{o}
-}
-
-// sectors returns some of the sectors of a write: each by chance, or a run of them.
-func sectors(o op, rng *rand.Rand) []op {
-	end := o.off + int64(len(o.data))
-	first := o.off / sectorSize
-	n := (end-1)/sectorSize - first + 1
-	lo, hi := first+rng.Int64N(n), first+rng.Int64N(n)
-	run := rng.IntN(2) == 0
-	var parts []op
-	for s := first; s < first+n; s++ {
-		if run && (s < lo || s > hi) || !run && rng.IntN(2) == 0 {
-			continue
-		}
-		from, to := max(o.off, s*sectorSize), min(end, (s+1)*sectorSize)
-		parts = append(parts, op{kind: write, off: from, data: o.data[from-o.off : to-o.off]})
-	}
-	return parts
-}
-
-// page returns page n; it must not be changed.
-func (c *content) page(base Base, n int64) *[pageSize]byte {
-	if p := c.pages[n]; p != nil {
-		return p
-	}
-	p := new([pageSize]byte)
-	if left := c.fresh - n*pageSize; left > 0 {
-		if _, err := base.ReadAt(p[:min(left, pageSize)], n*pageSize); err != nil && err != io.EOF {
-			panic(err) // a test's own file
-		}
-	}
-	return p
-}
-
-func (c *content) readAt(base Base, p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, errors.New("powercut: read at a negative offset")
-	}
-	var err error
-	if left := c.size - off; int64(len(p)) > left {
-		p, err = p[:max(left, 0)], io.EOF
-	}
-	for n := 0; n < len(p); {
-		at := off + int64(n)
-		n += copy(p[n:], c.page(base, at/pageSize)[at%pageSize:])
-	}
-	return len(p), err
-}
-
-func (c *content) apply(base Base, o op) {
-	switch o.kind {
-	case write:
-		c.set(base, o.off, int64(len(o.data)), func(p []byte, i int64) { copy(p, o.data[i:]) })
-		if len(o.data) > 0 {
-			c.size = max(c.size, o.off+int64(len(o.data)))
-		}
-	case punch:
-		if end := min(o.off+o.n, c.size); end > o.off {
-			c.set(base, o.off, end-o.off, func(p []byte, _ int64) { clear(p) })
-		}
-	case truncate:
-		if o.off < c.size {
-			if rest := (pageSize - o.off%pageSize) % pageSize; rest > 0 {
-				c.set(base, o.off, rest, func(p []byte, _ int64) { clear(p) })
+	f := newFate(rng, len(d.after))
+	// Data behind the size stays in b: a later change of size may uncover it.
+	b, size := slices.Clone(d.stable), int64(len(d.stable))
+	sizes := true // whether all changes of size so far were kept
+	for i, c := range d.after {
+		resize := c.grew && f.keepSize(i) && (sizes || !d.SizesInOrder)
+		sizes = sizes && (resize || !c.grew)
+		if c.what == truncate {
+			if resize {
+				if c.off < int64(len(b)) {
+					clear(b[c.off:])
+				}
+				size = c.off
 			}
-			maps.DeleteFunc(c.pages, func(n int64, _ *[pageSize]byte) bool { return n*pageSize >= o.off })
-			c.fresh = min(c.fresh, o.off)
+			continue
 		}
-		c.size = o.off
+		end := c.off + int64(len(c.data))
+		b = resized(b, max(int64(len(b)), end))
+		for at := c.off; at < end; {
+			next := min(end, at-at%SectorSize+SectorSize)
+			was, is := b[at:next], c.data[at-c.off:next-c.off]
+			switch {
+			case f.keepSector(i):
+				copy(was, is)
+			case d.Tearable != nil && rng.IntN(4) == 0 && d.Tearable(at-at%SectorSize):
+				if torn := rng.IntN(len(is) + 1); rng.IntN(2) == 0 {
+					copy(was[:torn], is)
+				} else {
+					copy(was[torn:], is[torn:])
+				}
+			}
+			at = next
+		}
+		if resize {
+			size = max(size, end)
+		}
+	}
+	return resized(b, max(size, int64(len(b))))[:size]
+}
+
+// A fate decides what is kept of n changes. Independent draws alone would hardly ever keep all but one of
+// them, or those up to some point, which are the states that most errors need.
+type fate struct {
+	rng *rand.Rand
+	way int
+	p   float64 // with which a sector or a change is kept, where that is drawn
+	one int     // the change that is treated otherwise
+	// Of the change that is decided about:
+	i    int
+	kept bool
+}
+
+const (
+	inOrder   = iota // all changes before one, a part of that one
+	allButOne        // a part of that one
+	onlyOne
+	bySector // each sector of each change is drawn
+	byChange // each change is drawn
+	ways
+)
+
+func newFate(rng *rand.Rand, n int) *fate {
+	return &fate{
+		rng: rng,
+		way: rng.IntN(ways),
+		p:   []float64{0.1, 0.5, 0.9}[rng.IntN(3)],
+		one: rng.IntN(n + 1), // n is none
+		i:   -1,
 	}
 }
 
-// set replaces the pages that hold the n bytes from off on; do fills each part, the i-th byte of the n first.
-func (c *content) set(base Base, off, n int64, do func(p []byte, i int64)) {
-	for i := int64(0); i < n; {
-		at := off + i
-		pg := *c.page(base, at/pageSize)
-		part := pg[at%pageSize:]
-		part = part[:min(int64(len(part)), n-i)]
-		do(part, i)
-		c.pages[at/pageSize] = &pg
-		i += int64(len(part))
+// keepSector decides about the next sector of the ith change.
+func (f *fate) keepSector(i int) bool {
+	draw := func() bool { return f.rng.Float64() < f.p }
+	switch {
+	case f.way == bySector:
+		return draw()
+	case f.way == byChange:
+		if i != f.i {
+			f.i, f.kept = i, draw()
+		}
+		return f.kept
+	case i == f.one:
+		return f.way == onlyOne || draw()
+	case f.way == inOrder:
+		return i < f.one
 	}
+	return f.way == allButOne
+}
+
+// keepSize decides about the size that the ith change gave the file, which need not share the fate of what
+// the change wrote.
+func (f *fate) keepSize(i int) bool {
+	if f.rng.IntN(4) == 0 {
+		return f.rng.IntN(2) == 0
+	}
+	switch f.way {
+	case inOrder:
+		return i < f.one
+	case allButOne:
+		return i != f.one
+	case onlyOne:
+		return i == f.one
+	}
+	return f.rng.Float64() < f.p
 }
