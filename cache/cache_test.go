@@ -1,0 +1,340 @@
+package cache
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// A countingFile is a file of pages, in each of which every word is the number of the page plus one. It counts
+// how often each page is read, and can wait or fail while it reads.
+type countingFile struct {
+	pages int64
+	reads []atomic.Int64
+	hook  func(page int64) error // before a page is read; may be nil
+}
+
+func newCountingFile(pages int64) *countingFile {
+	return &countingFile{pages: pages, reads: make([]atomic.Int64, pages)}
+}
+
+func (f *countingFile) ReadAt(p []byte, off int64) (int, error) {
+	page := off / PageSize
+	if page >= f.pages {
+		return 0, io.EOF
+	}
+	f.reads[page].Add(1)
+	if f.hook != nil {
+		if err := f.hook(page); err != nil {
+			return 0, err
+		}
+	}
+	for i := 0; i < len(p); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], uint64(page)+1)
+	}
+	return len(p), nil
+}
+
+// wantPage fails the test unless page i of s reads as word in its first and last word.
+func wantPage(t *testing.T, s *Span, i int64, word uint64) *Page {
+	t.Helper()
+	p, err := s.Page(i)
+	if err != nil {
+		t.Fatalf("Page(%d): %v", i, err)
+	}
+	if p.Word(0) != word || p.Word(PageWords-1) != word {
+		t.Fatalf("Page(%d) holds %d and %d, want %d", i, p.Word(0), p.Word(PageWords-1), word)
+	}
+	return p
+}
+
+func TestPageIsReadOnce(t *testing.T) {
+	f := newCountingFile(10)
+	c := New(1 << 20)
+	s := c.Span(f, 2*PageSize, 8)
+	if f.reads[2].Load() != 0 {
+		t.Error("Span reads")
+	}
+	for range 3 {
+		wantPage(t, s, 0, 3)
+		wantPage(t, s, 7, 10)
+	}
+	if a, b := f.reads[2].Load(), f.reads[9].Load(); a != 1 || b != 1 {
+		t.Errorf("two pages were read %d and %d times, want once", a, b)
+	}
+	if c.Pages() != 2 {
+		t.Errorf("%d pages are cached, want 2", c.Pages())
+	}
+}
+
+func TestPageOutsideItsSpan(t *testing.T) {
+	s := New(0).Span(newCountingFile(1000), 0, 5)
+	for _, i := range []int64{5, 6, leafPages - 1} {
+		if _, err := s.Page(i); err == nil {
+			t.Errorf("Page(%d) of 5 gave no error", i)
+		}
+	}
+}
+
+func TestPageBehindTheFile(t *testing.T) {
+	f := newCountingFile(1)
+	p, err := New(0).Span(f, 0, 3).Page(2)
+	if err != nil || p.Word(0) != 0 || p.Word(PageWords-1) != 0 {
+		t.Errorf("a page behind the end of the file: %v; want zeros", err)
+	}
+}
+
+// shortFile ends inside its first page.
+type shortFile struct{}
+
+func (shortFile) ReadAt(p []byte, off int64) (int, error) {
+	for i := range p {
+		p[i] = 0xFF // beyond what is returned there is junk
+	}
+	return 16, io.EOF
+}
+
+func TestPageCutByTheEndOfTheFile(t *testing.T) {
+	p, err := New(0).Span(shortFile{}, 0, 1).Page(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Word(1) != ^uint64(0) || p.Word(2) != 0 {
+		t.Errorf("words %#x, %#x; want ones inside the file and zeros behind it", p.Word(1), p.Word(2))
+	}
+}
+
+func TestReadErrorIsNotCached(t *testing.T) {
+	f := newCountingFile(3)
+	errBad := errors.New("bad sector")
+	f.hook = func(int64) error { return errBad }
+	c := New(0)
+	s := c.Span(f, 0, 3)
+	for range 2 {
+		if _, err := s.Page(1); !errors.Is(err, errBad) {
+			t.Fatalf("Page: %v, want the error of the file", err)
+		}
+	}
+	if c.Pages() != 0 {
+		t.Errorf("%d pages are cached after errors", c.Pages())
+	}
+	f.hook = nil
+	wantPage(t, s, 1, 2)
+}
+
+func TestMarkZero(t *testing.T) {
+	const pages = 3*leafPages + 10
+	f := newCountingFile(pages)
+	c := New(1 << 20)
+	s := c.Span(f, 0, pages)
+	s.MarkZero(5, 3)                 // inside a leaf
+	s.MarkZero(leafPages, leafPages) // a whole leaf
+	s.MarkZero(3*leafPages-2, 12)    // over the edge of a leaf to the end
+	zero := func(i int64) bool {
+		return i >= 5 && i < 8 || i >= leafPages && i < 2*leafPages || i >= 3*leafPages-2
+	}
+	for i := range int64(pages) {
+		word := uint64(i) + 1
+		if zero(i) {
+			word = 0
+		}
+		if p := wantPage(t, s, i, word); p.Zero() != zero(i) {
+			t.Errorf("page %d: Zero is %v", i, p.Zero())
+		}
+		if n := f.reads[i].Load(); zero(i) && n != 0 {
+			t.Errorf("page %d was read though it is known to be zero", i)
+		}
+	}
+	if want := min(256, pages-3-leafPages-12); c.Pages() != want {
+		t.Errorf("%d pages are cached, want %d: zero pages take no room", c.Pages(), want)
+	}
+}
+
+func TestMarkZeroOfAllInPieces(t *testing.T) {
+	const pages = 2*leafPages + 7
+	f := newCountingFile(pages)
+	s := New(0).Span(f, 0, pages)
+	for i := int64(0); i < pages; {
+		n := min(1+i%5, pages-i)
+		s.MarkZero(i, n)
+		i += n
+	}
+	for i := range int64(pages) {
+		if p := wantPage(t, s, i, 0); !p.Zero() || f.reads[i].Load() != 0 {
+			t.Fatalf("page %d is not known to be zero", i)
+		}
+	}
+}
+
+// The bound holds for all spans together, and what was given up is read again.
+func TestBound(t *testing.T) {
+	const limit = 20
+	c := New(limit * PageSize)
+	f := newCountingFile(1000)
+	a, b := c.Span(f, 0, 500), c.Span(f, 500*PageSize, 500)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 1500 {
+		i := rng.Int64N(500)
+		wantPage(t, a, i, uint64(i)+1)
+		wantPage(t, b, i, uint64(i)+501)
+		if c.Pages() > limit {
+			t.Fatalf("%d pages are cached, the bound is %d", c.Pages(), limit)
+		}
+	}
+	if c.Pages() != limit {
+		t.Errorf("%d pages are cached, want %d", c.Pages(), limit)
+	}
+}
+
+func TestLeastBound(t *testing.T) {
+	c := New(1)
+	s := c.Span(newCountingFile(100), 0, 100)
+	for i := range int64(100) {
+		wantPage(t, s, i, uint64(i)+1)
+	}
+	if c.Pages() != minPages {
+		t.Errorf("%d pages are cached, want %d", c.Pages(), minPages)
+	}
+}
+
+// A page that is used all the time stays while others pass through.
+func TestClockKeepsWhatIsUsed(t *testing.T) {
+	c := New(minPages * PageSize)
+	f := newCountingFile(1000)
+	s := c.Span(f, 0, 1000)
+	for i := range int64(999) {
+		wantPage(t, s, 999, 1000)
+		wantPage(t, s, i, uint64(i)+1)
+	}
+	if n := f.reads[999].Load(); n > 2 { // once may fall to the first round of the hand
+		t.Errorf("the page that is always used was read %d times", n)
+	}
+}
+
+// A page that was given up stays as it is for those who still hold it.
+func TestHeldPageOutlivesItsPlace(t *testing.T) {
+	c := New(0)
+	s := c.Span(newCountingFile(200), 0, 200)
+	held := wantPage(t, s, 3, 4)
+	for i := range int64(200) {
+		wantPage(t, s, i, uint64(i)+1)
+	}
+	if again := wantPage(t, s, 3, 4); again == held {
+		t.Fatal("the page was never given up; the test tests nothing")
+	}
+	if held.Word(100) != 4 {
+		t.Errorf("the held page reads %d now", held.Word(100))
+	}
+}
+
+// Of goroutines that miss a page at once, all get the same one: a change made to it must not get lost.
+func TestRacingLoadsGetOnePage(t *testing.T) {
+	const racers = 8
+	f := newCountingFile(1)
+	var inside sync.WaitGroup
+	inside.Add(racers)
+	f.hook = func(int64) error { // all of them read before any of them is done
+		inside.Done()
+		inside.Wait()
+		return nil
+	}
+	c := New(0)
+	s := c.Span(f, 0, 1)
+	got := make([]*Page, racers)
+	var wg sync.WaitGroup
+	for i := range racers {
+		wg.Go(func() { got[i], _ = s.Page(0) })
+	}
+	wg.Wait()
+	for i, p := range got {
+		if p == nil || p != got[0] {
+			t.Errorf("goroutine %d got page %p, goroutine 0 %p", i, p, got[0])
+		}
+	}
+	if c.Pages() != 1 {
+		t.Errorf("%d pages are cached, want 1", c.Pages())
+	}
+}
+
+// A reader that waits for its page keeps no other from theirs.
+func TestReadersDoNotWaitForEachOther(t *testing.T) {
+	f := newCountingFile(10)
+	stuck, release := make(chan struct{}), make(chan struct{})
+	f.hook = func(page int64) error {
+		if page == 0 {
+			close(stuck)
+			<-release
+		}
+		return nil
+	}
+	s := New(0).Span(f, 0, 10)
+	done := make(chan error)
+	go func() {
+		_, err := s.Page(0)
+		done <- err
+	}()
+	<-stuck
+	for i := int64(1); i < 10; i++ {
+		wantPage(t, s, i, uint64(i)+1) // would wait for ever
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestConcurrentReaders(t *testing.T) {
+	const pages = 600
+	f := newCountingFile(pages)
+	c := New(0)
+	s := c.Span(f, 0, pages)
+	s.MarkZero(100, 20)
+	var wg sync.WaitGroup
+	for g := range uint64(8) {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(g, 3))
+			for range 500 {
+				i := rng.Int64N(pages)
+				want := uint64(i) + 1
+				if i >= 100 && i < 120 {
+					want = 0
+				}
+				p, err := s.Page(i)
+				if err != nil || p.Word(int(i)%PageWords) != want {
+					t.Errorf("Page(%d): %v, or the wrong words", i, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if c.Pages() > minPages {
+		t.Errorf("%d pages are cached, want at most %d", c.Pages(), minPages)
+	}
+}
+
+func TestPageDecodesLittleEndian(t *testing.T) {
+	var b [PageSize]byte
+	copy(b[8:], []byte{1, 2, 3, 4, 5, 6, 7, 8})
+	var p Page
+	p.decode(&b)
+	if p.Word(0) != 0 || p.Word(1) != 0x0807060504030201 {
+		t.Errorf("words %#x, %#x", p.Word(0), p.Word(1))
+	}
+}
+
+func TestCachedPageDoesNotAllocate(t *testing.T) {
+	s := New(0).Span(newCountingFile(2), 0, 2)
+	wantPage(t, s, 1, 2)
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := s.Page(1); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("a cached page costs %v allocations", n)
+	}
+}
