@@ -26,8 +26,8 @@
 //   - Replay: doing the updates of the active sequence, from the tail of its head up to the head. Until then
 //     only the headers and the log of the file may be read (MS-VHDX 2.3.3).
 //
-// A reader calls Find, then NewOverlay to replay in memory, or Apply to replay into the file. AppendEntry
-// encodes an entry.
+// A reader calls Find, then NewOverlay to replay in memory, or Apply to replay into the file. A writer calls
+// Start and appends batches of pages. AppendEntry encodes an entry.
 //
 // Whatever bytes a log holds, the time to find and to replay it grows with the length of the log and with
 // the bytes that the file really holds. Memory stays below 128 bytes for each log sector, which is 32 KiB

@@ -30,6 +30,11 @@ func (reg Region) check() error {
 // at returns the file offset of position pos, which may lie up to one round past the end of the ring.
 func (reg Region) at(pos int64) int64 { return reg.Offset + pos%reg.Length }
 
+// overlaps reports whether the range off to end of the file, which is not empty, touches the log.
+func (reg Region) overlaps(off, end int64) bool {
+	return off < reg.Offset+reg.Length && end > reg.Offset
+}
+
 // ringBuffer is how much of the log a ringReader reads at once, in bytes.
 const ringBuffer = 256 << 10
 

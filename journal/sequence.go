@@ -132,7 +132,7 @@ func (s *Sequence) checkUpdate(u *update, off int64) error {
 	switch {
 	case u.off < headerSection:
 		return ondisk.Corrupt(ondisk.R13, "log descriptor", off, "writes into the headers, at %#x", u.off)
-	case u.off < s.Region.Offset+s.Region.Length && u.end > s.Region.Offset:
+	case s.Region.overlaps(u.off, u.end):
 		return ondisk.Corrupt(ondisk.R13, "log descriptor", off, "writes into the log, %d bytes at %#x", n, u.off)
 	}
 	return nil
