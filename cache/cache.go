@@ -1,6 +1,9 @@
 package cache
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // minPages is the least number of pages that a cache keeps, whatever its bound.
 const minPages = 16
@@ -11,12 +14,15 @@ type Cache struct {
 	limit int        // pages
 	clock []slot     // the cached pages, in the order in which the hand passes them
 	hand  int
+
+	evictions atomic.Uint64 // pages given up so far; changed with mu held
 }
 
 // A slot is the place of one cached page.
 type slot struct {
 	span *Span
 	page int64
+	p    *Page
 }
 
 // New returns a cache that keeps at most limit bytes of pages.
@@ -31,35 +37,70 @@ func (c *Cache) Pages() int {
 	return len(c.clock)
 }
 
-// insert keeps p as page i of s, unless another goroutine was faster, and returns the page that is kept.
-func (c *Cache) insert(s *Span, i int64, p *Page) *Page {
+// insert keeps p as page i of s, unless another goroutine was faster, and returns the page that is kept. It
+// returns nil if pages were given up since the given number of evictions, for then p may be stale.
+func (c *Cache) insert(s *Span, i int64, p *Page, evictions uint64) *Page {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	at := &s.leaf(i)[i%leafPages]
 	if other := at.Load(); other != nil {
 		return other
 	}
-	if len(c.clock) < c.limit {
-		c.clock = append(c.clock, slot{s, i})
-	} else {
-		c.evict()
-		c.clock[c.hand] = slot{s, i}
-		c.hand = (c.hand + 1) % len(c.clock)
+	if c.evictions.Load() != evictions {
+		return nil
 	}
+	c.keep(s, i, p)
 	at.Store(p)
 	return p
 }
 
-// evict gives up the page at which the hand comes to rest: the first that was not used since the hand last
-// passed. Goroutines that still hold the page go on reading it.
-func (c *Cache) evict() {
-	for {
+// keep gives page i of s a place on the clock: that of a page that goes, or a new one while the cache is below
+// its bound, or when all pages are pinned.
+func (c *Cache) keep(s *Span, i int64, p *Page) {
+	if len(c.clock) >= c.limit && c.evict() {
+		c.clock[c.hand] = slot{s, i, p}
+		c.hand = (c.hand + 1) % len(c.clock)
+		return
+	}
+	c.clock = append(c.clock, slot{s, i, p})
+}
+
+// evict gives up the page at which the hand comes to rest: the first that is not pinned and was not used since
+// the hand last passed. Goroutines that still hold the page go on reading it. It returns false if all pages
+// are pinned.
+func (c *Cache) evict() bool {
+	for range 2 * len(c.clock) {
 		v := c.clock[c.hand]
-		at := &v.span.leaf(v.page)[v.page%leafPages]
-		if !at.Load().used.Swap(false) {
-			at.Store(nil)
-			return
+		if v.p.pins == 0 && !v.p.used.Swap(false) {
+			c.evictions.Add(1)
+			v.span.leaf(v.page)[v.page%leafPages].Store(nil)
+			return true
 		}
 		c.hand = (c.hand + 1) % len(c.clock)
 	}
+	return false
+}
+
+// pin pins p, which was page i of s a moment ago, and returns it, or nil if it is that page no more. A page that
+// is known to be zero becomes one of its own.
+func (c *Cache) pin(s *Span, i int64, p *Page) *Page {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at := &s.leaf(i)[i%leafPages]
+	if at.Load() != p {
+		return nil
+	}
+	if p == zeroPage {
+		p = new(Page)
+		c.keep(s, i, p)
+		at.Store(p)
+	}
+	p.pins++
+	return p
+}
+
+func (c *Cache) unpin(s *Span, i int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.leaf(i)[i%leafPages].Load().pins--
 }

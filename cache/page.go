@@ -17,6 +17,7 @@ const (
 type Page struct {
 	words [PageWords]atomic.Uint64
 	used  atomic.Bool // since the clock's hand passed; see Cache.evict
+	pins  int         // guarded by Cache.mu; a pinned page is not given up
 }
 
 // zeroPage stands in for every page that is known to hold nothing but zeros.
@@ -24,6 +25,16 @@ var zeroPage = &Page{}
 
 // Word returns word i of the page.
 func (p *Page) Word(i int) uint64 { return p.words[i].Load() }
+
+// SetWord changes word i of the page, which the caller has pinned.
+func (p *Page) SetWord(i int, v uint64) { p.words[i].Store(v) }
+
+// Encode stores the page as it is in the file. While no goroutine changes words, it is the page of one instant.
+func (p *Page) Encode(b *[PageSize]byte) {
+	for i := range p.words {
+		binary.LittleEndian.PutUint64(b[8*i:], p.words[i].Load())
+	}
+}
 
 // Zero reports whether the page is known to be all zero. A page for which it returns false may be, too.
 func (p *Page) Zero() bool { return p == zeroPage }

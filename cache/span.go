@@ -48,13 +48,35 @@ func (s *Span) Page(i int64) (*Page, error) {
 	return s.load(i)
 }
 
+// Pin returns page i of the span, reading it if it is not cached, and keeps it until Unpin was called as often as
+// Pin. A page that is to be changed has to be pinned until the change is in its place in the file.
+func (s *Span) Pin(i int64) (*Page, error) {
+	for {
+		p, err := s.Page(i)
+		if err != nil {
+			return nil, err
+		}
+		if p = s.cache.pin(s, i, p); p != nil {
+			return p, nil
+		}
+		// It was given up in between.
+	}
+}
+
+// Unpin takes back one Pin of page i.
+func (s *Span) Unpin(i int64) { s.cache.unpin(s, i) }
+
+// Offset returns the file offset of page i, in bytes.
+func (s *Span) Offset(i int64) int64 { return s.off + i*PageSize }
+
 // load reads page i and keeps it.
 func (s *Span) load(i int64) (*Page, error) {
 	if i < 0 || i >= s.pages {
 		return nil, fmt.Errorf("page %d is outside its span of %d", i, s.pages)
 	}
 	var b [PageSize]byte
-	off := s.off + i*PageSize
+	off := s.Offset(i)
+	evictions := s.cache.evictions.Load()
 	// A span may end beyond the end of the file, which reads as zeros.
 	if n, err := s.src.ReadAt(b[:], off); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read metadata page at %#x: %w", off, err)
@@ -63,7 +85,11 @@ func (s *Span) load(i int64) (*Page, error) {
 	}
 	p := new(Page)
 	p.decode(&b)
-	return s.cache.insert(s, i, p), nil
+	if kept := s.cache.insert(s, i, p, evictions); kept != nil {
+		return kept, nil
+	}
+	// Pages were given up while this one was read. It may be among them, changed since it was read.
+	return s.load(i)
 }
 
 // MarkZero says that the n pages from page i on are known to be all zero and need not be read. It is meant
@@ -75,21 +101,25 @@ func (s *Span) MarkZero(i, n int64) {
 			i += leafPages
 			continue
 		}
-		if l := s.leaf(i); l != zeroLeaf {
-			l[i%leafPages].Store(zeroPage)
-		}
+		s.leaf(i)[i%leafPages].Store(zeroPage)
 		i++
 	}
 }
 
 // leaf returns the leaf of page i, which it makes if need be. The caller holds the cache's lock or is
-// alone with the span.
+// alone with the span. A leaf of zero pages is replaced by one that can be written.
 func (s *Span) leaf(i int64) *leaf {
 	at := &s.leaves[i/leafPages]
 	l := at.Load()
-	if l == nil {
-		l = new(leaf)
-		at.Store(l)
+	if l == nil || l == zeroLeaf {
+		own := new(leaf)
+		for j := range own {
+			if l == zeroLeaf {
+				own[j].Store(zeroPage)
+			}
+		}
+		at.Store(own)
+		return own
 	}
 	return l
 }

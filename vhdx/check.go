@@ -3,6 +3,7 @@ package vhdx
 import (
 	"errors"
 	"fmt"
+	"os"
 )
 
 // A Report is the outcome of Check.
@@ -40,7 +41,7 @@ func (r *Report) Sound() bool {
 func Check(path string, o Options) (*Report, error) {
 	op := newOpener(o)
 	op.collect = true
-	l, err := op.openLayer(path)
+	l, err := op.openLayer(path, os.O_RDONLY, sharedLock)
 	if err != nil {
 		return nil, err
 	}

@@ -15,11 +15,6 @@ type osFile struct {
 	*os.File
 }
 
-// openReadOnly opens the image file at path for reading.
-func openReadOnly(path string) (*osFile, error) {
-	return openFile(path, os.O_RDONLY)
-}
-
 // openFile opens the image file at path. It does not wait, as opening a named pipe would, and refuses what is
 // neither a regular file nor a block device.
 func openFile(path string, flags int) (*osFile, error) {
@@ -68,6 +63,46 @@ func (f *osFile) PunchHole(off, n int64) error {
 // Allocate reserves space for n bytes from off on, which read as zero where nothing was, and grows the file.
 func (f *osFile) Allocate(off, n int64) error {
 	return f.control("allocate space in", func(fd int) error { return unix.Fallocate(fd, 0, off, n) })
+}
+
+// ZeroRange makes n bytes from off on read as zero and keeps their space.
+func (f *osFile) ZeroRange(off, n int64) error {
+	return f.control("zero a range of", func(fd int) error {
+		return unix.Fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+}
+
+// Truncate changes the size of a regular file. A block device has the size that it has.
+func (f *osFile) Truncate(size int64) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		return &fs.PathError{Op: "resize", Path: f.Name(), Err: unix.ENOSPC}
+	}
+	return f.File.Truncate(size)
+}
+
+// noHoles are the file systems on which a hole makes Windows refuse the file, or which may be a way to such a
+// one: NTFS marks the file as sparse for good.
+var noHoles = map[int64]bool{
+	unix.EXFAT_SUPER_MAGIC: true,
+	unix.MSDOS_SUPER_MAGIC: true,
+	unix.CIFS_SUPER_MAGIC:  true,
+	unix.SMB2_SUPER_MAGIC:  true,
+	unix.SMB_SUPER_MAGIC:   true,
+	unix.V9FS_MAGIC:        true,
+	unix.FUSE_SUPER_MAGIC:  true, // ntfs-3g, and others that cannot be told apart
+	0x5346544e:             true, // NTFS
+	0x7366746e:             true, // NTFS, the newer driver
+}
+
+// Sparse reports whether the file may have holes.
+func (f *osFile) Sparse() bool {
+	var st unix.Statfs_t
+	err := f.control("look at the file system of", func(fd int) error { return unix.Fstatfs(fd, &st) })
+	return err == nil && !noHoles[int64(st.Type)]
 }
 
 // NextData returns the first offset at or after off that may hold other bytes than zero, and io.EOF when none

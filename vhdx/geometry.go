@@ -79,6 +79,12 @@ func (g *geometry) entry(i int64) (n int64, bitmap bool) {
 	return c<<g.chunkShift + r, false
 }
 
+// sectorsPerBlock returns the number of logical sectors in a payload block.
+func (g *geometry) sectorsPerBlock() int64 { return g.blockSize >> g.sectorShift }
+
+// inBlock returns how far the byte diskOff is into its payload block.
+func (g *geometry) inBlock(diskOff int64) int64 { return diskOff & (g.blockSize - 1) }
+
 // blockEnd returns the byte of the virtual disk behind payload block b, which for the last block
 // is the end of the disk.
 func (g *geometry) blockEnd(b int64) int64 { return min((b+1)<<g.blockShift, g.diskSize) }

@@ -3,7 +3,11 @@ package vhdx
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
 
 	"vhdxfs/cache"
 )
@@ -27,7 +31,28 @@ type Options struct {
 	ParentDirs []string // further folders in which parents may be looked for
 	CacheSize  int64    // bytes of BAT and sector bitmap pages to keep, for the whole chain; 0 is the default
 	Lock       LockMode // "" is LockOn
+
+	Writable     bool               // open the image for writing; its parents are never written
+	Discard      DiscardMode        // "" is DiscardAuto
+	DetectZeroes bool               // writing zeros to what reads as zero allocates nothing
+	Commit       time.Duration      // after which changes are made durable that nobody syncs; 0 is never
+	IdleClean    time.Duration      // without changes, after which the image is made clean; 0 is never
+	Log          logrus.FieldLogger // for what happens in the background; nil is nowhere
 }
+
+// DiscardMode says what becomes of space that is discarded.
+type DiscardMode string
+
+// The modes of Options.Discard.
+const (
+	DiscardAuto  DiscardMode = "auto"  // DiscardPunch where holes in the file are harmless, else DiscardUnmap
+	DiscardUnmap DiscardMode = "unmap" // it can be used for other blocks, and is cut off where it is at the end of the file
+	DiscardPunch DiscardMode = "punch" // it is also given back to the host's file system, as holes in the file
+	DiscardOff   DiscardMode = "off"   // discards are refused
+)
+
+// ErrNoDiscard is what Discard returns with DiscardOff.
+var ErrNoDiscard = errors.New("the image is open without discards")
 
 // DefaultCacheSize is the bound in bytes on cached BAT and sector bitmap pages.
 const DefaultCacheSize = 32 << 20
@@ -35,22 +60,77 @@ const DefaultCacheSize = 32 << 20
 // An Image is an open virtual disk: an image file and the chain of its parents.
 // Any number of goroutines may use it at once.
 type Image struct {
-	top   *layer
-	close func() error
+	top    *layer
+	writer *writer // nil when the image is read-only
+	close  func() error
 }
 
-// Open opens the image at path for reading and changes no byte of it. A log that has to be replayed is laid
-// over the file in memory. An error that matches ErrCorrupt says which rule the image breaks.
+// Open opens the image at path and changes no byte of it, with one exception: a log that has to be replayed is
+// replayed into the file when Options.Writable is set. Without, it is laid over the file in memory. An error that
+// matches ErrCorrupt says which rule the image breaks.
 func Open(path string, o Options) (*Image, error) {
-	top, err := newOpener(o).open(path)
+	op := newOpener(o)
+	l, err := op.open(path)
 	if err != nil {
 		return nil, err
 	}
-	return &Image{top: top, close: sync.OnceValue(top.close)}, nil
+	im := &Image{top: l}
+	im.close = sync.OnceValue(im.closeAll)
+	if o.Writable {
+		if im.writer, err = newWriter(op, l); err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: %w", path, err), l.close())
+		}
+		im.top = im.writer.l
+	}
+	return im, nil
 }
 
-// Close releases the files and their locks. No other method may be called during or after it.
+// Writable reports whether the image was opened for writing.
+func (im *Image) Writable() bool { return im.writer != nil }
+
+// Close makes an image that was written clean and releases the files and their locks. No other method may be
+// called during or after it. After an error the file still opens and replays what was synced.
 func (im *Image) Close() error { return im.close() }
+
+func (im *Image) closeAll() error {
+	var err error
+	if im.writer != nil {
+		err = im.writer.close()
+	}
+	return errors.Join(err, im.top.close())
+}
+
+// Sync makes everything durable that was written before the call.
+func (im *Image) Sync() error {
+	if im.writer == nil {
+		return nil
+	}
+	return im.writer.sync()
+}
+
+// Clean does what Sync does, and leaves the file as Close would: with nothing to replay.
+func (im *Image) Clean() error {
+	if im.writer == nil {
+		return nil
+	}
+	return im.writer.clean()
+}
+
+// BeginRead announces that the extents that Resolve returns from now on are going to be read: their space is not
+// given to other blocks before EndRead was called with what BeginRead returned. ReadAt does so by itself.
+func (im *Image) BeginRead() uint64 {
+	if im.writer == nil {
+		return 0
+	}
+	return im.writer.reads.enter()
+}
+
+// EndRead ends what BeginRead began.
+func (im *Image) EndRead(epoch uint64) {
+	if im.writer != nil {
+		im.writer.reads.leave(epoch)
+	}
+}
 
 // Size returns the size of the virtual disk in bytes.
 func (im *Image) Size() int64 { return im.top.geo.diskSize }
@@ -67,6 +147,8 @@ func (im *Image) AllocatedBytes() int64 {
 
 // allocated returns how many bytes the layer's payload blocks take in its file.
 func (l *layer) allocated() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	return (l.counts.FullyPresent + l.counts.PartiallyPresent) << l.geo.blockShift
 }
 
@@ -88,7 +170,11 @@ func newOpener(o Options) *opener {
 
 // open opens the image at path and its parents. It leaves nothing open when it fails.
 func (o *opener) open(path string) (*layer, error) {
-	l, err := o.openLayer(path)
+	flags, kind := os.O_RDONLY, sharedLock
+	if o.Writable {
+		flags, kind = os.O_RDWR, exclusiveLock
+	}
+	l, err := o.openLayer(path, flags, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -102,12 +188,12 @@ func (o *opener) open(path string) (*layer, error) {
 }
 
 // openLayer opens and locks the image file at path, and reads nothing yet.
-func (o *opener) openLayer(path string) (*layer, error) {
-	f, err := openReadOnly(path)
+func (o *opener) openLayer(path string, flags int, kind lockKind) (*layer, error) {
+	f, err := openFile(path, flags)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.lock(o.Lock, sharedLock); err != nil {
+	if err := f.lock(o.Lock, kind); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return o.newLayer(f, path), nil

@@ -110,6 +110,9 @@ type ParentInfo struct {
 func (im *Image) Info() *Info { return im.top.info() }
 
 func (l *layer) info() *Info {
+	l.mu.Lock()
+	headers, counts := l.headers, l.counts
+	l.mu.Unlock()
 	in := &Info{
 		Path:                l.path,
 		FileSize:            l.fileSize,
@@ -121,19 +124,19 @@ func (l *layer) info() *Info {
 		PhysicalSectorSize:  int64(l.meta.physicalSectorSize),
 		DiskID:              l.meta.diskID,
 		LeaveBlockAllocated: l.meta.leaveBlockAllocated,
-		CurrentHeader:       l.headers.current + 1,
+		CurrentHeader:       headers.current + 1,
 		Log:                 l.logInfo(),
 		CurrentRegionTable:  l.tables.current + 1,
 		BATEntries:          l.geo.batEntries(),
 		ChunkRatio:          l.geo.chunkRatio(),
-		Blocks:              l.counts,
+		Blocks:              counts,
 		AllocatedBytes:      l.allocated(),
 		FreeBytes:           l.space.free(),
 		Parent:              l.parentInfo(),
 	}
-	for i, h := range l.headers.copies {
+	for i, h := range headers.copies {
 		in.Headers[i] = HeaderInfo{
-			Valid:          l.headers.err[i] == nil,
+			Valid:          headers.err[i] == nil,
 			SequenceNumber: h.SequenceNumber,
 			FileWriteGUID:  h.FileWriteGUID,
 			DataWriteGUID:  h.DataWriteGUID,
@@ -141,7 +144,7 @@ func (l *layer) info() *Info {
 			LogVersion:     h.LogVersion,
 			Version:        h.Version,
 		}
-		if err := l.headers.err[i]; err != nil {
+		if err := headers.err[i]; err != nil {
 			in.Headers[i].Problem = finding(err).Error()
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"vhdxfs/cache"
@@ -33,7 +34,9 @@ type layer struct {
 	bitmaps  []atomic.Pointer[cache.Span] // by chunk; only in differencing disks
 	cache    *cache.Cache
 	space    *spaceMap
-	counts   BlockCounts
+
+	mu     sync.Mutex // guards counts and headers once the image is open
+	counts BlockCounts
 
 	parent *layer
 
@@ -166,6 +169,34 @@ func (l *layer) replayLog() error {
 		return ondisk.Corrupt(ondisk.R13, "log", l.log().Offset, "the replayed file has %d bytes; files above 256 TiB are not supported", l.size)
 	}
 	return nil
+}
+
+// count notes that n more payload blocks are in the given state.
+func (l *layer) count(s BlockState, n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := &l.counts
+	switch s {
+	case NotPresent:
+		c.NotPresent += n
+	case Undefined:
+		c.Undefined += n
+	case Zero:
+		c.Zero += n
+	case Unmapped, unmappedDraft:
+		c.Unmapped += n
+	case FullyPresent:
+		c.FullyPresent += n
+	case PartiallyPresent:
+		c.PartiallyPresent += n
+	}
+}
+
+// countBitmap notes that there is one more sector bitmap block.
+func (l *layer) countBitmap() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.counts.SectorBitmaps++
 }
 
 // close closes the layer's file and those of its parents.

@@ -157,7 +157,7 @@ func (f *memFile) writeTo(t testing.TB, path string) {
 // sameAs reports whether the file at path has the same content.
 func (f *memFile) sameAs(t testing.TB, path string) bool {
 	t.Helper()
-	in, err := openReadOnly(path)
+	in, err := openFile(path, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}

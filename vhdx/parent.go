@@ -130,7 +130,7 @@ func (o *opener) tryParent(l *layer, path string) error {
 	if o.tries++; o.tries > maxTries {
 		return noParent(ondisk.R65, fmt.Errorf("%d files were tried as parents already", maxTries))
 	}
-	p, err := o.openLayer(path)
+	p, err := o.openLayer(path, os.O_RDONLY, sharedLock)
 	if err != nil {
 		return noParent(ondisk.R62, err)
 	}

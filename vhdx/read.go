@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
 
-	"vhdxfs/cache"
 	"vhdxfs/internal/ondisk"
 )
 
@@ -24,6 +22,7 @@ func (im *Image) ReadAt(p []byte, off int64) (int, error) {
 		return 0, io.EOF
 	}
 	n := min(int64(len(p)), im.Size()-off)
+	defer im.EndRead(im.BeginRead())
 	var space [stackExtents]Extent
 	extents, err := im.Resolve(space[:0], off, n)
 	if err != nil {
@@ -144,7 +143,7 @@ func (im *Image) seek(off int64, data bool) (int64, error) {
 // can be told at once: at most to the end of a present block, further through blocks that are not there.
 // It walks down the chain until a layer decides.
 func (im *Image) run(off, end int64) (Extent, error) {
-	e := Extent{DiskOff: off}
+	e, limit := Extent{DiskOff: off}, end
 	for l := im.top; ; l = l.parent {
 		if off >= l.geo.diskSize { // a parent smaller than its child
 			e.Len = end - off
@@ -163,6 +162,13 @@ func (im *Image) run(off, end int64) (Extent, error) {
 			here, runEnd, err := l.sectorRun(off, end)
 			if err != nil {
 				return e, err
+			}
+			// The bits count only if they belong to the same tenure of the block. A write that unmapped it
+			// and mapped it anew has changed the entry before the bits.
+			if again, _, err := l.lookup(off, off+1); err != nil {
+				return e, err
+			} else if again != entry {
+				return im.run(off, limit)
 			}
 			end = runEnd
 			if here {
@@ -184,7 +190,7 @@ func (im *Image) run(off, end int64) (Extent, error) {
 // held completes an extent that lies in the layer's own file, in the block of the given entry.
 func (l *layer) held(e Extent, entry batEntry, end int64) Extent {
 	e.Len = end - e.DiskOff
-	e.FileOff = entry.fileOff() + e.DiskOff&(l.geo.blockSize-1)
+	e.FileOff = entry.fileOff() + l.geo.inBlock(e.DiskOff)
 	e.File = l.payload
 	// A log may have been replayed over payload, though it never should be, or over the end of the file.
 	if l.replay != nil && (l.replay.Overlaps(e.FileOff, e.Len) || e.FileOff+e.Len > l.fileSize) {
@@ -235,22 +241,4 @@ func (l *layer) sectorRun(diskOff, end int64) (here bool, runEnd int64, err erro
 	last := min(bitsPerPage, first+(end-1)>>g.sectorShift-sector+1)
 	here, n := bitRun(p, first, last)
 	return here, min(end, (sector+n)<<g.sectorShift), nil
-}
-
-// bitRun returns the value of bit first of the page, and how many bits from it on, up to last, have that value.
-func bitRun(p *cache.Page, first, last int64) (set bool, n int64) {
-	const wordBits = 64
-	set = p.Word(int(first/wordBits))>>(first%wordBits)&1 != 0
-	for i := first; i < last; {
-		w := p.Word(int(i / wordBits))
-		if set {
-			w = ^w
-		}
-		w >>= i % wordBits // bits of the other value are set now
-		if w != 0 {
-			return set, min(i+int64(bits.TrailingZeros64(w)), last) - first
-		}
-		i += wordBits - i%wordBits
-	}
-	return set, last - first
 }

@@ -127,6 +127,11 @@ func allZero(b []byte) bool {
 			return false
 		}
 	}
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
 	return true
 }
 

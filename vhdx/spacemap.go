@@ -11,6 +11,7 @@ const maxFileSize = 256 * tib
 type spaceMap struct {
 	words []uint64
 	n     int64 // MiB, the last of which may be cut short by the end of the file
+	low   int64 // words below this one have no free MiB
 }
 
 func newSpaceMap(fileSize int64) *spaceMap {

@@ -2,7 +2,7 @@
 // may be left of the file after a cut: everything that a completed sync covers, and of the rest whatever a
 // disk and a file system may have got to, in any order and in parts.
 //
-//	disk := powercut.New(img)
+//	disk := powercut.New(img, size)
 //	disk.CutAt(7)               // the 7th change or sync loses power
 //	run(disk)                   // fails with ErrCut from there on
 //	left := disk.AfterCut(rng)  // one of the possible states, chosen by rng
@@ -11,11 +11,11 @@
 package powercut
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"slices"
 	"sync"
 )
 
@@ -38,8 +38,8 @@ type Disk struct {
 	SizesInOrder bool
 
 	mu     sync.Mutex
-	stable []byte // the file as of the last sync
-	now    []byte // the file as the program sees it
+	stable content // the file as of the last sync
+	now    content // the file as the program sees it
 	after  []change
 	ops    int // changes and syncs so far
 	syncs  int // syncs that completed
@@ -62,9 +62,10 @@ const (
 	truncate
 )
 
-// New returns a file that holds a copy of img, all of it on stable media.
-func New(img []byte) *Disk {
-	return &Disk{stable: slices.Clone(img), now: slices.Clone(img)}
+// New returns a file that holds the size bytes of img, all of them on stable media. img must not change.
+func New(img io.ReaderAt, size int64) *Disk {
+	c := content{base: img, seen: size, size: size, pages: make(map[int64]*page)}
+	return &Disk{stable: c, now: c.clone()}
 }
 
 // CutAt makes the nth operation lose power, counted from 1 since New. Operations are writes, truncates,
@@ -105,14 +106,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 		return 0, ErrCut
 	case off < 0:
 		return 0, fmt.Errorf("powercut: read at %d", off)
-	case off >= int64(len(d.now)):
-		return 0, io.EOF
 	}
-	n := copy(p, d.now[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
+	return d.now.readAt(p, off)
 }
 
 // WriteAt writes p at off. A write past the end grows the file.
@@ -122,7 +117,7 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.change(change{what: write, off: off, data: slices.Clone(p)}); err != nil {
+	if err := d.change(change{what: write, off: off, data: bytes.Clone(p)}); err != nil {
 		return 0, err
 	}
 	return len(p), nil
@@ -135,7 +130,7 @@ func (d *Disk) PunchHole(off, n int64) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	n = max(0, min(n, int64(len(d.now))-off))
+	n = max(0, min(n, d.now.size-off))
 	return d.change(change{what: write, off: off, data: make([]byte, n)})
 }
 
@@ -155,18 +150,9 @@ func (d *Disk) change(c change) error {
 		return ErrCut
 	}
 	d.ops++
-	size := int64(len(d.now))
-	switch {
-	case c.what == truncate:
-		c.grew = c.off != size
-		d.now = resized(d.now, c.off)
-	case len(c.data) > 0:
-		if end := c.off + int64(len(c.data)); end > size {
-			c.grew = true
-			d.now = resized(d.now, end)
-		}
-		copy(d.now[c.off:], c.data)
-	}
+	size := d.now.size
+	d.now.do(c)
+	c.grew = d.now.size != size
 	d.after = append(d.after, c)
 	if d.ops == d.cut {
 		d.off = true
@@ -186,13 +172,8 @@ func (d *Disk) Sync() error {
 		d.off = true
 		return ErrCut
 	}
-	for _, c := range d.after { // rather than copy the whole file
-		if c.what == truncate {
-			d.stable = resized(d.stable, c.off)
-			continue
-		}
-		d.stable = resized(d.stable, max(int64(len(d.stable)), c.off+int64(len(c.data))))
-		copy(d.stable[c.off:], c.data)
+	for _, c := range d.after {
+		d.stable.do(c)
 	}
 	d.after = nil
 	d.syncs++
@@ -206,56 +187,55 @@ func (d *Disk) Size() (int64, error) {
 	if d.off {
 		return 0, ErrCut
 	}
-	return int64(len(d.now)), nil
+	return d.now.size, nil
+}
+
+// Bytes returns what the file holds.
+func (d *Disk) Bytes() []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	b := make([]byte, d.now.size)
+	if _, err := d.now.readAt(b, 0); err != nil {
+		panic(err) // there is nothing that can fail
+	}
+	return b
 }
 
 // Close does nothing; what was not synced stays so.
 func (d *Disk) Close() error { return nil }
 
-// resized returns b with size bytes, the added ones zero.
-func resized(b []byte, size int64) []byte {
-	if old := int64(len(b)); size > old {
-		b = slices.Grow(b, int(size-old))[:size]
-		clear(b[old:])
-	}
-	return b[:size]
-}
-
-// AfterCut returns what the file may hold after the cut, or after a cut right now if the power is still on.
-// Each call takes another of the possible states from rng, and changes nothing. With equal rng, state and
-// operations it returns the same.
-func (d *Disk) AfterCut(rng *rand.Rand) []byte {
+// AfterCut returns a file, with the power on, that holds what this one may hold after the cut, or after a cut right
+// now if the power is still on. Each call takes another of the possible states from rng, and changes nothing. With
+// equal rng, state and operations it returns the same.
+func (d *Disk) AfterCut(rng *rand.Rand) *Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f := newFate(rng, len(d.after))
-	// Data behind the size stays in b: a later change of size may uncover it.
-	b, size := slices.Clone(d.stable), int64(len(d.stable))
+	// Data behind the size stays: a later change of size may uncover it.
+	left, size := d.stable.clone(), d.stable.size
 	sizes := true // whether all changes of size so far were kept
 	for i, c := range d.after {
 		resize := c.grew && f.keepSize(i) && (sizes || !d.SizesInOrder)
 		sizes = sizes && (resize || !c.grew)
 		if c.what == truncate {
 			if resize {
-				if c.off < int64(len(b)) {
-					clear(b[c.off:])
-				}
+				left.resize(min(left.size, c.off))
 				size = c.off
 			}
 			continue
 		}
 		end := c.off + int64(len(c.data))
-		b = resized(b, max(int64(len(b)), end))
 		for at := c.off; at < end; {
 			next := min(end, at-at%SectorSize+SectorSize)
-			was, is := b[at:next], c.data[at-c.off:next-c.off]
+			is := c.data[at-c.off : next-c.off]
 			switch {
 			case f.keepSector(i):
-				copy(was, is)
+				left.write(is, at)
 			case d.Tearable != nil && rng.IntN(4) == 0 && d.Tearable(at-at%SectorSize):
 				if torn := rng.IntN(len(is) + 1); rng.IntN(2) == 0 {
-					copy(was[:torn], is)
+					left.write(is[:torn], at)
 				} else {
-					copy(was[torn:], is[torn:])
+					left.write(is[torn:], at+int64(torn))
 				}
 			}
 			at = next
@@ -264,7 +244,8 @@ func (d *Disk) AfterCut(rng *rand.Rand) []byte {
 			size = max(size, end)
 		}
 	}
-	return resized(b, max(size, int64(len(b))))[:size]
+	left.resize(size)
+	return &Disk{Tearable: d.Tearable, SizesInOrder: d.SizesInOrder, stable: left, now: left.clone()}
 }
 
 // A fate decides what is kept of n changes. Independent draws alone would hardly ever keep all but one of

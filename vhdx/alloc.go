@@ -1,0 +1,188 @@
+package vhdx
+
+import (
+	"errors"
+	"math/bits"
+
+	"golang.org/x/sys/unix"
+)
+
+// growStep is by how much the file grows at least when it has no free space left, in bytes. Growing seldom keeps
+// the file in few pieces and its size out of most syncs.
+const growStep = 32 * mib
+
+// A place is space in the file for a block.
+type place struct {
+	off, size int64 // bytes
+	// fresh space was added to the file since it was opened and never given to a block: it reads as zero, even
+	// if the power fails. All other space may hold old bytes until they are overwritten and synced.
+	fresh bool
+}
+
+// allocate finds space for size bytes, a multiple of 1 MiB: free space inside the file first, or else new space
+// at its end.
+func (w *writer) allocate(size int64) (place, error) {
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	w.reclaim()
+	if off, ok := w.space.find(size, w.fresh); ok {
+		w.space.mark(off, size)
+		return place{off: off, size: size}, nil
+	}
+	off := w.fresh
+	if end := off + size; end > w.size {
+		if err := w.grow(roundUp(end, growStep)); err != nil {
+			// A smaller step may do on a disk that is nearly full.
+			if err := w.grow(end); err != nil {
+				return place{}, err
+			}
+		}
+	}
+	w.space.grow(w.size)
+	w.space.mark(off, size)
+	w.fresh = off + size
+	return place{off: off, size: size, fresh: true}, nil
+}
+
+// grow makes the file longer. Where a hole would make Windows refuse the image, the space is allocated.
+func (w *writer) grow(size int64) error {
+	if size > maxFileSize {
+		return unix.EFBIG
+	}
+	if !w.holes {
+		if err := w.fill(w.size, size-w.size); err != nil {
+			return err
+		}
+	} else if err := w.file.Truncate(size); err != nil {
+		return err
+	}
+	w.size = size
+	return nil
+}
+
+// An allocater is a File that can reserve space.
+type allocater interface {
+	// Allocate reserves space for n bytes from off on, which read as zero where nothing was, and grows the file.
+	Allocate(off, n int64) error
+}
+
+// fill gives the n bytes from off on, which read as zero or lie behind the end of the file, space that they
+// cannot be refused later.
+func (w *writer) fill(off, n int64) error {
+	if a, ok := w.file.(allocater); ok {
+		if err := a.Allocate(off, n); !unsupported(err) {
+			return err
+		}
+	}
+	return w.writeZeros(off, n)
+}
+
+func unsupported(err error) bool {
+	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)
+}
+
+var zeroBytes [1 * mib]byte
+
+func (w *writer) writeZeros(off, n int64) error {
+	for n > 0 {
+		step := min(n, int64(len(zeroBytes)))
+		if _, err := w.file.WriteAt(zeroBytes[:step], off); err != nil {
+			return err
+		}
+		off, n = off+step, n-step
+	}
+	return nil
+}
+
+// zero makes the n bytes from off on, inside a block's place, read as zero.
+func (w *writer) zero(off, n int64) error {
+	// A file system punches whole blocks of its own and writes zeros to the rest; for little, we can do that.
+	const worthwhile = 64 * kib
+	if w.holes && n >= worthwhile {
+		if err := w.file.PunchHole(off, n); !unsupported(err) {
+			return err
+		}
+	}
+	return w.writeZeros(off, n)
+}
+
+// release puts back the space of a block that was never mapped.
+func (w *writer) release(p place) {
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	w.space.clear(p.off, p.size)
+}
+
+// A freed is the place of a block that was unmapped. It can be given away when the log says so durably, and when
+// every read has ended that may have found the block there.
+type freed struct {
+	place
+	epoch uint64 // of the reads to wait for
+}
+
+// reclaim makes the space of unmapped blocks available whose time has come. The caller holds spaceMu.
+func (w *writer) reclaim() {
+	n := 0
+	for ; n < len(w.freed) && w.reads.ended(w.freed[n].epoch); n++ {
+		p := w.freed[n].place
+		if w.punch {
+			// Only a favour to the host's file system: it may fail, since nobody relies on the zeros.
+			_ = w.file.PunchHole(p.off, p.size)
+		}
+		w.space.clear(p.off, p.size)
+	}
+	w.freed = w.freed[n:]
+}
+
+// find returns the first free run of n bytes below the limit.
+func (m *spaceMap) find(n, limit int64) (off int64, ok bool) {
+	need, run := n/mib, int64(0)
+	for i := m.firstFree(); i < min(m.n, limit/mib); i++ {
+		if i%64 == 0 && m.words[i/64] == ^uint64(0) {
+			run, i = 0, i+63
+			continue
+		}
+		if m.words[i/64]&(1<<(i%64)) != 0 {
+			run = 0
+			continue
+		}
+		if run++; run == need {
+			return (i - need + 1) * mib, true
+		}
+	}
+	return 0, false
+}
+
+// firstFree returns the first MiB that may be free, and moves the mark below which none is.
+func (m *spaceMap) firstFree() int64 {
+	for m.low < int64(len(m.words)) && m.words[m.low] == ^uint64(0) {
+		m.low++
+	}
+	return m.low * 64
+}
+
+// clear gives the n bytes at file offset off back.
+func (m *spaceMap) clear(off, n int64) {
+	for i, end := off/mib, min((off+n+mib-1)/mib, m.n); i < end; i++ {
+		m.words[i/64] &^= 1 << (i % 64)
+		m.low = min(m.low, i/64)
+	}
+}
+
+// grow extends the map to a file of the given size.
+func (m *spaceMap) grow(fileSize int64) {
+	m.n = max(m.n, (fileSize+mib-1)/mib)
+	for int64(len(m.words)) < (m.n+63)/64 {
+		m.words = append(m.words, 0)
+	}
+}
+
+// end returns the file offset behind the last MiB in use.
+func (m *spaceMap) end() int64 {
+	for i := len(m.words) - 1; i >= 0; i-- {
+		if w := m.words[i]; w != 0 {
+			return int64(i*64+64-bits.LeadingZeros64(w)) * mib
+		}
+	}
+	return 0
+}

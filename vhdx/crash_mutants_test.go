@@ -1,0 +1,110 @@
+package vhdx
+
+import (
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// A mutant is a writer with an error: it leaves out a barrier, or does something too early.
+type mutant struct {
+	dropSync string          // the method in which syncs do nothing
+	step     func(w *writer) // done before each step of the workload
+}
+
+// A mutantFile is a file whose syncs do nothing when they are called, directly or not, by a certain method.
+type mutantFile struct {
+	File
+	dropSync string
+}
+
+// Sparse lets the writer grow the file by a hole, as on most file systems.
+func (f mutantFile) Sparse() bool { return true }
+
+func (f mutantFile) Sync() error {
+	if f.dropSync != "" && calledBy(f.dropSync) {
+		return nil
+	}
+	return f.File.Sync()
+}
+
+// calledBy reports whether a function whose name ends so is among the callers.
+func calledBy(name string) bool {
+	var pcs [32]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	for {
+		f, more := frames.Next()
+		if strings.HasSuffix(f.Function, name) {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}
+
+// mutants are the errors that the crash test has to find, each with the kind of disk that shows it.
+var mutants = map[string]struct {
+	disk string
+	mutant
+}{
+	"no sync between the two headers":              {"dynamic", mutant{dropSync: "(*writer).updateHeaders"}},
+	"no sync of the first entry of a log":          {"dynamic", mutant{dropSync: "journal.Start"}},
+	"no sync of payload in recycled space":         {"recycled", mutant{dropSync: "(*writer).syncPayload"}},
+	"no sync of payload that hides a parent":       {"differencing", mutant{dropSync: "(*writer).syncPayload"}},
+	"no sync of the log":                           {"dynamic", mutant{dropSync: "(*writer).syncLog"}},
+	"no sync of pages before the log is clean":     {"dynamic", mutant{dropSync: "(*writer).syncPlaces"}},
+	"no sync of overwritten payload":               {"fixed", mutant{dropSync: "(*writer).round"}},
+	"space given away before it is unmapped":       {"dynamic", mutant{step: giveAwayEarly}},
+	"pages in their places before they are logged": {"differencing", mutant{step: placeEarly}},
+	"a size is claimed before it is durable":       {"growing", mutant{step: claimSizeEarly}},
+}
+
+// giveAwayEarly makes space available whose unmapping nothing durable knows of.
+func giveAwayEarly(w *writer) {
+	w.metaMu.Lock()
+	defer w.metaMu.Unlock()
+	for _, p := range w.unmapped {
+		w.release(p)
+	}
+	w.unmapped = nil
+}
+
+// placeEarly writes dirty pages to their places without a log entry.
+func placeEarly(w *writer) {
+	w.metaMu.Lock()
+	defer w.metaMu.Unlock()
+	for off, d := range w.dirty {
+		var b [pageSize]byte
+		d.p.Encode(&b)
+		w.file.WriteAt(b[:], off)
+	}
+}
+
+// claimSizeEarly makes log entries name a size of the file that was not synced.
+func claimSizeEarly(w *writer) {
+	if w.session != nil {
+		w.session.flushed = w.fileSize()
+	}
+}
+
+// The crash test is proven by what it finds: each error that is put into the writer on purpose.
+func TestPowerCutFindsMutants(t *testing.T) {
+	const seeds = 40
+	specs := crashSpecs()
+	for name, m := range mutants {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := specs[m.disk]()
+			for seed := range uint64(seeds) {
+				ct := newCrashTest(c, seed)
+				ct.mutant = m.mutant
+				if err := ct.runAll(); err != nil {
+					t.Logf("found with seed %d after %d states: %v", seed, ct.states, err)
+					return
+				}
+			}
+			t.Errorf("not found with %d seeds", seeds)
+		})
+	}
+}

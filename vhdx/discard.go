@@ -1,0 +1,163 @@
+package vhdx
+
+import "fmt"
+
+// Zero makes the n bytes from byte off read as zero, and gives up the space of the blocks that lie wholly inside
+// them, unless the disk is fixed. In a differencing disk it never uncovers the parent's data. Like a write, it is
+// durable after the next Sync. What reads as zero already costs nothing.
+func (im *Image) Zero(off, n int64) error {
+	return im.eachHeld(off, n, func(w *writer, b, off, end int64) error { return w.zeroBlock(b, off, end) })
+}
+
+// Discard is Zero where the image is mounted with discards, and ErrNoDiscard elsewhere.
+func (im *Image) Discard(off, n int64) error {
+	if im.writer != nil && !im.writer.trims {
+		return ErrNoDiscard
+	}
+	return im.Zero(off, n)
+}
+
+// eachHeld calls do, with the block's lock held alone, for the part of each block between off and off+n that may
+// hold data, here or in a parent.
+func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) error) error {
+	w, err := im.changing(off, n)
+	if err != nil {
+		return err
+	}
+	w.gate.RLock()
+	defer w.gate.RUnlock()
+	for end := off + n; off < end; {
+		e, err := im.run(off, end)
+		if err != nil {
+			return err
+		}
+		if e.File == nil {
+			off = e.End()
+			continue
+		}
+		b := off >> w.l.geo.blockShift
+		to := min(end, w.l.geo.blockEnd(b))
+		if err := w.alone(b, func() error { return do(w, b, off, to) }); err != nil {
+			return fmt.Errorf("zero %d bytes of the disk at %#x: %w", to-off, off, err)
+		}
+		off = to
+	}
+	return nil
+}
+
+// alone calls do with the lock of block b held alone.
+func (w *writer) alone(b int64, do func() error) error {
+	lock := w.blocks.of(b)
+	lock.Lock()
+	defer lock.Unlock()
+	return do()
+}
+
+// zeroBlock makes the bytes from off to end of block b read as zero.
+func (w *writer) zeroBlock(b, off, end int64) error {
+	entry, _, err := w.l.lookup(off, off+1)
+	if err != nil {
+		return err
+	}
+	st := entry.state()
+	keep := w.l.meta.leaveBlockAllocated && !w.l.geo.hasParent
+	switch whole := w.l.wholeBlock(b, off, end-off); {
+	case whole && !keep && (st == FullyPresent || st == PartiallyPresent || st == NotPresent && w.l.geo.hasParent):
+		return w.unmap(b, entry)
+	case st == FullyPresent:
+		if err := w.change(); err != nil {
+			return err
+		}
+		defer w.changed()
+		return w.zeroPlace(entry.fileOff()+w.l.geo.inBlock(off), end-off, keep)
+	case st == PartiallyPresent || st == NotPresent && w.l.geo.hasParent:
+		return w.writeZeroSectors(b, off, end)
+	}
+	return nil // it reads as zero
+}
+
+// A zeroer is a File that can make a range read as zero without giving up its space.
+type zeroer interface {
+	ZeroRange(off, n int64) error
+}
+
+// zeroPlace makes n bytes of the file read as zero; with keep, their space stays reserved.
+func (w *writer) zeroPlace(off, n int64, keep bool) error {
+	if z, ok := w.file.(zeroer); ok && (keep || !w.punch) {
+		if err := z.ZeroRange(off, n); !unsupported(err) {
+			return err
+		}
+	}
+	if keep {
+		return w.writeZeros(off, n)
+	}
+	return w.zero(off, n)
+}
+
+// writeZeroSectors writes zeros over what the parent holds of block b from off to end.
+func (w *writer) writeZeroSectors(b, off, end int64) error {
+	for off < end {
+		n := min(end-off, int64(len(zeroBytes)))
+		if err := w.writeAlone(b, off, zeroBytes[:n]); err != nil {
+			return err
+		}
+		off += n
+	}
+	return nil
+}
+
+// unmap moves block b, which has the given entry, to state ZERO: of the states without a place it is the one that
+// promises zeros to every reader, and hides the parent. Its place is given up.
+func (w *writer) unmap(b int64, entry batEntry) error {
+	e, err := w.edit(1)
+	if err != nil {
+		return err
+	}
+	bat, word, err := e.batPage(w.l.geo.payloadEntry(b))
+	if err == nil {
+		err = w.change()
+	}
+	if err != nil {
+		e.cancel()
+		return err
+	}
+	e.apply(func() {
+		// A set offset in this state makes Hyper-V refuse the image.
+		w.setEntry(bat, word, newBATEntry(Zero, 0))
+		if st := entry.state(); st == FullyPresent || st == PartiallyPresent {
+			w.unmapped = append(w.unmapped, place{off: entry.fileOff(), size: w.l.geo.blockSize})
+		}
+	})
+	return nil
+}
+
+// Allocate gives every block that has bytes between off and off+n a place, so that writing there cannot fail for
+// want of space. What the disk reads as stays the same. Blocks that show a parent's data are left alone.
+func (im *Image) Allocate(off, n int64) error {
+	w, err := im.changing(off, n)
+	if err != nil {
+		return err
+	}
+	w.gate.RLock()
+	defer w.gate.RUnlock()
+	for end := off + n; off < end; {
+		b := off >> w.l.geo.blockShift
+		if err := w.alone(b, func() error { return w.allocateBlock(b, off) }); err != nil {
+			return fmt.Errorf("allocate the block of the disk at %#x: %w", off, err)
+		}
+		off = w.l.geo.blockEnd(b)
+	}
+	return nil
+}
+
+func (w *writer) allocateBlock(b, off int64) error {
+	entry, _, err := w.l.lookup(off, off+1)
+	if err != nil {
+		return err
+	}
+	switch st := entry.state(); {
+	case st == FullyPresent || st == PartiallyPresent || st == NotPresent && w.l.geo.hasParent:
+		return nil
+	}
+	return w.newFull(b, b<<w.l.geo.blockShift, nil)
+}

@@ -1,0 +1,104 @@
+package vhdx
+
+import "vhdxfs/cache"
+
+// An edit is one change of metadata: of a BAT entry, or of several that belong together with bits of sector
+// bitmaps. It becomes visible, and part of one log entry, as a whole.
+type edit struct {
+	w     *writer
+	claim int
+	pages []dirtyPage // pinned
+}
+
+// edit begins a change that touches at most claim pages. It waits until so many may become dirty, which can take
+// a sync round. The caller ends it with apply or cancel.
+func (w *writer) edit(claim int) (*edit, error) {
+	w.metaMu.Lock()
+	defer w.metaMu.Unlock()
+	for {
+		if err := w.err(); err != nil {
+			return nil, err
+		}
+		dirty := len(w.dirty)
+		if dirty+w.claimed+claim <= maxDirtyPages {
+			w.claimed += claim
+			return &edit{w: w, claim: claim}, nil
+		}
+		if dirty == 0 {
+			w.roomFree.Wait() // for those who hold the claims
+			continue
+		}
+		w.metaMu.Unlock()
+		err := w.sync()
+		w.metaMu.Lock()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// page returns page i of span, to be changed in apply. Where the file may have a hole the space is taken now:
+// later, when the page has to go to its place, there may be none left.
+func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
+	for _, d := range e.pages {
+		if d.span == span && d.page == i {
+			return d.p, nil
+		}
+	}
+	p, err := span.Page(i)
+	if err != nil {
+		return nil, err
+	}
+	if p.Zero() {
+		if err := e.w.change(); err != nil {
+			return nil, err
+		}
+		if err := e.w.fill(span.Offset(i), pageSize); err != nil {
+			return nil, err
+		}
+	}
+	if p, err = span.Pin(i); err != nil {
+		return nil, err
+	}
+	e.pages = append(e.pages, dirtyPage{span, i, p})
+	return p, nil
+}
+
+// batPage returns the BAT page that holds entry i, and the entry's word in it.
+func (e *edit) batPage(i int64) (p *cache.Page, word int, err error) {
+	p, err = e.page(e.w.l.bat, i/entriesPerPage)
+	return p, int(i % entriesPerPage), err
+}
+
+// apply makes the change with do, which sets words of the pages and must not wait for anything.
+func (e *edit) apply(do func()) {
+	w := e.w
+	w.metaMu.Lock()
+	defer w.metaMu.Unlock()
+	do()
+	for _, d := range e.pages {
+		off := d.span.Offset(d.page)
+		if _, already := w.dirty[off]; already {
+			d.span.Unpin(d.page) // one pin is enough
+			continue
+		}
+		w.dirty[off] = d
+	}
+	e.unclaim()
+	w.changed()
+}
+
+// cancel ends an edit of which nothing was applied.
+func (e *edit) cancel() {
+	e.w.metaMu.Lock()
+	defer e.w.metaMu.Unlock()
+	for _, d := range e.pages {
+		d.span.Unpin(d.page)
+	}
+	e.unclaim()
+}
+
+func (e *edit) unclaim() {
+	e.w.claimed -= e.claim
+	e.w.roomFree.Broadcast()
+}

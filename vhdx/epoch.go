@@ -1,0 +1,50 @@
+package vhdx
+
+import "sync/atomic"
+
+// readEpochs tells when every read has ended that may have found a block where it no longer is. Space that a
+// block gave up is given to another only then. Readers never wait: they announce themselves in the counter of
+// the current epoch, and whoever gives space away turns the epoch and waits for the old counter to drain.
+type readEpochs struct {
+	current atomic.Uint64
+	readers [2]struct {
+		n atomic.Int64
+		_ [56]byte // keeps the counters on cache lines of their own
+	}
+}
+
+// enter announces a read and returns the epoch to leave.
+func (r *readEpochs) enter() uint64 {
+	for {
+		e := r.current.Load()
+		r.readers[e&1].n.Add(1)
+		// If the epoch turned in between, nobody may have seen us in time.
+		if r.current.Load() == e {
+			return e
+		}
+		r.readers[e&1].n.Add(-1)
+	}
+}
+
+func (r *readEpochs) leave(e uint64) { r.readers[e&1].n.Add(-1) }
+
+// turn begins a new epoch, unless reads from before the last turn are still going on. It returns the epoch whose
+// end means that every read has ended that began before the call. Callers exclude each other.
+func (r *readEpochs) turn() uint64 {
+	e := r.current.Load()
+	if !r.ended(e - 1) {
+		return e
+	}
+	r.current.Store(e + 1)
+	return e
+}
+
+// ended reports whether every read of epoch e has ended, and of all epochs before it.
+func (r *readEpochs) ended(e uint64) bool {
+	now := r.current.Load()
+	if e >= now {
+		return false
+	}
+	// An epoch ends before the one after the next begins, see turn.
+	return e+1 < now || r.readers[e&1].n.Load() == 0
+}

@@ -1,0 +1,325 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+
+	"vhdxfs/cache"
+)
+
+// ErrBeyondEnd is what a change gets that does not lie inside the disk.
+var ErrBeyondEnd = errors.New("it is not inside the disk")
+
+// WriteAt writes p to the virtual disk from byte off, which need not be aligned. What it wrote is durable after
+// the next Sync. It returns ErrBeyondEnd, having written nothing, where p does not fit into the disk, and an
+// error of the file, such as ENOSPC, after having written all before the block that failed. Any number of
+// goroutines may call it; where their ranges overlap, one of them wins sector by sector.
+func (im *Image) WriteAt(p []byte, off int64) (int, error) {
+	w, err := im.changing(off, int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	w.gate.RLock()
+	defer w.gate.RUnlock()
+	done := 0
+	for done < len(p) {
+		at := off + int64(done)
+		b := at >> w.l.geo.blockShift
+		n := min(int64(len(p)-done), w.l.geo.blockEnd(b)-at)
+		if err := w.writeBlock(b, at, p[done:][:n]); err != nil {
+			return done, fmt.Errorf("write %d bytes of the disk at %#x: %w", n, at, err)
+		}
+		done += int(n)
+	}
+	return done, nil
+}
+
+// changing returns the writer for a change of the n bytes from byte off.
+func (im *Image) changing(off, n int64) (*writer, error) {
+	if im.writer == nil {
+		return nil, ErrReadOnly
+	}
+	if off < 0 || n < 0 || n > im.Size()-off {
+		return nil, fmt.Errorf("%d bytes at %#x of a disk of %#x bytes: %w", n, off, im.Size(), ErrBeyondEnd)
+	}
+	return im.writer, nil
+}
+
+// writeBlock writes p to byte off in payload block b.
+func (w *writer) writeBlock(b, off int64, p []byte) error {
+	lock := w.blocks.of(b)
+	lock.RLock()
+	done, err := w.overwrite(b, off, p)
+	lock.RUnlock()
+	if done || err != nil {
+		return err
+	}
+	lock.Lock()
+	defer lock.Unlock()
+	return w.writeAlone(b, off, p)
+}
+
+// overwrite writes p in place, and reports false if that is not all there is to do.
+func (w *writer) overwrite(b, off int64, p []byte) (done bool, err error) {
+	entry, _, err := w.l.lookup(off, off+1)
+	if err != nil {
+		return false, err
+	}
+	switch entry.state() {
+	case FullyPresent:
+	case PartiallyPresent:
+		if !w.l.aligned(off, p) {
+			return false, nil
+		}
+		here, end, err := w.l.sectorRun(off, off+int64(len(p)))
+		if err != nil || !here || end < off+int64(len(p)) {
+			return false, err
+		}
+	default:
+		return false, nil
+	}
+	return true, w.writePlace(entry, off, p)
+}
+
+// aligned reports whether p covers whole sectors.
+func (l *layer) aligned(off int64, p []byte) bool {
+	return (off|int64(len(p)))&(l.geo.sectorSize-1) == 0
+}
+
+// writePlace writes p into the place of the present block that has the given entry.
+func (w *writer) writePlace(entry batEntry, off int64, p []byte) error {
+	if err := w.change(); err != nil {
+		return err
+	}
+	defer w.changed()
+	_, err := w.file.WriteAt(p, entry.fileOff()+w.l.geo.inBlock(off))
+	return err
+}
+
+// writeAlone writes p to byte off in block b, whose lock the caller holds alone (MS-VHDX 2.5.1.1).
+func (w *writer) writeAlone(b, off int64, p []byte) error {
+	entry, _, err := w.l.lookup(off, off+1)
+	if err != nil {
+		return err
+	}
+	whole := w.l.wholeBlock(b, off, int64(len(p)))
+	switch st := entry.state(); {
+	case st == FullyPresent:
+		return w.writePlace(entry, off, p)
+	case st == PartiallyPresent:
+		return w.writePartial(b, entry, off, p)
+	case st == NotPresent && w.l.geo.hasParent && !whole:
+		return w.newPartial(b, off, p)
+	case w.detectZeroes && allZero(p):
+		if st == NotPresent && w.l.geo.hasParent {
+			return w.unmap(b, entry)
+		}
+		return nil // it reads as zero already
+	default:
+		return w.newFull(b, off, p)
+	}
+}
+
+// wholeBlock reports whether the n bytes from off on are all of block b that the disk has.
+func (l *layer) wholeBlock(b, off, n int64) bool {
+	return l.geo.inBlock(off) == 0 && off+n == l.geo.blockEnd(b)
+}
+
+// newFull gives block b a place that holds p at byte off and zeros elsewhere. p may be empty.
+func (w *writer) newFull(b, off int64, p []byte) error {
+	g := &w.l.geo
+	e, err := w.edit(1)
+	if err != nil {
+		return err
+	}
+	bat, word, err := e.batPage(g.payloadEntry(b))
+	if err == nil {
+		err = w.change()
+	}
+	if err != nil {
+		e.cancel()
+		return err
+	}
+	at, err := w.allocate(g.blockSize)
+	if err != nil {
+		e.cancel()
+		return err
+	}
+	if err := w.fillBlock(at, g.inBlock(off), p); err != nil {
+		w.release(at)
+		e.cancel()
+		return err
+	}
+	e.apply(func() {
+		w.setEntry(bat, word, newBATEntry(FullyPresent, at.off))
+		w.barrier = w.barrier || !at.fresh || g.hasParent
+	})
+	return nil
+}
+
+// fillBlock writes p at byte in of the place at, and zeros to the rest of it.
+func (w *writer) fillBlock(at place, in int64, p []byte) error {
+	if !at.fresh {
+		if err := w.zero(at.off, in); err != nil {
+			return err
+		}
+		end := in + int64(len(p))
+		if err := w.zero(at.off+end, at.size-end); err != nil {
+			return err
+		}
+	}
+	_, err := w.file.WriteAt(p, at.off+in)
+	return err
+}
+
+// setEntry changes a BAT entry of a payload block. The caller is in an edit's apply.
+func (w *writer) setEntry(bat *cache.Page, word int, e batEntry) {
+	w.l.count(batEntry(bat.Word(word)).state(), -1)
+	w.l.count(e.state(), 1)
+	bat.SetWord(word, uint64(e))
+}
+
+// writePartial writes p to byte off in the partially present block b.
+func (w *writer) writePartial(b int64, entry batEntry, off int64, p []byte) error {
+	off, p, err := w.wholeSectors(off, p)
+	if err != nil {
+		return err
+	}
+	if err := w.writePlace(entry, off, p); err != nil {
+		return err
+	}
+	here, end, err := w.l.sectorRun(off, off+int64(len(p)))
+	if err != nil || here && end == off+int64(len(p)) {
+		return err
+	}
+	e, err := w.edit(w.l.bitmapPages() + 1)
+	if err != nil {
+		return err
+	}
+	bits, err := e.bits(w.l.bitmaps[b>>w.l.geo.chunkShift].Load(), b)
+	if err != nil {
+		e.cancel()
+		return err
+	}
+	bat, word, err := e.batPage(w.l.geo.payloadEntry(b))
+	if err != nil {
+		e.cancel()
+		return err
+	}
+	e.apply(func() {
+		bits.set(w.l.sectorInBlock(off), int64(len(p))>>w.l.geo.sectorShift)
+		if bits.all() {
+			w.setEntry(bat, word, newBATEntry(FullyPresent, entry.fileOff()))
+		}
+		w.barrier = true
+	})
+	return nil
+}
+
+// newPartial gives block b, which the parent holds so far, a place that holds the sectors of p at byte off. All
+// other sectors remain the parent's.
+func (w *writer) newPartial(b, off int64, p []byte) error {
+	off, p, err := w.wholeSectors(off, p)
+	if err != nil {
+		return err
+	}
+	g := &w.l.geo
+	// Two pages of the BAT, for the block and for its chunk's sector bitmap block, and the bits.
+	e, err := w.edit(w.l.bitmapPages() + 2)
+	if err != nil {
+		return err
+	}
+	var places []place
+	fail := func(err error) error {
+		for _, p := range places {
+			w.release(p)
+		}
+		e.cancel()
+		return err
+	}
+	bat, word, err := e.batPage(g.payloadEntry(b))
+	if err == nil {
+		err = w.change()
+	}
+	if err != nil {
+		return fail(err)
+	}
+	chunk := b >> g.chunkShift
+	bitmap := w.l.bitmaps[chunk].Load()
+	publish := func() {}
+	if bitmap == nil {
+		w.chunkMu.Lock()
+		defer w.chunkMu.Unlock()
+		if bitmap = w.l.bitmaps[chunk].Load(); bitmap == nil {
+			var at place
+			if bitmap, at, publish, err = w.newBitmap(e, chunk); err != nil {
+				return fail(err)
+			}
+			places = append(places, at)
+		}
+	}
+	bits, err := e.bits(bitmap, b)
+	if err != nil {
+		return fail(err)
+	}
+	at, err := w.allocate(g.blockSize)
+	if err != nil {
+		return fail(err)
+	}
+	places = append(places, at)
+	if _, err := w.file.WriteAt(p, at.off+g.inBlock(off)); err != nil {
+		return fail(err)
+	}
+	e.apply(func() {
+		publish()
+		bits.clear() // those of a block that is not partially present mean nothing, and may be set
+		bits.set(w.l.sectorInBlock(off), int64(len(p))>>g.sectorShift)
+		w.setEntry(bat, word, newBATEntry(PartiallyPresent, at.off))
+		w.barrier = true
+	})
+	return nil
+}
+
+// newBitmap makes a sector bitmap block for a chunk that has none. It exists when publish is called, in the
+// edit's apply.
+func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, at place, publish func(), err error) {
+	bat, word, err := e.batPage(w.l.geo.bitmapEntry(chunk))
+	if err != nil {
+		return nil, at, nil, err
+	}
+	if at, err = w.allocate(bitmapBlockSize); err != nil {
+		return nil, at, nil, err
+	}
+	if !at.fresh {
+		if err := w.zero(at.off, at.size); err != nil {
+			w.release(at)
+			return nil, at, nil, err
+		}
+	}
+	bitmap = w.l.cache.Span(w.file, at.off, bitmapBlockSize/pageSize)
+	bitmap.MarkZero(0, bitmapBlockSize/pageSize)
+	return bitmap, at, func() {
+		bat.SetWord(word, uint64(newBATEntry(bitmapPresent, at.off)))
+		w.l.bitmaps[chunk].Store(bitmap)
+		w.l.countBitmap()
+	}, nil
+}
+
+// wholeSectors widens p, at byte off, to whole sectors: what is added is read from the disk as it is.
+func (w *writer) wholeSectors(off int64, p []byte) (int64, []byte, error) {
+	if w.l.aligned(off, p) {
+		return off, p, nil
+	}
+	size := w.l.geo.sectorSize
+	start, end := off&^(size-1), roundUp(off+int64(len(p)), size)
+	wide := make([]byte, end-start)
+	im := Image{top: w.l}
+	if _, err := im.ReadAt(wide[:size], start); err != nil {
+		return 0, nil, err
+	}
+	if _, err := im.ReadAt(wide[len(wide)-int(size):], end-size); err != nil {
+		return 0, nil, err
+	}
+	copy(wide[off-start:], p)
+	return start, wide, nil
+}

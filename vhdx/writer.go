@@ -1,0 +1,251 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/sirupsen/logrus"
+
+	"vhdxfs/cache"
+	"vhdxfs/journal"
+)
+
+// A writer changes the image file of a chain, its top layer. What must never break:
+//
+//   - The first change renews FileWriteGuid and DataWriteGuid in the headers, durably, before it is made.
+//   - A block is mapped in memory only after its bytes are in the file.
+//   - Metadata reaches the file through the log alone: first a durable log entry, then, later, its place.
+//   - A mapping that must not be durable before its bytes are has them synced before its log entry is written:
+//     where the space is recycled, and where the disk has a parent.
+//   - Space given up is given away only when the entry that unmaps it is durable and nobody reads it any more.
+//   - After a failed sync nothing more is written.
+//
+// Locks, in the order in which they are taken: gate, a block's lock, chunkMu, roundMu, headerMu, metaMu, spaceMu.
+// metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
+type writer struct {
+	l    *layer
+	file File
+	log  logrus.FieldLogger
+
+	detectZeroes bool
+	trims        bool // discards change the mapping
+	punch        bool // and leave holes in the file
+	holes        bool // the file may have holes at all
+	commitAfter  time.Duration
+	idleAfter    time.Duration
+
+	reads  readEpochs
+	failed atomic.Pointer[error]
+
+	gate    sync.RWMutex // held shared by every operation that changes something, alone to make the image clean
+	blocks  blockLocks
+	chunkMu sync.Mutex // held while a chunk gets its sector bitmap block
+
+	headerMu sync.Mutex
+	open     atomic.Bool // the headers announce changes; set with headerMu held
+	opened   bool        // they have done so at least once; guarded by headerMu
+	header   header      // as in the current copy on disk; guarded by headerMu
+	slot     int         // of the current copy; guarded by headerMu
+
+	lastUsed atomic.Int64  // time of the last change, ns
+	wake     chan struct{} // something is to be committed
+	quit     chan struct{}
+	ended    chan struct{}
+	stopOnce sync.Once
+
+	roundMu  sync.Mutex    // held by a sync round; guards what follows
+	begun    atomic.Uint64 // rounds begun, changed with roundMu held
+	roundErr error         // of the last round
+	session  *session      // nil while the image is clean
+	unsynced atomic.Bool   // something was written since the last round began
+
+	metaMu   sync.Mutex
+	roomFree sync.Cond                 // claimed has become smaller
+	dirty    map[int64]dirtyPage       // by file offset: changed and not in the log yet
+	raw      map[int64]*[pageSize]byte // likewise, pages that no cache holds: region tables to repair
+	claimed  int                       // pages that operations under way may still make dirty
+	barrier  bool                      // the payload of what is dirty must be durable before it is logged
+	unmapped []place                   // by what is dirty
+
+	spaceMu sync.Mutex
+	space   *spaceMap
+	size    int64 // of the file, bytes
+	fresh   int64 // file offset from which on the file was never used
+	freed   []freed
+}
+
+// A dirtyPage is a pinned page of metadata that was changed.
+type dirtyPage struct {
+	span *cache.Span
+	page int64
+	p    *cache.Page
+}
+
+// Errors of a writer.
+var (
+	// ErrFailed is what every write returns after the first failed sync: what reached the disk is not known any
+	// more. Opening the image again restores the last state that was synced.
+	ErrFailed = errors.New("writing to the image failed before; it is read-only until it is opened again")
+)
+
+// newWriter makes the top layer l of a chain writable. Where its log has to be replayed that is done now: the
+// image was checked as it is after the replay, so one that is refused was not touched.
+func newWriter(op *opener, l *layer) (*writer, error) {
+	if l.log().Length == 0 {
+		return nil, errors.New("the image has no log, so it cannot be written safely; it can be mounted read-only, and converted")
+	}
+	w := &writer{
+		l:            l,
+		file:         l.file,
+		log:          op.Log,
+		detectZeroes: op.DetectZeroes,
+		commitAfter:  op.Commit,
+		idleAfter:    op.IdleClean,
+		header:       l.headers.header(),
+		slot:         l.headers.current,
+		wake:         make(chan struct{}, 1),
+		quit:         make(chan struct{}),
+		ended:        make(chan struct{}),
+		dirty:        make(map[int64]dirtyPage),
+		raw:          make(map[int64]*[pageSize]byte),
+	}
+	w.roomFree.L = &w.metaMu
+	w.reads.current.Store(1) // epoch 0 has ended
+	if w.log == nil {
+		w.log = &logrus.Logger{Out: io.Discard, Formatter: new(logrus.TextFormatter)}
+	}
+	s, ok := l.file.(interface{ Sparse() bool })
+	w.holes = ok && s.Sparse()
+	w.trims = op.Discard != DiscardOff
+	w.punch = op.Discard == DiscardPunch || w.holes && (op.Discard == DiscardAuto || op.Discard == "")
+	if l.replay != nil {
+		if err := w.replay(op); err != nil {
+			return nil, err
+		}
+	}
+	w.space, w.size = w.l.space, w.l.fileSize
+	w.fresh = max(roundUp(w.size, mib), w.space.n*mib)
+	w.space.grow(w.fresh)
+	go w.background()
+	return w, nil
+}
+
+// replay replays the log into the file and loads the layer anew from there (MS-VHDX 2.3.3). What the disk's user
+// sees stays what it was, so DataWriteGuid does: a new one would cut the image's children off.
+func (w *writer) replay(op *opener) error {
+	h := w.header
+	h.FileWriteGUID = uuid.New()
+	if err := w.updateHeaders(h); err != nil {
+		return err
+	}
+	if err := journal.Apply(w.file, w.l.sequence); err != nil {
+		return err
+	}
+	h.LogGUID = uuid.Nil
+	if err := w.updateHeaders(h); err != nil {
+		return err
+	}
+	fresh := op.newLayer(w.file, w.l.path)
+	if err := fresh.load(); err != nil {
+		return fmt.Errorf("after the log was replayed: %w", err)
+	}
+	fresh.parent = w.l.parent
+	w.l = fresh
+	return nil
+}
+
+// fail makes the image read-only for good, with the first error as its reason.
+func (w *writer) fail(err error) error {
+	first := fmt.Errorf("%w: %w", ErrFailed, err)
+	if w.failed.CompareAndSwap(nil, &first) {
+		w.log.WithError(err).Error("the image is read-only from now on; what was synced before is safe")
+	}
+	return err
+}
+
+// err returns the error with which every write fails, and nil as long as all is well.
+func (w *writer) err() error {
+	if e := w.failed.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// change announces a change that readers of the disk can see, and has to be called before each, with the gate
+// held. The first one renews FileWriteGuid and DataWriteGuid, durably, and so does the first one after the image
+// was made clean: a copy made meanwhile is another disk from then on (MS-VHDX 2.2.2).
+func (w *writer) change() error {
+	if err := w.err(); err != nil || w.open.Load() {
+		return err
+	}
+	w.headerMu.Lock()
+	defer w.headerMu.Unlock()
+	if w.open.Load() {
+		return w.err()
+	}
+	h := w.header
+	h.FileWriteGUID, h.DataWriteGUID = uuid.New(), uuid.New()
+	if err := w.updateHeaders(h); err != nil {
+		return err
+	}
+	w.repairTables()
+	w.opened = true
+	w.open.Store(true)
+	return nil
+}
+
+// changed says that a change was made, which a sync has to make durable.
+func (w *writer) changed() {
+	w.lastUsed.Store(time.Now().UnixNano())
+	if !w.unsynced.Load() {
+		w.unsynced.Store(true)
+		select {
+		case w.wake <- struct{}{}:
+		default: // it is awake
+		}
+	}
+}
+
+// updateHeaders makes h the current header: first in the place of the other copy, which becomes the current one
+// when it is durable, then in the place of this one, so that either may be lost (MS-VHDX 2.2.2). The caller
+// holds headerMu.
+func (w *writer) updateHeaders(h header) error {
+	h.SequenceNumber = w.header.SequenceNumber
+	slot := w.slot
+	for range headerOffsets {
+		if h.SequenceNumber++; h.SequenceNumber == 0 {
+			return w.fail(errors.New("the headers have used up their sequence numbers"))
+		}
+		slot = 1 - slot
+		if _, err := w.file.WriteAt(h.encode()[:], headerOffsets[slot]); err != nil {
+			return w.fail(fmt.Errorf("write header: %w", err))
+		}
+		if err := w.file.Sync(); err != nil {
+			return w.fail(fmt.Errorf("sync header: %w", err))
+		}
+	}
+	w.header, w.slot = h, slot
+	w.l.setHeader(h, slot)
+	return nil
+}
+
+// repairTables puts the region table that counts into the log for both copies, if they are not alike.
+func (w *writer) repairTables() {
+	t := w.l.tables
+	if t.err == [2]error{} && !t.differ {
+		return
+	}
+	b := encodeRegionTable(t.regions)
+	w.metaMu.Lock()
+	defer w.metaMu.Unlock()
+	for _, off := range regionTableOffsets {
+		for i := int64(0); i < regionTableSize; i += pageSize {
+			w.raw[off+i] = (*[pageSize]byte)(b[i:])
+		}
+	}
+}
