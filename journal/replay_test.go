@@ -265,7 +265,7 @@ func TestTooManyZeroDescriptors(t *testing.T) {
 // Sequences of random updates, replayed by both ways and by doing one update after the other, as MS-VHDX
 // words it.
 func TestReplayModel(t *testing.T) {
-	for seed := range uint64(100) {
+	for seed := range uint64(50) {
 		rng := newRand(seed)
 		im := newImage(64 + rng.Int64N(64))
 		im.pos = rng.Int64N(im.reg.Length/SectorSize) * SectorSize
