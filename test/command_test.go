@@ -315,3 +315,17 @@ func TestInfoAndCheckForPeople(t *testing.T) {
 		t.Errorf("map:\n%s", out)
 	}
 }
+
+// A line in fstab ends up at mount.fuse3, which hands over the options as the program must take them.
+func TestMountByMountFuse(t *testing.T) {
+	requireFUSE(t)
+	requireTools(t, "mount.fuse3")
+	img, raw := sampleImage(t)
+	dir := newDir(t)
+	must(t, "mount.fuse3", program.path(t)+"#"+img, dir, "-o", "ro,nofail,_netdev,x-systemd.requires=other.mount,noatime")
+	t.Cleanup(func() {
+		unmount(t, dir)
+		eventually(t, "the end of the process in the background", func() bool { return len(daemons(dir)) == 0 })
+	})
+	sameContent(t, filepath.Join(dir, "disk.raw"), raw)
+}

@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
-	"time"
 )
 
 // A build is the program, built when a test first asks for it.
@@ -53,9 +53,12 @@ type result struct {
 // status is for the caller to judge.
 func vhdxfs(t *testing.T, args ...string) result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	path := program.path(t)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program.path(t), args...)
+	cmd := exec.CommandContext(ctx, path, args...)
+	// One that has mounted what it should have refused is told to unmount.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	// A daemon that goes to the background must not keep this test waiting by holding its standard error.
