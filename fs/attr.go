@@ -35,17 +35,20 @@ func statImage(path string) (imageAttr, error) {
 	return a, nil
 }
 
-// attributes returns what stat(2) says of the directory and of the file. Without options of its own the
-// file can be read by those who can read the image: a mount by root, open to all users, must not show
-// them a disk whose image is closed to them.
+// attributes returns what stat(2) says of the directory and of the file. Without options of its own the file can be
+// read by those who can read the image, and written by those who can write it: a mount by root, open to all users,
+// must not show them a disk whose image is closed to them.
 func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
+	possible := uint32(0o444)
+	if disk.Writable() {
+		possible = 0o666
+	}
 	root = fuse.Attr{Ino: rootNode, Mode: syscall.S_IFDIR | 0o555, Nlink: 2}
-	file = fuse.Attr{Ino: diskNode, Mode: syscall.S_IFREG | im.perm&0o444, Nlink: 1}
+	file = fuse.Attr{Ino: diskNode, Mode: syscall.S_IFREG | im.perm&possible, Nlink: 1}
 	file.Size = uint64(disk.Size())
-	file.Blocks = (uint64(disk.AllocatedBytes()) + statUnit - 1) / statUnit
 	if o.Umask != nil {
 		root.Mode = syscall.S_IFDIR | 0o555&^*o.Umask
-		file.Mode = syscall.S_IFREG | 0o444&^*o.Umask
+		file.Mode = syscall.S_IFREG | possible&^*o.Umask
 	}
 	if o.Mode != nil {
 		file.Mode = syscall.S_IFREG | *o.Mode&0o777
@@ -79,13 +82,16 @@ func diskStatfs(disk Disk) fuse.StatfsOut {
 	}
 }
 
-// attr returns the attributes of a node, and nil where there is no such node.
+// attr returns the attributes of a node as they are now, and nil where there is no such node.
 func (f *fileSystem) attr(node uint64) *fuse.Attr {
 	switch node {
 	case rootNode:
 		return &f.root
 	case diskNode:
-		return &f.file
+		a := f.file
+		a.Blocks = (uint64(f.disk.AllocatedBytes()) + statUnit - 1) / statUnit
+		f.times.fill(&a)
+		return &a
 	}
 	return nil
 }
@@ -109,7 +115,7 @@ func (f *fileSystem) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, ou
 func (f *fileSystem) fillEntry(out *fuse.EntryOut) {
 	out.NodeId = diskNode
 	out.Generation = 1
-	out.Attr = f.file
+	out.Attr = *f.attr(diskNode)
 	out.SetEntryTimeout(cacheTimeout)
 	out.SetAttrTimeout(cacheTimeout)
 }
@@ -133,7 +139,7 @@ func (f *fileSystem) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 	switch {
 	case !f.access(&in.InHeader):
 		return fuse.EACCES
-	case in.Mask&writeOK != 0:
+	case in.Mask&writeOK != 0 && !f.writable:
 		return fuse.EROFS
 	}
 	return fuse.OK

@@ -41,7 +41,7 @@ func mountDirect(o *Options) (fd int, err error) {
 		fmt.Sprintf("rootmode=%o", unix.S_IFDIR),
 		fmt.Sprintf("user_id=%d", unix.Geteuid()),
 		fmt.Sprintf("group_id=%d", unix.Getegid()))
-	err = unix.Mount(o.Source, o.MountPoint, "fuse."+typeName, o.Flags|unix.MS_RDONLY, strings.Join(data, ","))
+	err = unix.Mount(o.Source, o.MountPoint, "fuse."+typeName, o.Flags, strings.Join(data, ","))
 	if err != nil {
 		unix.Close(fd)
 		return -1, err
@@ -80,8 +80,9 @@ func mountHelped(o *Options, bin string) (int, error) {
 		{unix.MS_RDONLY, "ro"},
 		{unix.MS_NOEXEC, "noexec"},
 		{unix.MS_NOATIME, "noatime"},
+		{unix.MS_SYNCHRONOUS, "sync"},
 	} { // nosuid and nodev it adds by itself
-		if (o.Flags|unix.MS_RDONLY)&f.flag != 0 {
+		if o.Flags&f.flag != 0 {
 			list = append(list, f.name)
 		}
 	}

@@ -49,5 +49,3 @@ func (f *fileSystem) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.D
 func entriesFrom(off uint64) []fuse.DirEntry {
 	return entries[min(off, uint64(len(entries))):]
 }
-
-func (f *fileSystem) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }

@@ -3,13 +3,24 @@
 // into errno, and knows nothing of the image's format.
 //
 // There are two nodes and they never change, so the package implements the protocol level of go-fuse
-// (fuse.RawFileSystem) without a node tree. All state is set before the first request; a request therefore
-// takes no lock here, and any number of them run at once.
+// (fuse.RawFileSystem) without a node tree. All state is set before the first request, but for a few counters; a
+// request therefore takes no lock here, and any number of them run at once.
 //
 //	READ off, n -> Disk.Resolve -> extents -> the reply
 //	                                 one file, large: a pipe filled by splice(2), no copy to user space
 //	                                 file:            pread(2) into the reply's buffer
 //	                                 zeros:           a shared, never written page of zeros
 //
-// The mount is read-only: the kernel refuses what would modify it, and so does every handler.
+// A read lasts from BeginRead to EndRead, which is called when the kernel has the bytes: until then the space that
+// they come from is not used for anything else.
+//
+//	WRITE         -> Disk.WriteAt, which is done with the request's buffer when it returns
+//	FALLOCATE     -> Disk.Discard (PUNCH_HOLE), Zero (ZERO_RANGE) or Allocate
+//	FSYNC         -> Disk.Sync; so does a WRITE with O_SYNC or O_DSYNC, or on a mount with sync
+//	last RELEASE  -> Disk.Clean, of those who had the file open for writing
+//
+// Writes pass through the kernel's page cache, but are not delayed in it; see capabilities. What a program wrote
+// is durable after fsync(2). sync(2) and syncfs(2) do not reach a FUSE server: the kernel has no request for them.
+//
+// The mount is read-only if the disk is: the kernel refuses what would modify it, and so does every handler.
 package fs

@@ -2,10 +2,14 @@ package fs
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -15,13 +19,68 @@ import (
 	"vhdxfs/vhdx"
 )
 
-// fakeDisk is a disk whose extents the test lays out. want is its content.
+// fakeDisk is a disk whose extents the test lays out. want is its content. What would change it is recorded, and
+// not done.
 type fakeDisk struct {
-	extents []vhdx.Extent
-	want    []byte
-	info    vhdx.Info
-	err     error // of every Resolve and Seek, when set
+	extents  []vhdx.Extent
+	want     []byte
+	info     vhdx.Info
+	err      error // of every Resolve and Seek, when set
+	writable bool
+
+	reading atomic.Int64 // reads that have not ended
+
+	mu    sync.Mutex       // guards what follows
+	calls []string         // of the methods that change something or make it durable
+	fail  map[string]error // by method: what it returns
 }
+
+// called records a call and returns its error.
+func (d *fakeDisk) called(method string, args []any) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.calls = append(d.calls, method+fmt.Sprint(args))
+	return d.fail[method]
+}
+
+// take returns what was called since the last take.
+func (d *fakeDisk) take() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	calls := strings.Join(d.calls, " ")
+	d.calls = nil
+	return calls
+}
+
+// epoch is what BeginRead of a fakeDisk returns.
+const epoch = 42
+
+func (d *fakeDisk) BeginRead() uint64 {
+	d.reading.Add(1)
+	return epoch
+}
+
+func (d *fakeDisk) EndRead(e uint64) {
+	if e != epoch {
+		panic("EndRead with something else than BeginRead returned")
+	}
+	d.reading.Add(-1)
+}
+
+func (d *fakeDisk) Writable() bool { return d.writable }
+
+func (d *fakeDisk) WriteAt(p []byte, off int64) (int, error) {
+	if err := d.called("write", []any{off, string(p)}); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (d *fakeDisk) Zero(off, n int64) error     { return d.called("zero", []any{off, n}) }
+func (d *fakeDisk) Discard(off, n int64) error  { return d.called("discard", []any{off, n}) }
+func (d *fakeDisk) Allocate(off, n int64) error { return d.called("allocate", []any{off, n}) }
+func (d *fakeDisk) Sync() error                 { return d.called("sync", nil) }
+func (d *fakeDisk) Clean() error                { return d.called("clean", nil) }
 
 // add appends n bytes that file holds from fileOff on, or zeros where file is nil.
 func (d *fakeDisk) add(n int64, file io.ReaderAt, fileOff int64) {

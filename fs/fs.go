@@ -1,10 +1,11 @@
 package fs
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"vhdxfs/vhdx"
 )
@@ -18,8 +19,8 @@ const (
 	diskNode = 2
 )
 
-// cacheTimeout is how long the kernel may keep names and attributes: in effect for ever, since nothing
-// changes while an image is mounted read-only.
+// cacheTimeout is how long the kernel may keep names and attributes: in effect for ever. Nobody else changes the
+// image while it is mounted, and after a write the kernel asks by itself for what that changes of a file.
 const cacheTimeout = 365 * 24 * time.Hour
 
 // A Disk is the virtual disk that is served; *vhdx.Image is one. Offsets and lengths are in bytes. Its
@@ -37,23 +38,49 @@ type Disk interface {
 	// SeekData returns io.EOF when none follows.
 	SeekData(off int64) (int64, error)
 	SeekHole(off int64) (int64, error)
+
+	// BeginRead announces a Resolve, and EndRead, with what BeginRead returned, that nothing is read any more
+	// from the extents that it found: their space may then be used for other blocks.
+	BeginRead() uint64
+	EndRead(epoch uint64)
+
+	// Writable reports whether the methods below change anything. They fail with vhdx.ErrReadOnly otherwise.
+	Writable() bool
+
+	// WriteAt, Zero, Discard and Allocate change what lies wholly inside the disk. They have written p, or
+	// forgotten it, when they return. What they did is durable after the next Sync.
+	WriteAt(p []byte, off int64) (int, error)
+	Zero(off, n int64) error
+	Discard(off, n int64) error
+	Allocate(off, n int64) error
+
+	// Sync and Clean do nothing, without an error, where there is nothing to be made durable. Clean also leaves
+	// the image as a close would.
+	Sync() error
+	Clean() error
 }
 
 var _ Disk = (*vhdx.Image)(nil)
 
-// fileSystem answers the kernel's requests. Its fields are set before the first one and not changed
-// later, so the handlers need no lock.
+// fileSystem answers the kernel's requests. Its fields are set before the first one and not changed later, but for
+// those that say so, so the handlers need no lock.
 type fileSystem struct {
 	fuse.RawFileSystem // ENOSYS for what this mount has no use for
 
-	disk   Disk
-	size   int64 // of the disk, in bytes
-	root   fuse.Attr
-	file   fuse.Attr
-	statfs fuse.StatfsOut
-	xattrs xattrs
-	access func(*fuse.InHeader) bool // whether the caller may use the mount
-	log    logrus.FieldLogger
+	disk     Disk
+	size     int64 // of the disk, in bytes
+	writable bool
+	sync     bool // every change is durable when it is answered
+	directIO bool // nothing is cached by the kernel
+	root     fuse.Attr
+	file     fuse.Attr
+	statfs   fuse.StatfsOut
+	xattrs   func() xattrs             // of disk.raw
+	access   func(*fuse.InHeader) bool // whether the caller may use the mount
+	failures *failureLog
+
+	writers atomic.Int64 // handles open for writing
+	times   times        // of disk.raw
 }
 
 var _ fuse.RawFileSystem = (*fileSystem)(nil)
@@ -63,12 +90,21 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		disk:          disk,
 		size:          disk.Size(),
+		writable:      disk.Writable(),
+		sync:          o.Flags&unix.MS_SYNCHRONOUS != 0,
+		directIO:      o.DirectIO,
 		access:        o.callerAllowed(),
-		log:           o.Log,
+		failures:      newFailureLog(o.Log),
 	}
 	f.root, f.file = o.attributes(disk, im)
+	f.times.set(im.atime, im.mtime, im.ctime)
 	f.statfs = diskStatfs(disk)
-	f.xattrs = diskXAttrs(disk.Info())
+	if f.writable {
+		f.xattrs = func() xattrs { return diskXAttrs(disk.Info()) }
+	} else {
+		x := diskXAttrs(disk.Info())
+		f.xattrs = func() xattrs { return x }
+	}
 	return f
 }
 

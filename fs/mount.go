@@ -19,6 +19,22 @@ const typeName = "vhdxfs"
 // default of 12 keeps too few reads of a disk in flight.
 const maxBackground = 64
 
+// maxInflight bounds the memory of requests that wait for the disk, in bytes. When it is used up, the next ones
+// wait in the kernel: memory that the system is short of may be waiting for these very writes.
+const maxInflight = 64 << 20
+
+// capabilities are what is asked of the kernel beyond what go-fuse asks for:
+//
+//   - requests of one O_DIRECT read or write are under way at once;
+//   - with FOPEN_DIRECT_IO, disk.raw can be mapped all the same;
+//   - there are no set-user-ID bits and file capabilities to remove at a write. Else the kernel asks before each
+//     write for the extended attribute security.capability.
+//
+// CAP_WRITEBACK_CACHE is not among them. With it a write would be answered before the image has space for it, the
+// caller would learn of ENOSPC at an fsync or never, and dirty pages would need this process to have memory before
+// the kernel can get at theirs. File systems on a loop device have a cache of their own above.
+const capabilities = fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_HANDLE_KILLPRIV_V2
+
 // Options says where and how to mount a disk.
 type Options struct {
 	MountPoint string // absolute path of a directory
@@ -33,7 +49,8 @@ type Options struct {
 	UID, GID *uint32 // owner of disk.raw; nil is the image's
 	Umask    *uint32 // permission bits to remove from all; nil starts from the image's
 	Mode     *uint32 // permission bits of disk.raw; nil derives them
-	Flags    uintptr // MS_NOEXEC, MS_NOATIME and the like, for mount(2); MS_RDONLY is always set
+	Flags    uintptr // MS_NOEXEC, MS_SYNCHRONOUS and the like, for mount(2); the disk decides about MS_RDONLY
+	DirectIO bool    // reads and writes pass by the kernel's page cache
 
 	Log logrus.FieldLogger // errors of requests; nil is logrus's standard logger
 }
@@ -64,6 +81,9 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	if o.MountPoint, err = checkMountPoint(o.MountPoint, o.NonEmpty); err != nil {
 		return nil, err
 	}
+	if o.Flags &^= unix.MS_RDONLY; !disk.Writable() {
+		o.Flags |= unix.MS_RDONLY
+	}
 	fd, err := mountFuse(&o)
 	if err != nil {
 		return nil, err
@@ -71,12 +91,14 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	// go-fuse takes a connection that is already mounted by this name, and answers INIT before NewServer
 	// returns: every later request waits in the kernel until Serve fetches it.
 	server, err := fuse.NewServer(newFileSystem(disk, &o, im), "/dev/fd/"+strconv.Itoa(fd), &fuse.MountOptions{
-		Name:              typeName,
-		MaxWrite:          maxRequest,
-		MaxReadAhead:      maxRequest,
-		MaxBackground:     maxBackground,
-		ExtraCapabilities: fuse.CAP_ASYNC_DIO,
-		Logger:            log.New(logWriter{o.Log}, "", 0),
+		Name:                     typeName,
+		MaxWrite:                 maxRequest,
+		MaxReadAhead:             maxRequest,
+		MaxBackground:            maxBackground,
+		MaxInflightRequestBytes:  maxInflight,
+		ExtraCapabilities:        capabilities,
+		ExplicitDataCacheControl: true, // else a new mtime, after each write, makes the kernel drop what it has cached
+		Logger:                   log.New(logWriter{o.Log}, "", 0),
 	})
 	if err != nil {
 		unmount(o.MountPoint, unix.MNT_DETACH)

@@ -225,7 +225,6 @@ func TestEverythingElseIsReadOnly(t *testing.T) {
 	for name, s := range map[string]fuse.Status{
 		"fsync":    f.Fsync(nil, &fuse.FsyncIn{}),
 		"fsyncdir": f.FsyncDir(nil, &fuse.FsyncIn{}),
-		"flush":    f.Flush(nil, &fuse.FlushIn{}),
 		"access":   f.Access(nil, &fuse.AccessIn{Mask: 4}),
 	} {
 		if !s.Ok() {

@@ -19,11 +19,23 @@ func (f *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 		return fuse.EACCES
 	case in.NodeId != diskNode:
 		return fuse.EISDIR
-	case in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY, in.Flags&syscall.O_TRUNC != 0:
-		return fuse.EROFS
 	}
 	// The image cannot change beneath the mount, so what the kernel has cached of it stays right.
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+	if f.directIO {
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	}
+	switch write := in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY; {
+	case (write || in.Flags&syscall.O_TRUNC != 0) && !f.writable:
+		return fuse.EROFS
+	case in.Flags&syscall.O_TRUNC != 0: // the kernel asks SetAttr instead
+		return fuse.EPERM
+	case write:
+		out.Fh = writeHandle
+		f.writers.Add(1)
+	default:
+		out.OpenFlags |= fuse.FOPEN_NOFLUSH // where nothing was written, a close has nothing to report
+	}
 	return fuse.OK
 }
 
@@ -41,16 +53,15 @@ func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	if len(buf) == 0 {
 		return endOfFile, fuse.OK
 	}
-	r := newReply()
+	r := newReply(f.disk)
 	var err error
 	if r.extents, err = f.disk.Resolve(r.extents, off, int64(len(buf))); err != nil {
 		r.Done()
 		return nil, f.errno("resolve", off, err)
 	}
 	if len(r.extents) == 1 && spliceable(len(buf)) {
-		if piped := spliceExtent(r.extents[0], len(buf)); piped != nil {
-			r.Done()
-			return piped, fuse.OK
+		if pipe := loadPipe(r.extents[0], len(buf)); pipe != nil {
+			return &pipeReply{r, pipe, len(buf)}, fuse.OK
 		}
 	}
 	if err := r.fill(buf, off); err != nil {

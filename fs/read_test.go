@@ -126,24 +126,24 @@ func TestReadErrors(t *testing.T) {
 
 	for _, tc := range []struct {
 		name string
-		disk fakeDisk
+		disk *fakeDisk
 		want fuse.Status
 		log  string
 	}{
-		{"corrupt", fakeDisk{err: fmt.Errorf("entry 7: %w", vhdx.ErrCorrupt)}, fuse.EIO, "entry 7"},
-		{"errno of the image file", fakeDisk{err: &os.PathError{Op: "read", Err: syscall.ESTALE}}, fuse.Status(syscall.ESTALE), "stale"},
-		{"read-only", fakeDisk{err: vhdx.ErrReadOnly}, fuse.EROFS, "read-only"},
-		{"no extents", fakeDisk{}, fuse.EIO, "hold 0 of"},
-		{"file that fails", fakeDisk{extents: []vhdx.Extent{{Len: 1 << 20, File: failingFile{}}}}, fuse.EIO, "input/output error"},
-		{"file too short to splice from", fakeDisk{extents: []vhdx.Extent{{Len: 1 << 20, File: file, FileOff: 64 << 10}}}, fuse.EIO, "unexpected EOF"},
-		{"gap", fakeDisk{extents: []vhdx.Extent{{Len: 4096}, {DiskOff: 8192, Len: 1 << 20}}}, fuse.EIO, "does not continue"},
+		{"corrupt", &fakeDisk{err: fmt.Errorf("entry 7: %w", vhdx.ErrCorrupt)}, fuse.EIO, "entry 7"},
+		{"errno of the image file", &fakeDisk{err: &os.PathError{Op: "read", Err: syscall.ESTALE}}, fuse.Status(syscall.ESTALE), "stale"},
+		{"read-only", &fakeDisk{err: vhdx.ErrReadOnly}, fuse.EROFS, "read-only"},
+		{"no extents", &fakeDisk{}, fuse.EIO, "hold 0 of"},
+		{"file that fails", &fakeDisk{extents: []vhdx.Extent{{Len: 1 << 20, File: failingFile{}}}}, fuse.EIO, "input/output error"},
+		{"file too short to splice from", &fakeDisk{extents: []vhdx.Extent{{Len: 1 << 20, File: file, FileOff: 64 << 10}}}, fuse.EIO, "unexpected EOF"},
+		{"gap", &fakeDisk{extents: []vhdx.Extent{{Len: 4096}, {DiskOff: 8192, Len: 1 << 20}}}, fuse.EIO, "does not continue"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var logged bytes.Buffer
 			log := logrus.New()
 			log.SetOutput(&logged)
 			tc.disk.want = make([]byte, 1<<20)
-			f := newTestFileSystem(t, &tc.disk, Options{Log: log})
+			f := newTestFileSystem(t, tc.disk, Options{Log: log})
 			if _, status := readAll(t, f, 0, 128<<10); status != tc.want {
 				t.Errorf("status %v, want %v", status, tc.want)
 			}

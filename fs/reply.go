@@ -23,6 +23,8 @@ var endOfFile = fuse.ReadResultData(nil)
 // A reply answers a READ with parts that lie in the request's buffer or in zeros. go-fuse hands them to
 // writev(2) as they are, and calls Done when the kernel has them. Replies are reused.
 type reply struct {
+	disk    Disk
+	epoch   uint64 // what EndRead wants
 	extents []vhdx.Extent
 	parts   [][]byte
 	size    int // bytes in parts
@@ -30,7 +32,12 @@ type reply struct {
 
 var replies = sync.Pool{New: func() any { return new(reply) }}
 
-func newReply() *reply { return replies.Get().(*reply) }
+// newReply begins to read from disk. Done ends it.
+func newReply(disk Disk) *reply {
+	r := replies.Get().(*reply)
+	r.disk, r.epoch = disk, disk.BeginRead()
+	return r
+}
 
 // fill reads the reply's extents, which begin at byte off of the disk, into buf.
 func (r *reply) fill(buf []byte, off int64) error {
@@ -87,6 +94,8 @@ func (r *reply) Bytes(buf []byte) ([]byte, fuse.Status) {
 
 // Done makes the reply available for another request. The slices keep their room, but no file or buffer.
 func (r *reply) Done() {
+	r.disk.EndRead(r.epoch)
+	r.disk = nil
 	clear(r.extents)
 	clear(r.parts)
 	r.extents, r.parts, r.size = r.extents[:0], r.parts[:0], 0

@@ -22,10 +22,18 @@ func spliceable(n int) bool {
 	return n >= minSplice && n <= maxSplice && splice.Resizable() && n <= splice.MaxPipeSize()-2*os.Getpagesize()
 }
 
-// spliceExtent returns a reply with n bytes of e in a pipe, and nil where they must be read otherwise.
-// fuse.ReadResultFd would fill the pipe only when the reply is sent, and answer with fewer bytes where
-// the file cannot be read; here the caller then reads again, and learns the error.
-func spliceExtent(e vhdx.Extent, n int) fuse.ReadResult {
+// A pipeReply answers a READ with bytes in a pipe. They are still pages of the image file, so the read lasts until
+// the kernel has taken them. It is what fuse.ReadResultPipe returns, with that added.
+type pipeReply struct {
+	reply *reply
+	pipe  *splice.Pair
+	size  int // bytes
+}
+
+// loadPipe returns a pipe with n bytes of e, and nil where they must be read otherwise. fuse.ReadResultFd would fill
+// the pipe only when the reply is sent, and answer with fewer bytes where the file cannot be read; here the caller
+// then reads again, and learns the error.
+func loadPipe(e vhdx.Extent, n int) *splice.Pair {
 	if e.File == nil || e.Len != int64(n) {
 		return nil
 	}
@@ -40,9 +48,30 @@ func spliceExtent(e vhdx.Extent, n int) fuse.ReadResult {
 	err = pipe.Grow(n + os.Getpagesize()) // a page more, for a range that does not begin at a page
 	if err == nil {
 		if got, err := pipe.LoadFromAt(fd, n, e.FileOff); err == nil && got == n {
-			return fuse.ReadResultPipe(pipe, n)
+			return pipe
 		}
 	}
 	splice.Done(pipe)
 	return nil
+}
+
+// Size returns the length of the reply in bytes.
+func (r *pipeReply) Size() int { return r.size }
+
+// Stateful makes go-fuse splice the bytes from the pipe to the kernel.
+func (r *pipeReply) Stateful() (fd uintptr, n int) { return r.pipe.ReadFd(), r.size }
+
+// Bytes takes the bytes out of the pipe, for a server that cannot splice them.
+func (r *pipeReply) Bytes(buf []byte) ([]byte, fuse.Status) {
+	n, err := r.pipe.Read(buf[:r.size])
+	if err != nil {
+		return nil, fuse.ToStatus(err)
+	}
+	return buf[:n], fuse.OK
+}
+
+// Done ends the read.
+func (r *pipeReply) Done() {
+	splice.Done(r.pipe)
+	r.reply.Done()
 }

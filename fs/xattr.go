@@ -17,7 +17,7 @@ const (
 	maxXAttrSize = 64 << 10 // bytes: XATTR_SIZE_MAX, a longer value cannot be read
 )
 
-// xattrs are the extended attributes of disk.raw. They do not change while the image is mounted.
+// xattrs are the extended attributes of disk.raw.
 type xattrs struct {
 	values map[string][]byte
 	list   []byte // the names in order, each with a zero byte behind it, as LISTXATTR wants them
@@ -78,8 +78,11 @@ func (f *fileSystem) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, 
 	if !f.access(h) {
 		return 0, fuse.EACCES
 	}
-	v, ok := f.xattrs.values[name]
-	if !ok || h.NodeId != diskNode {
+	if h.NodeId != diskNode || !strings.HasPrefix(name, xattrPrefix) {
+		return 0, fuse.ENOATTR
+	}
+	v, ok := f.xattrs().values[name]
+	if !ok {
 		return 0, fuse.ENOATTR
 	}
 	return copyXAttr(dest, v)
@@ -92,7 +95,7 @@ func (f *fileSystem) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte)
 	case h.NodeId != diskNode:
 		return 0, fuse.OK
 	}
-	return copyXAttr(dest, f.xattrs.list)
+	return copyXAttr(dest, f.xattrs().list)
 }
 
 // copyXAttr returns the size of v, and ERANGE where dest has no room for it. A caller that asks for the

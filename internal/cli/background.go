@@ -18,11 +18,12 @@ import (
 const readyVariable = "_VHDXFS_READY_FD"
 
 // startBackground starts the program again with the same arguments, and returns when the mount is there, or
-// with the status of the process that failed to make it, which has told the reason.
+// with the status of the process that failed to make it, which has told the reason. With flush, the new process
+// is one that the kernel knows to write what memory is waiting for.
 //
 // The process stays in the caller's process group and session until it has mounted. An automounter depends
 // on it: it lets through to the mount point only the group of the program that it has called.
-func startBackground(args []string, stdout, stderr io.Writer) error {
+func startBackground(args []string, flush bool, stdout, stderr io.Writer) error {
 	program, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot go to the background: %w; use -f", err)
@@ -37,7 +38,11 @@ func startBackground(args []string, stdout, stderr io.Writer) error {
 	cmd.Env = append(os.Environ(), readyVariable+"=3")
 	cmd.ExtraFiles = []*os.File{w} // becomes descriptor 3
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	err = cmd.Start()
+	if flush {
+		err = asIOFlusher(cmd.Start)
+	} else {
+		err = cmd.Start()
+	}
 	w.Close()
 	if err != nil {
 		return fmt.Errorf("cannot go to the background: %w; use -f", err)

@@ -52,12 +52,12 @@ func newRoot(args []string) *cobra.Command {
 	var m mountCommand
 	m.args = args
 	root := &cobra.Command{
-		Use:   "vhdxfs [-f] [-o LIST] IMAGE MOUNTPOINT",
+		Use:   "vhdxfs [-f] [-r] [-o LIST] IMAGE MOUNTPOINT",
 		Short: "Mount a Hyper-V VHDX image as one raw file",
 		Long: `Mount the VHDX file IMAGE at the directory MOUNTPOINT. The mount holds one file, disk.raw: the virtual
-disk's bytes, to attach to a loop device, to copy, or to hand to a virtual machine. The image itself is not
-changed. The program returns when disk.raw can be read, and serves it in the background until it is
-unmounted with umount or fusermount3 -u.
+disk's bytes, to attach to a loop device, to copy, or to hand to a virtual machine. What is written to it is
+written to the image, and is durable after fsync(2). The program returns when disk.raw can be used, and serves
+it in the background until it is unmounted with umount or fusermount3 -u.
 
 An image whose name is that of a command below is mounted as ./NAME.
 
@@ -68,8 +68,8 @@ Exit status:
 
 ` + exitStatusHelp(),
 		Example: `  vhdxfs data.vhdx /mnt/vhdx
-  losetup --find --show --partscan --read-only /mnt/vhdx/disk.raw
-  vhdxfs -o parent_dir=/srv/base,allow_other child.avhdx /mnt/vhdx
+  losetup --find --show --partscan /mnt/vhdx/disk.raw
+  vhdxfs -o ro,parent_dir=/srv/base,allow_other child.avhdx /mnt/vhdx
   umount /mnt/vhdx`,
 		Version:           buildVersion(),
 		Args:              exactArgs("IMAGE", "MOUNTPOINT"),
@@ -86,6 +86,7 @@ Exit status:
 	root.Flags().SortFlags = false
 	root.Flags().Bool("version", false, "print the version") // declared here, it has no letter: -v is mount(8)'s
 	root.Flags().BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
+	root.Flags().BoolVarP(&m.readOnly, "read-only", "r", false, "as -o ro")
 	root.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see above")
 	completeOptions(root, aboutMount|aboutImage)
 	root.AddCommand(newInfo(), newCheck(), newMap(), newCreate(), newMan(), newVersion())

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	mount "vhdxfs/fs"
 	"vhdxfs/vhdx"
@@ -25,6 +26,7 @@ const minProcs = 8
 type mountCommand struct {
 	args       []string // the whole command line
 	foreground bool
+	readOnly   bool
 	options    []string
 }
 
@@ -33,15 +35,17 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case o.remount:
+	o.readOnly = o.readOnly || m.readOnly
+	if o.remount {
 		return mountError(errors.New("remount is not supported; unmount, then mount with the new options"))
-	case o.rw:
-		return mountError(errors.New("writing is not supported yet; mount with -o ro"))
 	}
 	ready := takeReadiness()
-	if ready == nil && !m.foreground && !o.foreground {
-		return startBackground(m.args, cmd.OutOrStdout(), cmd.ErrOrStderr())
+	switch {
+	case ready != nil: // startBackground has made it what it has to be
+	case !m.foreground && !o.foreground:
+		return startBackground(m.args, !o.readOnly, cmd.OutOrStdout(), cmd.ErrOrStderr())
+	case !o.readOnly:
+		restart(m.args)
 	}
 	if o.mount.Source == "" {
 		o.mount.Source = args[0] // as given: mount -a recognizes what is mounted by it
@@ -58,6 +62,9 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	}
 	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < minProcs {
 		runtime.GOMAXPROCS(minProcs)
+	}
+	if !o.readOnly {
+		o.prepareForShortMemory(log)
 	}
 	err = serve(cmd.Context(), o, log, ready)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -81,14 +88,19 @@ func commandNames(cmd *cobra.Command) []string {
 // serve mounts an image and returns when it is unmounted and no longer used. With ready, it leaves the
 // terminal as soon as it is mounted, and reports that.
 func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness) (err error) {
-	im, err := vhdx.Open(o.mount.Image, o.image)
+	im, err := open(o, log)
 	if err != nil {
-		if errors.Is(err, vhdx.ErrCorrupt) {
-			err = fmt.Errorf("%w; vhdxfs check tells all that is wrong", err)
-		}
 		return err
 	}
-	defer func() { err = errors.Join(err, im.Close()) }()
+	defer func() {
+		if cerr := im.Close(); cerr != nil {
+			cerr = fmt.Errorf("close %s: %w; what was synced is safe, and is restored when it is mounted again", o.mount.Image, cerr)
+			if ready != nil {
+				log.Error(cerr) // nobody else hears of it
+			}
+			err = errors.Join(err, cerr)
+		}
+	}()
 	for _, w := range im.Info().Warnings {
 		log.Infof("%s: %s", o.mount.Image, w)
 	}
@@ -123,6 +135,45 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 			log.WithError(err).Error("cannot unmount; the disk is served on")
 		}
 	}
+}
+
+// open opens the image as the options want it.
+func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
+	io := o.image
+	io.Log = log
+	io.Writable = !o.readOnly
+	im, err := vhdx.Open(o.mount.Image, io)
+	switch {
+	case err == nil:
+		return im, nil
+	case errors.Is(err, vhdx.ErrCorrupt):
+		return nil, fmt.Errorf("%w; vhdxfs check tells all that is wrong", err)
+	case o.readOnly:
+		return nil, err
+	}
+	if !o.roFallback {
+		if unwritable(err) {
+			err = fmt.Errorf("%w; where reading is enough, mount it with -o ro", err)
+		}
+		return nil, err
+	}
+	io.Writable = false
+	im, roErr := vhdx.Open(o.mount.Image, io)
+	if roErr != nil {
+		return nil, err
+	}
+	log.WithError(err).Warnf("%s is mounted read-only", o.mount.Image)
+	return im, nil
+}
+
+// unwritable reports whether an image that could not be opened for writing may be one to read.
+func unwritable(err error) bool {
+	for _, e := range []error{vhdx.ErrLocked, vhdx.ErrReadOnly, fs.ErrPermission, unix.EROFS, unix.ETXTBSY} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // wait is Wait as part of an expression.

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -123,12 +124,17 @@ func TestMountInBackground(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A second mount at the same place is refused, and the first one stays.
-	r = run(t, image, dir)
-	if r.status != statusMount || !strings.Contains(r.stderr, "mounted already") {
-		t.Errorf("second mount: status %d, %q", r.status, r.stderr)
+	// A second mount at the same place is refused, and so is one of the same image; the first one stays.
+	for _, second := range []struct{ image, dir, want string }{
+		{newImage(t), dir, "mounted already"},
+		{image, t.TempDir(), fmt.Sprintf("(process %d)", pid)},
+	} {
+		r = run(t, second.image, second.dir)
+		if r.status != statusMount || !strings.Contains(r.stderr, second.want) {
+			t.Errorf("second mount: status %d, %q, want it to say %q", r.status, r.stderr, second.want)
+		}
+		checkMessage(t, r)
 	}
-	checkMessage(t, r)
 	if mounted(t, dir) == nil {
 		t.Error("the first mount has gone")
 	}
@@ -176,7 +182,6 @@ func TestMountErrors(t *testing.T) {
 		{"damaged image", []string{broken, dir}, "(rule R"},
 		{"no mount point", []string{image, filepath.Join(dir, "none")}, "does not exist; make it with"},
 		{"a file as mount point", []string{image, image}, "not a directory"},
-		{"rw", []string{image, dir, "-o", "rw"}, "writing is not supported yet"},
 		{"remount", []string{image, dir, "-o", "remount,ro,user_id=0"}, "remount is not supported"},
 		{"log that cannot be written", []string{image, dir, "-o", "log=" + filepath.Join(dir, "none", "log")}, "option log"},
 	} {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/sirupsen/logrus"
@@ -20,15 +21,24 @@ import (
 type options struct {
 	image      vhdx.Options
 	mount      mount.Options
-	rw         bool
+	readOnly   bool
+	roFallback bool // read-only where the image cannot be written
 	remount    bool
 	foreground bool
+	oomScore   *int   // oom_score_adj of the process; nil leaves it as it is
 	log        string // "stderr", "syslog", a path, or "" for what suits
 	logLevel   logrus.Level
 }
 
 func defaultOptions() options {
+	oomScore := neverKill
 	return options{
+		image: vhdx.Options{
+			DetectZeroes: true,
+			Commit:       5 * time.Second,
+			IdleClean:    5 * time.Second,
+		},
+		oomScore: &oomScore,
 		mount: mount.Options{
 			// A loop device, or another user's program, could not read a mount that is root's alone.
 			AllowOther:         unix.Geteuid() == 0,
@@ -59,12 +69,40 @@ type option struct {
 
 // optionTable has every option, in the order of the help.
 var optionTable = []option{
-	{"ro", "", aboutMount, "mount read-only; the only way so far, and the default", func(o *options, _ string) error {
-		o.rw = false
+	{"rw", "", aboutMount, "mount for reading and writing; the default", func(o *options, _ string) error {
+		o.readOnly = false
 		return nil
 	}},
-	{"rw", "", aboutMount, "refused: writing is not supported yet", func(o *options, _ string) error {
-		o.rw = true
+	{"ro", "", aboutMount, "mount read-only: no byte of the image is changed, not even to replay its log", func(o *options, _ string) error {
+		o.readOnly = true
+		return nil
+	}},
+	{"ro_fallback", "", aboutMount, "mount read-only where the image cannot be opened for writing", func(o *options, _ string) error {
+		o.roFallback = true
+		return nil
+	}},
+	{"discard", "auto|unmap|punch|off", aboutMount, "what becomes of space that is discarded, as by fstrim: unmap uses it for other\n" +
+		"blocks, punch also leaves holes in the image; auto, the default, is punch on\n" +
+		"file systems where holes are harmless, else unmap; off refuses discards", func(o *options, v string) error {
+		o.image.Discard = vhdx.DiscardMode(v)
+		return oneOf(v, string(vhdx.DiscardAuto), string(vhdx.DiscardUnmap), string(vhdx.DiscardPunch), string(vhdx.DiscardOff))
+	}},
+	{"detect_zeroes", "on|off", aboutMount, "writing zeros where nothing is takes no space; on by default", func(o *options, v string) error {
+		o.image.DetectZeroes = v == "on"
+		return oneOf(v, "on", "off")
+	}},
+	{"sync", "", aboutMount, "a write is durable when it returns", func(o *options, _ string) error {
+		o.mount.Flags |= unix.MS_SYNCHRONOUS
+		return nil
+	}},
+	{"commit", "SECONDS", aboutMount, "after which changes are made durable that nobody syncs; 5 by default, 0 never", func(o *options, v string) error {
+		return parseSeconds(&o.image.Commit, v)
+	}},
+	{"idle_clean", "SECONDS", aboutMount, "without changes, after which nothing is left in the image's log to replay;\n5 by default, 0 only at the unmount", func(o *options, v string) error {
+		return parseSeconds(&o.image.IdleClean, v)
+	}},
+	{"direct_io", "", aboutMount, "the kernel caches nothing of disk.raw", func(o *options, _ string) error {
+		o.mount.DirectIO = true
 		return nil
 	}},
 	{"parent", "FILE", aboutImage, "the parent of a differencing image; repeated, the parents of the levels in turn", func(o *options, v string) error {
@@ -105,7 +143,7 @@ var optionTable = []option{
 	{"gid", "NUMBER", aboutMount, "group of disk.raw; the image's by default", func(o *options, v string) error {
 		return parseID(&o.mount.GID, v)
 	}},
-	{"mode", "OCTAL", aboutMount, "permissions of disk.raw; by default those of the image to read", func(o *options, v string) error {
+	{"mode", "OCTAL", aboutMount, "permissions of disk.raw; by default those of the image to read and write", func(o *options, v string) error {
 		return parseMode(&o.mount.Mode, v)
 	}},
 	{"umask", "OCTAL", aboutMount, "permissions that disk.raw and the directory do not have", func(o *options, v string) error {
@@ -122,6 +160,10 @@ var optionTable = []option{
 	{"foreground", "", aboutMount, "as -f", func(o *options, _ string) error {
 		o.foreground = true
 		return nil
+	}},
+	{"oom_score_adj", "NUMBER|keep", aboutMount, "how readily the system ends the program when memory is short, from -1000, never,\n" +
+		"which is the default where it is permitted, to 1000; keep leaves it as it is", func(o *options, v string) error {
+		return parseOOMScore(&o.oomScore, v)
 	}},
 	{"log", "stderr|syslog|FILE", aboutMount, "where messages go once mounted: by default to standard error in the\nforeground, to syslog in the background", func(o *options, v string) error {
 		o.log = v
@@ -147,7 +189,7 @@ var optionTable = []option{
 	setFlag("nodiratime", unix.MS_NODIRATIME), clearFlag("diratime", unix.MS_NODIRATIME),
 	setFlag("relatime", unix.MS_RELATIME), clearFlag("norelatime", unix.MS_RELATIME),
 	setFlag("strictatime", unix.MS_STRICTATIME), clearFlag("nostrictatime", unix.MS_STRICTATIME),
-	setFlag("sync", unix.MS_SYNCHRONOUS), clearFlag("async", unix.MS_SYNCHRONOUS),
+	clearFlag("async", unix.MS_SYNCHRONOUS),
 	setFlag("dirsync", unix.MS_DIRSYNC),
 	{"remount", "", aboutMount, "", func(o *options, _ string) error {
 		o.remount = true
@@ -319,6 +361,31 @@ func parseMode(p **uint32, v string) error {
 	}
 	mode := uint32(n)
 	*p = &mode
+	return nil
+}
+
+// maxSeconds bounds the times in options: a year.
+const maxSeconds = 365 * 24 * 60 * 60
+
+func parseSeconds(d *time.Duration, v string) error {
+	n, err := strconv.ParseUint(v, 10, 32)
+	if err != nil || n > maxSeconds {
+		return fmt.Errorf("it is a number of seconds from 0 to %d", maxSeconds)
+	}
+	*d = time.Duration(n) * time.Second
+	return nil
+}
+
+func parseOOMScore(p **int, v string) error {
+	if v == "keep" {
+		*p = nil
+		return nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < neverKill || n > -neverKill {
+		return fmt.Errorf("it is keep or a number from %d to %d", neverKill, -neverKill)
+	}
+	*p = &n
 	return nil
 }
 

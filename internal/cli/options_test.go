@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -24,10 +25,21 @@ func TestParseOptions(t *testing.T) {
 		want  func(*options)
 	}{
 		{nil, func(*options) {}},
-		{[]string{"ro"}, func(*options) {}},
-		{[]string{"rw"}, func(o *options) { o.rw = true }},
-		{[]string{"rw,ro"}, func(*options) {}},
-		{[]string{"remount,ro"}, func(o *options) { o.remount = true }},
+		{[]string{"rw"}, func(*options) {}},
+		{[]string{"ro"}, func(o *options) { o.readOnly = true }},
+		{[]string{"rw,ro"}, func(o *options) { o.readOnly = true }},
+		{[]string{"ro,rw"}, func(*options) {}},
+		{[]string{"remount,ro"}, func(o *options) { o.remount, o.readOnly = true, true }},
+		{[]string{"ro_fallback"}, func(o *options) { o.roFallback = true }},
+		{[]string{"discard=off"}, func(o *options) { o.image.Discard = vhdx.DiscardOff }},
+		{[]string{"discard=unmap,discard=auto"}, func(o *options) { o.image.Discard = vhdx.DiscardAuto }},
+		{[]string{"detect_zeroes=off"}, func(o *options) { o.image.DetectZeroes = false }},
+		{[]string{"detect_zeroes=off,detect_zeroes=on"}, func(*options) {}},
+		{[]string{"commit=30,idle_clean=0"}, func(o *options) { o.image.Commit, o.image.IdleClean = 30*time.Second, 0 }},
+		{[]string{"sync,direct_io"}, func(o *options) { o.mount.Flags, o.mount.DirectIO = o.mount.Flags|unix.MS_SYNCHRONOUS, true }},
+		{[]string{"sync,async"}, func(*options) {}},
+		{[]string{"oom_score_adj=-17"}, func(o *options) { *o.oomScore = -17 }},
+		{[]string{"oom_score_adj=keep"}, func(o *options) { o.oomScore = nil }},
 		{[]string{"parent=/a,parent=/b", `parent="/c,d"`}, func(o *options) { o.image.Parents = []string{"/a", "/b", "/c,d"} }},
 		{[]string{"parent_dir=.,parent_dir=x/../y"}, func(o *options) { o.image.ParentDirs = []string{wd, filepath.Join(wd, "y")} }},
 		{[]string{"lock=try"}, func(o *options) { o.image.Lock = vhdx.LockTry }},
@@ -48,7 +60,7 @@ func TestParseOptions(t *testing.T) {
 		{[]string{"noexec,exec"}, func(*options) {}},
 		// What mount(8) and a remount pass on.
 		{[]string{"ro,noexec,nosuid,nodev,user,users,auto,noauto,nofail,_netdev,defaults,owner,group,comment=x y,x-systemd.automount,X-mount.mkdir=755"},
-			func(o *options) { o.mount.Flags |= unix.MS_NOEXEC }},
+			func(o *options) { o.mount.Flags, o.readOnly = o.mount.Flags|unix.MS_NOEXEC, true }},
 		{[]string{"user_id=0,group_id=0,max_read=131072,subtype=x,default_permissions,sync"},
 			func(o *options) { o.mount.Flags |= unix.MS_SYNCHRONOUS }},
 	} {
@@ -82,6 +94,13 @@ func TestParseOptionsErrors(t *testing.T) {
 		{"umask=1777", aboutMount, "an octal number from 0 to 777"},
 		{"lock=yes", aboutImage, "it can be on, try or off"},
 		{"loglevel=loud", aboutMount, "it can be error, warn, info or debug"},
+		{"discard=on", aboutMount, "it can be auto, unmap, punch or off"},
+		{"detect_zeroes=unmap", aboutMount, "it can be on or off"},
+		{"commit=-1", aboutMount, "a number of seconds from 0"},
+		{"commit=1h", aboutMount, "a number of seconds from 0"},
+		{"idle_clean=99999999999", aboutMount, "a number of seconds from 0"},
+		{"oom_score_adj=-1001", aboutMount, "it is keep or a number from -1000 to 1000"},
+		{"discard=off", aboutImage, "option discard is for mounting"},
 		{"cache_size=0", aboutImage, "a size above zero"},
 		{"cache_size=-1M", aboutImage, "a size above zero"},
 		{"cache_size=many", aboutImage, "such as 64M"},

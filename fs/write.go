@@ -1,0 +1,77 @@
+package fs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// writeHandle is the file handle of those who opened disk.raw for writing; all others have 0.
+const writeHandle = 1
+
+// Writev serves WRITE. The data is the kernel's again when it returns. A write that begins inside the disk and
+// ends beyond it is short; one that begins at the end or beyond is EFBIG, since the disk does not grow.
+//
+// A write of which a part fails, as where space has run out, fails as a whole: a loop device and the writeback of
+// mapped pages take a short write for a complete one, and would lose the rest without a word. To write the part
+// that did succeed once more does no harm.
+func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
+	switch {
+	case !f.writable:
+		return 0, fuse.EROFS
+	case in.NodeId != diskNode:
+		return 0, fuse.EISDIR
+	case in.Offset >= uint64(f.size):
+		return 0, fuse.Status(unix.EFBIG)
+	}
+	defer f.times.modified()
+	off := int64(in.Offset)
+	pos := off
+	for _, p := range data {
+		p = p[:min(int64(len(p)), f.size-pos)]
+		if _, err := f.disk.WriteAt(p, pos); err != nil {
+			return 0, f.errno("write", pos, err)
+		}
+		pos += int64(len(p))
+	}
+	// Most kernels sync after such a write by themselves, but not in every way of writing. The second sync finds
+	// nothing to do.
+	if f.sync || in.Flags&(unix.O_SYNC|unix.O_DSYNC) != 0 {
+		if err := f.disk.Sync(); err != nil {
+			return 0, f.errno("sync", off, err)
+		}
+	}
+	return uint32(pos - off), fuse.OK
+}
+
+// Write is Writev for data in one piece.
+func (f *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	return f.Writev(cancel, in, [][]byte{data})
+}
+
+// Fsync makes everything durable that was written before. Whether times are asked for makes no difference: the
+// disk has none. Without changes there is nothing to do, so a read-only disk can be synced, too: a loop device
+// syncs what it is attached to.
+func (f *fileSystem) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	if err := f.disk.Sync(); err != nil {
+		return f.errno("fsync", 0, err)
+	}
+	return fuse.OK
+}
+
+// FsyncDir has nothing to sync: the directory never changes.
+func (f *fileSystem) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
+
+// Flush tells the kernel not to ask again: a close has nothing to add to writes that were answered, and makes
+// nothing durable. The kernel writes mapped pages back and reports their errors all the same.
+func (f *fileSystem) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
+// Release makes the image clean when nobody has disk.raw open for writing any more. It is all that is heard when
+// a loop device is detached, which neither syncs nor flushes.
+func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if in.NodeId != diskNode || in.Fh != writeHandle || f.writers.Add(-1) > 0 {
+		return
+	}
+	if err := f.disk.Clean(); err != nil {
+		f.errno("make the image clean at close", 0, err)
+	}
+}
