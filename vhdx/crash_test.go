@@ -118,8 +118,8 @@ func crashSpecs() map[string]func() chain {
 	}
 }
 
-// crashWorkload changes the disk until it is done or the power fails. What it does depends on the seed alone.
-func crashWorkload(im *Image, h *history, seed uint64, each func(w *writer)) error {
+// mixedWorkload does a bit of everything.
+func mixedWorkload(im *Image, h *history, seed uint64, each func(w *writer)) error {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	size := h.disk.size
 	for range 24 {
@@ -161,17 +161,52 @@ func crashWorkload(im *Image, h *history, seed uint64, each func(w *writer)) err
 	return im.Close()
 }
 
+// syncingWorkload maps and unmaps blocks, on two pages of the BAT by turns, and syncs each time, so often that the log
+// is used from its begin to its end twice.
+func syncingWorkload(im *Image, h *history, seed uint64, each func(w *writer)) error {
+	rng := rand.New(rand.NewPCG(seed, 8))
+	for i := range 320 {
+		if each != nil {
+			each(im.writer)
+		}
+		off := (int64(i%2)*entriesPerPage + rng.Int64N(3)) * mib
+		p := make([]byte, 512)
+		var err error
+		if rng.IntN(2) == 0 {
+			p[0], p[511] = byte(i), byte(i>>8)|0x80
+			h.write(p, off)
+			_, err = im.WriteAt(p, off)
+		} else {
+			h.write(p, off) // the rest of the block is zero as it is
+			err = im.Zero(off, mib)
+		}
+		if err == nil {
+			err = im.Sync()
+		}
+		if err != nil {
+			return err
+		}
+		h.synced()
+	}
+	return im.Close()
+}
+
 // A crashTest is a kind of disk and a workload to cut the power of. mutant breaks the writer on purpose.
 type crashTest struct {
 	chain  chain
 	disk   model // what it reads as at the beginning
 	seed   uint64
+	work   workload
 	mutant mutant
 	states int // looked at so far
 }
 
+// A workload changes the disk until it is done or the power fails. What it does depends on the seed alone. It calls
+// each, if that is not nil, before each step.
+type workload func(im *Image, h *history, seed uint64, each func(w *writer)) error
+
 func newCrashTest(c chain, seed uint64) *crashTest {
-	return &crashTest{chain: c, disk: newModel(c), seed: seed}
+	return &crashTest{chain: c, disk: newModel(c), seed: seed, work: mixedWorkload}
 }
 
 // run runs the workload with the power cut at the given operation, and checks states that may be left. It
@@ -189,7 +224,7 @@ func (ct *crashTest) run(cut int) (powered bool, err error) {
 	h := newHistory(c[0].sectorSize, ct.disk)
 	im, err := loadWritable(Options{Writable: true, Discard: DiscardPunch, DetectZeroes: ct.seed%2 == 0}, files...)
 	if err == nil {
-		if err = crashWorkload(im, h, ct.seed, ct.mutant.step); err == nil {
+		if err = ct.work(im, h, ct.seed, ct.mutant.step); err == nil {
 			h.synced()
 		}
 		im.writer.stop()
@@ -208,8 +243,11 @@ func (ct *crashTest) run(cut int) (powered bool, err error) {
 }
 
 // runAll cuts the power at every operation.
-func (ct *crashTest) runAll() error {
-	for cut := 1; ; cut++ {
+func (ct *crashTest) runAll() error { return ct.runFrom(1, 1) }
+
+// runFrom cuts the power at the first operation given, and at every step-th after it.
+func (ct *crashTest) runFrom(first, step int) error {
+	for cut := first; ; cut += step {
 		if powered, err := ct.run(cut); powered || err != nil {
 			return err
 		}
@@ -257,5 +295,26 @@ func TestPowerCut(t *testing.T) {
 			}
 			t.Logf("%d states", states)
 		})
+	}
+}
+
+// newWrappedLogTest returns a test in which the log has wrapped around from the operation on that it returns.
+func newWrappedLogTest(seed uint64) (ct *crashTest, first int) {
+	ct = newCrashTest(chain{build(spec{diskSize: (entriesPerPage + 4) * mib})}, seed)
+	ct.work = syncingWorkload
+	return ct, 700
+}
+
+// The same holds when the log has wrapped around, which takes so many syncs that not every operation is tried.
+func TestPowerCutInWrappedLog(t *testing.T) {
+	for seed := range uint64(*crashRounds) {
+		ct, first := newWrappedLogTest(seed)
+		if err := ct.runFrom(first, 7); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if ct.states < 100 {
+			t.Errorf("only %d states", ct.states)
+		}
+		t.Logf("%d states", ct.states)
 	}
 }

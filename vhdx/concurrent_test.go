@@ -1,0 +1,162 @@
+package vhdx
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Goroutines that write, trim, sync and read at once, each in sectors of its own of the same blocks, find their own
+// sectors as they left them, and so does whoever opens the image afterwards.
+func TestConcurrentUse(t *testing.T) {
+	for name, newChain := range modelSpecs() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newChain()
+			sector := c[0].sectorSize
+			im := c.openWritable(t, Options{Commit: time.Millisecond, IdleClean: 2 * time.Millisecond, CacheSize: 1})
+			m := newModel(c)
+			const workers = 6
+			disk := make([]model, workers)
+			var wg sync.WaitGroup
+			for w := range int64(workers) {
+				disk[w] = model{m.clone()}
+				wg.Go(func() {
+					rng := rand.New(rand.NewPCG(uint64(w), 3))
+					for range 150 {
+						if err := workInOwnSectors(im, disk[w], rng, w, workers, sector); err != nil {
+							t.Errorf("worker %d: %v", w, err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			if t.Failed() {
+				return
+			}
+			for off, i := int64(0), int64(0); off < m.size; off, i = off+sector, i+1 {
+				b := make([]byte, sector)
+				disk[i%workers].ReadAt(b, off)
+				m.WriteAt(b, off)
+			}
+			m.compare(t, im)
+			if err := im.Close(); err != nil {
+				t.Fatal(err)
+			}
+			var files []File
+			for _, l := range c {
+				files = append(files, l.memFile)
+			}
+			ro, err := loadReadOnly(files...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.compare(t, ro)
+		})
+	}
+}
+
+// workInOwnSectors changes or reads one of the sectors that are the worker's own: every n-th of the disk.
+func workInOwnSectors(im *Image, m model, rng *rand.Rand, worker, n, sector int64) error {
+	off := (rng.Int64N(m.size/sector/n)*n + worker) * sector
+	if off >= m.size {
+		return nil
+	}
+	p := make([]byte, sector)
+	switch rng.IntN(8) {
+	case 0:
+		m.WriteAt(p, off)
+		return im.Zero(off, sector)
+	case 1:
+		return im.Sync()
+	case 2, 3:
+		if _, err := im.ReadAt(p, off); err != nil {
+			return err
+		}
+		want := make([]byte, sector)
+		m.ReadAt(want, off)
+		if !bytes.Equal(p, want) {
+			return fmt.Errorf("the sector at %#x reads %x…, want %x…", off, p[:8], want[:8])
+		}
+		return nil
+	}
+	for i := range p {
+		p[i] = byte(rng.Uint32() | 1)
+	}
+	m.WriteAt(p, off)
+	_, err := im.WriteAt(p, off)
+	return err
+}
+
+// Writers that come to one block without a place at the same time give it one.
+func TestOneBlockOnePlace(t *testing.T) {
+	c := chain{build(spec{diskSize: 8 * mib})}
+	im := c.openWritable(t, Options{})
+	var wg sync.WaitGroup
+	for i := range int64(32) {
+		wg.Go(func() {
+			if _, err := im.WriteAt([]byte{byte(i + 1)}, 3*mib+i*1000); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := im.Info().Blocks.FullyPresent; n != 1 {
+		t.Errorf("%d blocks are present, want 1", n)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if want := c[0].dataOff + mib; c[0].memFile.size != want {
+		t.Errorf("the file has %d bytes, want %d", c[0].memFile.size, want)
+	}
+}
+
+// A reader of a block that is trimmed and written anew, over and over, sees the block as it was at one moment: no
+// bytes of the other block that takes its space in turns.
+func TestReadsDuringReuse(t *testing.T) {
+	c := chain{build(spec{diskSize: 8 * mib})}
+	im := c.openWritable(t, Options{})
+	defer im.Close()
+	fill := func(b int64, v byte) []byte { return bytes.Repeat([]byte{v}, 64<<10) }
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for b := range int64(2) {
+		v := byte(b + 1)
+		wg.Go(func() {
+			for range 150 {
+				for _, err := range []error{writeErr(im.WriteAt(fill(b, v), b*mib)), im.Sync(), im.Zero(b*mib, mib), im.Sync()} {
+					if err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+		go func() {
+			p := make([]byte, 64<<10)
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, err := im.ReadAt(p, b*mib); err != nil {
+					t.Error(err)
+					return
+				}
+				for _, x := range p {
+					if x != 0 && x != v {
+						t.Errorf("block %d reads %d, which was never written there", b, x)
+						return
+					}
+				}
+			}
+		}()
+	}
+	wg.Wait()
+	close(done)
+}

@@ -1,0 +1,327 @@
+package vhdx
+
+import (
+	"bytes"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Opening an image for writing, reading it, syncing and closing it leaves every byte as it was.
+func TestNothingWrittenNothingChanged(t *testing.T) {
+	for name, newChain := range modelSpecs() {
+		t.Run(name, func(t *testing.T) {
+			c := newChain()
+			before := c[0].memFile.clone()
+			im := c.openWritable(t, Options{})
+			newModel(c).compare(t, im)
+			for _, do := range []func() error{im.Sync, im.Clean, im.Close} {
+				if err := do(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := c[0].changes.Load(); n != before.changes.Load() && !sameContent(c[0].memFile, before) {
+				t.Errorf("the file was changed %d times", n)
+			}
+		})
+	}
+}
+
+func sameContent(a, b *memFile) bool {
+	if a.size != b.size || len(a.pages) != len(b.pages) {
+		return false
+	}
+	for n, pg := range a.pages {
+		if o := b.pages[n]; o == nil || *o != *pg {
+			return false
+		}
+	}
+	return true
+}
+
+// What changes nothing that a reader could see is no change: zeros over zeros, holes where there are holes.
+func TestNoChangeIsNoWrite(t *testing.T) {
+	c := chain{build(spec{diskSize: 8 * mib, blocks: []blockSpec{{1, FullyPresent}, {2, Zero}}})}
+	before := c[0].memFile.clone()
+	im := c.openWritable(t, Options{DetectZeroes: true})
+	for _, err := range []error{
+		im.Zero(2*mib, 6*mib),
+		im.Discard(0, mib),
+		writeErr(im.WriteAt(make([]byte, 3*mib+5), 2*mib)),
+		im.Sync(),
+		im.Close(),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !sameContent(c[0].memFile, before) {
+		t.Error("the file was changed")
+	}
+}
+
+func writeErr(_ int, err error) error { return err }
+
+// The first visible change renews FileWriteGuid and DataWriteGuid, in both headers and before the change, and so does
+// the first one after the image was made clean. Others do not.
+func TestFirstChangeRenewsGUIDs(t *testing.T) {
+	c := chain{build(spec{diskSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}}})}
+	f := &faultFile{File: c[0].memFile}
+	read := func() header {
+		hs, err := readHeaders(c[0].memFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if hs.err != [2]error{} {
+			t.Fatalf("a header is not valid: %v", hs.err)
+		}
+		a, b := hs.copies[0], hs.copies[1]
+		a.SequenceNumber, b.SequenceNumber = 0, 0
+		if a != b && c[0].changes.Load() > 0 {
+			t.Errorf("the headers differ: %+v, %+v", a, b)
+		}
+		return hs.header()
+	}
+	first := read()
+	im, err := loadWritable(Options{}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := c[0].entries[0].fileOff()
+	var announced header
+	f.set(func(f *faultFile) {
+		f.failWrite = func(off int64) error {
+			if off == payload {
+				announced = read()
+			}
+			return nil
+		}
+	})
+	write := func() header {
+		t.Helper()
+		if _, err := im.WriteAt([]byte("new"), 0); err != nil {
+			t.Fatal(err)
+		}
+		return read()
+	}
+	second := write()
+	if second.FileWriteGUID == first.FileWriteGUID || second.DataWriteGUID == first.DataWriteGUID {
+		t.Errorf("GUIDs after the first change: %+v, before: %+v", second, first)
+	}
+	if announced.DataWriteGUID != second.DataWriteGUID {
+		t.Error("the payload was written before the headers said so")
+	}
+	if third := write(); third != second {
+		t.Errorf("a second change rewrote the headers: %+v, %+v", third, second)
+	}
+	if second.LogGUID != uuid.Nil {
+		t.Error("overwriting a present block uses the log")
+	}
+	if err := im.Clean(); err != nil {
+		t.Fatal(err)
+	}
+	clean := read()
+	if fourth := write(); fourth.DataWriteGUID == clean.DataWriteGUID || fourth.FileWriteGUID == clean.FileWriteGUID {
+		t.Error("the first change after the image was clean did not renew the GUIDs")
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A log that is replayed into the file changes FileWriteGuid, and leaves DataWriteGuid alone: children know the image
+// by it.
+func TestReplayKeepsDataWriteGUID(t *testing.T) {
+	c := chain{build(spec{diskSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}, {2, Zero}}})}
+	c[0].logPages(c[0].batOff)
+	before, err := readHeaders(c[0].memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	im := c.openWritable(t, Options{})
+	newModel(c).compare(t, im)
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	after, err := readHeaders(c[0].memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, a := before.header(), after.header()
+	if !b.dirty() || a.dirty() {
+		t.Errorf("dirty before: %v, after: %v", b.dirty(), a.dirty())
+	}
+	if a.DataWriteGUID != b.DataWriteGUID {
+		t.Error("replay changed DataWriteGuid")
+	}
+	if a.FileWriteGUID == b.FileWriteGUID {
+		t.Error("replay did not change FileWriteGuid")
+	}
+}
+
+// An image that breaks a rule is refused for writing, and then its log is not replayed either.
+func TestRefusedImageIsNotTouched(t *testing.T) {
+	c := chain{build(spec{diskSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})}
+	c[0].setBlockEntry(1, c[0].entries[0]) // two blocks at one place
+	c[0].logPages(c[0].metaOff)
+	before := c[0].memFile.clone()
+	if _, err := loadWritable(Options{}, c[0].memFile); ruleOf(err).Name() != "R49" {
+		t.Fatalf("opened, or refused for another reason: %v", err)
+	}
+	if !sameContent(c[0].memFile, before) {
+		t.Error("the file was changed")
+	}
+}
+
+// How many times a sync syncs the file is the price of everything. The first sync of a session begins the log as well.
+func TestSyncsPerSync(t *testing.T) {
+	plain := func() chain { return chain{build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}}})} }
+	child := func() chain {
+		return chain{build(spec{typ: Differencing, diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}}}), build(spec{diskSize: 64 * mib})}
+	}
+	recycled := func() chain {
+		c := plain()
+		for b := int64(9); b < 12; b++ { // their places are free now
+			c[0].setBlock(b, FullyPresent)
+			c[0].setBlock(b, NotPresent)
+		}
+		return c
+	}
+	p := bytes.Repeat([]byte{1}, 4096)
+	write := func(off int64) func(im *Image) error {
+		return func(im *Image) error { return writeErr(im.WriteAt(p, off)) }
+	}
+	for _, tt := range []struct {
+		name  string
+		chain func() chain
+		do    func(im *Image) error
+		want  int64
+	}{
+		{"nothing", plain, func(*Image) error { return nil }, 0},
+		{"overwrite", plain, write(0), 1},
+		{"new block in fresh space", plain, write(20 * mib), 1},
+		{"four new blocks in fresh space", plain, func(im *Image) error {
+			for b := int64(20); b < 24; b++ {
+				if err := write(b * mib)(im); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, 1},
+		{"new block in recycled space", recycled, write(20 * mib), 2},
+		{"new block that hides the parent's", child, write(20 * mib), 2},
+		{"overwrite in a child", child, write(0), 1},
+		{"trim", plain, func(im *Image) error { return im.Zero(0, mib) }, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := tt.chain()
+			f := &faultFile{File: c[0].memFile}
+			files := []File{f}
+			for _, l := range c[1:] {
+				files = append(files, l.memFile)
+			}
+			im, err := loadWritable(Options{}, files...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer im.Close()
+			if err := write(60 * mib)(im); err != nil { // begins the session
+				t.Fatal(err)
+			}
+			if err := im.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.do(im); err != nil {
+				t.Fatal(err)
+			}
+			before := f.syncs.Load()
+			if err := im.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			if got := f.syncs.Load() - before; got != tt.want {
+				t.Errorf("%d syncs of the file, want %d", got, tt.want)
+			}
+		})
+	}
+}
+
+// Callers that sync at the same time share rounds.
+func TestGroupCommit(t *testing.T) {
+	c := chain{build(spec{diskSize: 64 * mib})}
+	f := &faultFile{File: c[0].memFile}
+	im, err := loadWritable(Options{}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	if err := im.Allocate(0, mib); err != nil {
+		t.Fatal(err)
+	}
+	// Hold the round that is under way until all others wait for the next.
+	const callers = 16
+	im.writer.roundMu.Lock()
+	before := f.syncs.Load()
+	var wg sync.WaitGroup
+	for i := range int64(callers) {
+		wg.Go(func() {
+			if _, err := im.WriteAt([]byte{1}, i*2*mib); err != nil {
+				t.Error(err)
+			}
+			if err := im.Sync(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		im.writer.metaMu.Lock()
+		n := im.top.counts.FullyPresent
+		im.writer.metaMu.Unlock()
+		if n == callers {
+			break
+		}
+	}
+	im.writer.roundMu.Unlock()
+	wg.Wait()
+	// The session begins with 3 syncs; those that came in time share one round, stragglers another one or two.
+	if got := f.syncs.Load() - before; got > 3+4 {
+		t.Errorf("%d callers caused %d syncs of the file", callers, got)
+	}
+}
+
+// Without any sync, changes become durable after a while all the same, and an idle image becomes clean.
+func TestBackgroundCommitAndIdleClean(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		o     Options
+		dirty bool // whether the image is to be replayed in the end
+	}{
+		{"commit", Options{Commit: time.Millisecond}, true},
+		{"idle clean", Options{IdleClean: time.Millisecond}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := chain{build(spec{diskSize: 8 * mib})}
+			im := c.openWritable(t, tt.o)
+			defer im.Close()
+			if _, err := im.WriteAt([]byte("data"), mib); err != nil {
+				t.Fatal(err)
+			}
+			var got [4]byte
+			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+				ro, err := loadReadOnly(c[0].memFile.clone())
+				if err == nil {
+					if _, err := ro.ReadAt(got[:], mib); err != nil {
+						t.Fatal(err)
+					}
+					if string(got[:]) == "data" && ro.top.headers.header().dirty() == tt.dirty {
+						return
+					}
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("after 20 s a copy of the file reads %q, %v", got, err)
+				}
+			}
+		})
+	}
+}
