@@ -120,6 +120,13 @@ type freed struct {
 	epoch uint64 // of the reads to wait for
 }
 
+// giveBack does what reclaim does, for an image that nobody allocates from.
+func (w *writer) giveBack() {
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	w.reclaim()
+}
+
 // reclaim makes the space of unmapped blocks available whose time has come. The caller holds spaceMu.
 func (w *writer) reclaim() {
 	n := 0

@@ -281,6 +281,7 @@ func (w *writer) clean() error {
 		w.session = nil
 	}
 	w.open.Store(false)
+	w.giveBack()
 	return nil
 }
 
@@ -336,6 +337,7 @@ func (w *writer) tidy() error {
 			return w.roundErr
 		}
 	}
+	w.giveBack()
 	if s := w.session; s != nil && s.log.Free() < w.l.log().Length/2 {
 		return w.emptyLog()
 	}

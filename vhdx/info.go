@@ -61,6 +61,7 @@ type LogState string
 const (
 	LogClean    LogState = "clean"              // there was nothing to replay
 	LogReplayed LogState = "replayed in memory" // the file still holds a log to replay
+	LogInUse    LogState = "in use"             // the image is being written
 )
 
 // RegionInfo describes a region table entry (MS-VHDX 2.2.3.2).
@@ -106,8 +107,21 @@ type ParentInfo struct {
 	Image *Info `json:"image"` // the parent itself
 }
 
-// Info describes the image and its chain.
-func (im *Image) Info() *Info { return im.top.info() }
+// Info describes the image and its chain, as they are now.
+func (im *Image) Info() *Info {
+	w := im.writer
+	if w == nil {
+		return im.top.info()
+	}
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	in := im.top.info()
+	in.FileSize = w.size
+	if in.Headers[in.CurrentHeader-1].LogGUID != uuid.Nil {
+		in.Log.State = LogInUse
+	}
+	return in
+}
 
 func (l *layer) info() *Info {
 	l.mu.Lock()

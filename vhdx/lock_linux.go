@@ -140,12 +140,19 @@ func (f *osFile) lockHolder() string {
 	if err != nil {
 		return "another program"
 	}
+	var self string // it may hold locks itself at this moment
+	if err := f.control("look at", func(fd int) error {
+		self = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
+		return nil
+	}); err != nil {
+		return "another program"
+	}
 	var holders []string
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, fd := range fds {
 		// Processes come and go meanwhile, and not all of them let us look.
 		st, err := os.Stat(fd)
-		if err != nil || !os.SameFile(own, st) {
+		if err != nil || fd == self || !os.SameFile(own, st) {
 			continue
 		}
 		process := filepath.Dir(filepath.Dir(fd))

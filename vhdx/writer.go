@@ -127,6 +127,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		if err := w.replay(op); err != nil {
 			return nil, err
 		}
+		w.log.Warnf("%s was not closed cleanly; its log was replayed", l.path)
 	}
 	w.space, w.size = w.l.space, w.l.fileSize
 	w.fresh = max(roundUp(w.size, mib), w.space.n*mib)
