@@ -153,12 +153,31 @@ func (d *Disk) change(c change) error {
 	size := d.now.size
 	d.now.do(c)
 	c.grew = d.now.size != size
+	d.wholeSectors(&c)
 	d.after = append(d.after, c)
 	if d.ops == d.cut {
 		d.off = true
 		return ErrCut
 	}
 	return nil
+}
+
+// wholeSectors widens a write to the sectors that it touches, as they are now. A system's page cache has nothing
+// smaller to write, so a part of a sector does not reach the disk without what was written beside it before.
+func (d *Disk) wholeSectors(c *change) {
+	if c.what != write || len(c.data) == 0 {
+		return
+	}
+	end := c.off + int64(len(c.data))
+	from := c.off - c.off%SectorSize
+	to := min(end+(SectorSize-end%SectorSize)%SectorSize, d.now.size)
+	if from == c.off && to == end {
+		return
+	}
+	c.off, c.data = from, make([]byte, to-from)
+	if _, err := d.now.readAt(c.data, from); err != nil {
+		panic(err) // it lies inside the file
+	}
 }
 
 // Sync puts all changes that were made before it on stable media.
