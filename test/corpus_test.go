@@ -138,9 +138,59 @@ func TestCorpusReadsAsExpected(t *testing.T) {
 				defer unchanged(t, path, parent.SHA256)
 			}
 			defer unchanged(t, img, ci.SHA256)
-			s := serve(t, img)
+			s := readOnly(t, img)
 			want.holds(t, s.disk)
 			s.end(t)
+		})
+	}
+}
+
+// A mount that could write, and is only read, changes nothing either, unless there is a log to replay.
+func TestCorpusReadWriteMountChangesNothingByItself(t *testing.T) {
+	c := openCorpus(t)
+	for _, ci := range c.Files {
+		if ci.LogGUID == "dirty" {
+			continue
+		}
+		t.Run(ci.Name, func(t *testing.T) {
+			dir, want := t.TempDir(), ci.Raw
+			img := c.unpack(t, ci, dir, ci.Name)
+			if ci.Type == "differencing" {
+				_, parent := c.child(t)
+				path := c.unpack(t, parent, dir, ci.parentName(t))
+				want = *parent.RawOfChildOnThis
+				defer unchanged(t, path, parent.SHA256)
+			}
+			defer unchanged(t, img, ci.SHA256)
+			s := serve(t, img)
+			if got, _ := sparseDigest(t, s.disk); got != want.Sparse {
+				t.Errorf("sparse digest %s, want %s", got, want.Sparse)
+			}
+			s.end(t)
+		})
+	}
+}
+
+// Replaying the log into the file gives the same disk as replaying it in memory, keeps the DataWriteGuid, by which
+// children know their parent, and leaves a file that needs no replay.
+func TestCorpusReadWriteMountReplaysTheLog(t *testing.T) {
+	c := openCorpus(t)
+	for _, ci := range c.Files {
+		if ci.LogGUID != "dirty" {
+			continue
+		}
+		t.Run(ci.Name, func(t *testing.T) {
+			requireTools(t, "qemu-img")
+			img := c.unpack(t, ci, t.TempDir(), ci.Name)
+			s := serve(t, img)
+			ci.Raw.holds(t, s.disk)
+			s.end(t)
+			i := info(t, img)
+			if h := i.Headers[i.CurrentHeader-1]; i.Log.State != "clean" || !strings.EqualFold(h.DataWriteGUID, ci.DataWriteGUID) {
+				t.Errorf("afterwards the log is %s, the DataWriteGuid %s, want clean and %s", i.Log.State, h.DataWriteGUID, ci.DataWriteGUID)
+			}
+			must(t, "qemu-img", "check", "-f", "vhdx", img)
+			ci.Raw.holds(t, qemuRaw(t, img))
 		})
 	}
 }
@@ -166,7 +216,7 @@ func TestCorpusFindsTheParentByOption(t *testing.T) {
 		{"parent_dir", "parent_dir=" + elsewhere},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			s := serve(t, img, "-o", tc.option)
+			s := readOnly(t, img, tc.option)
 			parent.RawOfChildOnThis.holds(t, s.disk)
 		})
 	}
@@ -210,7 +260,7 @@ func TestCorpusFileSystemsMount(t *testing.T) {
 				img := c.unpack(t, ci, t.TempDir(), ci.Name)
 				number, _ := strconv.Atoi(m[1])
 				first, _ := strconv.ParseInt(m[2], 10, 64)
-				s := serve(t, img)
+				s := readOnly(t, img)
 				dev := attach(t, s.disk, ci.LogicalSector)
 				dir := mountInside(t, partition(t, dev, number, ci.LogicalSector, first), fstype)
 				tree := readTree(t, dir)

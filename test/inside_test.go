@@ -74,7 +74,7 @@ func TestFileSystemsInside(t *testing.T) {
 			makeFS(t, fstype, raw, tree)
 			must(t, "qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", "subformat=dynamic,block_size=1M", raw, img)
 
-			s := serve(t, img)
+			s := readOnly(t, img)
 			inside := mountInside(t, attach(t, s.disk, 512), fstype)
 			if got, want := withoutLostFound(readTree(t, inside)), readTree(t, tree); !maps.Equal(got, want) {
 				t.Errorf("files inside:\n%v\nwant\n%v", got, want)
@@ -100,7 +100,7 @@ func TestPartitionOf4096ByteSectors(t *testing.T) {
 	must(t, "qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", "subformat=dynamic,block_size=1M", raw, img)
 	setLogicalSectorSize(t, img, sector)
 
-	s := serve(t, img)
+	s := readOnly(t, img)
 	sameContent(t, s.disk, raw)
 	dev := attach(t, s.disk, sector)
 	inside := mountInside(t, partition(t, dev, 1, sector, first), "ext4")

@@ -4,13 +4,14 @@ import (
 	"bufio"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
 
-func TestMountKeepsQemuFromWriting(t *testing.T) {
+func TestReadOnlyMountKeepsQemuFromWriting(t *testing.T) {
 	img, raw := sampleImage(t)
-	s := serve(t, img)
+	s := readOnly(t, img)
 	if out, err := command("qemu-io", "-f", "vhdx", "-c", "write 0 512", img); err == nil {
 		t.Errorf("qemu-io wrote to a mounted image:\n%s", out)
 	}
@@ -21,11 +22,48 @@ func TestMountKeepsQemuFromWriting(t *testing.T) {
 	must(t, "qemu-img", "info", img)
 	must(t, "qemu-img", "compare", "-f", "vhdx", "-F", "raw", img, raw)
 	sameContent(t, s.disk, raw)
-	second := serve(t, img)
+	second := readOnly(t, img)
 	sameContent(t, second.disk, raw)
 	s.end(t)
 	second.end(t)
 	qemuWrite(t, img, "write -P 1 0 512") // the locks are gone
+}
+
+func TestReadWriteMountKeepsOthersOut(t *testing.T) {
+	img, raw := sampleImage(t)
+	s := serve(t, img)
+	for _, args := range [][]string{
+		{"qemu-io", "-f", "vhdx", "-c", "write 0 512", img},
+		{"qemu-img", "check", "-f", "vhdx", img},
+		{"qemu-img", "info", img},
+	} {
+		if out, err := command(args[0], args[1:]...); err == nil {
+			t.Errorf("%s: not refused\n%s", strings.Join(args, " "), out)
+		}
+	}
+	for _, args := range [][]string{{"-f", img, newDir(t)}, {"-f", "-o", "ro", img, newDir(t)}, {"info", img}} {
+		r := vhdxfs(t, args...)
+		if r.status == 0 || !strings.Contains(r.stderr, img) || !strings.Contains(r.stderr, strconv.Itoa(s.cmd.Process.Pid)) {
+			t.Errorf("vhdxfs %s: exit status %d; the message must name the image and process %d, which holds it:\n%s",
+				strings.Join(args, " "), r.status, s.cmd.Process.Pid, r.stderr)
+		}
+	}
+	sameContent(t, s.disk, raw)
+}
+
+func TestReadWriteMountIsRefusedWhileOthersRead(t *testing.T) {
+	img, raw := sampleImage(t)
+	s := readOnly(t, img)
+	if r := vhdxfs(t, "-f", img, newDir(t)); r.status != mountStatus || !strings.Contains(r.stderr, img) {
+		t.Errorf("mounted read-only already: exit status %d\n%s", r.status, r.stderr)
+	}
+	s.end(t)
+	release := qemuHolds(t, img, "-r")
+	if r := vhdxfs(t, "-f", img, newDir(t)); r.status != mountStatus || !strings.Contains(r.stderr, img) {
+		t.Errorf("open in qemu-io -r: exit status %d\n%s", r.status, r.stderr)
+	}
+	release()
+	sameContent(t, serve(t, img).disk, raw)
 }
 
 func TestMountIsRefusedWhileQemuWrites(t *testing.T) {
@@ -33,7 +71,7 @@ func TestMountIsRefusedWhileQemuWrites(t *testing.T) {
 	release := qemuHolds(t, img)
 	for _, args := range [][]string{
 		{"-f", img, newDir(t)},
-		{"-f", "-o", "lock=on", img, newDir(t)},
+		{"-f", "-o", "ro,lock=on", img, newDir(t)},
 		{"info", img},
 	} {
 		r := vhdxfs(t, args...)
@@ -42,16 +80,17 @@ func TestMountIsRefusedWhileQemuWrites(t *testing.T) {
 				strings.Join(args, " "), r.status, r.stderr)
 		}
 	}
-	s := serve(t, img, "-o", "lock=off")
+	s := readOnly(t, img, "lock=off")
 	sameContent(t, s.disk, raw)
+	s.end(t)
 	release()
 	sameContent(t, serve(t, img).disk, raw)
 }
 
-func TestMountIsNotRefusedWhileQemuReads(t *testing.T) {
+func TestReadOnlyMountIsNotRefusedWhileQemuReads(t *testing.T) {
 	img, raw := sampleImage(t)
 	qemuHolds(t, img, "-r")
-	sameContent(t, serve(t, img).disk, raw)
+	sameContent(t, readOnly(t, img).disk, raw)
 }
 
 func TestMountLocksTheParentToo(t *testing.T) {

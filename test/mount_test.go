@@ -26,8 +26,18 @@ func sampleImage(t *testing.T) (img, raw string) {
 }
 
 func TestMountShowsOneFile(t *testing.T) {
+	for _, tc := range []struct {
+		option      string
+		permissions uint32 // which of the image's disk.raw has as well
+	}{{"ro", 0o444}, {"rw", 0o666}} {
+		t.Run(tc.option, func(t *testing.T) { showsOneFile(t, tc.option, tc.permissions) })
+	}
+}
+
+func showsOneFile(t *testing.T, option string, permissions uint32) {
 	img, raw := sampleImage(t)
-	s := serve(t, img)
+	i := info(t, img)
+	s := serve(t, img, "-o", option)
 
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -44,20 +54,20 @@ func TestMountShowsOneFile(t *testing.T) {
 	if got.Size != plain.Size {
 		t.Errorf("size %d, want %d", got.Size, plain.Size)
 	}
-	if got.Mode&syscall.S_IFMT != syscall.S_IFREG || got.Mode&0o222 != 0 || got.Mode&0o444 != image.Mode&0o444 {
-		t.Errorf("mode %o, want that of the image, %o, without writing", got.Mode, image.Mode)
+	if want := syscall.S_IFREG | image.Mode&permissions; got.Mode != want {
+		t.Errorf("mode %o, want %o", got.Mode, want)
 	}
 	if got.Uid != image.Uid || got.Gid != image.Gid || got.Mtim != image.Mtim {
 		t.Errorf("owner %d:%d, modified %v; the image has %d:%d and %v",
 			got.Uid, got.Gid, got.Mtim, image.Uid, image.Gid, image.Mtim)
 	}
-	if want := info(t, img).AllocatedBytes; got.Blocks*512 != want {
-		t.Errorf("%d blocks of 512 bytes, want %d bytes", got.Blocks, want)
+	if got.Blocks*512 != i.AllocatedBytes {
+		t.Errorf("%d blocks of 512 bytes, want %d bytes", got.Blocks, i.AllocatedBytes)
 	}
 
 	m, _ := mountAt(s.dir)
-	if m.fstype != "fuse.vhdxfs" || m.source != img || !m.readOnly {
-		t.Errorf("mounted as %+v, want type fuse.vhdxfs, the image as the source, read-only", m)
+	if m.fstype != "fuse.vhdxfs" || m.source != img || m.readOnly != (option == "ro") {
+		t.Errorf("mounted as %+v, want type fuse.vhdxfs, the image as the source, %s", m, option)
 	}
 	sameContent(t, s.disk, raw)
 }
@@ -73,7 +83,7 @@ func stat(t *testing.T, path string) syscall.Stat_t {
 
 func TestMountHasSensibleStatfs(t *testing.T) {
 	img, raw := sampleImage(t)
-	s := serve(t, img)
+	s := readOnly(t, img)
 	var got unix.Statfs_t
 	if err := unix.Statfs(s.dir, &got); err != nil {
 		t.Fatal(err)
@@ -86,10 +96,10 @@ func TestMountHasSensibleStatfs(t *testing.T) {
 	}
 }
 
-func TestMountIsReadOnly(t *testing.T) {
+func TestReadOnlyMountRefusesChanges(t *testing.T) {
 	img, _ := sampleImage(t)
 	before := sha256File(t, img)
-	s := serve(t, img)
+	s := readOnly(t, img)
 	other := filepath.Join(s.dir, "other")
 	for _, tc := range []struct {
 		name string
@@ -204,7 +214,7 @@ func TestMountCanBeMapped(t *testing.T) {
 
 func TestMountTellsHoles(t *testing.T) {
 	img, raw := sampleImage(t)
-	s := serve(t, img)
+	s := readOnly(t, img)
 	f := open(t, s.disk)
 	defer f.Close()
 	size := sizeOf(t, f)
@@ -247,8 +257,8 @@ func TestMountTellsHoles(t *testing.T) {
 
 func TestMountHasExtendedAttributes(t *testing.T) {
 	img, _ := sampleImage(t)
-	s := serve(t, img)
 	i := info(t, img)
+	s := serve(t, img)
 	for name, want := range map[string]string{
 		"type":                 i.Type,
 		"disk_size":            strconv.FormatInt(i.DiskSize, 10),

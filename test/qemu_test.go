@@ -103,9 +103,9 @@ func TestQemuImageAcrossChunks(t *testing.T) {
 		commands = append(commands, fmt.Sprintf("write -P %d %d %d", i+1, off+4096, 8192))
 	}
 	qemuWrite(t, img, commands...)
-	s := serve(t, img)
-	got, data := sparseDigest(t, s.disk)
-	if want, _ := sparseDigest(t, qemuRaw(t, img)); got != want {
+	raw := qemuRaw(t, img)
+	got, data := sparseDigest(t, serve(t, img).disk)
+	if want, _ := sparseDigest(t, raw); got != want {
 		t.Errorf("sparse digest %s, want %s", got, want)
 	}
 	if want := int64(len(commands)) * mib; data != want {
@@ -148,8 +148,8 @@ func TestCreatedImagesPassOtherTools(t *testing.T) {
 				}
 				qemuWrite(t, img, randomWrites(rand.New(rand.NewPCG(1, uint64(tc.want))), tc.want, 5)...)
 				must(t, "qemu-img", "check", "-f", "vhdx", img)
-				s := serve(t, img)
-				sameContent(t, s.disk, qemuRaw(t, img))
+				raw := qemuRaw(t, img)
+				sameContent(t, serve(t, img).disk, raw)
 			}
 			requireTools(t, "vhdiinfo")
 			out := must(t, "vhdiinfo", img)

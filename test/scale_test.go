@@ -14,6 +14,12 @@ import (
 
 // The BAT of the largest disk with the smallest blocks is half a GiB, which must not end up in memory.
 func TestLargestDiskMountsInLittleMemory(t *testing.T) {
+	for _, option := range []string{"ro", "rw"} {
+		t.Run(option, func(t *testing.T) { largestDisk(t, option) })
+	}
+}
+
+func largestDisk(t *testing.T, option string) {
 	const limit = 64 << 20 // bytes of resident memory, the program's code included
 	const size, block = 64 << 40, mib
 	img := filepath.Join(t.TempDir(), "large.vhdx")
@@ -25,7 +31,7 @@ func TestLargestDiskMountsInLittleMemory(t *testing.T) {
 
 	release.path(t) // builds it now, outside the time taken below
 	begin := time.Now()
-	s := release.serve(t, img)
+	s := release.serve(t, img, "-o", option)
 	if got := stat(t, s.disk).Size; got != size {
 		t.Errorf("the disk has %d bytes, want %d", got, size)
 	}

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -18,11 +19,17 @@ type served struct {
 	done chan struct{} // closed when the process has ended
 }
 
-// serve mounts img with the options, in the foreground, and returns when it is mounted. The test's end
-// unmounts it, and fails if the program then fails.
+// serve mounts img with the options, in the foreground, and returns when it is mounted: read/write, unless they say
+// otherwise. The test's end unmounts it, and fails if the program then fails.
 func serve(t *testing.T, img string, options ...string) *served {
 	t.Helper()
 	return program.serve(t, img, options...)
+}
+
+// readOnly serves img and changes no byte of it. The options come behind "ro".
+func readOnly(t *testing.T, img string, options ...string) *served {
+	t.Helper()
+	return serve(t, img, "-o", strings.Join(append([]string{"ro"}, options...), ","))
 }
 
 func (b *build) serve(t *testing.T, img string, options ...string) *served {
