@@ -15,7 +15,7 @@ type Cache struct {
 	clock []slot     // the cached pages, in the order in which the hand passes them
 	hand  int
 
-	evictions atomic.Uint64 // pages given up so far; changed with mu held
+	evictions atomic.Uint64 // pages given up so far that had been pinned; changed with mu held
 }
 
 // A slot is the place of one cached page.
@@ -38,7 +38,8 @@ func (c *Cache) Pages() int {
 }
 
 // insert keeps p as page i of s, unless another goroutine was faster, and returns the page that is kept. It
-// returns nil if pages were given up since the given number of evictions, for then p may be stale.
+// returns nil if pages that had been pinned were given up since the given number of evictions, for then p may be
+// stale.
 func (c *Cache) insert(s *Span, i int64, p *Page, evictions uint64) *Page {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -72,7 +73,9 @@ func (c *Cache) evict() bool {
 	for range 2 * len(c.clock) {
 		v := c.clock[c.hand]
 		if v.p.pins == 0 && !v.p.used.Swap(false) {
-			c.evictions.Add(1)
+			if v.p.pinned {
+				c.evictions.Add(1)
+			}
 			v.span.leaf(v.page)[v.page%leafPages].Store(nil)
 			return true
 		}
@@ -96,6 +99,7 @@ func (c *Cache) pin(s *Span, i int64, p *Page) *Page {
 		at.Store(p)
 	}
 	p.pins++
+	p.pinned = true
 	return p
 }
 

@@ -17,7 +17,10 @@ const (
 type Page struct {
 	words [PageWords]atomic.Uint64
 	used  atomic.Bool // since the clock's hand passed; see Cache.evict
-	pins  int         // guarded by Cache.mu; a pinned page is not given up
+
+	// Guarded by Cache.mu.
+	pins   int  // a pinned page is not given up
+	pinned bool // at any time, so that the file may have held something else when another reader read it
 }
 
 // zeroPage stands in for every page that is known to hold nothing but zeros.

@@ -88,7 +88,7 @@ func (s *Span) load(i int64) (*Page, error) {
 	if kept := s.cache.insert(s, i, p, evictions); kept != nil {
 		return kept, nil
 	}
-	// Pages were given up while this one was read. It may be among them, changed since it was read.
+	// Pages that had been changed were given up while this one was read. It may be among them.
 	return s.load(i)
 }
 
