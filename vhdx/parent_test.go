@@ -286,7 +286,7 @@ func TestCopiesOfParentsAreNotTriedForever(t *testing.T) {
 // The sectors of a child beyond the end of its parent read as zeros, and only those.
 func TestParentSmallerThanChild(t *testing.T) {
 	parent := build(spec{diskSize: 2*mib + 1024, blockSize: 2 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	child := build(spec{typ: Differencing, diskSize: 7 * mib, blocks: []blockSpec{{2, PartiallyPresent}}})
+	child := build(spec{typ: Differencing, diskSize: 7 * mib, blockSize: 4 * mib})
 	c := chain{child, parent}
 	im, err := Open(c.writeTo(t, t.TempDir()), Options{})
 	if err != nil {
