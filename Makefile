@@ -10,8 +10,8 @@ TESTFLAGS ?=
 scripts := $(sort $(wildcard internal/scripts/*)) .ci/run
 
 # Debian packages, each with a command or file that shows that it is there.
-demo_needs := fuse3:fusermount3 e2fsprogs:mkfs.ext4 mount:losetup util-linux:blkid qemu-utils:qemu-img
-test_needs := $(demo_needs) gcc:gcc libc6-dev:/usr/include/stdlib.h xz-utils:xz attr:getfattr \
+demo_needs := fuse3:fusermount3 e2fsprogs:mkfs.ext4 mount:losetup util-linux:fstrim
+test_needs := $(demo_needs) qemu-utils:qemu-img gcc:gcc libc6-dev:/usr/include/stdlib.h xz-utils:xz attr:getfattr \
 	xfsprogs:mkfs.xfs btrfs-progs:mkfs.btrfs ntfs-3g:ntfs-3g libvhdi-utils:vhdiinfo fio:fio
 
 .DEFAULT_GOAL := build
@@ -20,7 +20,7 @@ test_needs := $(demo_needs) gcc:gcc libc6-dev:/usr/include/stdlib.h xz-utils:xz 
 build: ## Build bin/vhdxfs, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/vhdxfs .
 
-demo: ## Mount an image (IMAGE=path, else one made for it), show what is inside, put everything away
+demo: ## Mount an image (IMAGE=path, else a new one), show what is inside, put everything away
 	@internal/scripts/need $(demo_needs)
 	@$(MAKE) --no-print-directory build
 	@internal/scripts/demo "$(IMAGE)"
