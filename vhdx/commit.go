@@ -92,12 +92,6 @@ func (w *writer) startSession() error {
 	}
 	region := w.l.log()
 	region.GUID = uuid.New()
-	if a, ok := w.file.(allocater); ok {
-		// The log must not run out of space when it is needed most.
-		if err := a.Allocate(region.Offset, region.Length); err != nil && !unsupported(err) {
-			return fmt.Errorf("reserve space for the log: %w", err)
-		}
-	}
 	size := w.fileSize()
 	log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/mib*mib, w.lastOffset())
 	if err != nil {
@@ -302,10 +296,14 @@ func (w *writer) background() {
 
 // untilClean looks after the image until it is clean or broken, and returns false when the writer ends.
 func (w *writer) untilClean() bool {
-	const tick = 250 * time.Millisecond
+	const (
+		tick       = 250 * time.Millisecond
+		retryAfter = 10 * time.Second
+	)
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	committed := time.Now()
+	var retry time.Time // after a failure, as where the file cannot grow
 	for w.open.Load() && w.err() == nil {
 		select {
 		case <-w.quit:
@@ -313,6 +311,9 @@ func (w *writer) untilClean() bool {
 		case <-ticker.C:
 		}
 		now := time.Now()
+		if now.Before(retry) {
+			continue
+		}
 		var err error
 		switch idle := now.Sub(time.Unix(0, w.lastUsed.Load())); {
 		case w.idleAfter > 0 && idle >= w.idleAfter:
@@ -322,6 +323,7 @@ func (w *writer) untilClean() bool {
 			err = w.tidy()
 		}
 		if err != nil {
+			retry = now.Add(retryAfter)
 			w.log.WithError(err).Warn("background commit failed; it is tried again")
 		}
 	}

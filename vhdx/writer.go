@@ -189,6 +189,13 @@ func (w *writer) change() error {
 	if w.open.Load() {
 		return w.err()
 	}
+	if a, ok := w.file.(allocater); ok {
+		// The log must have its space before blocks take what is left, or nothing written could ever be committed.
+		log := w.l.log()
+		if err := a.Allocate(log.Offset, log.Length); err != nil && !unsupported(err) {
+			return fmt.Errorf("reserve space for the log: %w", err)
+		}
+	}
 	h := w.header
 	h.FileWriteGUID, h.DataWriteGUID = uuid.New(), uuid.New()
 	if err := w.updateHeaders(h); err != nil {
