@@ -32,8 +32,14 @@ func needMount(t *testing.T) {
 // mountTest mounts d and sees to it that the mount goes away.
 func mountTest(t *testing.T, d *fakeDisk, o Options) *Server {
 	t.Helper()
+	return mountDisk(t, d, d.info.Path, o)
+}
+
+// mountDisk is mountTest for any disk.
+func mountDisk(t *testing.T, d Disk, image string, o Options) *Server {
+	t.Helper()
 	needMount(t)
-	o.MountPoint, o.Image, o.Log = t.TempDir(), d.info.Path, quiet()
+	o.MountPoint, o.Image, o.Log = t.TempDir(), image, quiet()
 	s, err := Mount(d, o)
 	if err != nil {
 		if errors.Is(err, unix.EPERM) {

@@ -28,6 +28,9 @@ func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) 
 	pos := off
 	for _, p := range data {
 		p = p[:min(int64(len(p)), f.size-pos)]
+		if len(p) == 0 {
+			continue
+		}
 		if _, err := f.disk.WriteAt(p, pos); err != nil {
 			return 0, f.errno("write", pos, err)
 		}
