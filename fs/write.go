@@ -37,8 +37,8 @@ func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) 
 		pos += int64(len(p))
 	}
 	// Most kernels sync after such a write by themselves, but not in every way of writing. The second sync finds
-	// nothing to do.
-	if f.sync || in.Flags&(unix.O_SYNC|unix.O_DSYNC) != 0 {
+	// nothing to do. O_SYNC includes O_DSYNC.
+	if f.sync || in.Flags&unix.O_DSYNC != 0 {
 		if err := f.disk.Sync(); err != nil {
 			return 0, f.errno("sync", off, err)
 		}

@@ -337,7 +337,7 @@ func TestSetAttr(t *testing.T) {
 		t.Fatal(s)
 	}
 	f.GetAttr(nil, &fuse.GetAttrIn{InHeader: onDisk}, &out)
-	if out.Atime != 1 || out.Mtime <= 2 || out.Ctime != out.Mtime {
+	if out.Atime != 1 || out.Mtime <= 2 || out.Ctime != out.Mtime || out.Ctimensec != out.Mtimensec {
 		t.Errorf("times after a write: %d, %d, %d; want 1, now, now", out.Atime, out.Mtime, out.Ctime)
 	}
 }
