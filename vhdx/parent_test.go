@@ -6,6 +6,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/internal/ondisk"
 )
 
 // A family is a child and files that may be its parent, in a folder with subfolders.
@@ -210,29 +214,53 @@ func TestChainHoldsAFileOnce(t *testing.T) {
 	for name, link := range map[string]func(old, new string) error{"symbolic": os.Symlink, "hard": os.Link} {
 		t.Run(name, func(t *testing.T) {
 			f := newFamily(t)
-			path := f.child(linkage, [2]string{keyRelativePath, "again.vhdx"})
-			if err := link(path, f.path("vm/again.vhdx")); err != nil {
+			path := f.child(linkage, [2]string{keyRelativePath, "nowhere.vhdx"})
+			if err := link(path, f.path("other/again.vhdx")); err != nil {
 				t.Skip(err)
 			}
-			_, err := Open(path, Options{})
-			if err := brokenRule(err, 65); err != nil {
+			_, err := Open(path, Options{Parents: []string{f.path("other/again.vhdx")}})
+			if err := brokenRule(err, ondisk.R65); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
+// A wrong turn that leads through many files leaves nothing behind when the right one is taken.
+func TestWrongParentsDoNotCount(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it makes hundreds of files")
+	}
+	t.Parallel()
+	f := newFamily(t)
+	wrong, right := f.path("base"), f.path("other")
+	writeChain(t, wrong, 200)
+	writeChain(t, right, 100)
+	if err := os.Remove(filepath.Join(wrong, "199.vhdx")); err != nil {
+		t.Fatal(err)
+	}
+	path := f.child([2]string{keyLinkage, guidText(chainGUID(0))}, [2]string{keyAbsolutePath, `C:\0.vhdx`})
+	before := openFiles(t, f.dir)
+	got, err := taken(path, Options{ParentDirs: []string{wrong, right}})
+	if got != "the end of the chain" || err != nil {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if after := openFiles(t, f.dir); after != before {
+		t.Errorf("%d files are open, %d were", after, before)
+	}
+}
+
+// chainGUID is the DataWriteGuid of level i of what writeChain writes.
+func chainGUID(i int) uuid.UUID { return uuid.UUID{0: 0x1A, 14: byte(i >> 8), 15: byte(i)} }
+
 // writeChain writes n images in the folder, each the parent of the one before, and returns the path of the first.
 func writeChain(t *testing.T, dir string, n int) string {
 	t.Helper()
 	for i := range n {
-		s := spec{diskSize: mib, dataWrite: layerGUID(i)}
-		s.dataWrite[14] = byte(i >> 8)
+		s := spec{diskSize: mib, dataWrite: chainGUID(i)}
 		if i < n-1 {
 			s.typ = Differencing
-			next := layerGUID(i + 1)
-			next[14] = byte((i + 1) >> 8)
-			s.locator = parentEntries(fmt.Sprintf("%d.vhdx", i+1), next)
+			s.locator = parentEntries(fmt.Sprintf("%d.vhdx", i+1), chainGUID(i+1))
 		}
 		im := build(s)
 		if i == n-1 {
@@ -254,7 +282,7 @@ func TestLongestChain(t *testing.T) {
 		t.Errorf("a chain of %d: read %q, %v", maxLayers, got, err)
 	}
 	_, err = taken(writeChain(t, t.TempDir(), maxLayers+1), Options{})
-	if err := brokenRule(err, 65); err != nil {
+	if err := brokenRule(err, ondisk.R65); err != nil {
 		t.Errorf("a chain of %d: %v", maxLayers+1, err)
 	}
 }
@@ -266,8 +294,8 @@ func TestCopiesOfParentsAreNotTriedForever(t *testing.T) {
 	dir := t.TempDir()
 	const levels = 40
 	for i := range levels {
-		im := build(spec{typ: Differencing, diskSize: mib, dataWrite: layerGUID(i), locator: [][2]string{
-			{keyLinkage, guidText(layerGUID(i + 1))},
+		im := build(spec{typ: Differencing, diskSize: mib, dataWrite: chainGUID(i), locator: [][2]string{
+			{keyLinkage, guidText(chainGUID(i + 1))},
 			{keyRelativePath, fmt.Sprintf("a%d.vhdx", i+1)},
 			{keyAbsolutePath, fmt.Sprintf(`C:\b%d.vhdx`, i+1)},
 		}})
@@ -275,7 +303,7 @@ func TestCopiesOfParentsAreNotTriedForever(t *testing.T) {
 		im.writeTo(t, filepath.Join(dir, fmt.Sprintf("b%d.vhdx", i)))
 	}
 	_, err := Open(filepath.Join(dir, "a0.vhdx"), Options{})
-	if err := brokenRule(err, 65); err != nil {
+	if err := brokenRule(err, ondisk.R65); err != nil {
 		t.Error(err)
 	}
 	if n := len(err.Error()); n > mib {
