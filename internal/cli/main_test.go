@@ -8,9 +8,13 @@ import (
 	"testing"
 )
 
-// TestMain makes the test program serve a mount in the background when startBackground starts it again.
+// programVariable is the environment variable that makes the test program run as vhdxfs.
+const programVariable = "_VHDXFS_TEST_PROGRAM"
+
+// TestMain makes the test program serve a mount in the background when startBackground starts it again, and run
+// as vhdxfs when a test wants that.
 func TestMain(m *testing.M) {
-	if os.Getenv(readyVariable) != "" {
+	if os.Getenv(readyVariable) != "" || os.Getenv(programVariable) != "" {
 		os.Exit(Run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())
