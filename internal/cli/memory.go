@@ -17,6 +17,10 @@ import (
 // when this process has written it. So the process must get along with the memory there is: the kernel is told not
 // to make its allocations wait for such a file system (PR_SET_IO_FLUSHER), the OOM killer is told to take others,
 // and the memory of the Go heap has a bound.
+//
+// Without the first, one arrangement can hang: a version 1 control group that limits the memory of this process
+// together with that of the programs that write to such a file system. When the group is full, the kernel makes
+// this process wait for the writes that it has to serve.
 
 // neverKill is the oom_score_adj of a process that the OOM killer leaves alone.
 const neverKill = -1000
@@ -62,7 +66,8 @@ func isIOFlusher() bool {
 // prepareForShortMemory does what has to be done in the process that serves the mount.
 func (o *options) prepareForShortMemory(log *logrus.Logger) {
 	if !isIOFlusher() {
-		log.Debug("not an I/O flusher (that takes CAP_SYS_RESOURCE); do not swap to this disk")
+		log.Debug("not an I/O flusher, which takes CAP_SYS_RESOURCE: do not swap to this disk, and do not limit the " +
+			"memory of this process together with that of the disk's users")
 	}
 	if o.oomScore != nil {
 		if err := os.WriteFile("/proc/self/oom_score_adj", strconv.AppendInt(nil, int64(*o.oomScore), 10), 0); err != nil {
