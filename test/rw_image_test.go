@@ -16,7 +16,7 @@ import (
 // The longer forms of the tests that write, such as go test ./test -run Kill -kills 100.
 var (
 	long  = flag.Bool("long", false, "write more, for longer, and in more combinations")
-	kills = flag.Int("kills", 6, "how often the program is killed, for each kind of image")
+	kills = flag.Int("kills", 4, "how often the program is killed, for each kind of image")
 )
 
 // create makes an image with the program and returns its path.
