@@ -22,10 +22,23 @@ type place struct {
 // allocate finds space for size bytes, a multiple of 1 MiB: free space inside the file first, or else new space
 // at its end.
 func (w *writer) allocate(size int64) (place, error) {
+	p, err := w.tryAllocate(size)
+	if errors.Is(err, unix.ENOSPC) && w.anyUnmapped() {
+		// The disk is full, but for what was trimmed a moment ago.
+		if err := w.sync(); err != nil {
+			return place{}, err
+		}
+		p, err = w.tryAllocate(size)
+	}
+	return p, err
+}
+
+func (w *writer) tryAllocate(size int64) (place, error) {
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
 	w.reclaim()
-	if off, ok := w.space.find(size, w.fresh); ok {
+	// The last MiB, where the file ends inside it, is too short for a block.
+	if off, ok := w.space.find(size, min(w.fresh, w.size/mib*mib)); ok {
 		w.space.mark(off, size)
 		return place{off: off, size: size}, nil
 	}
@@ -41,7 +54,8 @@ func (w *writer) allocate(size int64) (place, error) {
 	w.space.grow(w.size)
 	w.space.mark(off, size)
 	w.fresh = off + size
-	return place{off: off, size: size, fresh: true}, nil
+	// Zeros that had to be written are as durable as any other payload.
+	return place{off: off, size: size, fresh: w.holes}, nil
 }
 
 // grow makes the file longer. Where a hole would make Windows refuse the image, the space is allocated.
@@ -77,8 +91,9 @@ func (w *writer) fill(off, n int64) error {
 	return w.writeZeros(off, n)
 }
 
+// unsupported reports whether err says that a file cannot do this at all, or not with this range.
 func unsupported(err error) bool {
-	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)
+	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)
 }
 
 var zeroBytes [1 * mib]byte
@@ -96,14 +111,29 @@ func (w *writer) writeZeros(off, n int64) error {
 
 // zero makes the n bytes from off on, inside a block's place, read as zero.
 func (w *writer) zero(off, n int64) error {
-	// A file system punches whole blocks of its own and writes zeros to the rest; for little, we can do that.
-	const worthwhile = 64 * kib
-	if w.holes && n >= worthwhile {
-		if err := w.file.PunchHole(off, n); !unsupported(err) {
-			return err
-		}
+	if !w.holes {
+		return w.writeZeros(off, n)
 	}
-	return w.writeZeros(off, n)
+	return w.zeroWith(off, n, w.file.PunchHole)
+}
+
+// zeroWith makes the n bytes from off on read as zero: with do as far as file systems and devices can do it, in
+// units of 4 KiB, and with writes at the edges, or wherever do cannot.
+func (w *writer) zeroWith(off, n int64, do func(off, n int64) error) error {
+	const worthwhile = 64 * kib // writing less is quicker
+	from, to := roundUp(off, pageSize), (off+n)/pageSize*pageSize
+	if to-from < worthwhile {
+		return w.writeZeros(off, n)
+	}
+	if err := do(from, to-from); unsupported(err) {
+		return w.writeZeros(off, n)
+	} else if err != nil {
+		return err
+	}
+	if err := w.writeZeros(off, from-off); err != nil {
+		return err
+	}
+	return w.writeZeros(to, off+n-to)
 }
 
 // release puts back the space of a block that was never mapped.
@@ -120,6 +150,13 @@ type freed struct {
 	epoch uint64 // of the reads to wait for
 }
 
+// anyUnmapped reports whether space waits to be given up.
+func (w *writer) anyUnmapped() bool {
+	w.metaMu.Lock()
+	defer w.metaMu.Unlock()
+	return len(w.unmapped) > 0
+}
+
 // giveBack does what reclaim does, for an image that nobody allocates from.
 func (w *writer) giveBack() {
 	w.spaceMu.Lock()
@@ -129,6 +166,9 @@ func (w *writer) giveBack() {
 
 // reclaim makes the space of unmapped blocks available whose time has come. The caller holds spaceMu.
 func (w *writer) reclaim() {
+	if len(w.freed) > 0 {
+		w.reads.turn() // the reads that it waits for may have been those of an epoch that could not end before
+	}
 	n := 0
 	for ; n < len(w.freed) && w.reads.ended(w.freed[n].epoch); n++ {
 		p := w.freed[n].place

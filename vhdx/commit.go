@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"vhdxfs/journal"
 )
@@ -15,6 +16,9 @@ import (
 // maxDirtyPages bounds what one log entry carries: with the pages of two region tables to repair, the descriptors
 // still fit into one sector, and two such entries into the smallest log.
 const maxDirtyPages = 126 - 2*regionTableSize/pageSize
+
+// maxLoggedPages bounds the memory for pages that are in the log and not in their places, however long the log is.
+const maxLoggedPages = 1024
 
 // A session is a log in use: entries under one LogGuid, and what they say that is not in its place yet.
 type session struct {
@@ -30,7 +34,7 @@ type loggedPage struct {
 	pins []dirtyPage // to be unpinned when the page is in its place
 }
 
-// Sync makes everything durable that was written before the call. Callers that arrive while others wait share
+// sync makes everything durable that was written before the call. Callers that arrive while others wait share
 // one round: one fdatasync for payload and log together, and one before it where a mapping must not be durable
 // before its payload. Without changes it does nothing.
 func (w *writer) sync() error {
@@ -94,6 +98,9 @@ func (w *writer) startSession() error {
 	region.GUID = uuid.New()
 	size := w.fileSize()
 	log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/mib*mib, w.lastOffset())
+	if errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("begin a log: %w", err) // which no header names yet
+	}
 	if err != nil {
 		return w.fail(err)
 	}
@@ -114,11 +121,12 @@ func (w *writer) fileSize() int64 {
 	return w.size
 }
 
-// lastOffset returns the smallest file size that holds everything.
+// lastOffset returns the smallest file size that holds everything. It is not larger than the file, which may end
+// inside the last block, or be a device.
 func (w *writer) lastOffset() int64 {
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
-	return w.space.end()
+	return min(w.space.end(), w.size)
 }
 
 // A batch is the dirty metadata as it stood at one instant.
@@ -187,6 +195,9 @@ func (w *writer) commit(b *batch) error {
 		s.logged[pg.FileOffset] = lp
 	}
 	w.retire(b.unmapped)
+	if len(s.logged) > maxLoggedPages {
+		return w.emptyLog()
+	}
 	return nil
 }
 
@@ -200,6 +211,10 @@ func (w *writer) retire(places []place) {
 	defer w.spaceMu.Unlock()
 	epoch := w.reads.turn()
 	for _, p := range places {
+		if n := len(w.freed); n > 0 && w.freed[n-1].epoch == epoch && w.freed[n-1].off+w.freed[n-1].size == p.off {
+			w.freed[n-1].size += p.size // trims often go through the file from front to end
+			continue
+		}
 		w.freed = append(w.freed, freed{p, epoch})
 	}
 }
@@ -254,6 +269,14 @@ func (w *writer) emptyLog() error {
 
 // clean makes everything durable and in its place, and the headers say that there is nothing to replay.
 func (w *writer) clean() error {
+	if err := w.cleanAlone(); err != nil {
+		return err
+	}
+	w.giveBack()
+	return nil
+}
+
+func (w *writer) cleanAlone() error {
 	w.gate.Lock()
 	defer w.gate.Unlock()
 	w.roundMu.Lock()
@@ -274,8 +297,7 @@ func (w *writer) clean() error {
 		}
 		w.session = nil
 	}
-	w.open.Store(false)
-	w.giveBack()
+	w.announced.Store(int32(noWrite))
 	return nil
 }
 
@@ -304,7 +326,7 @@ func (w *writer) untilClean() bool {
 	defer ticker.Stop()
 	committed := time.Now()
 	var retry time.Time // after a failure, as where the file cannot grow
-	for w.open.Load() && w.err() == nil {
+	for w.inUse() && w.err() == nil {
 		select {
 		case <-w.quit:
 			return false
@@ -368,6 +390,9 @@ func (w *writer) stop() {
 
 // shrink cuts free space off the end of the file. The image is clean, so no log entry speaks of the larger size.
 func (w *writer) shrink() error {
+	if f, ok := w.file.(interface{ Device() bool }); ok && f.Device() {
+		return nil
+	}
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
 	w.reclaim()

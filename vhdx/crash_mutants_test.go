@@ -16,10 +16,11 @@ type mutant struct {
 type mutantFile struct {
 	File
 	dropSync string
+	sparse   bool
 }
 
 // Sparse lets the writer grow the file by a hole, as on most file systems.
-func (f mutantFile) Sparse() bool { return true }
+func (f mutantFile) Sparse() bool { return f.sparse }
 
 func (f mutantFile) Sync() error {
 	if f.dropSync != "" && calledBy(f.dropSync) {

@@ -88,6 +88,18 @@ func crashSpecs() map[string]func() chain {
 			return chain{build(spec{typ: Fixed, diskSize: 2 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})}
 		},
 		"growing": func() chain { return chain{build(spec{diskSize: 256 * mib, blockSize: 32 * mib})} },
+		"ends inside a MiB": func() chain {
+			c := chain{build(spec{diskSize: 8 * mib, blocks: blocks})}
+			c[0].grow(c[0].next + 512)
+			return c
+		},
+		"ends inside the last block": func() chain {
+			c := chain{build(spec{diskSize: 5 * mib, blockSize: 4 * mib, blocks: []blockSpec{{1, FullyPresent}}})}
+			if err := c[0].memFile.Truncate(c[0].entries[1].fileOff() + mib); err != nil {
+				panic(err)
+			}
+			return c
+		},
 		"recycled": func() chain { // free space inside the file holds the bytes of blocks that are gone
 			c := chain{build(spec{diskSize: 8 * mib, blocks: blocks})}
 			for b := int64(5); b < 8; b++ {
@@ -198,7 +210,9 @@ type crashTest struct {
 	seed   uint64
 	work   workload
 	mutant mutant
-	states int // looked at so far
+
+	noHoles bool // the host is one on which holes do harm
+	states  int  // looked at so far
 }
 
 // A workload changes the disk until it is done or the power fails. What it does depends on the seed alone. It calls
@@ -217,12 +231,16 @@ func (ct *crashTest) run(cut int) (powered bool, err error) {
 	disk.CutAt(cut)
 	// Headers, log, metadata and BAT survive any tearing; a sector of payload is the disk's business.
 	disk.Tearable = func(off int64) bool { return off < c[0].dataOff }
-	files := []File{mutantFile{disk, ct.mutant.dropSync}}
+	files := []File{mutantFile{disk, ct.mutant.dropSync, !ct.noHoles}}
 	for _, p := range c[1:] {
 		files = append(files, p.memFile)
 	}
 	h := newHistory(c[0].sectorSize, ct.disk)
-	im, err := loadWritable(Options{Writable: true, Discard: DiscardPunch, DetectZeroes: ct.seed%2 == 0}, files...)
+	discard := DiscardPunch
+	if ct.noHoles {
+		discard = DiscardAuto
+	}
+	im, err := loadWritable(Options{Writable: true, Discard: discard, DetectZeroes: ct.seed%2 == 0}, files...)
 	if err == nil {
 		if err = ct.work(im, h, ct.seed, ct.mutant.step); err == nil {
 			h.synced()
@@ -234,7 +252,7 @@ func (ct *crashTest) run(cut int) (powered bool, err error) {
 	}
 	for s := range uint64(crashStates) {
 		ct.states++
-		files[0] = mutantFile{disk.AfterCut(rand.New(rand.NewPCG(ct.seed, s))), ct.mutant.dropSync}
+		files[0] = mutantFile{disk.AfterCut(rand.New(rand.NewPCG(ct.seed, s))), ct.mutant.dropSync, !ct.noHoles}
 		if err := h.checkFiles(files, s%2 == 1); err != nil {
 			return disk.Powered(), fmt.Errorf("cut %d, state %d: %w", cut, s, err)
 		}
@@ -288,6 +306,7 @@ func TestPowerCut(t *testing.T) {
 			c, states := newChain(), 0
 			for seed := range uint64(*crashRounds) {
 				ct := newCrashTest(c, seed)
+				ct.noHoles = seed%3 == 2
 				if err := ct.runAll(); err != nil {
 					t.Fatalf("seed %d: %v", seed, err)
 				}

@@ -24,29 +24,32 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 	if err != nil {
 		return err
 	}
-	w.gate.RLock()
-	defer w.gate.RUnlock()
+	first := off
 	for end := off + n; off < end; {
 		e, err := im.run(off, end)
 		if err != nil {
 			return err
 		}
-		if e.File == nil {
+		if e.File == nil && !(e.Layer == 0 && mayKeepPlace(e.State)) {
 			off = e.End()
 			continue
 		}
+		// The block may begin with what reads as zero, and is to be treated as a whole all the same.
 		b := off >> w.l.geo.blockShift
-		to := min(end, w.l.geo.blockEnd(b))
-		if err := w.alone(b, func() error { return do(w, b, off, to) }); err != nil {
-			return fmt.Errorf("zero %d bytes of the disk at %#x: %w", to-off, off, err)
+		from, to := max(first, b<<w.l.geo.blockShift), min(end, w.l.geo.blockEnd(b))
+		if err := w.alone(b, func() error { return do(w, b, from, to) }); err != nil {
+			return fmt.Errorf("zero %d bytes of the disk at %#x: %w", to-from, from, err)
 		}
 		off = to
 	}
 	return nil
 }
 
-// alone calls do with the lock of block b held alone.
+// alone calls do with the lock of block b held alone, and the gate. Whoever works through many blocks takes both
+// anew for each, so that others get their turn.
 func (w *writer) alone(b int64, do func() error) error {
+	w.gate.RLock()
+	defer w.gate.RUnlock()
 	lock := w.blocks.of(b)
 	lock.Lock()
 	defer lock.Unlock()
@@ -65,13 +68,15 @@ func (w *writer) zeroBlock(b, off, end int64) error {
 	case whole && !keep && (st == FullyPresent || st == PartiallyPresent || st == NotPresent && w.l.geo.hasParent):
 		return w.unmap(b, entry)
 	case st == FullyPresent:
-		if err := w.change(); err != nil {
+		if err := w.announce(dataWrite); err != nil {
 			return err
 		}
 		defer w.changed()
 		return w.zeroPlace(entry.fileOff()+w.l.geo.inBlock(off), end-off, keep)
 	case st == PartiallyPresent || st == NotPresent && w.l.geo.hasParent:
 		return w.writeZeroSectors(b, off, end)
+	case mayKeepPlace(st) && entry.offset() != 0:
+		return w.unmap(b, entry) // other readers may show what is still in that place
 	}
 	return nil // it reads as zero
 }
@@ -84,9 +89,7 @@ type zeroer interface {
 // zeroPlace makes n bytes of the file read as zero; with keep, their space stays reserved.
 func (w *writer) zeroPlace(off, n int64, keep bool) error {
 	if z, ok := w.file.(zeroer); ok && (keep || !w.punch) {
-		if err := z.ZeroRange(off, n); !unsupported(err) {
-			return err
-		}
+		return w.zeroWith(off, n, z.ZeroRange)
 	}
 	if keep {
 		return w.writeZeros(off, n)
@@ -115,7 +118,7 @@ func (w *writer) unmap(b int64, entry batEntry) error {
 	}
 	bat, word, err := e.batPage(w.l.geo.payloadEntry(b))
 	if err == nil {
-		err = w.change()
+		err = w.announce(dataWrite)
 	}
 	if err != nil {
 		e.cancel()
@@ -124,12 +127,24 @@ func (w *writer) unmap(b int64, entry batEntry) error {
 	e.apply(func() {
 		// A set offset in this state makes Hyper-V refuse the image.
 		w.setEntry(bat, word, newBATEntry(Zero, 0))
-		if st := entry.state(); st == FullyPresent || st == PartiallyPresent {
-			w.unmapped = append(w.unmapped, place{off: entry.fileOff(), size: w.l.geo.blockSize})
-		}
+		w.giveUp(entry)
 	})
 	return nil
 }
+
+// giveUp gives up the place of a block that had the given entry. The caller is in an edit's apply.
+func (w *writer) giveUp(entry batEntry) {
+	switch st := entry.state(); {
+	case st == FullyPresent || st == PartiallyPresent:
+	case mayKeepPlace(st) && entry.offset() != 0 && !w.l.keptShared:
+	default:
+		return
+	}
+	w.unmapped = append(w.unmapped, place{off: entry.fileOff(), size: w.l.geo.blockSize})
+}
+
+// mayKeepPlace reports whether a block in the given state may have a place in the file without being present.
+func mayKeepPlace(s BlockState) bool { return s == Undefined || s == Unmapped || s == unmappedDraft }
 
 // Allocate gives every block that has bytes between off and off+n a place, so that writing there cannot fail for
 // want of space. What the disk reads as stays the same. Blocks that show a parent's data are left alone.
@@ -138,8 +153,6 @@ func (im *Image) Allocate(off, n int64) error {
 	if err != nil {
 		return err
 	}
-	w.gate.RLock()
-	defer w.gate.RUnlock()
 	for end := off + n; off < end; {
 		b := off >> w.l.geo.blockShift
 		if err := w.alone(b, func() error { return w.allocateBlock(b, off) }); err != nil {
@@ -155,8 +168,22 @@ func (w *writer) allocateBlock(b, off int64) error {
 	if err != nil {
 		return err
 	}
+	reserve := func(int64, int64) error { return nil }
+	if a, ok := w.file.(allocater); ok {
+		reserve = a.Allocate
+	}
 	switch st := entry.state(); {
-	case st == FullyPresent || st == PartiallyPresent || st == NotPresent && w.l.geo.hasParent:
+	case st == NotPresent && w.l.geo.hasParent:
+		return nil
+	case st == FullyPresent || st == PartiallyPresent:
+		// A last block that the end of the file cuts ends there.
+		n := min(w.l.geo.blockSize, w.fileSize()-entry.fileOff())
+		if err := w.announce(fileWrite); err != nil {
+			return err
+		}
+		if err := reserve(entry.fileOff(), n); !unsupported(err) {
+			return err
+		}
 		return nil
 	}
 	return w.newFull(b, b<<w.l.geo.blockShift, nil)

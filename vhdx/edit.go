@@ -50,11 +50,19 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 		return nil, err
 	}
 	if p.Zero() {
-		if err := e.w.change(); err != nil {
+		// Held until the page is pinned, or another goroutine could fill it again when it is not zero any more.
+		e.w.fillMu.Lock()
+		defer e.w.fillMu.Unlock()
+		if p, err = span.Page(i); err != nil {
 			return nil, err
 		}
-		if err := e.w.fill(span.Offset(i), pageSize); err != nil {
-			return nil, err
+		if p.Zero() {
+			if err := e.w.announce(fileWrite); err != nil {
+				return nil, err
+			}
+			if err := e.w.fill(span.Offset(i), pageSize); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if p, err = span.Pin(i); err != nil {

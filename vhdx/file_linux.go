@@ -74,14 +74,16 @@ func (f *osFile) ZeroRange(off, n int64) error {
 
 // Truncate changes the size of a regular file. A block device has the size that it has.
 func (f *osFile) Truncate(size int64) error {
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() {
+	if f.Device() {
 		return &fs.PathError{Op: "resize", Path: f.Name(), Err: unix.ENOSPC}
 	}
 	return f.File.Truncate(size)
+}
+
+// Device reports whether the file is a block device.
+func (f *osFile) Device() bool {
+	st, err := f.Stat()
+	return err == nil && !st.Mode().IsRegular()
 }
 
 // noHoles are the file systems on which a hole makes Windows refuse the file, or which may be a way to such a

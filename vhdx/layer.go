@@ -35,6 +35,9 @@ type layer struct {
 	cache    *cache.Cache
 	space    *spaceMap
 
+	unwritable string // why the file cannot be changed safely, though it can be read; "" if it can
+	keptShared bool   // places that blocks keep without being present are used otherwise, too
+
 	mu     sync.Mutex // guards counts and headers once the image is open
 	counts BlockCounts
 

@@ -233,15 +233,15 @@ func TestWrongParentsDoNotCount(t *testing.T) {
 	}
 	t.Parallel()
 	f := newFamily(t)
-	wrong, right := f.path("base"), f.path("other")
-	writeChain(t, wrong, 200)
-	writeChain(t, right, 100)
-	if err := os.Remove(filepath.Join(wrong, "199.vhdx")); err != nil {
+	writeChain(t, f.path("vm"), "wrong", 200)
+	writeChain(t, f.path("vm"), "right", 100)
+	if err := os.Remove(f.path("vm/wrong199.vhdx")); err != nil {
 		t.Fatal(err)
 	}
-	path := f.child([2]string{keyLinkage, guidText(chainGUID(0))}, [2]string{keyAbsolutePath, `C:\0.vhdx`})
+	path := f.child([2]string{keyLinkage, guidText(chainGUID(0))},
+		[2]string{keyRelativePath, `wrong0.vhdx`}, [2]string{keyAbsolutePath, `C:\right0.vhdx`})
 	before := openFiles(t, f.dir)
-	got, err := taken(path, Options{ParentDirs: []string{wrong, right}})
+	got, err := taken(path, Options{})
 	if got != "the end of the chain" || err != nil {
 		t.Errorf("read %q, %v", got, err)
 	}
@@ -254,22 +254,23 @@ func TestWrongParentsDoNotCount(t *testing.T) {
 func chainGUID(i int) uuid.UUID { return uuid.UUID{0: 0x1A, 14: byte(i >> 8), 15: byte(i)} }
 
 // writeChain writes n images in the folder, each the parent of the one before, and returns the path of the first.
-func writeChain(t *testing.T, dir string, n int) string {
+// Their names are the given one and a number.
+func writeChain(t *testing.T, dir, name string, n int) string {
 	t.Helper()
 	for i := range n {
 		s := spec{diskSize: mib, dataWrite: chainGUID(i)}
 		if i < n-1 {
 			s.typ = Differencing
-			s.locator = parentEntries(fmt.Sprintf("%d.vhdx", i+1), chainGUID(i+1))
+			s.locator = parentEntries(fmt.Sprintf("%s%d.vhdx", name, i+1), chainGUID(i+1))
 		}
 		im := build(s)
 		if i == n-1 {
 			im.setBlock(0, FullyPresent)
 			im.put([]byte("the end of the chain                    "), 0)
 		}
-		im.writeTo(t, filepath.Join(dir, fmt.Sprintf("%d.vhdx", i)))
+		im.writeTo(t, filepath.Join(dir, fmt.Sprintf("%s%d.vhdx", name, i)))
 	}
-	return filepath.Join(dir, "0.vhdx")
+	return filepath.Join(dir, name+"0.vhdx")
 }
 
 func TestLongestChain(t *testing.T) {
@@ -277,11 +278,11 @@ func TestLongestChain(t *testing.T) {
 		t.Skip("it makes hundreds of files")
 	}
 	t.Parallel()
-	got, err := taken(writeChain(t, t.TempDir(), maxLayers), Options{})
+	got, err := taken(writeChain(t, t.TempDir(), "c", maxLayers), Options{})
 	if got != "the end of the chain" || err != nil {
 		t.Errorf("a chain of %d: read %q, %v", maxLayers, got, err)
 	}
-	_, err = taken(writeChain(t, t.TempDir(), maxLayers+1), Options{})
+	_, err = taken(writeChain(t, t.TempDir(), "c", maxLayers+1), Options{})
 	if err := brokenRule(err, ondisk.R65); err != nil {
 		t.Errorf("a chain of %d: %v", maxLayers+1, err)
 	}

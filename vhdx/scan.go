@@ -27,8 +27,11 @@ func (l *layer) loadBAT() error {
 		l.space.mark(log.Offset, log.Length)
 	}
 	for _, r := range l.tables.regions {
-		if r.Offset < uint64(l.size) { // an optional region may lie outside the file
+		if r.Offset < uint64(l.size) {
 			l.space.mark(int64(r.Offset), int64(r.Length))
+		}
+		if !r.inside(l.size) { // as an optional region may
+			l.unwritable = "a region lies outside the file"
 		}
 	}
 	return l.scanBAT(int64(r.Offset), entries)
@@ -227,6 +230,7 @@ func (s *batScan) place(i, b int64, e batEntry) error {
 	if off > uint64(l.size) || need > l.size-int64(off) {
 		return s.bad(i, ondisk.R47, "block %d of %#x bytes at %#x in a file of %#x bytes", b, size, off, l.size)
 	}
+	l.space.grow(int64(off) + size) // a last block that the end of the file cuts is a whole block all the same
 	if l.space.mark(int64(off), size) {
 		return nil
 	}
@@ -247,6 +251,7 @@ func (s *batScan) keptPlace(i, b int64, e batEntry) error {
 	}
 	if off > uint64(l.size) || l.geo.blockSize > l.size-int64(off) {
 		l.warn("BAT entry", s.entryOffset(i), "block %d in state %v keeps a place outside the file, at %#x", b, e.state(), off)
+		l.unwritable = "a block that is not present keeps a place outside the file"
 		return nil
 	}
 	if s.kept == nil {
@@ -254,6 +259,7 @@ func (s *batScan) keptPlace(i, b int64, e batEntry) error {
 	}
 	if !s.kept.mark(int64(off), l.geo.blockSize) {
 		l.warn("BAT entry", s.entryOffset(i), "block %d in state %v keeps a place that another block keeps too, at %#x", b, e.state(), off)
+		l.keptShared = true
 	}
 	return nil
 }
@@ -264,6 +270,7 @@ func (s *batScan) end() error {
 	c := &l.counts
 	c.NotPresent = l.geo.payloadBlocks() - c.Undefined - c.Zero - c.Unmapped - c.FullyPresent - c.PartiallyPresent
 	if s.kept != nil && l.space.merge(s.kept) {
+		l.keptShared = true
 		l.warn("BAT", s.off, "blocks that are not present keep places that are used otherwise")
 	}
 	return s.chunkEnd()

@@ -88,7 +88,7 @@ func (l *layer) aligned(off int64, p []byte) bool {
 
 // writePlace writes p into the place of the present block that has the given entry.
 func (w *writer) writePlace(entry batEntry, off int64, p []byte) error {
-	if err := w.change(); err != nil {
+	if err := w.announce(dataWrite); err != nil {
 		return err
 	}
 	defer w.changed()
@@ -111,7 +111,7 @@ func (w *writer) writeAlone(b, off int64, p []byte) error {
 	case st == NotPresent && w.l.geo.hasParent && !whole:
 		return w.newPartial(b, off, p)
 	case w.detectZeroes && allZero(p):
-		if st == NotPresent && w.l.geo.hasParent {
+		if st == NotPresent && w.l.geo.hasParent || entry.offset() != 0 {
 			return w.unmap(b, entry)
 		}
 		return nil // it reads as zero already
@@ -125,16 +125,21 @@ func (l *layer) wholeBlock(b, off, n int64) bool {
 	return l.geo.inBlock(off) == 0 && off+n == l.geo.blockEnd(b)
 }
 
-// newFull gives block b a place that holds p at byte off and zeros elsewhere. p may be empty.
+// newFull gives block b a place that holds p at byte off and zeros elsewhere. Without p it only reserves the place,
+// which nobody can see.
 func (w *writer) newFull(b, off int64, p []byte) error {
 	g := &w.l.geo
 	e, err := w.edit(1)
 	if err != nil {
 		return err
 	}
+	kind := dataWrite
+	if len(p) == 0 {
+		kind = fileWrite
+	}
 	bat, word, err := e.batPage(g.payloadEntry(b))
 	if err == nil {
-		err = w.change()
+		err = w.announce(kind)
 	}
 	if err != nil {
 		e.cancel()
@@ -151,6 +156,7 @@ func (w *writer) newFull(b, off int64, p []byte) error {
 		return err
 	}
 	e.apply(func() {
+		w.giveUp(batEntry(bat.Word(word)))
 		w.setEntry(bat, word, newBATEntry(FullyPresent, at.off))
 		w.barrier = w.barrier || !at.fresh || g.hasParent
 	})
@@ -167,6 +173,9 @@ func (w *writer) fillBlock(at place, in int64, p []byte) error {
 		if err := w.zero(at.off+end, at.size-end); err != nil {
 			return err
 		}
+	}
+	if len(p) == 0 {
+		return w.fill(at.off, at.size)
 	}
 	_, err := w.file.WriteAt(p, at.off+in)
 	return err
@@ -230,19 +239,19 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 		return err
 	}
 	var places []place
-	fail := func(err error) error {
-		for _, p := range places {
-			w.release(p)
+	undo := func(err error) error {
+		for _, at := range places {
+			w.release(at)
 		}
 		e.cancel()
 		return err
 	}
 	bat, word, err := e.batPage(g.payloadEntry(b))
 	if err == nil {
-		err = w.change()
+		err = w.announce(dataWrite)
 	}
 	if err != nil {
-		return fail(err)
+		return undo(err)
 	}
 	chunk := b >> g.chunkShift
 	bitmap := w.l.bitmaps[chunk].Load()
@@ -253,22 +262,22 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 		if bitmap = w.l.bitmaps[chunk].Load(); bitmap == nil {
 			var at place
 			if bitmap, at, publish, err = w.newBitmap(e, chunk); err != nil {
-				return fail(err)
+				return undo(err)
 			}
 			places = append(places, at)
 		}
 	}
 	bits, err := e.bits(bitmap, b)
 	if err != nil {
-		return fail(err)
+		return undo(err)
 	}
 	at, err := w.allocate(g.blockSize)
 	if err != nil {
-		return fail(err)
+		return undo(err)
 	}
 	places = append(places, at)
 	if _, err := w.file.WriteAt(p, at.off+g.inBlock(off)); err != nil {
-		return fail(err)
+		return undo(err)
 	}
 	e.apply(func() {
 		publish()

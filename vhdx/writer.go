@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,7 @@ import (
 //   - Space given up is given away only when the entry that unmaps it is durable and nobody reads it any more.
 //   - After a failed sync nothing more is written.
 //
-// Locks, in the order in which they are taken: gate, a block's lock, chunkMu, roundMu, headerMu, metaMu, spaceMu.
+// Locks, in the order in which they are taken: gate, a block's lock, chunkMu, fillMu, roundMu, headerMu, metaMu, spaceMu.
 // metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
 type writer struct {
 	l    *layer
@@ -42,15 +43,17 @@ type writer struct {
 	reads  readEpochs
 	failed atomic.Pointer[error]
 
+	fillMu  sync.Mutex   // held while a page of metadata gets its space
 	gate    sync.RWMutex // held shared by every operation that changes something, alone to make the image clean
 	blocks  blockLocks
 	chunkMu sync.Mutex // held while a chunk gets its sector bitmap block
 
-	headerMu sync.Mutex
-	open     atomic.Bool // the headers announce changes; set with headerMu held
-	opened   bool        // they have done so at least once; guarded by headerMu
-	header   header      // as in the current copy on disk; guarded by headerMu
-	slot     int         // of the current copy; guarded by headerMu
+	headerMu  sync.Mutex
+	announced atomic.Int32 // the widest kind of change that the headers tell of; changed with headerMu held
+	opened    bool         // they have told of one at least once; guarded by headerMu
+	repaired  bool         // damaged region tables are in the log; guarded by headerMu
+	header    header       // as in the current copy on disk; guarded by headerMu
+	slot      int          // of the current copy; guarded by headerMu
 
 	lastUsed atomic.Int64  // time of the last change, ns
 	wake     chan struct{} // something is to be committed
@@ -99,6 +102,9 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	if l.log().Length == 0 {
 		return nil, errors.New("the image has no log, so it cannot be written safely; it can be mounted read-only, and converted")
 	}
+	if l.unwritable != "" {
+		return nil, fmt.Errorf("%s, where new blocks would be put; the image can be mounted read-only, and converted", l.unwritable)
+	}
 	w := &writer{
 		l:            l,
 		file:         l.file,
@@ -130,6 +136,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		w.log.Warnf("%s was not closed cleanly; its log was replayed", l.path)
 	}
 	w.space, w.size = w.l.space, w.l.fileSize
+	// Behind the last MiB of the file, and behind a last block that the end of the file cuts.
 	w.fresh = max(roundUp(w.size, mib), w.space.n*mib)
 	w.space.grow(w.fresh)
 	go w.background()
@@ -143,6 +150,11 @@ func (w *writer) replay(op *opener) error {
 	h.FileWriteGUID = uuid.New()
 	if err := w.updateHeaders(h); err != nil {
 		return err
+	}
+	if size := w.l.replay.Size(); !w.holes && size > w.l.fileSize {
+		if err := w.fill(w.l.fileSize, size-w.l.fileSize); err != nil {
+			return fmt.Errorf("grow the file for its log: %w", err)
+		}
 	}
 	if err := journal.Apply(w.file, w.l.sequence); err != nil {
 		return err
@@ -177,35 +189,63 @@ func (w *writer) err() error {
 	return nil
 }
 
-// change announces a change that readers of the disk can see, and has to be called before each, with the gate
-// held. The first one renews FileWriteGuid and DataWriteGuid, durably, and so does the first one after the image
-// was made clean: a copy made meanwhile is another disk from then on (MS-VHDX 2.2.2).
-func (w *writer) change() error {
-	if err := w.err(); err != nil || w.open.Load() {
+// A writeKind says who can see a change (MS-VHDX 2.2.2).
+type writeKind int32
+
+const (
+	noWrite   writeKind = iota
+	fileWrite           // who looks at the file's bytes
+	dataWrite           // whoever reads the disk
+)
+
+// announce has to be called before every change, with the gate held. The first change renews FileWriteGuid, the first
+// one that a reader of the disk can see DataWriteGuid also, durably, and so do the first ones after the image was
+// made clean: a copy made meanwhile is another disk from then on.
+func (w *writer) announce(kind writeKind) error {
+	if err := w.err(); err != nil || writeKind(w.announced.Load()) >= kind {
 		return err
 	}
 	w.headerMu.Lock()
 	defer w.headerMu.Unlock()
-	if w.open.Load() {
+	before := writeKind(w.announced.Load())
+	if before >= kind {
 		return w.err()
 	}
-	if a, ok := w.file.(allocater); ok {
-		// The log must have its space before blocks take what is left, or nothing written could ever be committed.
-		log := w.l.log()
-		if err := a.Allocate(log.Offset, log.Length); err != nil && !unsupported(err) {
-			return fmt.Errorf("reserve space for the log: %w", err)
-		}
-	}
 	h := w.header
-	h.FileWriteGUID, h.DataWriteGUID = uuid.New(), uuid.New()
+	if before == noWrite {
+		if err := w.reserveLog(); err != nil {
+			return err
+		}
+		h.FileWriteGUID = uuid.New()
+	}
+	if kind == dataWrite {
+		h.DataWriteGUID = uuid.New()
+	}
 	if err := w.updateHeaders(h); err != nil {
 		return err
 	}
 	w.repairTables()
 	w.opened = true
-	w.open.Store(true)
+	w.announced.Store(int32(kind))
 	return nil
 }
+
+// reserveLog gives the log its space before blocks take what is left: without, nothing written could ever be
+// committed.
+func (w *writer) reserveLog() error {
+	a, ok := w.file.(allocater)
+	if !ok {
+		return nil
+	}
+	log := w.l.log()
+	if err := a.Allocate(log.Offset, log.Length); err != nil && !unsupported(err) {
+		return fmt.Errorf("reserve space for the log: %w", err)
+	}
+	return nil
+}
+
+// inUse reports whether a change was announced since the image was clean.
+func (w *writer) inUse() bool { return writeKind(w.announced.Load()) > noWrite }
 
 // changed says that a change was made, which a sync has to make durable.
 func (w *writer) changed() {
@@ -224,11 +264,12 @@ func (w *writer) changed() {
 // holds headerMu.
 func (w *writer) updateHeaders(h header) error {
 	h.SequenceNumber = w.header.SequenceNumber
+	if h.SequenceNumber > math.MaxUint64-uint64(len(headerOffsets)) {
+		return w.fail(errors.New("the headers have used up their sequence numbers"))
+	}
 	slot := w.slot
 	for range headerOffsets {
-		if h.SequenceNumber++; h.SequenceNumber == 0 {
-			return w.fail(errors.New("the headers have used up their sequence numbers"))
-		}
+		h.SequenceNumber++
 		slot = 1 - slot
 		if _, err := w.file.WriteAt(h.encode()[:], headerOffsets[slot]); err != nil {
 			return w.fail(fmt.Errorf("write header: %w", err))
@@ -242,12 +283,14 @@ func (w *writer) updateHeaders(h header) error {
 	return nil
 }
 
-// repairTables puts the region table that counts into the log for both copies, if they are not alike.
+// repairTables puts the region table that counts into the log for both copies, if they are not alike. The caller
+// holds headerMu.
 func (w *writer) repairTables() {
 	t := w.l.tables
-	if t.err == [2]error{} && !t.differ {
+	if w.repaired || t.err == [2]error{} && !t.differ {
 		return
 	}
+	w.repaired = true
 	b := encodeRegionTable(t.regions)
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()

@@ -1,0 +1,485 @@
+package vhdx
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+)
+
+// What lies at the edges: files and devices whose end is no multiple of 1 MiB, places that are used in unusual ways,
+// hosts that can do less than most.
+
+// A noAlloc is a file that cannot reserve space, on a host where holes are harmless or not.
+type noAlloc struct {
+	File
+	sparse bool
+}
+
+func (f noAlloc) Sparse() bool { return f.sparse }
+func (f noAlloc) NextData(off int64) (int64, error) {
+	return f.File.(holeSeeker).NextData(off)
+}
+
+// A noSpace file fails writes into the given range with ENOSPC while full is set.
+type noSpace struct {
+	noAlloc
+	off, n int64
+	full   *bool
+}
+
+func (f noSpace) WriteAt(p []byte, off int64) (int, error) {
+	if *f.full && off < f.off+f.n && off+int64(len(p)) > f.off {
+		return 0, unix.ENOSPC
+	}
+	return f.noAlloc.WriteAt(p, off)
+}
+
+// A bdev is a block device: it has the size that it has, and zeroes only whole sectors.
+type bdev struct{ noAlloc }
+
+func (f bdev) Truncate(int64) error { return unix.ENOSPC }
+func (f bdev) PunchHole(off, n int64) error {
+	if (off|n)&511 != 0 {
+		return unix.EINVAL
+	}
+	return f.noAlloc.PunchHole(off, n)
+}
+func (f bdev) WriteAt(p []byte, off int64) (int, error) {
+	if size, _ := f.Size(); off+int64(len(p)) > size {
+		return 0, unix.ENOSPC
+	}
+	return f.noAlloc.WriteAt(p, off)
+}
+
+// A file may end inside a MiB (T5). That piece is no place for a block, which would end behind the file.
+func TestFileEndsInsideAMiB(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.vhdx")
+	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+		t.Fatal(err)
+	}
+	st, _ := os.Stat(path)
+	if err := os.Truncate(path, st.Size()+512); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(path, Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.WriteAt(bytes.Repeat([]byte{7}, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path, Options{}); err != nil {
+		t.Errorf("refused after a clean close: %v", err)
+	}
+}
+
+// Nor may growing the file wipe what lies there, on a host on which growing writes zeros.
+func TestFileEndsInsideAMiBWithoutHoles(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib})
+	b.grow(b.next + 512)
+	im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, false})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Repeat([]byte{7}, 4096)
+	for blk := int64(0); blk < 2; blk++ {
+		if _, err := im.WriteAt(want, blk*mib+8192); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := make([]byte, 4096)
+	for blk := int64(0); blk < 2; blk++ {
+		im.ReadAt(got, blk*mib+8192)
+		if !bytes.Equal(got, want) {
+			t.Errorf("block %d reads %x…, want %x…", blk, got[:4], want[:4])
+		}
+	}
+}
+
+// A file may end inside the last block of the disk (T6). The rest of the block is not free.
+func TestFileEndsInsideTheLastBlock(t *testing.T) {
+	b := build(spec{diskSize: 8*mib + 3*mib, blockSize: 8 * mib, blocks: []blockSpec{{1, FullyPresent}}})
+	off := b.entries[1].fileOff()
+	if err := b.memFile.Truncate(off + 3*mib); err != nil {
+		t.Fatal(err)
+	}
+	im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.WriteAt(bytes.Repeat([]byte{7}, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadReadOnly(b.memFile); err != nil {
+		t.Errorf("refused after a clean close: %v", err)
+	}
+}
+
+// A file with an optional region outside of it can be read, but must not grow into the region.
+func TestRegionOutsideTheFileIsNotOvergrown(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib})
+	end := b.size
+	b.setRegions(func(r []region) []region {
+		return append(r, region{GUID: uuid.New(), Offset: uint64(end + mib), Length: 4 * mib})
+	})
+	if _, err := loadReadOnly(b.memFile); err != nil {
+		t.Errorf("open for reading: %v", err)
+	}
+	if _, err := loadWritable(Options{}, b.memFile); err == nil {
+		t.Error("opened for writing")
+	}
+}
+
+// Space that was freed while a read went on comes back when the read has ended, though nothing else is freed.
+func TestSpaceFreedDuringAReadComesBack(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	f := noAlloc{b.memFile, true}
+	im, err := loadWritable(Options{Writable: true}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := im.BeginRead()
+	for blk := int64(0); blk < 2; blk++ {
+		if err := im.Zero(blk*mib, mib); err != nil {
+			t.Fatal(err)
+		}
+		if err := im.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	im.EndRead(e)
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if size, _ := f.Size(); size != b.dataOff {
+		t.Errorf("the file has %d MiB after close, of which %d are used", size/mib, b.dataOff/mib)
+	}
+}
+
+// What is discarded is given back to the host when the image is clean, without waiting for another allocation.
+func TestDiscardGivesSpaceToTheHost(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.vhdx")
+	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(path, Options{Writable: true, Discard: DiscardPunch})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	du := func() int64 {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * 512
+	}
+	if _, err := im.WriteAt(bytes.Repeat([]byte{7}, 32*mib), 0); err != nil {
+		t.Fatal(err)
+	}
+	im.Sync()
+	before := du()
+	if err := im.Discard(0, 32*mib); err != nil {
+		t.Fatal(err)
+	}
+	im.Sync()
+	im.Clean()
+	if after := du(); after > before-30*mib {
+		t.Errorf("du before the discard %d KiB, after discard, sync and clean %d KiB", before>>10, after>>10)
+	}
+}
+
+// Allocate reserves space on the host too, or writing could fail all the same.
+func TestAllocateReserves(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.vhdx")
+	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(path, Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	if err := im.Allocate(0, 32*mib); err != nil {
+		t.Fatal(err)
+	}
+	im.Sync()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Blocks*512 < 32*mib {
+		t.Errorf("the file takes %d KiB on the host after 32 MiB were allocated", st.Blocks/2)
+	}
+}
+
+// A whole block is discarded as a whole even where it begins with what reads as zero.
+func TestDiscardOfAWholeBlockAllocatesNothing(t *testing.T) {
+	parent := build(spec{diskSize: 4 * mib, blocks: []blockSpec{{1, FullyPresent}}})
+	child := build(spec{typ: Differencing, diskSize: 4 * mib, blockSize: 2 * mib})
+	im, err := loadWritable(Options{Writable: true}, noAlloc{child.memFile, true}, parent.memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Zero(0, 2*mib); err != nil {
+		t.Fatal(err)
+	}
+	if c := im.top.counts; c.Zero != 1 || c.PartiallyPresent != 0 {
+		t.Errorf("after a discard of the whole block: %+v", c)
+	}
+	im.Close()
+}
+
+// The place that an UNMAPPED block kept is free when the block gets another one.
+func TestKeptPlaceIsGivenUp(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}}})
+	b.setBlockEntry(0, newBATEntry(Unmapped, b.entries[0].fileOff()))
+	im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for blk := range int64(2) {
+		if _, err := im.WriteAt([]byte{1}, blk*mib); err != nil {
+			t.Fatal(err)
+		}
+		im.Sync()
+	}
+	im.Close()
+	ro, err := loadReadOnly(b.memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if free := ro.top.space.free(); free != 0 {
+		t.Errorf("%d MiB inside the file are lost", free/mib)
+	}
+}
+
+// A log that cannot begin for want of space is no reason to give the image up: no header names it yet.
+func TestNoSpaceForTheLog(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib})
+	full := true
+	im, err := loadWritable(Options{Writable: true}, noSpace{noAlloc{b.memFile, true}, b.logOff, b.logLen, &full})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.WriteAt([]byte{1}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Sync(); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	full = false
+	if err := im.Sync(); err != nil {
+		t.Errorf("when there is space again: %v", err)
+	}
+}
+func TestDeviceWantsAlignedRanges(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib})
+	b.grow(b.next + 16*mib)
+	im, err := loadWritable(Options{Writable: true}, bdev{noAlloc{b.memFile, true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.WriteAt([]byte{1}, 100001); err != nil {
+		t.Errorf("write of a byte into a new block: %v", err)
+	}
+}
+
+// On a full device, space that was trimmed but not synced yet is used before a write fails.
+func TestFullDiskUsesWhatWasTrimmed(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	im, err := loadWritable(Options{Writable: true}, bdev{noAlloc{b.memFile, true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Zero(0, 2*mib); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.WriteAt([]byte{1}, 0); errors.Is(err, unix.ENOSPC) {
+		t.Errorf("first write after a discard of the whole disk: %v", err)
+	}
+}
+
+// An image may lie on a block device, which neither grows nor shrinks.
+func TestImageOnABlockDevice(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	path := filepath.Join(t.TempDir(), "a.vhdx")
+	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+		t.Fatal(err)
+	}
+	os.Truncate(path, 80*mib)
+	out, err := exec.Command("losetup", "-f", "--show", path).CombinedOutput()
+	if err != nil {
+		t.Skipf("losetup: %s", out)
+	}
+	dev := strings.TrimSpace(string(out))
+	t.Cleanup(func() { exec.Command("losetup", "-d", dev).Run() })
+	im, err := Open(dev, Options{Writable: true, Lock: LockOff})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, off := range []int64{0, mib + 512, 2*mib + 100001} {
+		if _, err := im.WriteAt(bytes.Repeat([]byte{7}, 3000), off); err != nil {
+			t.Errorf("write %d: %v", i, err)
+		}
+	}
+	if err := im.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	if im, err = Open(dev, Options{Lock: LockOff}); err != nil {
+		t.Errorf("reopen: %v", err)
+	} else {
+		im.Close()
+	}
+}
+
+// Zeros over an UNMAPPED block that kept its place are a promise, and MS-VHDX lets a reader show the old content in
+// that state. So it becomes ZERO.
+func TestZerosOverAKeptPlace(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}}})
+	b.setBlockEntry(0, newBATEntry(Unmapped, b.entries[0].fileOff()))
+	im, err := loadWritable(Options{Writable: true, DetectZeroes: true}, noAlloc{b.memFile, true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.WriteAt(make([]byte, mib), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Zero(0, mib); err != nil {
+		t.Fatal(err)
+	}
+	im.Close()
+	ro, err := loadReadOnly(b.memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, _, _ := ro.top.lookup(0, 1); e.state() == Unmapped {
+		t.Errorf("after zeros were written and synced the block is %v at %#x, where another reader may see %x…", e.state(), e.fileOff(), b.read(e.fileOff(), 4))
+	}
+}
+
+// Allocate changes nothing that the disk's user sees, so the image's children still know it.
+func TestAllocateKeepsDataWriteGUID(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib})
+	im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := im.top.headers.header().DataWriteGUID
+	im.Allocate(0, mib)
+	im.Close()
+	if im.top.headers.header().DataWriteGUID != before {
+		t.Error("Allocate renewed DataWriteGuid")
+	}
+}
+
+// A damaged region table is repaired with the first change, through the log, and then left alone.
+func TestRegionTablesAreRepairedOnce(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}}})
+	b.write([]byte("xxxx"), regionTableOffsets[1])
+	im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		im.WriteAt([]byte{1}, 0)
+		if n := len(im.writer.raw); i == 1 && n > 0 {
+			t.Errorf("%d pages of region tables are logged again", n)
+		}
+		im.Clean()
+	}
+	im.Close()
+}
+
+// What is in the log and not in its place has a bound in memory, however large the log is.
+func TestLargeLogTakesBoundedMemory(t *testing.T) {
+	b := build(spec{diskSize: 64 * tib, blockSize: mib, logLen: 256 * mib})
+	im, err := loadWritable(Options{Writable: true, CacheSize: mib}, noAlloc{b.memFile, true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(4000) { // a block in each BAT page
+		if _, err := im.WriteAt([]byte{1}, i*600*mib); err != nil {
+			t.Fatal(err)
+		}
+	}
+	im.Sync()
+	if n := len(im.writer.session.logged); n > maxLoggedPages {
+		t.Errorf("%d pages of the log in memory, want at most %d", n, maxLoggedPages)
+	}
+	im.writer.stop()
+}
+
+// stallFile holds back the first write that accept takes until release is closed.
+type stallFile struct {
+	noAlloc
+	accept  func(p []byte, off int64) bool
+	once    *atomic.Bool
+	stalled chan struct{}
+	release chan struct{}
+}
+
+func (f stallFile) WriteAt(p []byte, off int64) (int, error) {
+	if f.accept(p, off) && f.once.CompareAndSwap(false, true) {
+		close(f.stalled)
+		<-f.release
+	}
+	return f.noAlloc.WriteAt(p, off)
+}
+
+// On a host without fallocate the space of a metadata page is taken by writing zeros to it. Two goroutines must not
+// both do so to one page: the later one would wipe what the earlier one has put there since.
+func TestPageGetsItsSpaceOnce(t *testing.T) {
+	b := build(spec{diskSize: 64 * mib})
+	fills := new(atomic.Int64)
+	f := stallFile{noAlloc: noAlloc{b.memFile, true}, once: new(atomic.Bool), stalled: make(chan struct{}), release: make(chan struct{})}
+	f.accept = func(p []byte, off int64) bool {
+		fill := off == b.batOff && len(p) == pageSize && allZero(p)
+		if fill {
+			fills.Add(1)
+		}
+		return fill
+	}
+	im, err := loadWritable(Options{Writable: true}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 2)
+	write := func(off int64) { done <- writeErr(im.WriteAt([]byte{1}, off)) }
+	go write(0)
+	<-f.stalled
+	go write(mib)                     // another block of the same BAT page
+	time.Sleep(20 * time.Millisecond) // a moment in which it could overtake; if it does not get there, nothing is lost
+	close(f.release)
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := fills.Load(); n != 1 {
+		t.Errorf("the page was filled %d times", n)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
