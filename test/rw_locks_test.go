@@ -1,0 +1,146 @@
+package test
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// refused fails the test unless the command fails and says that a lock is the reason.
+func refused(t *testing.T, name string, args ...string) {
+	t.Helper()
+	out, err := command(name, args...)
+	if err == nil {
+		t.Errorf("%s %s: not refused\n%s", name, strings.Join(args, " "), out)
+	} else if !strings.Contains(out, "lock") {
+		t.Errorf("%s %s: refused for another reason than the lock:\n%s", name, strings.Join(args, " "), out)
+	}
+}
+
+// refusedBy fails the test unless vhdxfs is refused with a message that names the image and the process that holds it.
+func refusedBy(t *testing.T, pid int, img string, args ...string) {
+	t.Helper()
+	r := vhdxfs(t, args...)
+	if r.status == 0 || !strings.Contains(r.stderr, img) || !strings.Contains(r.stderr, strconv.Itoa(pid)) {
+		t.Errorf("vhdxfs %s: exit status %d; the message must name %s and process %d, which holds it:\n%s",
+			strings.Join(args, " "), r.status, img, pid, r.stderr)
+	}
+}
+
+func TestLocksOfAWritableMount(t *testing.T) {
+	requireTools(t, "qemu-img", "qemu-io", "qemu-nbd")
+	img, raw := sampleImage(t)
+	s := serve(t, img)
+	out := filepath.Join(t.TempDir(), "out")
+	refused(t, "qemu-img", "info", img)
+	refused(t, "qemu-img", "check", "-f", "vhdx", img)
+	refused(t, "qemu-img", "check", "-r", "all", "-f", "vhdx", img)
+	refused(t, "qemu-img", "convert", "-f", "vhdx", "-O", "raw", img, out)
+	refused(t, "qemu-img", "compare", "-f", "vhdx", "-F", "raw", img, raw)
+	refused(t, "qemu-io", "-r", "-f", "vhdx", "-c", "read 0 512", img)
+	refused(t, "qemu-io", "-f", "vhdx", "-c", "write 0 512", img)
+	refused(t, "qemu-nbd", "--read-only", "--format=vhdx", "--socket="+filepath.Join(t.TempDir(), "nbd"), img)
+	// Who asks not to be stopped is not.
+	must(t, "qemu-img", "info", "-U", img)
+	must(t, "qemu-img", "convert", "-U", "-f", "vhdx", "-O", "raw", img, out)
+	sameContent(t, out, raw)
+	must(t, "qemu-io", "-U", "-r", "-f", "vhdx", "-c", "read 0 512", img)
+
+	for _, args := range [][]string{
+		{"-f", img, newDir(t)},
+		{"-f", "-o", "ro", img, newDir(t)},
+		{img, newDir(t)},
+		{"info", img},
+		{"check", img},
+		{"map", img},
+	} {
+		refusedBy(t, s.cmd.Process.Pid, img, args...)
+	}
+	second := readOnly(t, img, "lock=off")
+	sameContent(t, second.disk, raw)
+	second.end(t)
+	sameContent(t, s.disk, raw)
+	s.end(t)
+	must(t, "qemu-img", "check", "-f", "vhdx", img) // the locks are gone
+}
+
+func TestLocksOfQemuNBD(t *testing.T) {
+	requireTools(t, "qemu-nbd")
+	img, raw := sampleImage(t)
+	pid := nbdHolds(t, img, "--read-only")
+	refusedBy(t, pid, img, "-f", img, newDir(t))
+	sameContent(t, readOnly(t, img).disk, raw) // readers beside readers
+
+	other, _ := sampleImage(t)
+	pid = nbdHolds(t, other)
+	refusedBy(t, pid, other, "-f", other, newDir(t))
+	refusedBy(t, pid, other, "-f", "-o", "ro", other, newDir(t))
+	// Asked for, it does without a lock, or tries one.
+	for _, lock := range []string{"off", "try"} {
+		if r := vhdxfs(t, "info", "-o", "lock="+lock, other); r.status != 0 {
+			t.Errorf("info with lock=%s: exit status %d\n%s", lock, r.status, r.stderr)
+		}
+	}
+}
+
+// nbdHolds exports an image by qemu-nbd, for reading and writing unless the options say otherwise, and returns the
+// process. The test's end ends it.
+func nbdHolds(t *testing.T, img string, options ...string) int {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "nbd")
+	cmd := exec.Command("qemu-nbd", append(options, "--persistent", "--format=vhdx", "--socket="+socket, img)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+	})
+	eventually(t, "qemu-nbd to listen at "+socket, func() bool {
+		m, _ := filepath.Glob(socket)
+		return len(m) == 1
+	})
+	return cmd.Process.Pid
+}
+
+// A parent must not change below its child, whoever would change it, and children may share one.
+func TestLocksOfAParent(t *testing.T) {
+	requireTools(t, "qemu-img", "qemu-io")
+	parent := create(t, "16MiB", "--block-size", "1MiB")
+	qemuWrite(t, parent, "write -P 7 1M 4M")
+	child := childOf(t, parent, "16MiB", "--block-size", "1MiB")
+	s := serve(t, child)
+	f := openDisk(t, s.disk, 0)
+	if _, err := f.WriteAt([]byte("the child's"), 2*mib); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	refused(t, "qemu-io", "-f", "vhdx", "-c", "write 0 512", parent)
+	refused(t, "qemu-img", "check", "-r", "all", "-f", "vhdx", parent)
+	refusedBy(t, s.cmd.Process.Pid, parent, "-f", parent, newDir(t))
+	must(t, "qemu-img", "check", "-f", "vhdx", parent)
+	other := readOnly(t, parent)
+	if got := readAt(t, other.disk, 2*mib, 1)[0]; got != 7 {
+		t.Errorf("the parent shows %d, want 7", got)
+	}
+	other.end(t)
+	s.end(t)
+
+	// The other way round: a parent that somebody writes to has no children.
+	writer := serve(t, parent)
+	refusedBy(t, writer.cmd.Process.Pid, parent, "-f", child, newDir(t))
+	refusedBy(t, writer.cmd.Process.Pid, parent, "-f", "-o", "ro", child, newDir(t))
+	writer.end(t)
+	release := qemuHolds(t, parent)
+	if r := vhdxfs(t, "-f", child, newDir(t)); r.status != mountStatus || !strings.Contains(r.stderr, parent) {
+		t.Errorf("parent open in qemu-io: exit status %d\n%s", r.status, r.stderr)
+	}
+	release()
+	// Nobody changed it, so the child still knows it.
+	serve(t, child).end(t)
+	checkClean(t, child)
+}
