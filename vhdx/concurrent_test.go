@@ -128,7 +128,7 @@ func TestReadsDuringReuse(t *testing.T) {
 	for b := range int64(2) {
 		v := byte(b + 1)
 		wg.Go(func() {
-			for range 150 {
+			for range 40 {
 				for _, err := range []error{writeErr(im.WriteAt(fill(b, v), b*mib)), im.Sync(), im.Zero(b*mib, mib), im.Sync()} {
 					if err != nil {
 						t.Error(err)
