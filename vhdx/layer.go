@@ -161,9 +161,6 @@ func (l *layer) replayLog() error {
 	if err != nil {
 		return err
 	}
-	if err := seq.Check(l.size); err != nil {
-		return err
-	}
 	if l.replay, err = journal.NewOverlay(l.file, l.size, seq); err != nil {
 		return err
 	}

@@ -77,17 +77,22 @@ func (l *layer) scanBAT(batOff, entries int64) error {
 // hole returns how many of the n bytes from file offset off on are known to be zero without reading them.
 func (l *layer) hole(off, n int64) (int64, error) {
 	f, ok := l.file.(holeSeeker)
-	if !ok || l.replay != nil && l.replay.Overlaps(off, n) {
+	if !ok {
 		return 0, nil
 	}
 	data, err := f.NextData(off)
-	if errors.Is(err, io.EOF) {
-		return n, nil
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, io.EOF):
+	case err != nil:
 		return 0, fmt.Errorf("find data behind %#x: %w", off, err)
+	default:
+		n = min(data-off, n)
 	}
-	return min(data-off, n), nil
+	// Pages of the log may lie over a hole of the file.
+	for n > 0 && l.replay != nil && l.replay.Overlaps(off, n) {
+		n = n / 2 / pageSize * pageSize
+	}
+	return n, nil
 }
 
 // A batScan validates BAT entries in the order of the BAT.
