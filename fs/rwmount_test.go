@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -121,65 +120,6 @@ func directBuffer(t *testing.T, n int) []byte {
 	}
 	t.Cleanup(func() { unix.Munmap(p) })
 	return p
-}
-
-// What is written through a mapping reaches the disk by msync. That unmapping alone does as well can only be seen from
-// another process: munmap writes what is left with the lock of the address space held, which the server, in this one,
-// may need to answer.
-func TestMountedMapping(t *testing.T) {
-	for _, direct := range []bool{false, true} {
-		t.Run(fmt.Sprintf("direct_io %v", direct), func(t *testing.T) {
-			s := mountImage(t, 512, Options{DirectIO: direct})
-			fd := openDisk(t, s, unix.O_RDWR)
-			data := randomBytes(3 << 20)
-			p, err := unix.Mmap(fd, 1<<20, len(data), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-			if err != nil {
-				t.Fatal(err)
-			}
-			// A fault of this very program could stop its runtime, and the server with it, while it waits. In a
-			// system call it cannot.
-			file := tempFile(t, data)
-			fill := func(p []byte, off int64) {
-				t.Helper()
-				if n, err := unix.Pread(file, p, off); err != nil || n != len(p) {
-					t.Fatalf("read into the mapping: %d, %v", n, err)
-				}
-			}
-			fill(p[:2<<20], 0)
-			if err := unix.Msync(p[:2<<20], unix.MS_SYNC); err != nil {
-				t.Error(err)
-			}
-			fill(p[2<<20:], 2<<20)
-			if err := unix.Msync(p, unix.MS_SYNC); err != nil {
-				t.Error(err)
-			}
-			if err := unix.Munmap(p); err != nil {
-				t.Error(err)
-			}
-			buf := directBuffer(t, 1<<20)
-			for i := range 3 {
-				n, err := unix.Pread(openDisk(t, s, unix.O_RDONLY|unix.O_DIRECT), buf, int64(1+i)<<20)
-				if err != nil || !bytes.Equal(buf[:n], data[i<<20:(i+1)<<20]) {
-					t.Errorf("MiB %d: %d bytes, %v, or other bytes", 1+i, n, err)
-				}
-			}
-		})
-	}
-}
-
-// tempFile returns the descriptor of a file that holds data.
-func tempFile(t *testing.T, data []byte) int {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	return fd
 }
 
 // Many at once, each in a region of its own, with blocks that two of them share.
