@@ -30,7 +30,7 @@ func TestDiscardGivesSpaceBack(t *testing.T) {
 			t.Run(tc.name+"/"+v.name, func(t *testing.T) {
 				const size = 64 * mib
 				img := v.create(t, strconv.Itoa(size))
-				s := serve(t, img)
+				s := serve(t, img, "-o", "commit=1")
 				l := attachRW(t, s.disk, v.sector)
 				must(t, "dd", "if=/dev/urandom", "of="+l.dev, "bs=1M", "count=40", "oflag=direct", "status=none")
 				must(t, "sync", l.dev)
@@ -80,7 +80,7 @@ func TestFstrimGivesSpaceBack(t *testing.T) {
 	requireLoop(t)
 	requireFileSystem(t, "ext4")
 	img := create(t, "200MiB", "--block-size", "1MiB")
-	s := serve(t, img)
+	s := serve(t, img, "-o", "commit=1")
 	l := attachRW(t, s.disk, 512)
 	mkfs(t, "ext4", l.dev)
 	inside := mountWritable(t, l.dev, "ext4")

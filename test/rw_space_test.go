@@ -39,7 +39,7 @@ func TestNoSpaceLeft(t *testing.T) {
 			if v.name == "fixed" || v.sector == 4096 {
 				continue
 			}
-			t.Run(fstype+"/"+v.name, func(t *testing.T) { noSpaceLeft(t, smallFS(t, fstype, "64"), v) })
+			t.Run(fstype+"/"+v.name, func(t *testing.T) { noSpaceLeft(t, smallFS(t, fstype, "44"), v) })
 		}
 	}
 }
@@ -53,11 +53,11 @@ func noSpaceLeft(t *testing.T, dir string, v variant) {
 		v.options = []string{"-o", "parent_dir=" + filepath.Dir(made)}
 	}
 	ballast := filepath.Join(dir, "ballast")
-	must(t, "dd", "if=/dev/zero", "of="+ballast, "bs=1M", "count=30", "status=none")
+	must(t, "dd", "if=/dev/zero", "of="+ballast, "bs=1M", "count=16", "status=none")
 
 	s := serve(t, img, v.options...)
 	f := openDisk(t, s.disk, 0)
-	want := readAt(t, s.disk, 0, 96*mib)
+	want := readAt(t, s.disk, 0, 60*mib)
 	written := int64(0)
 	var err error
 	for ; written < int64(len(want)); written += mib {
@@ -81,7 +81,7 @@ func noSpaceLeft(t *testing.T, dir string, v variant) {
 		t.Errorf("fsync on a full disk: %v", err)
 	}
 	sameStart(t, s.disk, want)
-	out, err := command("dd", "if=/dev/urandom", "of="+s.disk, "bs=1M", "seek=40", "count=56", "oflag=direct", "conv=notrunc")
+	out, err := command("dd", "if=/dev/urandom", "of="+s.disk, "bs=1M", "seek=30", "count=30", "oflag=direct", "conv=notrunc")
 	if err == nil || !strings.Contains(out, "No space left") {
 		t.Errorf("dd: %v, %s", err, out)
 	}
@@ -93,7 +93,7 @@ func noSpaceLeft(t *testing.T, dir string, v variant) {
 	s = serve(t, img, v.options...)
 	sameStart(t, s.disk, want)
 	f = openDisk(t, s.disk, 0)
-	for off := int64(40 * mib); err == nil; off += mib {
+	for off := int64(30 * mib); err == nil; off += mib {
 		if off == int64(len(want)) {
 			t.Fatal("there is space again, of itself")
 		}
