@@ -189,12 +189,16 @@ func TestDetachMakesTheImageClean(t *testing.T) {
 			want := readAt(t, s.disk, 0, 32*mib)
 
 			copied := filepath.Join(filepath.Dir(img), "copy.vhdx")
-			eventually(t, "a clean copy", func() bool {
+			eventually(t, "a copy that is clean and complete", func() bool {
 				must(t, "cp", "--sparse=always", img, copied)
-				return info(t, copied).Log.State == "clean"
+				if info(t, copied).Log.State != "clean" {
+					return false
+				}
+				c := readOnly(t, copied)
+				defer c.end(t)
+				return bytes.Equal(readAt(t, c.disk, 0, len(want)), want)
 			})
 			checkClean(t, copied)
-			sameStart(t, readOnly(t, copied).disk, want)
 			s.end(t)
 			sameStart(t, readOnly(t, img).disk, want)
 		})
