@@ -2,7 +2,7 @@
 #
 #   docker build -t vhdxfs .
 #   docker run --rm --device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor:unconfined \
-#     -v /srv/images:/images:ro -v /mnt/vhdx:/mnt/vhdx:rshared vhdxfs -f /images/disk.vhdx /mnt/vhdx
+#     -v /srv/images:/images -v /mnt/vhdx:/mnt/vhdx:rshared vhdxfs -f /images/disk.vhdx /mnt/vhdx
 #
 # SYS_ADMIN is for mount(2). AppArmor's default profile for containers forbids that call all the same.
 

@@ -276,6 +276,8 @@ func TestFusermountErrors(t *testing.T) {
 		{"fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n", "put the line user_allow_other"},
 		{"fusermount3: fuse device not found, try 'modprobe fuse' first\n", "FUSE is not available"},
 		{"fusermount3: user has no write access to mountpoint /mnt\n", "fusermount3: user has no write access to mountpoint /mnt"},
+		{"/usr/bin/fusermount3: user has no write access to mountpoint /mnt\n", "fusermount3: user has no write access to mountpoint /mnt"},
+		{"/usr/bin/fusermount3: mount failed: Operation not permitted\n", "fusermount3: mount failed: Operation not permitted; a container needs --cap-add SYS_ADMIN"},
 		{"", "fusermount3: exit"},
 	} {
 		err := fusermountError(bytes.NewBufferString(tc.said), errors.New("exit status 1"))

@@ -69,7 +69,10 @@ func checkDirectory(path string, nonEmpty bool) error {
 
 // fusermountError turns what fusermount3 printed into an error.
 func fusermountError(stderr *bytes.Buffer, err error) error {
-	said := strings.Join(strings.Fields(strings.ReplaceAll(stderr.String(), "fusermount3:", "")), " ")
+	said := strings.Join(strings.Fields(stderr.String()), " ")
+	if i := strings.LastIndex(said, "fusermount3: "); i >= 0 { // it begins with the path by which it was called
+		said = said[i+len("fusermount3: "):]
+	}
 	switch {
 	case said == "":
 		return fmt.Errorf("fusermount3: %w", err)
@@ -78,6 +81,9 @@ func fusermountError(stderr *bytes.Buffer, err error) error {
 			"put the line user_allow_other into /etc/fuse.conf, or leave the option out", os.ErrPermission)
 	case strings.Contains(said, fuseDevice) || strings.Contains(said, "fuse device not found"):
 		return fmt.Errorf("%w: %s", ErrNoFUSE, said)
+	}
+	if strings.Contains(said, "mount failed: Operation not permitted") {
+		said += "; a container needs --cap-add SYS_ADMIN"
 	}
 	return fmt.Errorf("fusermount3: %s", said)
 }
