@@ -144,3 +144,18 @@ func TestLocksOfAParent(t *testing.T) {
 	serve(t, child).end(t)
 	checkClean(t, child)
 }
+
+// A child often has its parent's name, in another folder. The program looks beside the child first, and must not take
+// its own lock for somebody else's.
+func TestChildNamedLikeItsParent(t *testing.T) {
+	parent := create(t, "16MiB")
+	child := filepath.Join(t.TempDir(), filepath.Base(parent))
+	must(t, "mv", childOf(t, parent, "16MiB"), child)
+	for _, option := range []string{"rw", "ro"} {
+		r := vhdxfs(t, "-f", "-o", option, child, newDir(t))
+		if r.status != mountStatus || !strings.Contains(r.stderr, "R65") || strings.Contains(r.stderr, "lock=off") {
+			t.Errorf("%s, its own parent: exit status %d\n%s", option, r.status, r.stderr)
+		}
+		serve(t, child, "-o", option+",parent_dir="+filepath.Dir(parent)).end(t)
+	}
+}

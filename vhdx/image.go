@@ -193,7 +193,12 @@ func (o *opener) openLayer(path string, flags int, kind lockKind) (*layer, error
 	if err != nil {
 		return nil, err
 	}
-	if err := f.lock(o.Lock, kind); err != nil {
+	// A file of the chain is locked already, and would seem to be held by another program.
+	err = o.notInChain(f)
+	if err == nil {
+		err = f.lock(o.Lock, kind)
+	}
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return o.newLayer(f, path), nil

@@ -131,7 +131,11 @@ func (o *opener) tryParent(l *layer, path string) error {
 		return noParent(ondisk.R65, fmt.Errorf("%d files were tried as parents already", maxTries))
 	}
 	p, err := o.openLayer(path, os.O_RDONLY, sharedLock)
-	if err != nil {
+	var why *notParentError
+	switch {
+	case errors.As(err, &why):
+		return err
+	case err != nil:
 		return noParent(ondisk.R62, err)
 	}
 	if err := o.checkParent(l, p); err != nil {
@@ -146,13 +150,18 @@ func (o *opener) tryParent(l *layer, path string) error {
 	return nil
 }
 
-// checkParent loads p and checks that it is the parent of l (MS-VHDX 2.6.2.6.3).
-func (o *opener) checkParent(l, p *layer) error {
+// notInChain returns an error if f is a file that the chain so far is made of.
+func (o *opener) notInChain(f File) error {
 	for _, c := range o.chain {
-		if sameFile(c.file, p.file) {
+		if sameFile(c.file, f) {
 			return noParent(ondisk.R65, errors.New("the chain has this file already"))
 		}
 	}
+	return nil
+}
+
+// checkParent loads p and checks that it is the parent of l (MS-VHDX 2.6.2.6.3).
+func (o *opener) checkParent(l, p *layer) error {
 	if err := p.load(); err != nil {
 		return noParent(ondisk.R62, err)
 	}
