@@ -75,7 +75,7 @@ type fileSystem struct {
 	root     fuse.Attr
 	file     fuse.Attr
 	statfs   fuse.StatfsOut
-	xattrs   func() xattrs             // of disk.raw
+	xattrs   func() xattrs             // of both nodes
 	access   func(*fuse.InHeader) bool // whether the caller may use the mount
 	failures *failureLog
 
@@ -100,9 +100,9 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 	f.times.set(im.atime, im.mtime, im.ctime)
 	f.statfs = diskStatfs(disk)
 	if f.writable {
-		f.xattrs = func() xattrs { return diskXAttrs(disk.Info()) }
+		f.xattrs = func() xattrs { return diskXAttrs(disk.Info(), true) }
 	} else {
-		x := diskXAttrs(disk.Info())
+		x := diskXAttrs(disk.Info(), false)
 		f.xattrs = func() xattrs { return x }
 	}
 	return f

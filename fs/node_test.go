@@ -3,8 +3,11 @@ package fs
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -134,19 +137,33 @@ func TestXAttrs(t *testing.T) {
 		Parent: &vhdx.ParentInfo{Image: &vhdx.Info{Path: "/p2.vhdx"}},
 	}}
 	f := newTestFileSystem(t, d, Options{})
-	disk := &fuse.InHeader{NodeId: diskNode}
+	for _, node := range []uint64{rootNode, diskNode} {
+		t.Run(fmt.Sprintf("node %d", node), func(t *testing.T) { testXAttrs(t, f, d, &fuse.InHeader{NodeId: node}) })
+	}
+	for _, writable := range []bool{false, true} {
+		d.writable = writable
+		f := newTestFileSystem(t, d, Options{})
+		buf := make([]byte, 10)
+		n, s := f.GetXAttr(nil, &fuse.InHeader{NodeId: rootNode}, "user.vhdx.mode", buf)
+		if want := map[bool]string{false: "ro", true: "rw"}[writable]; !s.Ok() || string(buf[:n]) != want {
+			t.Errorf("mode %q, %v; want %s", buf[:n], s, want)
+		}
+	}
+}
 
-	size, s := f.ListXAttr(nil, disk, nil)
+func testXAttrs(t *testing.T, f *fileSystem, d *fakeDisk, node *fuse.InHeader) {
+	size, s := f.ListXAttr(nil, node, nil)
 	if s != fuse.ERANGE || size == 0 {
 		t.Fatalf("list without room: %d, %v; want the size and ERANGE", size, s)
 	}
 	list := make([]byte, size)
-	if n, s := f.ListXAttr(nil, disk, list); !s.Ok() || n != size {
+	if n, s := f.ListXAttr(nil, node, list); !s.Ok() || n != size {
 		t.Fatalf("list: %d, %v; want %d", n, s, size)
 	}
 	names := strings.Split(strings.TrimSuffix(string(list), "\x00"), "\x00")
 	for name, want := range map[string]string{
 		"type": "dynamic", "block_size": "1048576", "logical_sector_size": "512", "physical_sector_size": "4096",
+		"pid": strconv.Itoa(os.Getpid()), "mode": "ro",
 		"creator": "a test", "log_state": "clean", "parent_chain": "/p1.vhdx\n/p2.vhdx", "path": d.info.Path,
 		"disk_id":         "01000000-0000-0000-0000-000000000000",
 		"data_write_guid": "02000000-0000-0000-0000-000000000000",
@@ -157,35 +174,29 @@ func TestXAttrs(t *testing.T) {
 			t.Errorf("%s is not listed", name)
 		}
 		buf := make([]byte, 200)
-		if n, s := f.GetXAttr(nil, disk, name, buf); !s.Ok() || string(buf[:n]) != want {
+		if n, s := f.GetXAttr(nil, node, name, buf); !s.Ok() || string(buf[:n]) != want {
 			t.Errorf("%s = %q, %v; want %q", name, buf[:n], s, want)
 		}
-		if n, s := f.GetXAttr(nil, disk, name, nil); s != fuse.ERANGE || int(n) != len(want) {
+		if n, s := f.GetXAttr(nil, node, name, nil); s != fuse.ERANGE || int(n) != len(want) {
 			t.Errorf("%s without room: %d, %v; want %d and ERANGE", name, n, s, len(want))
 		}
 	}
 	buf := make([]byte, maxXAttrSize)
-	n, s := f.GetXAttr(nil, disk, xattrPrefix+"json", buf)
+	n, s := f.GetXAttr(nil, node, xattrPrefix+"json", buf)
 	var info vhdx.Info
 	if err := json.Unmarshal(buf[:n], &info); err != nil || !s.Ok() || !reflect.DeepEqual(info, d.info) {
 		t.Errorf("json: %v, %v, %+v", s, err, info)
 	}
-	for _, tc := range []struct {
-		node uint64
-		name string
-	}{{rootNode, xattrPrefix + "type"}, {diskNode, "security.capability"}, {diskNode, xattrPrefix + "no"}} {
-		if _, s := f.GetXAttr(nil, &fuse.InHeader{NodeId: tc.node}, tc.name, buf); s != fuse.ENOATTR {
-			t.Errorf("%s of node %d: %v, want ENODATA", tc.name, tc.node, s)
+	for _, name := range []string{"security.capability", "type", xattrPrefix + "no"} {
+		if _, s := f.GetXAttr(nil, node, name, buf); s != fuse.ENOATTR {
+			t.Errorf("%s: %v, want ENODATA", name, s)
 		}
-	}
-	if n, s := f.ListXAttr(nil, &fuse.InHeader{NodeId: rootNode}, buf); n != 0 || !s.Ok() {
-		t.Errorf("list of the directory: %d, %v", n, s)
 	}
 }
 
 // What is too long for an extended attribute is left out, and harms no other.
 func TestXAttrTooLong(t *testing.T) {
-	x := diskXAttrs(&vhdx.Info{Creator: strings.Repeat("x", maxXAttrSize+1), Type: vhdx.Fixed})
+	x := diskXAttrs(&vhdx.Info{Creator: strings.Repeat("x", maxXAttrSize+1), Type: vhdx.Fixed}, false)
 	for _, name := range []string{"creator", "json"} {
 		if v, ok := x.values[xattrPrefix+name]; ok {
 			t.Errorf("%s has %d bytes", name, len(v))

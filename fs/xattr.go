@@ -2,6 +2,7 @@ package fs
 
 import (
 	"encoding/json"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,15 +18,22 @@ const (
 	maxXAttrSize = 64 << 10 // bytes: XATTR_SIZE_MAX, a longer value cannot be read
 )
 
-// xattrs are the extended attributes of disk.raw.
+// xattrs are the extended attributes of disk.raw and of the directory, the same for both: a caller who has only the
+// mount point, or who must not touch disk.raw, learns as much.
 type xattrs struct {
 	values map[string][]byte
 	list   []byte // the names in order, each with a zero byte behind it, as LISTXATTR wants them
 }
 
-// diskXAttrs tells of an image what a program that has only the mount may want to know.
-func diskXAttrs(info *vhdx.Info) xattrs {
+// diskXAttrs tells what a program that has only the mount may want to know: of the image, and who serves it how.
+func diskXAttrs(info *vhdx.Info, writable bool) xattrs {
+	mode := "ro"
+	if writable {
+		mode = "rw"
+	}
 	values := map[string]string{
+		"pid":                  strconv.Itoa(os.Getpid()),
+		"mode":                 mode,
 		"path":                 info.Path,
 		"creator":              info.Creator,
 		"type":                 string(info.Type),
@@ -34,6 +42,9 @@ func diskXAttrs(info *vhdx.Info) xattrs {
 		"logical_sector_size":  strconv.FormatInt(info.LogicalSectorSize, 10),
 		"physical_sector_size": strconv.FormatInt(info.PhysicalSectorSize, 10),
 		"log_state":            string(info.Log.State),
+	}
+	if ns, err := os.Readlink("/proc/self/ns/pid"); err == nil { // the number of a process means nothing in another
+		values["pid_namespace"] = ns
 	}
 	if info.DiskID != (uuid.UUID{}) {
 		values["disk_id"] = info.DiskID.String()
@@ -78,7 +89,7 @@ func (f *fileSystem) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, 
 	if !f.access(h) {
 		return 0, fuse.EACCES
 	}
-	if h.NodeId != diskNode || !strings.HasPrefix(name, xattrPrefix) {
+	if !strings.HasPrefix(name, xattrPrefix) { // as the kernel asks for security.* by itself
 		return 0, fuse.ENOATTR
 	}
 	v, ok := f.xattrs().values[name]
@@ -89,11 +100,8 @@ func (f *fileSystem) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, 
 }
 
 func (f *fileSystem) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	switch {
-	case !f.access(h):
+	if !f.access(h) {
 		return 0, fuse.EACCES
-	case h.NodeId != diskNode:
-		return 0, fuse.OK
 	}
 	return copyXAttr(dest, f.xattrs().list)
 }

@@ -267,11 +267,15 @@ func TestMountHasExtendedAttributes(t *testing.T) {
 		"physical_sector_size": strconv.FormatInt(i.PhysicalSectorSize, 10),
 		"data_write_guid":      i.Headers[i.CurrentHeader-1].DataWriteGUID,
 		"log_state":            i.Log.State,
+		"pid":                  strconv.Itoa(s.cmd.Process.Pid),
+		"mode":                 "rw",
 	} {
-		b := make([]byte, 1024)
-		n, err := unix.Getxattr(s.disk, "user.vhdx."+name, b)
-		if err != nil || string(b[:n]) != want {
-			t.Errorf("user.vhdx.%s is %q, %v; want %q", name, b[:max(n, 0)], err, want)
+		for _, path := range []string{s.disk, s.dir} {
+			b := make([]byte, 1024)
+			n, err := unix.Getxattr(path, "user.vhdx."+name, b)
+			if err != nil || string(b[:n]) != want {
+				t.Errorf("user.vhdx.%s of %s is %q, %v; want %q", name, path, b[:max(n, 0)], err, want)
+			}
 		}
 	}
 	if _, err := unix.Getxattr(s.disk, "user.vhdx.none", nil); !errors.Is(err, unix.ENODATA) {
