@@ -1,11 +1,27 @@
 package cli
 
 import (
+	"embed"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/cpuguy83/go-md2man/v2/md2man"
 	"github.com/spf13/cobra"
-	"github.com/spf13/cobra/doc"
+	"github.com/spf13/pflag"
 )
 
-// newMan is for who packages the program: the manual says what --help says.
+// manual holds what the manual has beyond the help: the page of the mount helpers, and the last sections of
+// vhdxfs(8).
+//
+//go:embed manual
+var manual embed.FS
+
+// newMan is for who packages the program: the manual is made of what --help is made of.
 func newMan() *cobra.Command {
 	return &cobra.Command{
 		Use:    "man DIRECTORY",
@@ -13,9 +29,209 @@ func newMan() *cobra.Command {
 		Hidden: true,
 		Args:   exactArgs("DIRECTORY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			root := cmd.Root()
-			root.DisableAutoGenTag = true // no date: the same source gives the same pages
-			return doc.GenManTree(root, &doc.GenManHeader{Section: "8", Source: "vhdxfs"}, args[0])
+			return writeManual(cmd.Root(), args[0])
 		},
 	}
 }
+
+// writeManual writes the pages in section 8: vhdxfs, vhdxfs-COMMAND for each command, and mount.vhdx. The same
+// source gives the same pages.
+func writeManual(root *cobra.Command, dir string) error {
+	var pages []*cobra.Command
+	seeAlso := []string{"mount.vhdx"}
+	for _, c := range root.Commands() {
+		if c.IsAvailableCommand() && !c.HasSubCommands() {
+			pages = append(pages, c)
+			seeAlso = append(seeAlso, pageName(c))
+		}
+	}
+	rootExtra, err := manual.ReadFile("manual/vhdxfs.md")
+	if err != nil {
+		return err
+	}
+	helpers, err := manual.ReadFile("manual/mount.vhdx.md")
+	if err != nil {
+		return err
+	}
+	texts := map[string]string{
+		"vhdxfs": commandPage(root, string(rootExtra)) +
+			seeAlsoSection(append(seeAlso, "fusermount3", "losetup", "mount")),
+		"mount.vhdx": strings.Replace(string(helpers), "# FILES\n", exitStatusSection(mountStatuses)+"# FILES\n", 1) +
+			seeAlsoSection([]string{"vhdxfs", "fstab", "losetup", "mount", "umount", "systemd.mount"}),
+	}
+	for _, c := range pages {
+		texts[pageName(c)] = commandPage(c, "") + seeAlsoSection([]string{"vhdxfs", "mount.vhdx"})
+	}
+	for name, text := range texts {
+		title := fmt.Sprintf("%% %q \"8\" %q \"vhdxfs\" \"System administration\"\n\n", strings.ToUpper(name), sourceDate())
+		page := md2man.Render([]byte(title + text))
+		if err := os.WriteFile(filepath.Join(dir, name+".8"), page, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func pageName(c *cobra.Command) string { return strings.ReplaceAll(c.CommandPath(), " ", "-") }
+
+// sourceDate is the day of the commit that the program was built from, "" where it is not known.
+func sourceDate() string {
+	info, _ := debug.ReadBuildInfo()
+	if info == nil {
+		return ""
+	}
+	for _, s := range info.Settings {
+		if s.Key != "vcs.time" {
+			continue
+		}
+		if t, err := time.Parse(time.RFC3339, s.Value); err == nil {
+			return t.Format(time.DateOnly)
+		}
+	}
+	return ""
+}
+
+// commandPage returns the page of a command in Markdown, without what else to see. The sections of extra stand
+// between the exit statuses and the examples.
+func commandPage(c *cobra.Command, extra string) string {
+	short := strings.ToLower(c.Short[:1]) + c.Short[1:]
+	page := fmt.Sprintf("# NAME\n%s - %s\n\n", pageName(c), short)
+	page += "# SYNOPSIS\n" + synopsis(c) + "\n\n"
+	description, mountOptions := describe(c)
+	page += "# DESCRIPTION\n" + description + "\n"
+	page += "# OPTIONS\n" + flagList(c)
+	if mountOptions != "" {
+		page += "# MOUNT OPTIONS\n" + mountOptions
+	}
+	page += exitStatusSection(func(int) bool { return true }) + extra
+	if c.Example != "" {
+		page += "# EXAMPLES\n" + literal(c.Example) + "\n"
+	}
+	return page
+}
+
+func synopsis(c *cobra.Command) string {
+	name := c.CommandPath()
+	use := c.Use
+	if c.HasParent() {
+		use = c.Parent().CommandPath() + " " + use
+	}
+	s := "**" + name + "**" + emphasize(strings.TrimPrefix(use, name))
+	if c.HasSubCommands() {
+		s += "\n\n**" + name + "** *COMMAND* ..."
+	}
+	return s
+}
+
+// describe returns what the help says, without the tables in it. The table of mount options becomes a section, with
+// the paragraph that leads to it; exit statuses are in a section of their own, which every page has.
+func describe(c *cobra.Command) (text, mountOptions string) {
+	long := c.Long
+	if long == "" {
+		long = c.Short + "."
+	}
+	var paragraphs []string
+	for p := range strings.SplitSeq(strings.TrimSpace(long), "\n\n") {
+		intro := len(paragraphs) - 1
+		switch table := strings.Trim(p, "\n") + "\n"; {
+		case table == optionsHelp():
+			mountOptions = paragraphs[intro] + "\n\n" + mountOptionList()
+			paragraphs = paragraphs[:intro]
+		case table == exitStatusHelp():
+			paragraphs = paragraphs[:intro]
+		case strings.HasPrefix(p, "  "):
+			paragraphs = append(paragraphs, literal(p))
+		default:
+			paragraphs = append(paragraphs, emphasize(p))
+		}
+	}
+	return strings.Join(paragraphs, "\n\n") + "\n", mountOptions
+}
+
+// flagList describes the flags of a command, those included that every command has.
+func flagList(c *cobra.Command) string {
+	c.InitDefaultHelpFlag()
+	var b strings.Builder
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Hidden {
+			return
+		}
+		value, usage := pflag.UnquoteUsage(f)
+		term := "**--" + f.Name + "**"
+		if f.Shorthand != "" {
+			term = "**-" + f.Shorthand + "**, " + term
+		}
+		if value != "" {
+			term += " *" + strings.ToUpper(value) + "*"
+		}
+		fmt.Fprintf(&b, "%s\n: %s\n\n", term, emphasize(usage))
+	})
+	return b.String()
+}
+
+// mountOptionList describes the options of the list behind -o.
+func mountOptionList() string {
+	var b strings.Builder
+	for _, o := range optionTable {
+		if o.help == "" {
+			continue
+		}
+		term := "**" + plain(o.name) + "**"
+		if o.value != "" {
+			term += "=" + emphasize(o.value)
+		}
+		fmt.Fprintf(&b, "%s\n: %s\n\n", term, emphasize(strings.ReplaceAll(o.help, "\n", " ")))
+	}
+	for _, help := range otherOptionsHelp {
+		b.WriteString(plain(help) + "\n\n")
+	}
+	return b.String()
+}
+
+// mountStatuses are the exit statuses of mounting and unmounting.
+func mountStatuses(status int) bool { return status != statusWarnings && status != statusDamaged }
+
+func exitStatusSection(has func(status int) bool) string {
+	var b strings.Builder
+	b.WriteString("# EXIT STATUS\n")
+	for _, s := range exitStatuses {
+		if !has(s.status) {
+			continue
+		}
+		fmt.Fprintf(&b, "**%d**\n: %s\n\n", s.status, plain(s.help))
+	}
+	return b.String()
+}
+
+func seeAlsoSection(pages []string) string {
+	sections := map[string]string{"fusermount3": "1", "fstab": "5", "systemd.mount": "5"}
+	var list []string
+	for _, p := range pages {
+		section := sections[p]
+		if section == "" {
+			section = "8"
+		}
+		list = append(list, "**"+p+"**("+section+")")
+	}
+	return "# SEE ALSO\n" + strings.Join(list, ", ") + "\n"
+}
+
+// literal makes lines a block that is shown as it stands.
+func literal(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString("    " + strings.TrimPrefix(line, "  "))
+	}
+	return b.String()
+}
+
+// markup is what Markdown would take for something else than text.
+var markup = strings.NewReplacer(`\`, `\\`, "*", `\*`, "_", `\_`, "`", "\\`", "<", `\<`, "[", `\[`, "]", `\]`)
+
+func plain(text string) string { return markup.Replace(text) }
+
+// placeholder is a word in capitals that stands for what the user gives.
+var placeholder = regexp.MustCompile(`\b(IMAGE|MOUNTPOINT|DIRECTORY|LIST|SIZE|NAME|NUMBER|SECONDS|OCTAL|FILE|DIR|TYPE|PATH|DEVICE|USER|TEXT)\b`)
+
+// emphasize shows placeholders as the manual does.
+func emphasize(text string) string { return placeholder.ReplaceAllString(plain(text), "*$1*") }

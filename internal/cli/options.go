@@ -322,10 +322,16 @@ func optionsHelp() string {
 			name = ""
 		}
 	}
-	b.WriteString("  nosuid, nodev, noexec, noatime, ... and their opposites, as mount(8) has them; nosuid and nodev are\n" +
-		"  on by default\n" +
-		"  auto, noauto, user, users, nofail, _netdev, comment=, x-*, ... are accepted for fstab and not used\n")
+	for _, help := range otherOptionsHelp {
+		fmt.Fprintf(&b, "  %s\n", strings.ReplaceAll(help, "\n", "\n  "))
+	}
 	return b.String()
+}
+
+// otherOptionsHelp explains the options that are hidden in the table.
+var otherOptionsHelp = []string{
+	"nosuid, nodev, noexec, noatime, ... and their opposites, as mount(8) has them; nosuid and nodev are\non by default",
+	"auto, noauto, user, users, nofail, _netdev, comment=, x-*, ... are accepted for fstab and not used",
 }
 
 func oneOf(v string, allowed ...string) error {
