@@ -3,6 +3,8 @@ package cache
 import (
 	"sync"
 	"sync/atomic"
+
+	"github.com/puzpuzpuz/xsync/v4"
 )
 
 // minPages is the least number of pages that a cache keeps, whatever its bound.
@@ -14,6 +16,9 @@ type Cache struct {
 	limit int        // pages
 	clock []slot     // the cached pages, in the order in which the hand passes them
 	hand  int
+
+	hits   *xsync.Counter // striped: every lookup of every reader adds to it
+	misses atomic.Int64
 
 	evictions atomic.Uint64 // pages given up so far that had been pinned; changed with mu held
 }
@@ -27,8 +32,12 @@ type slot struct {
 
 // New returns a cache that keeps at most limit bytes of pages.
 func New(limit int64) *Cache {
-	return &Cache{limit: int(max(limit/PageSize, minPages))}
+	return &Cache{limit: int(max(limit/PageSize, minPages)), hits: xsync.NewCounter()}
 }
+
+// Lookups returns how many pages were in memory when they were looked up, those known to be zero included, and how
+// many had to be read.
+func (c *Cache) Lookups() (hits, misses int64) { return c.hits.Value(), c.misses.Load() }
 
 // Pages returns how many pages are cached; those known to be zero do not count.
 func (c *Cache) Pages() int {

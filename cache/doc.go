@@ -6,6 +6,6 @@
 //	Span    a run of pages of one file: a BAT region, or one sector bitmap block
 //	Page    512 words of 64 bits, each read and written atomically
 //
-// Looking up a cached page takes two atomic loads and no lock. Pages known to be all zero, as most are in
+// Looking up a cached page takes two atomic loads, a striped count of the hits, and no lock. Pages known to be all zero, as most are in
 // the BAT of a mostly empty disk, share one page and cost no memory.
 package cache

@@ -42,6 +42,7 @@ func (s *Span) Page(i int64) (*Page, error) {
 	if l := s.leaves[i/leafPages].Load(); l != nil {
 		if p := l[i%leafPages].Load(); p != nil {
 			p.touch()
+			s.cache.hits.Inc()
 			return p, nil
 		}
 	}
@@ -74,6 +75,7 @@ func (s *Span) load(i int64) (*Page, error) {
 	if i < 0 || i >= s.pages {
 		return nil, fmt.Errorf("page %d is outside its span of %d", i, s.pages)
 	}
+	s.cache.misses.Add(1)
 	var b [PageSize]byte
 	off := s.Offset(i)
 	evictions := s.cache.evictions.Load()

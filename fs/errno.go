@@ -32,6 +32,7 @@ func (f *fileSystem) errno(op string, off int64, err error) fuse.Status {
 	default:
 		e = syscall.EIO
 	}
+	f.counters.errors.Inc()
 	f.failures.log(level, op, off, e, err)
 	return fuse.Status(e)
 }

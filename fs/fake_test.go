@@ -107,6 +107,8 @@ func (d *fakeDisk) AllocatedBytes() (n int64) {
 
 func (d *fakeDisk) Info() *vhdx.Info { return &d.info }
 
+func (d *fakeDisk) Stats() vhdx.Stats { return vhdx.Stats{CacheHits: 5, DirtyPages: 2} }
+
 func (d *fakeDisk) Resolve(dst []vhdx.Extent, off, n int64) ([]vhdx.Extent, error) {
 	if d.err != nil {
 		return dst, d.err

@@ -29,6 +29,7 @@ type Disk interface {
 	Size() int64
 	AllocatedBytes() int64
 	Info() *vhdx.Info
+	Stats() vhdx.Stats
 
 	// Resolve appends to dst the extents of n bytes from off, all of them inside the disk. They follow
 	// each other without gaps.
@@ -75,12 +76,13 @@ type fileSystem struct {
 	root     fuse.Attr
 	file     fuse.Attr
 	statfs   fuse.StatfsOut
-	xattrs   func() xattrs             // of both nodes
+	xattrs   []xattrGroup              // of both nodes
 	access   func(*fuse.InHeader) bool // whether the caller may use the mount
 	failures *failureLog
 
-	writers atomic.Int64 // handles open for writing
-	times   times        // of disk.raw
+	writers  atomic.Int64 // handles open for writing
+	times    times        // of disk.raw
+	counters counters
 }
 
 var _ fuse.RawFileSystem = (*fileSystem)(nil)
@@ -95,16 +97,12 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		directIO:      o.DirectIO,
 		access:        o.callerAllowed(),
 		failures:      newFailureLog(o.Log),
+		counters:      newCounters(),
 	}
 	f.root, f.file = o.attributes(disk, im)
 	f.times.set(im.atime, im.mtime, im.ctime)
 	f.statfs = diskStatfs(disk)
-	if f.writable {
-		f.xattrs = func() xattrs { return diskXAttrs(disk.Info(), true) }
-	} else {
-		x := diskXAttrs(disk.Info(), false)
-		f.xattrs = func() xattrs { return x }
-	}
+	f.xattrs = f.xattrGroups()
 	return f
 }
 

@@ -57,6 +57,7 @@ type Options struct {
 
 // A Server serves a mounted disk.
 type Server struct {
+	fs         *fileSystem
 	mountPoint string
 	device     string // of the mount, major:minor, as the mount table has it; "" where unknown
 	log        logrus.FieldLogger
@@ -90,7 +91,8 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	}
 	// go-fuse takes a connection that is already mounted by this name, and answers INIT before NewServer
 	// returns: every later request waits in the kernel until Serve fetches it.
-	server, err := fuse.NewServer(newFileSystem(disk, &o, im), "/dev/fd/"+strconv.Itoa(fd), &fuse.MountOptions{
+	fs := newFileSystem(disk, &o, im)
+	server, err := fuse.NewServer(fs, "/dev/fd/"+strconv.Itoa(fd), &fuse.MountOptions{
 		Name:                     typeName,
 		MaxWrite:                 maxRequest,
 		MaxReadAhead:             maxRequest,
@@ -104,7 +106,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		unmount(o.MountPoint, unix.MNT_DETACH)
 		return nil, fmt.Errorf("the kernel's FUSE did not accept the mount of %s: %w", o.MountPoint, err)
 	}
-	s := &Server{mountPoint: o.MountPoint, log: o.Log, done: make(chan struct{})}
+	s := &Server{fs: fs, mountPoint: o.MountPoint, log: o.Log, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		server.Serve()

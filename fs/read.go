@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/puzpuzpuz/xsync/v4"
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/vhdx"
@@ -61,6 +62,7 @@ func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	}
 	if len(r.extents) == 1 && spliceable(len(buf)) {
 		if pipe := loadPipe(r.extents[0], len(buf)); pipe != nil {
+			f.countRead(len(buf), f.counters.splicedReads)
 			return &pipeReply{r, pipe, len(buf)}, fuse.OK
 		}
 	}
@@ -68,7 +70,21 @@ func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 		r.Done()
 		return nil, f.errno("read", off, err)
 	}
+	if r.zero() {
+		f.countRead(len(buf), f.counters.zeroReads)
+	} else {
+		f.countRead(len(buf), nil)
+	}
 	return r, fuse.OK
+}
+
+// countRead counts a read of n bytes, and that it was of the kind that another counter counts.
+func (f *fileSystem) countRead(n int, kind *xsync.Counter) {
+	f.counters.reads.Inc()
+	f.counters.readBytes.Add(int64(n))
+	if kind != nil {
+		kind.Inc()
+	}
 }
 
 // readExtent fills p, which is the extent's length, from the file that holds the extent.
@@ -108,6 +124,7 @@ func (f *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekO
 	case err != nil:
 		return f.errno("seek", off, err)
 	}
+	f.counters.seeks.Inc()
 	out.Offset = uint64(to)
 	return fuse.OK
 }

@@ -69,6 +69,16 @@ func (r *reply) fill(buf []byte, off int64) error {
 	return nil
 }
 
+// zero reports whether no file holds any of the reply.
+func (r *reply) zero() bool {
+	for _, e := range r.extents {
+		if e.File != nil {
+			return false
+		}
+	}
+	return true
+}
+
 func (r *reply) add(part []byte) {
 	if len(part) > 0 {
 		r.parts = append(r.parts, part)

@@ -43,6 +43,8 @@ func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) 
 			return 0, f.errno("sync", off, err)
 		}
 	}
+	f.counters.writes.Inc()
+	f.counters.writtenBytes.Add(pos - off)
 	return uint32(pos - off), fuse.OK
 }
 
@@ -58,6 +60,7 @@ func (f *fileSystem) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if err := f.disk.Sync(); err != nil {
 		return f.errno("fsync", 0, err)
 	}
+	f.counters.syncs.Inc()
 	return fuse.OK
 }
 

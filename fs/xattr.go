@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/google/uuid"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -18,22 +19,37 @@ const (
 	maxXAttrSize = 64 << 10 // bytes: XATTR_SIZE_MAX, a longer value cannot be read
 )
 
-// xattrs are the extended attributes of disk.raw and of the directory, the same for both: a caller who has only the
-// mount point, or who must not touch disk.raw, learns as much.
-type xattrs struct {
-	values map[string][]byte
-	list   []byte // the names in order, each with a zero byte behind it, as LISTXATTR wants them
+// An xattrGroup returns extended attributes, by their names without the prefix. Both nodes have the same ones: a
+// caller who has only the mount point, or who must not touch disk.raw, learns as much.
+type xattrGroup func() map[string]string
+
+// xattrGroups returns the groups in the order in which a name is looked for. Who serves the mount comes first: that
+// can be asked while a write hangs, and with it what else there is to know of the image.
+func (f *fileSystem) xattrGroups() []xattrGroup {
+	served := servedXAttrs(f.writable)
+	image := func() map[string]string { return imageXAttrs(f.disk.Info()) }
+	if !f.writable {
+		image = sync.OnceValue(image)
+	}
+	return []xattrGroup{func() map[string]string { return served }, f.statXAttrs, image}
 }
 
-// diskXAttrs tells what a program that has only the mount may want to know: of the image, and who serves it how.
-func diskXAttrs(info *vhdx.Info, writable bool) xattrs {
+// servedXAttrs tell which process serves the mount, and how.
+func servedXAttrs(writable bool) map[string]string {
 	mode := "ro"
 	if writable {
 		mode = "rw"
 	}
+	values := map[string]string{"pid": strconv.Itoa(os.Getpid()), "mode": mode}
+	if ns, err := os.Readlink("/proc/self/ns/pid"); err == nil { // the number of a process means nothing in another
+		values["pid_namespace"] = ns
+	}
+	return values
+}
+
+// imageXAttrs tell of an image what a program that has only the mount may want to know.
+func imageXAttrs(info *vhdx.Info) map[string]string {
 	values := map[string]string{
-		"pid":                  strconv.Itoa(os.Getpid()),
-		"mode":                 mode,
 		"path":                 info.Path,
 		"creator":              info.Creator,
 		"type":                 string(info.Type),
@@ -42,9 +58,6 @@ func diskXAttrs(info *vhdx.Info, writable bool) xattrs {
 		"logical_sector_size":  strconv.FormatInt(info.LogicalSectorSize, 10),
 		"physical_sector_size": strconv.FormatInt(info.PhysicalSectorSize, 10),
 		"log_state":            string(info.Log.State),
-	}
-	if ns, err := os.Readlink("/proc/self/ns/pid"); err == nil { // the number of a process means nothing in another
-		values["pid_namespace"] = ns
 	}
 	if info.DiskID != (uuid.UUID{}) {
 		values["disk_id"] = info.DiskID.String()
@@ -56,24 +69,10 @@ func diskXAttrs(info *vhdx.Info, writable bool) xattrs {
 	if info.Parent != nil {
 		values["parent_chain"] = strings.Join(parentChain(info), "\n")
 	}
-	if b, err := json.Marshal(info); err == nil && len(b) <= maxXAttrSize {
+	if b, err := json.Marshal(info); err == nil {
 		values["json"] = string(b)
 	}
-	var x xattrs
-	x.values = make(map[string][]byte, len(values))
-	var names []string
-	for name, v := range values {
-		if len(v) > maxXAttrSize {
-			continue
-		}
-		x.values[xattrPrefix+name] = []byte(v)
-		names = append(names, xattrPrefix+name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		x.list = append(append(x.list, name...), 0)
-	}
-	return x
+	return values
 }
 
 // parentChain returns the paths of an image's parents, the nearest first.
@@ -89,26 +88,38 @@ func (f *fileSystem) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, 
 	if !f.access(h) {
 		return 0, fuse.EACCES
 	}
-	if !strings.HasPrefix(name, xattrPrefix) { // as the kernel asks for security.* by itself
+	name, ours := strings.CutPrefix(name, xattrPrefix)
+	if !ours { // as the kernel asks for security.* by itself
 		return 0, fuse.ENOATTR
 	}
-	v, ok := f.xattrs().values[name]
-	if !ok {
-		return 0, fuse.ENOATTR
+	for _, group := range f.xattrs {
+		if v, ok := group()[name]; ok && len(v) <= maxXAttrSize {
+			return copyXAttr(dest, v)
+		}
 	}
-	return copyXAttr(dest, v)
+	return 0, fuse.ENOATTR
 }
 
+// ListXAttr lists the names in order, each with a zero byte behind it.
 func (f *fileSystem) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	if !f.access(h) {
 		return 0, fuse.EACCES
 	}
-	return copyXAttr(dest, f.xattrs().list)
+	var names []string
+	for _, group := range f.xattrs {
+		for name, v := range group() {
+			if len(v) <= maxXAttrSize {
+				names = append(names, xattrPrefix+name+"\x00")
+			}
+		}
+	}
+	slices.Sort(names)
+	return copyXAttr(dest, strings.Join(names, ""))
 }
 
 // copyXAttr returns the size of v, and ERANGE where dest has no room for it. A caller that asks for the
 // size passes an empty dest; go-fuse knows that ERANGE is no error then.
-func copyXAttr(dest, v []byte) (uint32, fuse.Status) {
+func copyXAttr(dest []byte, v string) (uint32, fuse.Status) {
 	if len(dest) < len(v) {
 		return uint32(len(v)), fuse.ERANGE
 	}

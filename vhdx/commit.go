@@ -104,6 +104,7 @@ func (w *writer) startSession() error {
 	if err != nil {
 		return w.fail(err)
 	}
+	w.counters.entry(0)
 	w.headerMu.Lock()
 	defer w.headerMu.Unlock()
 	h := w.header
@@ -178,6 +179,7 @@ func (w *writer) commit(b *batch) error {
 	if err != nil {
 		return w.fail(err)
 	}
+	w.counters.entry(len(b.pages))
 	size := w.fileSize() // it may be larger when the sync returns, but not durably
 	if err := w.syncLog(); err != nil {
 		return err
@@ -194,6 +196,7 @@ func (w *writer) commit(b *batch) error {
 		}
 		s.logged[pg.FileOffset] = lp
 	}
+	w.counters.inLog.Store(int64(len(s.logged)))
 	w.retire(b.unmapped)
 	if len(s.logged) > maxLoggedPages {
 		return w.emptyLog()
@@ -246,6 +249,8 @@ func (w *writer) checkpoint() error {
 		}
 	}
 	clear(s.logged)
+	w.counters.inLog.Store(0)
+	w.counters.checkpoints.Add(1)
 	return nil
 }
 
@@ -260,6 +265,7 @@ func (w *writer) emptyLog() error {
 	if err != nil {
 		return w.fail(err)
 	}
+	w.counters.entry(0)
 	if err := w.syncLog(); err != nil {
 		return err
 	}

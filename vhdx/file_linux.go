@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,6 +14,7 @@ import (
 // osFile is an image file of the operating system: a regular file or a block device.
 type osFile struct {
 	*os.File
+	syncs atomic.Int64
 }
 
 // openFile opens the image file at path. It does not wait, as opening a named pipe would, and refuses what is
@@ -31,7 +33,7 @@ func openFile(path string, flags int) (*osFile, error) {
 		f.Close()
 		return nil, fmt.Errorf("%s is neither a regular file nor a block device", path)
 	}
-	return &osFile{f}, nil
+	return &osFile{File: f}, nil
 }
 
 // Size returns the size in bytes, of a block device too.
@@ -50,8 +52,12 @@ func (f *osFile) Size() (int64, error) {
 // Sync waits until every write that returned before the call is on stable media. The times of the file are
 // not worth a second write, so they may lag.
 func (f *osFile) Sync() error {
+	f.syncs.Add(1)
 	return f.control("fdatasync", func(fd int) error { return unix.Fdatasync(fd) })
 }
+
+// Syncs returns how often Sync was called.
+func (f *osFile) Syncs() int64 { return f.syncs.Load() }
 
 // PunchHole makes n bytes from off on read as zero and gives their space back.
 func (f *osFile) PunchHole(off, n int64) error {

@@ -183,8 +183,10 @@ func (w *writer) fillBlock(at place, in int64, p []byte) error {
 
 // setEntry changes a BAT entry of a payload block. The caller is in an edit's apply.
 func (w *writer) setEntry(bat *cache.Page, word int, e batEntry) {
-	w.l.count(batEntry(bat.Word(word)).state(), -1)
+	before := batEntry(bat.Word(word)).state()
+	w.l.count(before, -1)
 	w.l.count(e.state(), 1)
+	w.counters.block(before, e.state())
 	bat.SetWord(word, uint64(e))
 }
 

@@ -40,8 +40,9 @@ type writer struct {
 	commitAfter  time.Duration
 	idleAfter    time.Duration
 
-	reads  readEpochs
-	failed atomic.Pointer[error]
+	reads    readEpochs
+	counters counters
+	failed   atomic.Pointer[error]
 
 	fillMu  sync.Mutex   // held while a page of metadata gets its space
 	gate    sync.RWMutex // held shared by every operation that changes something, alone to make the image clean
@@ -279,6 +280,7 @@ func (w *writer) updateHeaders(h header) error {
 		}
 	}
 	w.header, w.slot = h, slot
+	w.counters.headerUpdates.Add(1)
 	w.l.setHeader(h, slot)
 	return nil
 }

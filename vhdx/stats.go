@@ -1,0 +1,81 @@
+package vhdx
+
+import "sync/atomic"
+
+// Stats tells what an image had to do since it was opened, and what it holds at the moment. The numbers are read one
+// after the other while work goes on, so they belong to one instant only where none does.
+type Stats struct {
+	CacheHits   int64 // metadata pages that were in memory when they were looked up, parents' included
+	CacheMisses int64 // metadata pages that had to be read
+	CachePages  int64 // now in memory
+
+	FileSyncs     int64 // fdatasyncs of the image file
+	HeaderUpdates int64 // both headers each
+	LogEntries    int64 // written
+	LoggedPages   int64 // metadata pages in those entries
+	Checkpoints   int64 // logged pages were put into their places
+
+	BlocksAllocated int64 // payload blocks that were given a place in the file
+	BlocksFreed     int64 // payload blocks that gave theirs up
+
+	DirtyPages   int64 // changed now, and not in the log
+	PagesInLog   int64 // now in the log, and not in their places
+	AllocatedNow int64 // bytes of the disk that are held in files now, see Image.AllocatedBytes
+}
+
+// Stats returns the numbers as they are now. It waits for no input or output, so it answers even while a write hangs.
+func (im *Image) Stats() Stats {
+	hits, misses := im.top.cache.Lookups()
+	s := Stats{
+		CacheHits:    hits,
+		CacheMisses:  misses,
+		CachePages:   int64(im.top.cache.Pages()),
+		AllocatedNow: im.AllocatedBytes(),
+	}
+	w := im.writer
+	if w == nil {
+		return s
+	}
+	if f, ok := w.file.(syncCounter); ok {
+		s.FileSyncs = f.Syncs()
+	}
+	s.HeaderUpdates = w.counters.headerUpdates.Load()
+	s.LogEntries = w.counters.logEntries.Load()
+	s.LoggedPages = w.counters.loggedPages.Load()
+	s.Checkpoints = w.counters.checkpoints.Load()
+	s.BlocksAllocated = w.counters.allocated.Load()
+	s.BlocksFreed = w.counters.freed.Load()
+	s.PagesInLog = w.counters.inLog.Load()
+	w.metaMu.Lock()
+	defer w.metaMu.Unlock()
+	s.DirtyPages = int64(len(w.dirty) + len(w.raw))
+	return s
+}
+
+// A syncCounter is a File that counts its syncs.
+type syncCounter interface{ Syncs() int64 }
+
+// counters count what a writer does seldom: each goes with a write to the file at the least, or with a change of
+// metadata.
+type counters struct {
+	headerUpdates, logEntries, loggedPages, checkpoints atomic.Int64
+	allocated, freed                                    atomic.Int64 // payload blocks
+	inLog                                               atomic.Int64 // len(session.logged), for who does not hold roundMu
+}
+
+// entry counts a log entry of so many pages.
+func (c *counters) entry(pages int) {
+	c.logEntries.Add(1)
+	c.loggedPages.Add(int64(pages))
+}
+
+// block counts a change of a payload block's state that gives it a place, or takes it away.
+func (c *counters) block(from, to BlockState) {
+	present := func(s BlockState) bool { return s == FullyPresent || s == PartiallyPresent }
+	switch {
+	case !present(from) && present(to):
+		c.allocated.Add(1)
+	case present(from) && !present(to):
+		c.freed.Add(1)
+	}
+}
