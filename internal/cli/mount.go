@@ -111,11 +111,17 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	defer signal.Stop(signals)
 	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more is no reason to end, either
 
+	statistics, err := newStatistician(o)
+	if err != nil {
+		return err
+	}
+	defer statistics.end()
 	o.mount.Log = log
 	server, err := mount.Mount(im, o.mount)
 	if err != nil {
 		return err
 	}
+	statistics.begin(server, im, log)
 	if ready != nil {
 		signal.Ignore(syscall.SIGHUP) // a terminal that closes is no longer ours
 		if err := ready.report(o, log); err != nil {

@@ -27,6 +27,7 @@ type options struct {
 	foreground bool
 	oomScore   *int   // oom_score_adj of the process; nil leaves it as it is
 	log        string // "stderr", "syslog", a path, or "" for what suits
+	metrics    string // path of the socket for Prometheus, "" for none
 	logLevel   logrus.Level
 }
 
@@ -180,6 +181,11 @@ var optionTable = []option{
 		}
 		var err error
 		o.logLevel, err = logrus.ParseLevel(v)
+		return err
+	}},
+	{"metrics", "unix:PATH", aboutMount, "tell statistics by HTTP at this socket, as Prometheus reads them: GET /metrics", func(o *options, v string) error {
+		var err error
+		o.metrics, err = parseMetrics(v)
 		return err
 	}},
 	setFlag("nosuid", unix.MS_NOSUID), clearFlag("suid", unix.MS_NOSUID),

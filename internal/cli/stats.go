@@ -1,0 +1,67 @@
+package cli
+
+import (
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+
+	mount "vhdxfs/fs"
+	"vhdxfs/vhdx"
+)
+
+// A statistician tells the statistics of a mount: to the log, whenever SIGUSR1 comes, and to Prometheus.
+type statistician struct {
+	signals chan os.Signal
+	metrics *metricsServer // nil where the option metrics is not given
+	ended   chan struct{}  // closed when no more is written to the log; nil before begin
+}
+
+// newStatistician catches the signal from here on, and takes the place of the socket. What can fail has then
+// succeeded before anything is mounted.
+func newStatistician(o *options) (*statistician, error) {
+	s := &statistician{signals: make(chan os.Signal, 1)}
+	if o.metrics != "" {
+		var err error
+		if s.metrics, err = listenMetrics(o.metrics); err != nil {
+			return nil, err
+		}
+	}
+	signal.Notify(s.signals, syscall.SIGUSR1)
+	return s, nil
+}
+
+// begin tells of the image im, which is served, until end.
+func (s *statistician) begin(server *mount.Server, im *vhdx.Image, log *logrus.Logger) {
+	if s.metrics != nil {
+		s.metrics.serve(server, im, log)
+	}
+	s.ended = make(chan struct{})
+	go func() {
+		defer close(s.ended)
+		for range s.signals {
+			logStats(server, log)
+		}
+	}()
+}
+
+func (s *statistician) end() {
+	signal.Stop(s.signals)
+	close(s.signals)
+	if s.ended != nil {
+		<-s.ended
+	}
+	if s.metrics != nil {
+		s.metrics.close()
+	}
+}
+
+// logStats writes one line. Someone has asked for it, so no log level is too high.
+func logStats(server *mount.Server, log *logrus.Logger) {
+	fields := make(logrus.Fields)
+	for name, v := range server.Stats().Map() {
+		fields[name] = v
+	}
+	log.WithFields(fields).Logf(min(logrus.InfoLevel, log.GetLevel()), "statistics of %s", server.MountPoint())
+}
