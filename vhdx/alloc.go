@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"errors"
+	"io"
 	"math/bits"
 
 	"golang.org/x/sys/unix"
@@ -98,10 +99,12 @@ func unsupported(err error) bool {
 
 var zeroBytes [1 * mib]byte
 
-func (w *writer) writeZeros(off, n int64) error {
+func (w *writer) writeZeros(off, n int64) error { return writeZeros(w.file, off, n) }
+
+func writeZeros(f io.WriterAt, off, n int64) error {
 	for n > 0 {
 		step := min(n, int64(len(zeroBytes)))
-		if _, err := w.file.WriteAt(zeroBytes[:step], off); err != nil {
+		if _, err := f.WriteAt(zeroBytes[:step], off); err != nil {
 			return err
 		}
 		off, n = off+step, n-step

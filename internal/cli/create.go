@@ -1,68 +1,77 @@
 package cli
 
 import (
-	"errors"
-	"io/fs"
-	"syscall"
-
 	"github.com/spf13/cobra"
 
 	"vhdxfs/vhdx"
 )
 
+// A createCommand makes an image: an empty one, a child, or one of a raw disk.
+type createCommand struct {
+	layout      layoutFlags
+	size        sizeFlag
+	from        string
+	parent      string
+	parentPaths []string
+	copy        copyFlags
+}
+
 func newCreate() *cobra.Command {
-	var size, blockSize, logicalSector, physicalSector, logSize sizeFlag
-	var diskType string
-	var zeroBlocks bool
+	var c createCommand
 	cmd := &cobra.Command{
-		Use:   "create --size SIZE [flags] IMAGE",
-		Short: "Make a new, empty image",
-		Long: `Make a new image whose disk reads as zeros. IMAGE must not exist. A SIZE is in bytes, or has a unit: K, M,
-G, T, also written as KiB; all are powers of 1024.`,
+		Use:   "create {--size SIZE | --parent PARENT | --from RAW} [flags] IMAGE",
+		Short: "Make a new image: an empty one, a child of another, or one with the bytes of a raw disk",
+		Long: `Make a new image. Its disk reads as zeros, or as that of PARENT, or as the file or block device RAW, for
+which - is standard input. IMAGE appears when it is complete, and what has that name already stays as it is,
+unless --force is given.
+
+With --parent the image is a differencing one. It holds what is written to it, and shows PARENT elsewhere.
+Sector sizes, block size, disk id and further metadata of the disk are PARENT's, and so is the size unless a
+larger one is given. PARENT must not be changed as long as it has children. To mount a child whose parent is
+in another folder, name that folder with -o parent_dir=.
+
+` + sizeHelp,
 		Example: `  vhdxfs create --size 100G data.vhdx
-  vhdxfs create --size 10G --type fixed --logical-sector-size 4096 data.vhdx`,
-		Args: exactArgs("IMAGE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if size == 0 {
-				return usageError("create needs the size of the disk, such as --size 10G")
-			}
-			return createError(vhdx.Create(args[0], vhdx.CreateOptions{
-				Size:               int64(size),
-				Type:               vhdx.DiskType(diskType),
-				BlockSize:          int64(blockSize),
-				LogicalSectorSize:  int64(logicalSector),
-				PhysicalSectorSize: int64(physicalSector),
-				LogSize:            int64(logSize),
-				ZeroBlocks:         zeroBlocks,
-			}))
-		},
+  vhdxfs create --size 10G --type fixed --logical-sector-size 4096 data.vhdx
+  vhdxfs create --parent base.vhdx child.vhdx
+  zstdcat disk.raw.zst | vhdxfs create --from - data.vhdx`,
+		Args:              exactArgs("IMAGE"),
+		RunE:              func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0]) },
 		ValidArgsFunction: completeImage,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.Var(&size, "size", "size of the disk")
-	f.StringVar(&diskType, "type", string(vhdx.Dynamic), "`TYPE` of the image: dynamic, which grows as it is written, or fixed")
-	f.Var(&blockSize, "block-size", "unit in which a dynamic image grows: a power of two from 1M to 256M (by default 1M to 32M, by the size of the disk)")
-	f.Var(&logicalSector, "logical-sector-size", "512 or 4096 (default 512)")
-	f.Var(&physicalSector, "physical-sector-size", "512 or 4096 (default 4096)")
-	f.Var(&logSize, "log-size", "room for the log: a multiple of 1M (default 1M)")
-	f.BoolVar(&zeroBlocks, "zero-blocks", false, "blocks of a dynamic image begin as ZERO, as Windows makes them, not as NOT_PRESENT")
-	types := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return []string{string(vhdx.Dynamic), string(vhdx.Fixed)}, cobra.ShellCompDirectiveNoFileComp
-	}
-	if err := cmd.RegisterFlagCompletionFunc("type", types); err != nil {
-		panic(err) // a name mistyped here: every start of the program would show it
-	}
+	f.Var(&c.size, "size", "size of the disk")
+	f.StringVar(&c.parent, "parent", "", "make a differencing image over the image `PARENT`")
+	f.StringArrayVar(&c.parentPaths, "parent-path", nil, `where Windows finds the parent, beside the path relative to IMAGE: a `+"`PATH`"+` such as
+D:\vm\base.vhdx, \\server\share\base.vhdx or \\?\Volume{GUID}\vm\base.vhdx; can be given twice`)
+	f.StringVar(&c.from, "from", "", "fill the image with the bytes of `RAW`; see convert for other inputs")
+	c.layout.add(cmd)
+	c.copy.add(cmd)
 	return cmd
 }
 
-// createError gives an error that no file operation made the status of wrong usage: what was asked for is
-// no image that can be.
-func createError(err error) error {
-	var path *fs.PathError
-	var errno syscall.Errno
-	if err == nil || errors.As(err, &path) || errors.As(err, &errno) {
+func (c *createCommand) run(cmd *cobra.Command, path string) error {
+	open, err := parseOptions(c.copy.options, aboutImage)
+	if err != nil {
 		return err
 	}
-	return &statusError{statusUsage, err}
+	o := vhdx.CreateOptions{Size: int64(c.size), Parent: c.parent, ParentPaths: c.parentPaths, Open: open.image}
+	c.layout.apply(&o)
+	switch {
+	case c.from != "" && c.parent != "":
+		return usageError("an image is made from a raw disk or over a parent, not both")
+	case c.from != "":
+		return c.copy.toImage(cmd, c.from, path, o, false)
+	case c.size == 0 && c.parent == "":
+		return usageError("create needs the size of the disk, such as --size 10G, or --parent, or --from")
+	}
+	if err := vhdx.Create(path, o); err != nil {
+		return createError(err)
+	}
+	if !c.copy.json {
+		return nil
+	}
+	o.Open.Lock = vhdx.LockTry // it may be in use already
+	return withImage(path, o.Open, func(im *vhdx.Image) error { return writeJSON(cmd.OutOrStdout(), im.Info()) })
 }

@@ -17,7 +17,10 @@ const (
 	statusSystem   = 2
 	statusWarnings = 3
 	statusDamaged  = 4
+	statusDiffers  = 5
 	statusMount    = 32
+
+	statusInterrupted = 130 // as shells have it for SIGINT
 )
 
 // exitStatuses is what the help and the manual say of them.
@@ -28,9 +31,11 @@ var exitStatuses = []struct {
 	{statusOK, "done; of check: no error and no warning"},
 	{statusUsage, "wrong usage, or no permission"},
 	{statusSystem, "the system failed: a file that cannot be opened or read, no FUSE, no memory"},
-	{statusWarnings, "check: the image can be used, but there are warnings"},
-	{statusDamaged, "check, info, map: the image breaks a rule of the format"},
+	{statusWarnings, "check: the image can be used, but there are warnings; convert: something was skipped"},
+	{statusDamaged, "the image breaks a rule of the format"},
+	{statusDiffers, "compare: the disks differ"},
 	{statusMount, "the mount failed: image damaged, locked or not there, or the mount point is no use"},
+	{statusInterrupted, "interrupted by a signal; nothing half-made is left"},
 }
 
 func exitStatusHelp() string {

@@ -1,6 +1,10 @@
 package cli
 
-import "strconv"
+import (
+	"strconv"
+
+	"github.com/docker/go-units"
+)
 
 // humanSize writes a number of bytes exactly, in the largest unit of which it is a multiple.
 func humanSize(n int64) string {
@@ -12,6 +16,9 @@ func humanSize(n int64) string {
 	}
 	return strconv.FormatInt(n, 10) + " " + units[i]
 }
+
+// roughSize writes a number of bytes for people, to four digits.
+func roughSize(n int64) string { return units.BytesSize(float64(n)) }
 
 // A sizeFlag is a flag for a size in bytes; 0 is one that was not given.
 type sizeFlag int64

@@ -1,0 +1,243 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"vhdxfs/internal/convert"
+	"vhdxfs/internal/disk"
+	"vhdxfs/vhdx"
+)
+
+// standardInput is the name of an input that is read from standard input.
+const standardInput = "-"
+
+// copyFlags are the flags of commands that copy a disk.
+type copyFlags struct {
+	options             []string
+	verify, quiet, json bool
+	skipErrors          bool
+	workers             int
+	input, output       string // formats
+}
+
+func (c *copyFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.BoolVar(&c.verify, "verify", false, "read the output again, from the disk, and compare it with what was written")
+	f.IntVar(&c.workers, "workers", convert.DefaultWorkers, "how many `N` pieces of the disk are copied at once")
+	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
+	f.BoolVar(&c.json, "json", false, "print JSON, with sizes and offsets in bytes")
+	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
+	completeOptions(cmd, aboutImage)
+}
+
+type convertCommand struct {
+	layout layoutFlags
+	copy   copyFlags
+}
+
+func newConvert() *cobra.Command {
+	var c convertCommand
+	cmd := &cobra.Command{
+		Use:   "convert [flags] INPUT OUTPUT",
+		Short: "Copy a disk: raw to VHDX, VHDX to raw, or VHDX to another type or block size",
+		Long: `Copy the disk INPUT to OUTPUT. INPUT is a VHDX image with its parents, a raw file, a block device, or - for a
+raw disk on standard input. OUTPUT becomes a VHDX image if its name ends in .vhdx or .avhdx, otherwise a raw
+file; -f and -O say it otherwise. What is zero takes no space in OUTPUT.
+
+A new file appears under its name when it is complete and durable. Whatever ends the command before leaves
+nothing. What is there already stays as it is, unless --force is given. A block device is overwritten only with
+--force, and only if nothing has it mounted.
+
+An image made of an image keeps its type, a differencing one becomes dynamic, its sector sizes, block size and
+metadata of the disk, but for the disk id, which is new. Partition tables count in sectors: with another
+--logical-sector-size the partitions inside are not found any more.
+
+For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk.
+
+` + sizeHelp,
+		Example: `  vhdxfs convert disk.raw disk.vhdx
+  vhdxfs convert --verify child.avhdx disk.raw
+  vhdxfs convert --type fixed --block-size 2M dynamic.vhdx fixed.vhdx
+  vhdxfs convert --force disk.vhdx /dev/sdx
+  zstdcat disk.raw.zst | vhdxfs convert - disk.vhdx`,
+		Args: exactArgs("INPUT", "OUTPUT"),
+		RunE: func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0], args[1]) },
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringVarP(&c.copy.input, "input-format", "f", "", "`FORMAT` of INPUT: vhdx or raw (by default what its first bytes tell)")
+	f.StringVarP(&c.copy.output, "output-format", "O", "", "`FORMAT` of OUTPUT: vhdx or raw (by default what its name tells)")
+	f.BoolVar(&c.copy.skipErrors, "skip-errors", false, "copy what can be read of a damaged image; the rest is zero, is listed, and makes the exit status 3")
+	c.copy.add(cmd)
+	c.layout.add(cmd)
+	completeFlag(cmd, "input-format", string(disk.Raw), string(disk.VHDX))
+	completeFlag(cmd, "output-format", string(disk.Raw), string(disk.VHDX))
+	return cmd
+}
+
+func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
+	format := disk.Format(c.copy.output)
+	switch {
+	case format == disk.Auto && slices.Contains(imageExtensions, strings.ToLower(strings.TrimPrefix(filepath.Ext(output), "."))):
+		format = disk.VHDX
+	case format == disk.Auto:
+		format = disk.Raw
+	}
+	switch format {
+	case disk.VHDX:
+		var o vhdx.CreateOptions
+		c.layout.apply(&o)
+		return c.copy.toImage(cmd, input, output, o, false)
+	case disk.Raw:
+		return c.copy.copy(cmd, input, output, disk.Raw, func(in convert.Input) (convert.Target, error) {
+			size := int64(0)
+			if in.Disk != nil {
+				size = in.Disk.Size()
+			}
+			return convert.NewRaw(output, size, c.layout.force)
+		})
+	}
+	return usageError("output format %q; it can be raw or vhdx", format)
+}
+
+// toImage copies input to a new image. What the options leave open is as in an input that is an image; with keepID
+// it stands for the same disk.
+func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.CreateOptions, keepID bool) error {
+	return c.copy(cmd, input, output, disk.VHDX, func(in convert.Input) (convert.Target, error) {
+		o, err := imageOptions(in, o, keepID)
+		if err != nil {
+			return nil, err
+		}
+		return convert.NewImage(output, o)
+	})
+}
+
+// imageOptions completes the options for an image of the input.
+func imageOptions(in convert.Input, o vhdx.CreateOptions, keepID bool) (vhdx.CreateOptions, error) {
+	if in.Disk == nil {
+		o.SizeLater = o.Size == 0
+		return o, nil
+	}
+	if o.Size != 0 && o.Size < in.Disk.Size() {
+		return o, usageError("a disk of %d bytes cannot hold the %d of %s", o.Size, in.Disk.Size(), in.Disk.Path)
+	}
+	o.Size = max(o.Size, in.Disk.Size())
+	if in.Disk.Image == nil {
+		return o, nil
+	}
+	like, err := in.Disk.Image.Like()
+	if err != nil {
+		return o, err
+	}
+	if in.Disk.Image.Info().Type == vhdx.Fixed {
+		like.Type = vhdx.Fixed
+	}
+	if !keepID {
+		like.DiskID = uuid.Nil // two disks are two
+	}
+	return o.Inherit(like), nil
+}
+
+// copy copies input to the target that open returns.
+func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.Format, open func(convert.Input) (convert.Target, error)) (err error) {
+	if c.workers < 1 || c.workers > 256 {
+		return usageError("%d workers; it can be 1 to 256", c.workers)
+	}
+	in, err := c.openInput(input, output)
+	if err != nil {
+		return err
+	}
+	if in.Disk != nil {
+		defer func() { err = errors.Join(err, in.Disk.Close()) }()
+	}
+	t, err := open(in)
+	if err != nil {
+		return createError(err)
+	}
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	p := newProgress(cmd, c.quiet)
+	r, err := convert.Run(ctx, in, t, convert.Options{
+		Workers: c.workers, Verify: c.verify, SkipErrors: c.skipErrors, Phase: p.phase, Progress: p.add,
+	})
+	p.end()
+	if err != nil {
+		return createError(interrupted(err, left(output)))
+	}
+	if err := c.report(cmd.OutOrStdout(), input, output, format, r); err != nil {
+		return err
+	}
+	if len(r.Skipped) > 0 {
+		return &statusError{statusWarnings, fmt.Errorf("%s could not be read in whole; what is missing is zero in %s", input, output)}
+	}
+	return nil
+}
+
+// openInput opens what is copied.
+func (c *copyFlags) openInput(input, output string) (convert.Input, error) {
+	if input == standardInput {
+		if c.input != "" && c.input != string(disk.Raw) {
+			return convert.Input{}, usageError("standard input can only be a raw disk: an image has to be read here and there")
+		}
+		if term.IsTerminal(int(os.Stdin.Fd())) {
+			return convert.Input{}, usageError("standard input is a terminal, and no disk")
+		}
+		return convert.Input{Stream: os.Stdin}, nil
+	}
+	o, err := parseOptions(c.options, aboutImage)
+	if err != nil {
+		return convert.Input{}, err
+	}
+	d, err := disk.Open(input, disk.Format(c.input), o.image)
+	if err != nil {
+		return convert.Input{}, err
+	}
+	if d.Holds(output) {
+		return convert.Input{}, errors.Join(usageError("%s is what is read, or one of its parents", output), d.Close())
+	}
+	return convert.Input{Disk: d}, nil
+}
+
+// left says what an interrupted copy has left.
+func left(output string) string {
+	if st, err := os.Stat(output); err == nil && st.Mode().Type() == fs.ModeDevice {
+		return output + " holds a part of the disk"
+	}
+	return "nothing was left behind"
+}
+
+// A copyReport is what the JSON of a copy says.
+type copyReport struct {
+	Input        string      `json:"input"`
+	Output       string      `json:"output"`
+	OutputFormat disk.Format `json:"output_format"`
+	*convert.Result
+}
+
+func (c *copyFlags) report(w io.Writer, input, output string, format disk.Format, r *convert.Result) error {
+	if c.json {
+		return writeJSON(w, copyReport{input, output, format, r})
+	}
+	verified := ""
+	if r.Verified {
+		verified = ", verified"
+	}
+	for _, s := range r.Skipped {
+		if _, err := fmt.Fprintf(w, "%s: %d bytes at %d were not read: %s\n", input, s.Length, s.Offset, oneLine(s.Error)); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(w, "%s: a disk of %s with %s of data%s\n", output, roughSize(r.DiskSize), roughSize(r.Data), verified)
+	return err
+}

@@ -1,0 +1,69 @@
+package cli
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/spf13/cobra"
+
+	"vhdxfs/vhdx"
+)
+
+// layoutFlags are the flags of commands that make an image: how it is laid out.
+type layoutFlags struct {
+	diskType, creator                                 string
+	blockSize, logicalSector, physicalSector, logSize sizeFlag
+	zeroBlocks, force                                 bool
+}
+
+// sizeHelp is what the help of such a command says of sizes.
+const sizeHelp = `A SIZE is in bytes, or has a unit: K, M, G, T, also written as KiB; all are powers of 1024.`
+
+func (l *layoutFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&l.diskType, "type", "", "`TYPE` of the image: dynamic, which grows as it is written, or fixed")
+	f.Var(&l.blockSize, "block-size", "unit in which the image grows: a power of two from 1M to 256M (by default 1M to 32M, by the size of the disk)")
+	f.Var(&l.logicalSector, "logical-sector-size", "512 or 4096 (default 512)")
+	f.Var(&l.physicalSector, "physical-sector-size", "512 or 4096 (default 4096)")
+	f.Var(&l.logSize, "log-size", "room for the log: a multiple of 1M (default 1M)")
+	f.BoolVar(&l.zeroBlocks, "zero-blocks", false, "blocks of a dynamic image begin as ZERO, as Windows makes them, not as NOT_PRESENT")
+	f.StringVar(&l.creator, "creator", "", "`NAME` of the program that made the image, as info shows it (default "+vhdx.DefaultCreator+")")
+	f.BoolVar(&l.force, "force", false, "replace a file that is there")
+	completeFlag(cmd, "type", string(vhdx.Dynamic), string(vhdx.Fixed))
+}
+
+// apply puts the flags that were given into the options.
+func (l *layoutFlags) apply(o *vhdx.CreateOptions) {
+	set := func(p *int64, v sizeFlag) {
+		if v != 0 {
+			*p = int64(v)
+		}
+	}
+	if l.diskType != "" {
+		o.Type = vhdx.DiskType(l.diskType)
+	}
+	set(&o.BlockSize, l.blockSize)
+	set(&o.LogicalSectorSize, l.logicalSector)
+	set(&o.PhysicalSectorSize, l.physicalSector)
+	set(&o.LogSize, l.logSize)
+	o.ZeroBlocks, o.Creator, o.Replace = l.zeroBlocks, l.creator, l.force
+}
+
+// completeFlag has the shell complete a flag by the words.
+func completeFlag(cmd *cobra.Command, name string, words ...string) {
+	complete := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return words, cobra.ShellCompDirectiveNoFileComp
+	}
+	if err := cmd.RegisterFlagCompletionFunc(name, complete); err != nil {
+		panic(err) // a name mistyped here: every start of the program would show it
+	}
+}
+
+// createError gives the error of a command that makes a file the status of wrong usage, where what was asked for
+// cannot be, or a file is in the way.
+func createError(err error) error {
+	if errors.Is(err, vhdx.ErrOptions) || errors.Is(err, fs.ErrExist) {
+		return &statusError{statusUsage, err}
+	}
+	return err
+}

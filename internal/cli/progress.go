@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// A progress shows on a terminal how far a command is.
+type progress struct {
+	out io.Writer // nil shows nothing
+	bar *progressbar.ProgressBar
+}
+
+// newProgress shows progress on standard error if that is a terminal and nobody wants quiet.
+func newProgress(cmd *cobra.Command, quiet bool) *progress {
+	if f, ok := cmd.ErrOrStderr().(*os.File); ok && !quiet && term.IsTerminal(int(f.Fd())) {
+		return &progress{out: f}
+	}
+	return &progress{}
+}
+
+// phase ends the bar there is and begins one for total bytes, -1 where nobody knows how many.
+func (p *progress) phase(name string, total int64) {
+	p.end()
+	if p.out == nil {
+		return
+	}
+	p.bar = progressbar.NewOptions64(total,
+		progressbar.OptionSetWriter(p.out),
+		progressbar.OptionSetDescription(name),
+		progressbar.OptionShowBytes(true),
+		progressbar.OptionShowTotalBytes(true),
+		progressbar.OptionUseIECUnits(true),
+		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionFullWidth(),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionClearOnFinish(),
+		progressbar.OptionSetTheme(progressbar.ThemeUnicode),
+	)
+}
+
+// add says that n more bytes are done. Any number of goroutines may call it.
+func (p *progress) add(n int64) {
+	if p.bar != nil {
+		_ = p.bar.Add64(n) // a terminal that is gone is no reason to fail
+	}
+}
+
+// end clears the line.
+func (p *progress) end() {
+	if p.bar != nil {
+		_ = p.bar.Clear()
+		p.bar = nil
+	}
+}
+
+// errInterrupted is the cause of a context that a signal ended.
+var errInterrupted = errors.New("interrupted")
+
+// interruptible returns a context that ends at the first signal that asks the program to end. A second one ends the
+// program at once.
+func interruptible(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		select {
+		case <-signals:
+			signal.Stop(signals)
+			cancel(errInterrupted)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		cancel(nil)
+	}
+}
+
+// interrupted gives the error of an interrupted command its status, and says what is left.
+func interrupted(err error, left string) error {
+	if errors.Is(err, errInterrupted) {
+		return &statusError{statusInterrupted, fmt.Errorf("%w; %s", errInterrupted, left)}
+	}
+	return err
+}

@@ -1,0 +1,112 @@
+package convert
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"vhdxfs/internal/disk"
+)
+
+// An Input is where the bytes come from: a disk, or a stream whose size shows at its end.
+type Input struct {
+	Disk   *disk.Disk
+	Stream io.Reader // read only if Disk is nil
+}
+
+// Options says how to copy.
+type Options struct {
+	Workers    int  // that read and write at once; 0 is DefaultWorkers
+	Verify     bool // read the output again and compare
+	SkipErrors bool // zeros for what cannot be read
+
+	// Phase, if not nil, is told what begins, "copy" or "verify", and how many bytes it is going to be, -1 where
+	// nobody knows. Progress is told how many more bytes are done, by several goroutines at once.
+	Phase    func(name string, total int64)
+	Progress func(n int64)
+}
+
+// DefaultWorkers keeps a disk of some queue depth busy without taking much memory.
+const DefaultWorkers = 8
+
+// A Result says what was done. Sizes and offsets are in bytes of the disk.
+type Result struct {
+	InputSize int64     `json:"input_size"`
+	DiskSize  int64     `json:"disk_size"`  // of the output: larger where the last sector was filled up, or on request
+	Data      int64     `json:"data_bytes"` // written; the rest is zero
+	Verified  bool      `json:"verified"`
+	Skipped   []Skipped `json:"skipped,omitempty"`
+	Dropped   int       `json:"skipped_more,omitempty"` // skipped ranges that are not listed
+}
+
+// Skipped is a range that could not be read and is zero in the output.
+type Skipped struct {
+	Offset int64  `json:"offset"`
+	Length int64  `json:"length"`
+	Error  string `json:"error"`
+}
+
+// ErrVerify is what Run returns where the output does not read as what was written to it.
+var ErrVerify = errors.New("the output does not read as what was written to it; it was removed")
+
+// Run copies the input to the target and commits it. When it fails, or ctx ends, the target is discarded.
+func Run(ctx context.Context, in Input, t Target, o Options) (r *Result, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.Discard())
+		}
+	}()
+	if o.Workers <= 0 {
+		o.Workers = DefaultWorkers
+	}
+	if o.Phase == nil {
+		o.Phase = func(string, int64) {}
+	}
+	if o.Progress == nil {
+		o.Progress = func(int64) {}
+	}
+	c := &copier{target: t, o: o, result: &Result{}}
+	if o.Verify {
+		c.sum = newSum()
+	}
+	if err := c.copy(ctx, in); err != nil {
+		return nil, err
+	}
+	if c.result.DiskSize, err = t.SetSize(c.result.InputSize); err != nil {
+		return nil, err
+	}
+	if err := t.Finish(); err != nil {
+		return nil, err
+	}
+	if o.Verify {
+		if err := c.verify(ctx); err != nil {
+			return nil, err
+		}
+		c.result.Verified = true
+	}
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	return c.result, t.Commit()
+}
+
+// verify reads the finished output.
+func (c *copier) verify(ctx context.Context) error {
+	d, err := c.target.Open()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrVerify, err)
+	}
+	defer d.Close()
+	if d.Size() < c.result.DiskSize {
+		return ErrVerify
+	}
+	v := &copier{target: nothing{}, o: Options{Workers: c.o.Workers, Phase: c.o.Phase, Progress: c.o.Progress}, result: &Result{}, sum: c.sum.again(), phase: "verify"}
+	if err := v.copy(ctx, Input{Disk: d}); err != nil {
+		return err
+	}
+	if !v.sum.equal(c.sum) {
+		return ErrVerify
+	}
+	return nil
+}

@@ -1,0 +1,310 @@
+package convert
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"vhdxfs/internal/disk"
+)
+
+const (
+	pieceSize = 1 << 20 // bytes; no block of an image is smaller, so no piece is in two
+	runSize   = 32 << 10
+	// maxSkipped bounds the list of what could not be read.
+	maxSkipped = 1000
+)
+
+var zeros [pieceSize]byte
+
+func zero(p []byte) bool { return string(p) == string(zeros[:len(p)]) }
+
+// A copier copies the pieces of one disk.
+type copier struct {
+	target Target
+	o      Options
+	phase  string // "" is "copy"
+	sum    *sum   // of what was copied, or nil
+
+	mu     sync.Mutex // guards result
+	result *Result
+}
+
+// A job is one piece of the disk. A worker waits for before, takes room in the output, and closes after.
+type job struct {
+	off           int64
+	p             []byte // of the piece's length
+	read          bool   // p holds the bytes
+	before, after chan struct{}
+}
+
+// copy copies all pieces. It does not wait for a stream that gives nothing when ctx ends.
+func (c *copier) copy(ctx context.Context, in Input) error {
+	c.o.Phase(c.phaseName(), c.total(in))
+	group, ctx := errgroup.WithContext(ctx)
+	jobs := make(chan job)
+	// As many buffers as jobs at work and one more to be filled.
+	buffers := make(chan []byte, c.o.Workers+1)
+	for range cap(buffers) {
+		buffers <- make([]byte, pieceSize)
+	}
+	produced := make(chan error, 1)
+	go func() {
+		defer close(jobs)
+		p := producer{ctx: ctx, jobs: jobs, buffers: buffers, turn: closed()}
+		if in.Disk != nil {
+			produced <- p.disk(in.Disk, c)
+		} else {
+			produced <- p.stream(in.Stream, c)
+		}
+	}()
+	for range c.o.Workers {
+		group.Go(func() error {
+			for {
+				select {
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				case j, more := <-jobs:
+					if !more {
+						return nil
+					}
+					if err := c.do(ctx, in.Disk, j); err != nil {
+						return err
+					}
+					buffers <- j.p[:pieceSize]
+				}
+			}
+		})
+	}
+	err := group.Wait()
+	if err != nil && in.Disk == nil {
+		return err // the producer may wait for a stream that gives nothing
+	}
+	return cmp.Or(err, <-produced)
+}
+
+func (c *copier) phaseName() string {
+	if c.phase == "" {
+		return "copy"
+	}
+	return c.phase
+}
+
+// total returns how many bytes the pieces with data have, and -1 for a stream.
+func (c *copier) total(in Input) int64 {
+	if in.Disk == nil {
+		return -1
+	}
+	total := int64(0)
+	if err := eachPiece(in.Disk, c.o.SkipErrors, func(_, n int64) error { total += n; return nil }); err != nil {
+		return -1 // whoever copies will see it
+	}
+	return total
+}
+
+// do copies one piece.
+func (c *copier) do(ctx context.Context, d *disk.Disk, j job) error {
+	if !j.read {
+		if err := c.read(d, j.p, j.off); err != nil {
+			return err
+		}
+	}
+	n := int64(len(j.p))
+	empty := zero(j.p)
+	if c.sum != nil && !empty {
+		c.sum.add(j.off, bytes.TrimRight(j.p, "\x00")) // the output may have padding behind the last byte
+	}
+	select {
+	case <-j.before:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if !empty {
+		if err := c.target.Reserve(j.off, n); err != nil {
+			return err
+		}
+	}
+	close(j.after)
+	if err := c.write(j.p, j.off); err != nil {
+		return err
+	}
+	c.o.Progress(n)
+	return nil
+}
+
+// write writes the parts of p that are not zero.
+func (c *copier) write(p []byte, off int64) error {
+	for len(p) > 0 {
+		empty := zero(p[:min(runSize, len(p))])
+		n := min(runSize, len(p))
+		for n < len(p) && zero(p[n:min(n+runSize, len(p))]) == empty {
+			n = min(n+runSize, len(p))
+		}
+		var err error
+		if empty {
+			err = c.target.Zero(off, int64(n))
+		} else {
+			_, err = c.target.WriteAt(p[:n], off)
+			c.mu.Lock()
+			c.result.Data += int64(n)
+			c.mu.Unlock()
+		}
+		if err != nil {
+			return err
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
+}
+
+// read fills p. With SkipErrors, what cannot be read is zero, in units as small as the image has.
+func (c *copier) read(d *disk.Disk, p []byte, off int64) error {
+	n, err := d.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	if !c.o.SkipErrors {
+		return fmt.Errorf("read %s at %d: %w", d.Path, off, err)
+	}
+	const unit = 4 << 10
+	for at := 0; at < len(p); at += unit {
+		part := p[at:min(at+unit, len(p))]
+		if n, err := d.ReadAt(part, off+int64(at)); n < len(part) {
+			clear(part)
+			c.skip(off+int64(at), int64(len(part)), err)
+		}
+	}
+	return nil
+}
+
+// skip notes that a range could not be read.
+func (c *copier) skip(off, n int64, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := c.result.Skipped
+	if i := len(list) - 1; i >= 0 && list[i].Offset+list[i].Length == off && list[i].Error == err.Error() {
+		list[i].Length += n
+		return
+	}
+	if len(list) == maxSkipped {
+		c.result.Dropped++
+		return
+	}
+	c.result.Skipped = append(list, Skipped{off, n, err.Error()})
+}
+
+// closed returns a channel that nobody has to wait for.
+func closed() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+
+// A producer cuts the input into jobs.
+type producer struct {
+	ctx     context.Context
+	jobs    chan<- job
+	buffers <-chan []byte
+	turn    chan struct{} // closed when the job before has taken its room
+}
+
+// buffer waits for a free buffer.
+func (p *producer) buffer() ([]byte, error) {
+	select {
+	case b := <-p.buffers:
+		return b, nil
+	case <-p.ctx.Done():
+		return nil, context.Cause(p.ctx)
+	}
+}
+
+func (p *producer) send(j job) error {
+	j.before, j.after = p.turn, make(chan struct{})
+	select {
+	case p.jobs <- j:
+		p.turn = j.after
+		return nil
+	case <-p.ctx.Done():
+		return context.Cause(p.ctx)
+	}
+}
+
+// disk sends the pieces of a disk that hold data.
+func (p *producer) disk(d *disk.Disk, c *copier) error {
+	c.result.InputSize = d.Size()
+	end := int64(0)
+	err := eachPiece(d, c.o.SkipErrors, func(off, n int64) error {
+		if off > end {
+			if err := c.target.Zero(end, off-end); err != nil {
+				return err
+			}
+		}
+		end = off + n
+		b, err := p.buffer()
+		if err != nil {
+			return err
+		}
+		return p.send(job{off: off, p: b[:n]})
+	})
+	if err == nil && end < d.Size() {
+		err = c.target.Zero(end, d.Size()-end)
+	}
+	return err
+}
+
+// eachPiece calls do for every piece that holds data, in order. With skip, a piece of which nobody can tell counts
+// as one.
+func eachPiece(d *disk.Disk, skip bool, do func(off, n int64) error) error {
+	for off := int64(0); ; {
+		from, to, err := d.Data(off)
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil && skip:
+			from, to = off, min(off+pieceSize, d.Size())
+		case err != nil:
+			return err
+		}
+		for at := max(from/pieceSize*pieceSize, off); at < to; at += pieceSize {
+			if err := do(at, min(pieceSize, d.Size()-at)); err != nil {
+				return err
+			}
+			off = at + pieceSize
+		}
+	}
+}
+
+// stream sends the pieces of a stream, and then says how large the disk is.
+func (p *producer) stream(r io.Reader, c *copier) error {
+	for off := int64(0); ; {
+		b, err := p.buffer()
+		if err != nil {
+			return err
+		}
+		n, err := io.ReadFull(r, b)
+		if n > 0 {
+			if err := p.send(job{off: off, p: b[:n], read: true}); err != nil {
+				return err
+			}
+			off += int64(n)
+		}
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			c.mu.Lock()
+			c.result.InputSize = off
+			c.mu.Unlock()
+			return nil
+		case err != nil:
+			return fmt.Errorf("read the input at %d: %w", off, err)
+		}
+	}
+}

@@ -1,0 +1,154 @@
+package convert
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/disk"
+	"vhdxfs/internal/newfile"
+	"vhdxfs/vhdx"
+)
+
+// NewRaw makes a target of a raw file at path, of size bytes. A block device there is overwritten if replace is
+// set, and has to be large enough; a regular file is replaced when the new one is complete.
+func NewRaw(path string, size int64, replace bool) (Target, error) {
+	if st, err := os.Stat(path); err == nil && st.Mode().Type() == fs.ModeDevice {
+		return newDevice(path, size, replace)
+	}
+	lock, err := io.Closer(io.NopCloser(nil)), error(nil)
+	if replace {
+		if lock, err = vhdx.LockForReplacement(path); err != nil {
+			return nil, err
+		}
+	}
+	f, err := newfile.Create(path, replace)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	if err := f.Truncate(size); err != nil {
+		return nil, errors.Join(err, f.Discard(), lock.Close())
+	}
+	return &rawFile{File: f, lock: lock}, nil
+}
+
+// rawFile is a new raw file.
+type rawFile struct {
+	*newfile.File
+	lock io.Closer
+}
+
+func (t *rawFile) Reserve(int64, int64) error { return nil }
+func (t *rawFile) Zero(int64, int64) error    { return nil } // as a new file reads
+func (t *rawFile) Finish() error              { return t.Sync() }
+func (t *rawFile) Commit() error              { return errors.Join(t.File.Commit(), t.lock.Close()) }
+func (t *rawFile) Discard() error             { return errors.Join(t.File.Discard(), t.lock.Close()) }
+
+func (t *rawFile) SetSize(size int64) (int64, error) { return size, t.Truncate(size) }
+
+func (t *rawFile) Open() (*disk.Disk, error) {
+	if err := dropCache(t.Name()); err != nil {
+		return nil, err
+	}
+	return disk.Open(t.Name(), disk.Raw, vhdx.Options{Lock: vhdx.LockOff}) // nobody else knows the name
+}
+
+// device is a block device that is overwritten.
+type device struct {
+	*os.File
+	path string
+	size int64 // of the disk
+}
+
+func newDevice(path string, size int64, replace bool) (Target, error) {
+	if !replace {
+		return nil, fmt.Errorf("%s is a block device: %w; its bytes are overwritten only by force", path, fs.ErrExist)
+	}
+	// Exclusive, so that the kernel refuses a device that is mounted or part of another one.
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	if err != nil {
+		return nil, err
+	}
+	err = vhdx.LockFile(f, vhdx.LockOn, true)
+	has := int64(0)
+	if err == nil {
+		has, err = f.Seek(0, io.SeekEnd)
+	}
+	if err == nil && has < size {
+		err = fmt.Errorf("%s has %d bytes, the disk has %d", path, has, size)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &device{File: f, path: path, size: size}, nil
+}
+
+func (t *device) Reserve(int64, int64) error { return nil }
+
+// Zero discards the range where the device then reads zeros for sure, and writes zeros where it does not.
+func (t *device) Zero(off, n int64) error {
+	const unit = 4 << 10 // what all devices can do
+	from, to := (off+unit-1)/unit*unit, (off+n)/unit*unit
+	if to > from {
+		for _, mode := range []uint32{unix.FALLOC_FL_PUNCH_HOLE, unix.FALLOC_FL_ZERO_RANGE} {
+			if err := unix.Fallocate(int(t.Fd()), mode|unix.FALLOC_FL_KEEP_SIZE, from, to-from); err == nil {
+				return errors.Join(t.writeZeros(off, from-off), t.writeZeros(to, off+n-to))
+			}
+		}
+	}
+	return t.writeZeros(off, n)
+}
+
+func (t *device) writeZeros(off, n int64) error {
+	for n > 0 {
+		step := min(n, pieceSize)
+		if _, err := t.WriteAt(zeros[:step], off); err != nil {
+			return err
+		}
+		off, n = off+step, n-step
+	}
+	return nil
+}
+
+// SetSize is late for a stream that is too long: its end was not written, and that was an error.
+func (t *device) SetSize(size int64) (int64, error) {
+	t.size = size
+	return size, nil
+}
+
+func (t *device) Finish() error { return t.Sync() }
+
+func (t *device) Open() (*disk.Disk, error) {
+	if err := dropCache(t.path); err != nil {
+		return nil, err
+	}
+	d, err := disk.Open(t.path, disk.Raw, vhdx.Options{Lock: vhdx.LockOff}) // it is locked
+	if err == nil {
+		d.Limit(t.size)
+	}
+	return d, err
+}
+
+func (t *device) Commit() error { return t.Close() }
+
+// Discard leaves the device as it is: what it held before is gone.
+func (t *device) Discard() error {
+	if err := t.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// dropCache has the kernel forget what it has in memory of a file that is durable, so that it is read from the disk.
+func dropCache(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+}

@@ -1,0 +1,146 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx"
+)
+
+// Format is how the bytes of a disk lie in a file.
+type Format string
+
+// The formats. Auto finds out by the first bytes of the file.
+const (
+	Auto Format = ""
+	Raw  Format = "raw"
+	VHDX Format = "vhdx"
+)
+
+// A Disk is open for reading. Any number of goroutines may use it at once, but for Data.
+type Disk struct {
+	Path   string
+	Format Format
+	Image  *vhdx.Image // nil for a raw disk
+
+	io.ReaderAt // bytes of the disk
+	size        int64
+	raw         *os.File
+}
+
+// Open opens the disk at path and locks it, and its parents, against writers. The options concern images, and the
+// lock mode raw files too.
+func Open(path string, format Format, o vhdx.Options) (*Disk, error) {
+	if format == Auto {
+		var err error
+		if format, err = detect(path); err != nil {
+			return nil, err
+		}
+	}
+	switch format {
+	case VHDX:
+		im, err := vhdx.Open(path, o)
+		if err != nil {
+			return nil, err
+		}
+		return &Disk{Path: path, Format: VHDX, Image: im, ReaderAt: im, size: im.Size()}, nil
+	case Raw:
+		return openRaw(path, o.Lock)
+	}
+	return nil, fmt.Errorf("format %q; it can be raw or vhdx", format)
+}
+
+func openRaw(path string, lock vhdx.LockMode) (*Disk, error) {
+	f, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := vhdx.LockFile(f, lock, false); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	size, err := f.Seek(0, io.SeekEnd) // of a block device, too
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &Disk{Path: path, Format: Raw, ReaderAt: f, size: size, raw: f}, nil
+}
+
+// openFile opens a regular file or a block device, and does not wait as opening a named pipe would.
+func openFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() && st.Mode().Type() != os.ModeDevice {
+		err = fmt.Errorf("%s is neither a regular file nor a block device", path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// Size returns the size of the disk in bytes.
+func (d *Disk) Size() int64 { return d.size }
+
+// Limit makes the disk end at size, where it is larger.
+func (d *Disk) Limit(size int64) { d.size = min(d.size, size) }
+
+// Data returns the first run of bytes at or after off that something holds: from its first byte to the one behind
+// its last. All other bytes read as zero. It returns io.EOF when none follows.
+func (d *Disk) Data(off int64) (from, to int64, err error) {
+	if off >= d.size {
+		return 0, 0, io.EOF
+	}
+	if d.Image != nil {
+		if from, err = d.Image.SeekData(off); err == nil {
+			to, err = d.Image.SeekHole(from)
+		}
+		if err == nil && from >= d.size {
+			err = io.EOF
+		}
+		return from, min(to, d.size), err
+	}
+	from, err = unix.Seek(int(d.raw.Fd()), off, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return 0, 0, io.EOF
+	case errors.Is(err, unix.EINVAL), errors.Is(err, errors.ErrUnsupported):
+		return off, d.size, nil // it does not know its holes
+	case err == nil:
+		to, err = unix.Seek(int(d.raw.Fd()), from, unix.SEEK_HOLE)
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("find data in %s: %w", d.Path, err)
+	}
+	if from >= d.size {
+		return 0, 0, io.EOF
+	}
+	return from, min(to, d.size), nil
+}
+
+// Holds reports whether the file at path is the disk's, or that of one of its parents.
+func (d *Disk) Holds(path string) bool {
+	if d.Image != nil {
+		return d.Image.Holds(path)
+	}
+	a, err := d.raw.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Stat(path)
+	return err == nil && os.SameFile(a, b)
+}
+
+// Close releases the files and their locks.
+func (d *Disk) Close() error {
+	if d.Image != nil {
+		return d.Image.Close()
+	}
+	return d.raw.Close()
+}

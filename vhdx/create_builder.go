@@ -1,0 +1,233 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"vhdxfs/internal/newfile"
+)
+
+// A Builder makes a new image of known content. It needs no log: until Finish the file has no signature, so that
+// what a crash leaves behind opens as nothing, and until Commit it has a temporary name.
+//
+//	NewBuilder → WriteAt, as often as wanted → Finish → Commit
+//
+// Discard ends it at any point. Its memory does not grow with the disk: the BAT is in the file from the beginning.
+type Builder struct {
+	file File
+	o    CreateOptions
+	l    layout
+	new  *newfile.File // nil in tests that bring a file of their own
+	old  io.Closer     // the lock of what is going to be replaced, held until then
+	path string
+
+	sparse bool // the file may have holes
+
+	mu  sync.Mutex // guards BAT entries and end
+	end int64      // of the file: where the next block is going to be
+}
+
+// NewBuilder begins an image that is going to be at path. Where something is there already it fails, unless
+// Options.Replace is set.
+func NewBuilder(path string, o CreateOptions) (*Builder, error) {
+	o, release, err := o.withParent(path)
+	if err != nil {
+		return nil, fmt.Errorf("create %s: %w", path, err)
+	}
+	defer release() // the locks of the parents, which are to stay as they are until they were looked at
+	if o, err = o.withDefaults(); err != nil {
+		return nil, optionsError{err}
+	}
+	b := &Builder{o: o, path: path}
+	if o.Replace {
+		if b.old, err = LockForReplacement(path); err != nil {
+			return nil, err
+		}
+	}
+	if b.new, err = newfile.Create(path, o.Replace); err != nil {
+		return nil, errors.Join(err, b.closeOld())
+	}
+	f := &osFile{File: b.new.File}
+	b.sparse = f.Sparse()
+	if err := b.begin(f); err != nil {
+		return nil, errors.Join(b.wrap(err), b.Discard())
+	}
+	return b, nil
+}
+
+func (b *Builder) wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("create %s: %w", b.path, err)
+}
+
+// begin prepares the empty file f.
+func (b *Builder) begin(f File) error {
+	b.file = f
+	b.l = b.o.layout(b.o.Size)
+	b.end = b.l.dataOff
+	switch a, ok := f.(allocater); {
+	case b.o.Type == Fixed && !b.o.SizeLater:
+		// A fixed disk gets its space now, where the file system can promise it.
+		b.end += b.l.geo.payloadBlocks() * b.o.BlockSize
+		if ok {
+			if err := a.Allocate(0, b.end); !unsupported(err) {
+				return err
+			}
+		}
+	case ok && !b.sparse:
+		if err := a.Allocate(0, b.end); !unsupported(err) {
+			return err
+		}
+	}
+	if b.sparse {
+		return f.Truncate(b.end)
+	}
+	return writeZeros(f, 0, b.end)
+}
+
+// Size returns the size of the disk in bytes, 0 while it is not known.
+func (b *Builder) Size() int64 { return b.l.geo.diskSize }
+
+// SetSize says how large the disk is, in bytes, if CreateOptions.SizeLater was set: a multiple of the logical
+// sector size, and not below what was written.
+func (b *Builder) SetSize(size int64) error {
+	if err := b.o.checkSize(size); err != nil {
+		return b.wrap(err)
+	}
+	b.o.Size, b.o.SizeLater = size, false
+	b.l.geo = newGeometry(size, b.o.BlockSize, b.o.LogicalSectorSize, false)
+	if b.o.Type == Fixed {
+		b.end = b.l.dataOff + b.l.geo.payloadBlocks()*b.o.BlockSize
+		return b.wrap(b.file.Truncate(b.end))
+	}
+	return nil
+}
+
+// Reserve gives places in the file to the blocks of the n bytes of the disk from byte off on. WriteAt does so by
+// itself; called in the order of the disk, Reserve makes the file have that order too. It must not be called for a
+// differencing image, nor must WriteAt.
+func (b *Builder) Reserve(off, n int64) error {
+	for end := off + n; off < end; off = (off>>b.l.geo.blockShift + 1) << b.l.geo.blockShift {
+		if _, err := b.place(off >> b.l.geo.blockShift); err != nil {
+			return b.wrap(err)
+		}
+	}
+	return nil
+}
+
+// WriteAt writes p to the disk at byte off. Any number of goroutines may call it for ranges that do not overlap.
+// What is not written reads as zero.
+func (b *Builder) WriteAt(p []byte, off int64) (int, error) {
+	if limit := b.limit(); off < 0 || off > limit || int64(len(p)) > limit-off {
+		return 0, fmt.Errorf("%d bytes at %d are not inside a disk of %d", len(p), off, limit)
+	}
+	written := 0
+	for len(p) > 0 {
+		in := b.l.geo.inBlock(off)
+		n := min(int64(len(p)), b.o.BlockSize-in)
+		at, err := b.place(off >> b.l.geo.blockShift)
+		if err == nil {
+			_, err = b.file.WriteAt(p[:n], at+in)
+		}
+		if err != nil {
+			return written, b.wrap(err)
+		}
+		written, off, p = written+int(n), off+n, p[n:]
+	}
+	return written, nil
+}
+
+func (b *Builder) limit() int64 {
+	if b.o.SizeLater {
+		return maxDiskSize
+	}
+	return b.o.Size
+}
+
+// place returns where payload block n is in the file, after giving it a place if it has none.
+func (b *Builder) place(n int64) (int64, error) {
+	if b.o.Type == Fixed {
+		return b.l.dataOff + n*b.o.BlockSize, nil
+	}
+	var raw [batEntrySize]byte
+	at := b.l.batOff + b.l.geo.payloadEntry(n)*batEntrySize
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := readFull(b.file, raw[:], at, "BAT entry"); err != nil {
+		return 0, err
+	}
+	if e := batEntry(le.Uint64(raw[:])); e != 0 {
+		return e.fileOff(), nil
+	}
+	off := b.end
+	if off+b.o.BlockSize > maxFileSize {
+		return 0, errors.New("the file would be larger than 256 TiB")
+	}
+	if !b.sparse {
+		if err := writeZeros(b.file, off, b.o.BlockSize); err != nil {
+			return 0, err
+		}
+	}
+	le.PutUint64(raw[:], uint64(newBATEntry(FullyPresent, off)))
+	if _, err := b.file.WriteAt(raw[:], at); err != nil {
+		return 0, err
+	}
+	b.end += b.o.BlockSize
+	return off, nil
+}
+
+// Finish completes the image and makes it durable: it opens from now on, under the name that TempPath returns. Only
+// Commit and Discard may be called afterwards.
+func (b *Builder) Finish() error { return b.wrap(b.finish()) }
+
+func (b *Builder) finish() error {
+	if b.o.SizeLater {
+		return errors.New("the size of the disk is not known")
+	}
+	if err := b.file.Truncate(b.end); err != nil {
+		return err
+	}
+	if err := b.writeHeaders(); err != nil {
+		return err
+	}
+	if err := b.o.writeMetadata(b.file, b.l); err != nil {
+		return err
+	}
+	if err := b.writeBAT(); err != nil {
+		return err
+	}
+	// What makes it an image comes last, when everything else is on stable media.
+	if err := b.file.Sync(); err != nil {
+		return err
+	}
+	if _, err := b.file.WriteAt(append([]byte(identifierSignature), encodeUTF16(b.o.Creator)...), 0); err != nil {
+		return err
+	}
+	return b.file.Sync()
+}
+
+// TempPath returns the name of the file until Commit.
+func (b *Builder) TempPath() string { return b.new.Name() }
+
+// Commit gives the finished image its name. When that fails, the file is removed.
+func (b *Builder) Commit() error {
+	return b.wrap(errors.Join(b.new.Commit(), b.closeOld()))
+}
+
+// Discard removes what was made so far. After Commit it does nothing.
+func (b *Builder) Discard() error {
+	return errors.Join(b.new.Discard(), b.closeOld())
+}
+
+func (b *Builder) closeOld() error {
+	if b.old == nil {
+		return nil
+	}
+	err := b.old.Close()
+	b.old = nil
+	return err
+}

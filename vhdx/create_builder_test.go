@@ -1,0 +1,298 @@
+package vhdx
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/test/powercut"
+)
+
+// buildImage makes an image of what content says by byte of the disk, with writes in any order.
+func buildImage(t *testing.T, o CreateOptions, content map[int64][]byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "new.vhdx")
+	b, err := NewBuilder(path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for off, p := range content {
+		wg.Go(func() {
+			if n, err := b.WriteAt(p, off); n != len(p) || err != nil {
+				t.Errorf("WriteAt(%d bytes, %d) = %d, %v", len(p), off, n, err)
+			}
+		})
+	}
+	wg.Wait()
+	if o.SizeLater {
+		if err := b.SetSize(6*mib + 512); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the name is taken before Commit: %v", err)
+	}
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Discard(); err != nil {
+		t.Errorf("Discard after Commit: %v", err)
+	}
+	return path
+}
+
+func TestBuilder(t *testing.T) {
+	const size = 6*mib + 512
+	rng := rand.New(rand.NewPCG(1, 2))
+	random := func(n int) []byte {
+		p := make([]byte, n)
+		for i := range p {
+			p[i] = byte(rng.Uint32())
+		}
+		return p
+	}
+	content := map[int64][]byte{
+		512:            random(700),         // inside a block
+		mib - 512:      random(1024),        // across two
+		3*mib + 4096:   random(2*mib + 100), // over several, the last in part
+		size - 1:       random(1),
+		2*mib + 123456: random(1),
+	}
+	want := make([]byte, size)
+	for off, p := range content {
+		copy(want[off:], p)
+	}
+	for _, o := range []CreateOptions{
+		{Size: size, BlockSize: mib},
+		{Size: size, BlockSize: 4 * mib, ZeroBlocks: true},
+		{Size: size, BlockSize: 2 * mib, Type: Fixed},
+		{SizeLater: true, BlockSize: 4 * mib},
+		{SizeLater: true, BlockSize: 4 * mib, ZeroBlocks: true},
+		{SizeLater: true, BlockSize: 2 * mib, Type: Fixed},
+		{SizeLater: true},
+	} {
+		t.Run(fmt.Sprintf("%s/%d/%t/%t", o.Type, o.BlockSize, o.ZeroBlocks, o.SizeLater), func(t *testing.T) {
+			path := buildImage(t, o, content)
+			report, err := Check(path, Options{})
+			if err != nil || !report.Clean() || report.Leaked != 0 {
+				t.Fatalf("Check: %v, %+v", err, report)
+			}
+			im, err := Open(path, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer im.Close()
+			got := make([]byte, size)
+			if n, err := im.ReadAt(got, 0); n != size || err != nil || im.Size() != size {
+				t.Fatalf("read %d bytes of %d: %v", n, im.Size(), err)
+			}
+			if i := firstDifference(got, want); i >= 0 {
+				t.Errorf("byte %d is %#x, want %#x", i, got[i], want[i])
+			}
+			b, blocks := im.Info().Blocks, im.top.geo.payloadBlocks()
+			if rest := b.FullyPresent + b.NotPresent; o.ZeroBlocks && b.FullyPresent+b.Zero != blocks || !o.ZeroBlocks && rest != blocks {
+				t.Errorf("blocks %+v", b)
+			}
+		})
+	}
+}
+
+func TestBuilderKeepsTheOrderOfReserve(t *testing.T) {
+	b, err := NewBuilder(filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{Size: 8 * mib, BlockSize: mib})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Discard()
+	if err := b.Reserve(mib+1, 2*mib); err != nil { // blocks 1 to 3
+		t.Fatal(err)
+	}
+	for i, n := range []int64{1, 2, 3, 0} {
+		if got, err := b.place(n); err != nil || got != b.l.dataOff+int64(i)*mib {
+			t.Errorf("block %d is at %#x, %v", n, got, err)
+		}
+	}
+}
+
+func TestBuilderRefuses(t *testing.T) {
+	b, err := NewBuilder(filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{Size: mib})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Discard()
+	for _, off := range []int64{-1, mib - 1, mib + 1, 1 << 62} {
+		if _, err := b.WriteAt([]byte{1, 2}, off); err == nil {
+			t.Errorf("WriteAt at %d gave no error", off)
+		}
+	}
+	later, err := NewBuilder(filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{SizeLater: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer later.Discard()
+	if err := later.Finish(); err == nil {
+		t.Error("Finish without a size gave no error")
+	}
+	for _, size := range []int64{0, -512, 511, 64*tib + 512} {
+		if err := later.SetSize(size); err == nil {
+			t.Errorf("SetSize(%d) gave no error", size)
+		}
+	}
+}
+
+// buildOn builds an image in f, whatever becomes of it.
+func buildOn(f File, o CreateOptions) error {
+	o, err := o.withDefaults()
+	if err != nil {
+		return err
+	}
+	b := &Builder{o: o, sparse: true}
+	if err := b.begin(f); err != nil {
+		return err
+	}
+	for n := range b.l.geo.payloadBlocks() {
+		if n%2 == 0 {
+			if _, err := b.WriteAt(bytes.Repeat([]byte{0xA5}, 4096), n*o.BlockSize+512); err != nil {
+				return err
+			}
+		}
+	}
+	return b.Finish()
+}
+
+// crashBuild cuts the power at each operation of making an image, and says what is wrong with what is left: it opens
+// and is not the whole image, or it does not open though Finish has returned.
+func crashBuild(o CreateOptions, dropSync string) error {
+	for cut, done := 1, false; !done; cut++ {
+		disk := powercut.New(bytes.NewReader(nil), 0)
+		disk.CutAt(cut)
+		err := buildOn(mutantFile{disk, dropSync, true}, o)
+		done = disk.Powered()
+		if done && err != nil {
+			return err
+		}
+		for seed := range uint64(30) {
+			im, oerr := loadReadOnly(disk.AfterCut(rand.New(rand.NewPCG(seed, uint64(cut)))))
+			if oerr != nil {
+				if done {
+					return fmt.Errorf("seed %d: a finished image does not open: %w", seed, oerr)
+				}
+				continue
+			}
+			if err := checkBuilt(im, o); err != nil {
+				return fmt.Errorf("cut %d, seed %d: what is left opens, but %w", cut, seed, err)
+			}
+		}
+	}
+	return nil
+}
+
+func checkBuilt(im *Image, o CreateOptions) error {
+	got, want := make([]byte, 4096), bytes.Repeat([]byte{0xA5}, 4096)
+	for n := range im.top.geo.payloadBlocks() {
+		if _, err := im.ReadAt(got, n*o.BlockSize+512); err != nil {
+			return err
+		}
+		if n%2 == 0 && !bytes.Equal(got, want) || n%2 == 1 && !allZero(got) {
+			return fmt.Errorf("block %d is wrong", n)
+		}
+	}
+	return nil
+}
+
+func TestPowerCutWhileBuilding(t *testing.T) {
+	for _, o := range []CreateOptions{
+		{Size: 4 * mib, BlockSize: mib},
+		{Size: 4 * mib, BlockSize: mib, Type: Fixed},
+		{Size: 4 * mib, BlockSize: mib, ZeroBlocks: true},
+	} {
+		if err := crashBuild(o, ""); err != nil {
+			t.Errorf("%+v: %v", o, err)
+		}
+		if err := crashBuild(o, "(*Builder).finish"); err == nil {
+			t.Errorf("%+v: nothing shows that there is no sync", o)
+		}
+	}
+}
+
+// On a host where a hole does harm, there is none.
+func TestBuilderWithoutHoles(t *testing.T) {
+	f := &countedFile{memFile: newMemFile(0)}
+	o, err := CreateOptions{Size: 3 * mib, BlockSize: mib}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &Builder{o: o}
+	if err := b.begin(f); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.WriteAt([]byte{1}, 2*mib+5); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	if size, _ := f.Size(); f.holes != 0 || size != b.l.dataOff+mib {
+		t.Errorf("%d holes in a file of %d bytes", f.holes, size)
+	}
+}
+
+// A countedFile counts the operations that leave holes.
+type countedFile struct {
+	*memFile
+	holes int
+}
+
+func (f *countedFile) WriteAt(p []byte, off int64) (int, error) {
+	if size, _ := f.Size(); off > size {
+		f.holes++
+	}
+	return f.memFile.WriteAt(p, off)
+}
+
+func (f *countedFile) Truncate(size int64) error {
+	if now, _ := f.Size(); size > now {
+		f.holes++
+	}
+	return f.memFile.Truncate(size)
+}
+
+func TestLike(t *testing.T) {
+	item := rawItem{uuid.New(), itemIsUser | itemIsVirtualDisk, []byte("mine")}
+	img := build(spec{diskSize: 5 * mib, blockSize: 2 * mib, sectorSize: 4096, physical: 4096, items: []rawItem{
+		item, {uuid.New(), itemIsUser, []byte("the file's")}, {uuid.New(), itemIsVirtualDisk, nil},
+	}})
+	im := chain{img}.open(t, Options{})
+	o, err := im.Like()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "like.vhdx")
+	if err := Create(path, o); err != nil {
+		t.Fatal(err)
+	}
+	like, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer like.Close()
+	a, b := im.Info(), like.Info()
+	if a.DiskID != b.DiskID || a.DiskSize != b.DiskSize || a.BlockSize != b.BlockSize || a.LogicalSectorSize != b.LogicalSectorSize {
+		t.Errorf("made %+v like %+v", b, a)
+	}
+	items, err := like.top.diskItems()
+	if err != nil || len(items) != 2 || items[0].id != item.id || string(items[0].data) != "mine" || items[0].flags != item.flags {
+		t.Errorf("items %+v, %v", items, err)
+	}
+}

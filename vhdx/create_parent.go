@@ -1,0 +1,198 @@
+package vhdx
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// maxDiskItems bounds the metadata of a virtual disk that new images inherit, in bytes. Nobody is known to have more
+// than some hundred.
+const maxDiskItems = 4 * mib
+
+// Like returns options for a new image of the same disk: its size, block and sector sizes, its id and the further
+// metadata of the disk, such as the items of users. The type is the default.
+func (im *Image) Like() (CreateOptions, error) {
+	l := im.top
+	items, err := l.diskItems()
+	if err != nil {
+		return CreateOptions{}, fmt.Errorf("%s: %w", l.path, err)
+	}
+	return CreateOptions{
+		Size:               l.geo.diskSize,
+		BlockSize:          l.geo.blockSize,
+		LogicalSectorSize:  l.geo.sectorSize,
+		PhysicalSectorSize: int64(l.meta.physicalSectorSize),
+		DiskID:             l.meta.diskID,
+		items:              items,
+	}, nil
+}
+
+// Inherit returns the options with what they leave open taken from others.
+func (o CreateOptions) Inherit(from CreateOptions) CreateOptions {
+	o.Size = cmp.Or(o.Size, from.Size)
+	o.Type = cmp.Or(o.Type, from.Type)
+	o.BlockSize = cmp.Or(o.BlockSize, from.BlockSize)
+	o.LogicalSectorSize = cmp.Or(o.LogicalSectorSize, from.LogicalSectorSize)
+	o.PhysicalSectorSize = cmp.Or(o.PhysicalSectorSize, from.PhysicalSectorSize)
+	o.DiskID = cmp.Or(o.DiskID, from.DiskID)
+	o.items = from.items
+	return o
+}
+
+// diskItems reads the metadata items that belong to the virtual disk and not to the file (MS-VHDX 2.6.1.2), but for
+// those whose meaning is known.
+func (l *layer) diskItems() ([]diskItem, error) {
+	var items []diskItem
+	room := maxDiskItems
+	for _, m := range l.items {
+		if _, known := m.known(); known || m.Flags&itemIsVirtualDisk == 0 {
+			continue
+		}
+		if room -= int(m.Length); room < 0 {
+			return nil, fmt.Errorf("the disk has more than %d MiB of metadata of its own", maxDiskItems/mib)
+		}
+		it := diskItem{id: m.ID, flags: m.Flags, data: make([]byte, m.Length)}
+		if err := readFull(l.src, it.data, l.metadataOffset()+int64(m.Offset), "metadata item"); err != nil {
+			return nil, err
+		}
+		items = append(items, it)
+	}
+	return items, nil
+}
+
+// withParent completes the options for a child at path by what its parent determines. The parent and its locks are
+// held until release is called.
+func (o CreateOptions) withParent(path string) (_ CreateOptions, release func(), err error) {
+	if o.Parent == "" {
+		return o, func() {}, nil
+	}
+	o.Open.Writable = false
+	im, err := Open(o.Parent, o.Open)
+	if err != nil {
+		return o, nil, fmt.Errorf("parent: %w", err)
+	}
+	release = func() { _ = im.Close() } // nothing was written
+	if o, err = o.childOf(im, path); err != nil {
+		release()
+		return o, nil, optionsError{err}
+	}
+	return o, release, nil
+}
+
+// childOf completes the options for a child of im at path.
+func (o CreateOptions) childOf(im *Image, path string) (CreateOptions, error) {
+	like, err := im.Like()
+	if err != nil {
+		return o, err
+	}
+	like.Type = Differencing
+	o = o.Inherit(like)
+	switch {
+	case o.LogicalSectorSize != like.LogicalSectorSize:
+		return o, fmt.Errorf("logical sector size %d; it is that of the parent, %d", o.LogicalSectorSize, like.LogicalSectorSize)
+	case o.Size < like.Size:
+		return o, fmt.Errorf("disk size %d; it is not below that of the parent, %d", o.Size, like.Size)
+	case im.Holds(path):
+		return o, fmt.Errorf("%s is the parent, or one of its parents", path)
+	}
+	o.locator, err = parentKeys(path, o.Parent, o.ParentPaths, im.top.headers.header().DataWriteGUID)
+	return o, err
+}
+
+// Holds reports whether the file at path is the image or one of its parents.
+func (im *Image) Holds(path string) bool {
+	f, err := openFile(path, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for l := im.top; l != nil; l = l.parent {
+		if sameFile(l.file, f) {
+			return true
+		}
+	}
+	return false
+}
+
+// The forms of paths in a parent locator (MS-VHDX 2.6.2.6.3).
+const (
+	win32Prefix  = `\\?\`
+	volumePrefix = `\\?\Volume{`
+	uncPrefix    = `\\?\UNC\`
+)
+
+// parentKeys returns the keys and values of the parent locator of a child, as MS-VHDX 2.6.2.6.3 has them. further
+// are the parent's paths on Windows, beside the relative one: D:\folder\parent.vhdx, \\server\share\parent.vhdx, or
+// \\?\Volume{GUID}\folder\parent.vhdx, one of a drive or server and one of a volume at the most.
+//
+// Where no path of a drive is given, the one here stands in as one of drive C: there are readers, libvhdi among
+// them, that know no other key and look for its last part. Whoever follows it to another file finds that the
+// linkage differs.
+func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([][2]string, error) {
+	child, parent = absolute(child), absolute(parent)
+	rel, err := filepath.Rel(filepath.Dir(child), parent)
+	if err != nil {
+		return nil, fmt.Errorf("no path leads from %s to %s: %w", child, parent, err)
+	}
+	if strings.ContainsAny(rel, `\:`) || !utf8.ValidString(rel) {
+		return nil, fmt.Errorf("the path %q cannot stand in an image: it has a backslash, a colon or what is no UTF-8; rename the parent", rel)
+	}
+	if !strings.HasPrefix(rel, "..") {
+		rel = "./" + rel
+	}
+	paths := map[string]string{keyRelativePath: backslashes(rel)}
+	for _, p := range further {
+		key, value, err := windowsPath(p)
+		if err != nil {
+			return nil, err
+		}
+		if paths[key] != "" {
+			return nil, fmt.Errorf("the parent's path %q is a second one of its kind", p)
+		}
+		paths[key] = value
+	}
+	if paths[keyAbsolutePath] == "" && !strings.ContainsAny(parent, `\:`) && utf8.ValidString(parent) {
+		paths[keyAbsolutePath] = win32Prefix + `C:` + backslashes(parent)
+	}
+	keys := [][2]string{{keyLinkage, "{" + dataWrite.String() + "}"}}
+	for _, k := range pathKeys {
+		if v := paths[k]; v != "" {
+			keys = append(keys, [2]string{k, v})
+		}
+	}
+	for _, kv := range keys {
+		if len(encodeUTF16(kv[1])) > maxLocatorValue {
+			return nil, errors.New("the path of the parent is longer than 32767 characters")
+		}
+	}
+	return keys, nil
+}
+
+const maxLocatorValue = 1<<16 - 2 // bytes; a 16-bit field holds the length
+
+func backslashes(path string) string { return strings.ReplaceAll(path, "/", `\`) }
+
+// windowsPath says which key of a parent locator a path is for, and how it is written there.
+func windowsPath(p string) (key, value string, err error) {
+	p = backslashes(p)
+	bare := strings.TrimPrefix(p, win32Prefix)
+	drive := len(bare) > 3 && bare[1:3] == `:\` && (bare[0]|0x20 >= 'a' && bare[0]|0x20 <= 'z')
+	switch {
+	case !utf8.ValidString(p) || strings.ContainsRune(p, 0):
+	case strings.HasPrefix(p, volumePrefix) && strings.Contains(p[len(volumePrefix):], `}\`):
+		return keyVolumePath, p, nil
+	case drive:
+		return keyAbsolutePath, win32Prefix + bare, nil
+	case strings.HasPrefix(p, uncPrefix):
+		return keyAbsolutePath, p, nil
+	case strings.HasPrefix(p, `\\`) && !strings.HasPrefix(p, win32Prefix):
+		return keyAbsolutePath, uncPrefix + p[2:], nil
+	}
+	return "", "", fmt.Errorf(`the parent's path %q; it has a form such as D:\folder\parent.vhdx, \\server\share\parent.vhdx or \\?\Volume{GUID}\folder\parent.vhdx`, p)
+}
