@@ -14,6 +14,9 @@ demo_needs := fuse3:fusermount3 e2fsprogs:mkfs.ext4 mount:losetup util-linux:fst
 test_needs := $(demo_needs) qemu-utils:qemu-img gcc:gcc libc6-dev:/usr/include/stdlib.h xz-utils:xz attr:getfattr \
 	xfsprogs:mkfs.xfs btrfs-progs:mkfs.btrfs ntfs-3g:ntfs-3g libvhdi-utils:vhdiinfo fio:fio
 
+# The names by which mount(8) and umount(8) find the program. They look in /sbin only.
+helpers := mount.vhdx mount.vhdxfs mount.fuse.vhdxfs umount.fuse.vhdxfs
+
 .DEFAULT_GOAL := build
 .PHONY: build demo test lint fuzz install clean help
 
@@ -40,8 +43,10 @@ lint: ## Static analysis: gofmt, go vet, staticcheck, shellcheck
 fuzz: ## Run every fuzz target for FUZZTIME (10s)
 	@internal/scripts/fuzz $(FUZZTIME)
 
-install: build ## Install the binary below DESTDIR and PREFIX (/usr/local)
+install: build ## Install the binary below DESTDIR and PREFIX (/usr/local), and its names for mount(8) in /sbin
 	install -D -m 755 bin/vhdxfs $(DESTDIR)$(PREFIX)/bin/vhdxfs
+	install -d $(DESTDIR)/sbin
+	for name in $(helpers); do ln -sf $(PREFIX)/bin/vhdxfs $(DESTDIR)/sbin/$$name || exit; done
 
 clean: ## Remove what was built
 	rm -rf bin

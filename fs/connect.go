@@ -41,7 +41,7 @@ func mountDirect(o *Options) (fd int, err error) {
 		fmt.Sprintf("rootmode=%o", unix.S_IFDIR),
 		fmt.Sprintf("user_id=%d", unix.Geteuid()),
 		fmt.Sprintf("group_id=%d", unix.Getegid()))
-	err = unix.Mount(o.Source, o.MountPoint, "fuse."+typeName, o.Flags, strings.Join(data, ","))
+	err = unix.Mount(o.source(), o.MountPoint, Type, o.Flags, strings.Join(data, ","))
 	if err != nil {
 		unix.Close(fd)
 		return -1, err
@@ -72,7 +72,7 @@ func mountHelped(o *Options, bin string) (int, error) {
 	theirs := os.NewFile(uintptr(pair[1]), "fusermount socket")
 	defer theirs.Close()
 
-	list := append(o.kernelOptions(), "fsname="+escapeOption(o.Source), "subtype="+typeName)
+	list := append(o.kernelOptions(), "fsname="+escapeOption(o.source()), "subtype="+typeName)
 	for _, f := range []struct {
 		flag uintptr
 		name string
@@ -81,7 +81,8 @@ func mountHelped(o *Options, bin string) (int, error) {
 		{unix.MS_NOEXEC, "noexec"},
 		{unix.MS_NOATIME, "noatime"},
 		{unix.MS_SYNCHRONOUS, "sync"},
-	} { // nosuid and nodev it adds by itself
+		{unix.MS_DIRSYNC, "dirsync"},
+	} { // all that it knows; nosuid and nodev it adds by itself
 		if o.Flags&f.flag != 0 {
 			list = append(list, f.name)
 		}

@@ -3,7 +3,6 @@ package fs
 import (
 	"fmt"
 	"log"
-	"path/filepath"
 	"strconv"
 	"sync"
 
@@ -45,6 +44,7 @@ type Options struct {
 	AllowRoot          bool // root may use it, and no other user
 	DefaultPermissions bool // the kernel checks the permissions of disk.raw
 	NonEmpty           bool // the mount point may hold files, which the mount then hides
+	KeepStale          bool // a dead mount of this program at the mount point is an error, not taken away
 
 	UID, GID *uint32 // owner of disk.raw; nil is the image's
 	Umask    *uint32 // permission bits to remove from all; nil starts from the image's
@@ -61,6 +61,7 @@ type Server struct {
 	mountPoint string
 	device     string // of the mount, major:minor, as the mount table has it; "" where unknown
 	log        logrus.FieldLogger
+	disk       *fencedDisk
 	done       chan struct{} // closed when the last request is answered
 
 	unmountMu sync.Mutex // one Unmount at a time
@@ -72,16 +73,15 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = logrus.StandardLogger()
 	}
-	if o.Source == "" {
-		o.Source = o.Image
-	}
 	im, err := statImage(o.Image)
 	if err != nil {
 		return nil, err
 	}
-	if o.MountPoint, err = checkMountPoint(o.MountPoint, o.NonEmpty); err != nil {
+	if err := o.CheckMountPoint(); err != nil {
 		return nil, err
 	}
+	fence := &fencedDisk{Disk: disk}
+	fsys := newFileSystem(fence, &o, im)
 	if o.Flags &^= unix.MS_RDONLY; !disk.Writable() {
 		o.Flags |= unix.MS_RDONLY
 	}
@@ -91,8 +91,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	}
 	// go-fuse takes a connection that is already mounted by this name, and answers INIT before NewServer
 	// returns: every later request waits in the kernel until Serve fetches it.
-	fs := newFileSystem(disk, &o, im)
-	server, err := fuse.NewServer(fs, "/dev/fd/"+strconv.Itoa(fd), &fuse.MountOptions{
+	server, err := fuse.NewServer(fsys, "/dev/fd/"+strconv.Itoa(fd), &fuse.MountOptions{
 		Name:                     typeName,
 		MaxWrite:                 maxRequest,
 		MaxReadAhead:             maxRequest,
@@ -106,16 +105,24 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		unmount(o.MountPoint, unix.MNT_DETACH)
 		return nil, fmt.Errorf("the kernel's FUSE did not accept the mount of %s: %w", o.MountPoint, err)
 	}
-	s := &Server{fs: fs, mountPoint: o.MountPoint, log: o.Log, done: make(chan struct{})}
+	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		server.Serve()
 	}()
-	if m, err := mountedAt(o.MountPoint); err == nil && m != nil {
-		s.device = fmt.Sprintf("%d:%d", m.Major, m.Minor)
+	if m, err := MountAt(o.MountPoint); err == nil && m != nil {
+		s.device = deviceOf(m)
 		s.setReadAhead()
 	}
 	return s, nil
+}
+
+// source is what the mount table is to name as the source.
+func (o *Options) source() string {
+	if o.Source == "" {
+		return o.Image
+	}
+	return o.Source
 }
 
 // MountPoint returns the absolute path of the mount point, without symbolic links.
@@ -126,18 +133,6 @@ func (s *Server) Wait() { <-s.done }
 
 // Done returns a channel that is closed when Wait would return.
 func (s *Server) Done() <-chan struct{} { return s.done }
-
-// checkMountPoint returns the mount point without symbolic links, as the mount table will have it.
-func checkMountPoint(path string, nonEmpty bool) (string, error) {
-	clean, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return "", mountPointError(path, err)
-	}
-	if err := checkDirectory(clean, nonEmpty); err != nil {
-		return "", err
-	}
-	return clean, nil
-}
 
 // callerAllowed returns the check that allow_root stands for. The kernel knows only allow_other, so that
 // is what it is told, and the rest is refused here.

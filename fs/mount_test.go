@@ -88,7 +88,7 @@ func TestMountedFile(t *testing.T) {
 	d := newFakeDisk(t)
 	s := mountTest(t, d, Options{Source: `a b,c\d`, DefaultPermissions: true, Flags: unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC})
 
-	m, err := mountedAt(s.MountPoint())
+	m, err := MountAt(s.MountPoint())
 	if err != nil || m == nil {
 		t.Fatalf("mount table: %v, %v", m, err)
 	}
@@ -193,7 +193,7 @@ func TestUnmountBusy(t *testing.T) {
 	if err := s.Unmount(); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := mountedAt(s.MountPoint()); err != nil || m != nil {
+	if m, err := MountAt(s.MountPoint()); err != nil || m != nil {
 		t.Fatalf("mount table after unmount: %v, %v", m, err)
 	}
 	select {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -20,51 +19,15 @@ func mountError(o *Options, err error) error {
 	switch {
 	case errors.As(err, &device) && errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w; give this user read and write access to the device, or mount as root", err)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("mount on %s: %w; a security module forbids it: in a container on a host with AppArmor, "+
+			"start the container with --security-opt apparmor:unconfined", o.MountPoint, err)
 	case errors.As(err, &device), errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("%w: %w; load the module (modprobe fuse), or start the container with --device %s", ErrNoFUSE, err, fuseDevice)
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return mountPointError(o.MountPoint, err)
 	}
 	return fmt.Errorf("mount on %s: %w", o.MountPoint, err)
-}
-
-// mountPointError says what is the matter with a mount point that cannot be looked at.
-func mountPointError(path string, err error) error {
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("mount point %s does not exist; make it with: mkdir -p %s", path, path)
-	case errors.Is(err, unix.ENOTDIR):
-		return fmt.Errorf("mount point %s is not a directory; name one", path)
-	case errors.Is(err, unix.ENOTCONN):
-		return fmt.Errorf("mount point %s holds the mount of a FUSE program that has died; remove it with: umount %s", path, path)
-	}
-	return fmt.Errorf("mount point: %w", err)
-}
-
-// checkDirectory returns an error where path is no directory or, unless nonEmpty allows it, not an empty
-// one. That includes a mount point which is in use already.
-func checkDirectory(path string, nonEmpty bool) error {
-	d, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	switch {
-	case errors.Is(err, unix.EACCES): // fusermount3 and mount(2) need no read permission
-		return nil
-	case err != nil:
-		return mountPointError(path, err)
-	}
-	defer d.Close()
-	if nonEmpty {
-		return nil
-	}
-	switch _, err := d.Readdirnames(1); {
-	case errors.Is(err, io.EOF):
-		return nil
-	case err != nil:
-		return mountPointError(path, err)
-	}
-	if m, err := mountedAt(path); err == nil && m != nil && m.FSType == "fuse."+typeName {
-		return fmt.Errorf("on %s %s is mounted already; unmount it first, or choose another mount point", path, m.Source)
-	}
-	return fmt.Errorf("mount point %s is not empty; choose an empty directory, or hide what it holds with -o nonempty", path)
 }
 
 // fusermountError turns what fusermount3 printed into an error.
@@ -84,6 +47,9 @@ func fusermountError(stderr *bytes.Buffer, err error) error {
 	}
 	if strings.Contains(said, "mount failed: Operation not permitted") {
 		said += "; a container needs --cap-add SYS_ADMIN"
+	}
+	if strings.Contains(said, "mount failed: Permission denied") {
+		said += "; a container on a host with AppArmor needs --security-opt apparmor:unconfined"
 	}
 	return fmt.Errorf("fusermount3: %s", said)
 }

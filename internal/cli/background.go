@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"strconv"
@@ -17,6 +18,12 @@ import (
 // it holds the number of the descriptor to report to.
 const readyVariable = "_VHDXFS_READY_FD"
 
+// noSyslog is the last that a mount in the background says where there is no syslog.
+const noSyslog = "there is no syslog here, so what happens to this mount is logged nowhere; name a file, as in -o log=/var/log/vhdxfs.log"
+
+// firstInherited is the first descriptor after standard input, output and error.
+const firstInherited = 3
+
 // startBackground starts the program again with the same arguments, and returns when the mount is there, or
 // with the status of the process that failed to make it, which has told the reason. With flush, the new process
 // is one that the kernel knows to write what memory is waiting for.
@@ -28,6 +35,12 @@ func startBackground(args []string, flush bool, stdout, stderr io.Writer) error 
 	if err != nil {
 		return fmt.Errorf("cannot go to the background: %w; use -f", err)
 	}
+	if _, err := os.Stat(program); err != nil { // in another mount namespace, or replaced by a newer one
+		program = "/proc/self/exe"
+	}
+	// What else the caller has open would stay open, and locked, as long as the mount. An old kernel cannot say it
+	// in one call, and then it stays so.
+	_ = unix.CloseRange(firstInherited, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -93,6 +106,7 @@ func (r *readiness) report(o *options, log *logrus.Logger) error {
 	}
 	if o.log == "" {
 		if err := toSyslog(log); err != nil {
+			log.Warn(noSyslog)
 			log.SetOutput(io.Discard)
 		}
 	}

@@ -4,16 +4,22 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 )
 
-// Run executes the command line args, without the program's name, and returns the exit status. On a
-// failure it has written one line to stderr. When ctx ends, a mount that Run serves is unmounted. For a mount
-// in the background, stdout and stderr have to be files: the second process writes to them by itself.
-func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	root := newRoot(args)
+// Run executes a command line, which begins with the name of the program, and returns the exit status. By the
+// name the program knows that mount(8) or umount(8) has called it. On a failure it has written one line to stderr.
+// When ctx ends, a mount that Run serves is unmounted. For a mount in the background, stdout and stderr have to be
+// files: the second process writes to them by itself.
+func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
+	name, args := filepath.Base(argv[0]), argv[1:]
+	root := newHelper(name, args)
+	if root == nil {
+		name, root = "vhdxfs", newRoot(args)
+	}
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -22,7 +28,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return statusOK
 	}
 	if msg := oneLine(err.Error()); msg != "" {
-		fmt.Fprintf(stderr, "vhdxfs: %s\n", msg)
+		fmt.Fprintf(stderr, "%s: %s\n", name, msg)
 	}
 	return statusOf(err)
 }
@@ -49,8 +55,7 @@ func oneLine(msg string) string {
 // newRoot returns the command that mounts, with the others below it. args is the whole command line, which
 // a mount in the background starts again.
 func newRoot(args []string) *cobra.Command {
-	var m mountCommand
-	m.args = args
+	m := mountCommand{args: args}
 	root := &cobra.Command{
 		Use:   "vhdxfs [-f] [-r] [-o LIST] IMAGE MOUNTPOINT",
 		Short: "Mount a Hyper-V VHDX image as one raw file",

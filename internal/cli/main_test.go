@@ -15,7 +15,7 @@ const programVariable = "_VHDXFS_TEST_PROGRAM"
 // as vhdxfs when a test wants that.
 func TestMain(m *testing.M) {
 	if os.Getenv(readyVariable) != "" || os.Getenv(programVariable) != "" {
-		os.Exit(Run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+		os.Exit(Run(context.Background(), os.Args, os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())
 }
@@ -38,7 +38,7 @@ func run(t *testing.T, args ...string) result {
 		defer f.Close()
 		files[i] = f
 	}
-	r := result{status: Run(t.Context(), args, files[0], files[1])}
+	r := result{status: Run(t.Context(), append([]string{"vhdxfs"}, args...), files[0], files[1])}
 	for i, to := range []*string{&r.stdout, &r.stderr} {
 		text, err := os.ReadFile(files[i].Name())
 		if err != nil {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -25,10 +26,31 @@ type options struct {
 	roFallback bool // read-only where the image cannot be written
 	remount    bool
 	foreground bool
+	allowAsked bool   // who may use the mount was said
+	replay     string // one of replayModes
+	user       string // whom the process is to become; "" is who it is
+	pidFile    string // "" is none
 	oomScore   *int   // oom_score_adj of the process; nil leaves it as it is
 	log        string // "stderr", "syslog", a path, or "" for what suits
 	metrics    string // path of the socket for Prometheus, "" for none
 	logLevel   logrus.Level
+}
+
+// The values of the option replay.
+const (
+	replayAuto   = "auto"
+	replayMemory = "memory"
+	replayNo     = "no"
+)
+
+var replayModes = []string{replayAuto, replayMemory, replayNo}
+
+// check returns an error where options do not go together.
+func (o *options) check() error {
+	if o.replay == replayMemory && !o.readOnly && !o.remount {
+		return usageError("option replay=memory needs ro: who writes has to replay the log in the file")
+	}
+	return nil
 }
 
 func defaultOptions() options {
@@ -39,6 +61,7 @@ func defaultOptions() options {
 			Commit:       5 * time.Second,
 			IdleClean:    5 * time.Second,
 		},
+		replay:   replayAuto,
 		oomScore: &oomScore,
 		mount: mount.Options{
 			// A loop device, or another user's program, could not read a mount that is root's alone.
@@ -54,9 +77,12 @@ func defaultOptions() options {
 type aboutness int
 
 const (
-	aboutImage aboutness = 1 << iota // all that open an image
-	aboutMount                       // mounting alone
-	aboutOther                       // another program that reads the same list: accepted and not used
+	aboutImage   aboutness = 1 << iota // all that open an image
+	aboutMount                         // mounting alone
+	aboutOther                         // another program that reads the same list: accepted and not used
+	aboutRefused                       // nothing, as it says when it is given
+	aboutRemount                       // what a remount can change
+	sloppy                             // what nobody knows: ignored, not refused
 )
 
 // An option is an entry of the table that parsing and help go by.
@@ -70,17 +96,29 @@ type option struct {
 
 // optionTable has every option, in the order of the help.
 var optionTable = []option{
-	{"rw", "", aboutMount, "mount for reading and writing; the default", func(o *options, _ string) error {
+	{"rw", "", aboutMount | aboutRemount, "mount for reading and writing; the default", func(o *options, _ string) error {
 		o.readOnly = false
 		return nil
 	}},
-	{"ro", "", aboutMount, "mount read-only: no byte of the image is changed, not even to replay its log", func(o *options, _ string) error {
+	{"ro", "", aboutMount | aboutRemount, "mount read-only: no byte of the image is changed, not even to replay its log", func(o *options, _ string) error {
 		o.readOnly = true
 		return nil
 	}},
 	{"ro_fallback", "", aboutMount, "mount read-only where the image cannot be opened for writing", func(o *options, _ string) error {
 		o.roFallback = true
 		return nil
+	}},
+	{"replay", strings.Join(replayModes, "|"), aboutMount, "the log of an image that was not closed cleanly: auto, the default, replays it in\n" +
+		"the file, with ro in memory; memory is auto that needs ro; no refuses the image", func(o *options, v string) error {
+		o.replay = v
+		return oneOf(v, replayModes...)
+	}},
+	{"errors", "eio", aboutMount, "after a failed sync, changes fail with EIO until the image is mounted again; it is\n" +
+		"the only way: the kernel makes no mount read-only that is open for writing", func(_ *options, v string) error {
+		if v == "remount-ro" {
+			return errors.New("a mount that is open for writing, as by a loop device, cannot be made read-only; changes fail with EIO (errors=eio)")
+		}
+		return oneOf(v, "eio")
 	}},
 	{"discard", "auto|unmap|punch|off", aboutMount, "what becomes of space that is discarded, as by fstrim: unmap uses it for other\n" +
 		"blocks, punch also leaves holes in the image; auto, the default, is punch on\n" +
@@ -112,6 +150,7 @@ var optionTable = []option{
 	{"parent_dir", "DIR", aboutImage, "a further directory to look for parents in; can be repeated", func(o *options, v string) error {
 		return appendPath(&o.image.ParentDirs, v)
 	}},
+	refused("ignore_parent_mismatch", "a parent that was changed gives other bytes than the disk had"),
 	{"lock", "on|try|off", aboutImage, "lock the image and its parents against other programs, on by default;\n" +
 		"try uses an image all the same that another program holds", func(o *options, v string) error {
 		o.image.Lock = vhdx.LockMode(v)
@@ -122,16 +161,17 @@ var optionTable = []option{
 		o.image.CacheSize, err = parseSize(v)
 		return err
 	}},
+	refused("bat_cache", "there is one cache for all block tables; its size is cache_size="),
 	{"allow_other", "", aboutMount, "all users may use the mount, as far as the mode of disk.raw lets them;\nthe default for root", func(o *options, _ string) error {
-		o.mount.AllowOther, o.mount.AllowRoot = true, false
+		o.mount.AllowOther, o.mount.AllowRoot, o.allowAsked = true, false, true
 		return nil
 	}},
 	{"no_allow_other", "", aboutMount, "only the user who mounts may use the mount; the default for others", func(o *options, _ string) error {
-		o.mount.AllowOther, o.mount.AllowRoot = false, false
+		o.mount.AllowOther, o.mount.AllowRoot, o.allowAsked = false, false, true
 		return nil
 	}},
 	{"allow_root", "", aboutMount, "only root and the user who mounts may use the mount", func(o *options, _ string) error {
-		o.mount.AllowOther, o.mount.AllowRoot = false, true
+		o.mount.AllowOther, o.mount.AllowRoot, o.allowAsked = false, true, true
 		return nil
 	}},
 	{"default_permissions", "", aboutMount, "the kernel checks the mode of disk.raw; always on", func(o *options, _ string) error {
@@ -157,6 +197,23 @@ var optionTable = []option{
 	{"nonempty", "", aboutMount, "hide what the mount point holds", func(o *options, _ string) error {
 		o.mount.NonEmpty = true
 		return nil
+	}},
+	{"clean_stale", "", aboutMount, "take away the dead mount of a killed vhdxfs at the mount point; the default", func(o *options, _ string) error {
+		o.mount.KeepStale = false
+		return nil
+	}},
+	{"noclean_stale", "", aboutMount, "refuse to mount there", func(o *options, _ string) error {
+		o.mount.KeepStale = true
+		return nil
+	}},
+	{"setuid", "USER", aboutMount, "open the image and mount as this user, by fusermount3", func(o *options, v string) error {
+		o.user = v
+		return nil
+	}},
+	{"pidfile", "FILE", aboutMount, "holds the number of the process that serves, as long as it does", func(o *options, v string) error {
+		var err error
+		o.pidFile, err = absPath(v)
+		return err
 	}},
 	{"foreground", "", aboutMount, "as -f", func(o *options, _ string) error {
 		o.foreground = true
@@ -195,9 +252,12 @@ var optionTable = []option{
 	setFlag("nodiratime", unix.MS_NODIRATIME), clearFlag("diratime", unix.MS_NODIRATIME),
 	setFlag("relatime", unix.MS_RELATIME), clearFlag("norelatime", unix.MS_RELATIME),
 	setFlag("strictatime", unix.MS_STRICTATIME), clearFlag("nostrictatime", unix.MS_STRICTATIME),
-	clearFlag("async", unix.MS_SYNCHRONOUS),
+	{"async", "", aboutMount, "", func(o *options, _ string) error {
+		o.mount.Flags &^= unix.MS_SYNCHRONOUS
+		return nil
+	}},
 	setFlag("dirsync", unix.MS_DIRSYNC),
-	{"remount", "", aboutMount, "", func(o *options, _ string) error {
+	{"remount", "", aboutMount | aboutRemount, "", func(o *options, _ string) error {
 		o.remount = true
 		return nil
 	}},
@@ -212,17 +272,22 @@ var optionTable = []option{
 }
 
 func setFlag(name string, flag uintptr) option {
-	return option{name, "", aboutMount, "", func(o *options, _ string) error {
+	return option{name, "", aboutMount | aboutRemount, "", func(o *options, _ string) error {
 		o.mount.Flags |= flag
 		return nil
 	}}
 }
 
 func clearFlag(name string, flag uintptr) option {
-	return option{name, "", aboutMount, "", func(o *options, _ string) error {
+	return option{name, "", aboutMount | aboutRemount, "", func(o *options, _ string) error {
 		o.mount.Flags &^= flag
 		return nil
 	}}
+}
+
+// refused is an option of others that has no meaning here, or a bad one.
+func refused(name, why string) option {
+	return option{name, "", aboutImage | aboutRefused, "", func(*options, string) error { return errors.New(why) }}
 }
 
 func unused(name, value string) option {
@@ -246,22 +311,40 @@ func parseOptions(lists []string, about aboutness) (*options, error) {
 	return &o, nil
 }
 
+// isForeign reports whether an option is anybody's, by the convention of mount(8).
+func isForeign(name string) bool {
+	return strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "X-")
+}
+
+// findOption returns the entry of the table for a name, and nil where there is none.
+func findOption(name string) *option {
+	i := slices.IndexFunc(optionTable, func(t option) bool { return t.name == name })
+	if i < 0 {
+		return nil
+	}
+	return &optionTable[i]
+}
+
 // apply sets one option, a name or name=value.
 func (o *options) apply(word string, about aboutness) error {
 	name, value, hasValue := strings.Cut(word, "=")
-	if strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "X-") {
-		return nil // anybody's, by the convention of mount(8)
+	if isForeign(name) {
+		return nil
 	}
-	i := slices.IndexFunc(optionTable, func(t option) bool { return t.name == name })
-	if i < 0 {
+	t := findOption(name)
+	if t == nil && about&sloppy != 0 {
+		return nil
+	}
+	if t == nil {
 		hint := ""
 		if n := nearest(name, optionNames(about)); n != "" {
 			hint = fmt.Sprintf("; do you mean %s?", n)
 		}
 		return usageError("unknown option %q%s", name, hint)
 	}
-	t := &optionTable[i]
 	switch {
+	case t.about&aboutRefused != 0:
+		return usageError("option %s is not supported: %w", name, t.set(o, value))
 	case t.about&(about|aboutOther) == 0:
 		return usageError("option %s is for mounting; here it has no use", name)
 	case t.value == "" && hasValue:
@@ -341,8 +424,11 @@ var otherOptionsHelp = []string{
 }
 
 func oneOf(v string, allowed ...string) error {
-	if slices.Contains(allowed, v) {
+	switch {
+	case slices.Contains(allowed, v):
 		return nil
+	case len(allowed) == 1:
+		return fmt.Errorf("it can be %s", allowed[0])
 	}
 	return fmt.Errorf("it can be %s or %s", strings.Join(allowed[:len(allowed)-1], ", "), allowed[len(allowed)-1])
 }

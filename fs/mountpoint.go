@@ -1,0 +1,92 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// CheckMountPoint makes o.MountPoint what the mount table will have, and returns an error where nothing can be
+// mounted there. Mount does so by itself; who calls it before learns of the error before the image is touched.
+//
+// The dead mount of a program that was killed is taken away, unless o.KeepStale is set.
+func (o *Options) CheckMountPoint() error {
+	path, err := ResolveMountPoint(o.MountPoint)
+	if err != nil {
+		return mountPointError(o.MountPoint, err)
+	}
+	o.MountPoint = path
+	for {
+		m, err := MountAt(path)
+		if err != nil || m == nil || m.FSType != Type {
+			break // nothing of ours: the directory decides. An automounter's mount is there to be covered.
+		}
+		dead, err := isDead(path)
+		switch {
+		case err != nil:
+			return fmt.Errorf("on %s %s is mounted already, and %w; unmount it with: umount -l %s", path, m.Source, err, path)
+		case dead && !o.KeepStale:
+			if err := o.clearStale(m.Source); err != nil {
+				return err
+			}
+			continue // another may be below
+		case dead:
+			return mountPointError(path, unix.ENOTCONN)
+		case !o.NonEmpty || m.Source == o.source():
+			return fmt.Errorf("on %s %s is mounted already; unmount it first, or choose another mount point", path, m.Source)
+		}
+		break
+	}
+	return checkDirectory(path, o.NonEmpty)
+}
+
+// clearStale takes away the dead mount at the mount point.
+func (o *Options) clearStale(source string) error {
+	err := unmount(o.MountPoint, 0)
+	if errors.Is(err, unix.EBUSY) { // who has it open gets nothing but errors from it
+		err = unmount(o.MountPoint, unix.MNT_DETACH)
+	}
+	if err != nil {
+		return fmt.Errorf("%w, and it could not be removed now: %w", mountPointError(o.MountPoint, unix.ENOTCONN), err)
+	}
+	o.Log.Warnf("on %s there was the mount of %s, whose program has died; it has been removed", o.MountPoint, source)
+	return nil
+}
+
+// checkDirectory returns an error where path is no directory or, unless nonEmpty allows it, not an empty one.
+func checkDirectory(path string, nonEmpty bool) error {
+	d, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	switch {
+	case errors.Is(err, unix.EACCES): // fusermount3 and mount(2) need no read permission
+		return nil
+	case err != nil:
+		return mountPointError(path, err)
+	}
+	defer d.Close()
+	if nonEmpty {
+		return nil
+	}
+	switch _, err := d.Readdirnames(1); {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
+		return mountPointError(path, err)
+	}
+	return fmt.Errorf("mount point %s is not empty; choose an empty directory, or hide what it holds with -o nonempty", path)
+}
+
+// mountPointError says what is the matter with a mount point that cannot be looked at.
+func mountPointError(path string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("mount point %s does not exist; make it with: mkdir -p %s", path, path)
+	case errors.Is(err, unix.ENOTDIR):
+		return fmt.Errorf("mount point %s is not a directory; name one", path)
+	case errors.Is(err, unix.ENOTCONN):
+		return fmt.Errorf("mount point %s holds the mount of a FUSE program that has died; remove it with: umount %s", path, path)
+	}
+	return fmt.Errorf("mount point: %w", err)
+}

@@ -1,0 +1,118 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Type is the type of the program's mounts in the mount table.
+const Type = "fuse." + typeName
+
+// ErrNoAnswer says that the program that serves a mount runs, but does not answer.
+var ErrNoAnswer = errors.New("the program that serves it does not answer")
+
+// patience is how long a mount may take to answer.
+const patience = 5 * time.Second
+
+// maxLinks is how many symbolic links the last element of a path may lead through, as for the kernel.
+const maxLinks = 40
+
+// MountAt returns the mount that is on top at path, and nil where path is no mount point. It reads the
+// mount table and does not touch the path, so it cannot hang on a dead mount or set off an automount.
+func MountAt(path string) (*mountinfo.Info, error) {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != path, false })
+	if err != nil || len(mounts) == 0 {
+		return nil, err
+	}
+	return mounts[len(mounts)-1], nil
+}
+
+// mountsOf returns the mounts of a device, major:minor, wherever they are.
+func mountsOf(device string) ([]*mountinfo.Info, error) {
+	return mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.FSType != Type || deviceOf(m) != device, false
+	})
+}
+
+func deviceOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
+
+// ResolveMountPoint returns path as the mount table has it: absolute and without symbolic links. It does not touch
+// what is mounted there, which may be the mount of a program that hangs, or wait for an automounter.
+func ResolveMountPoint(path string) (string, error) {
+	for range maxLinks {
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return "", err
+		}
+		dir, err := filepath.EvalSymlinks(filepath.Dir(abs))
+		if err != nil {
+			return "", err
+		}
+		abs = filepath.Join(dir, filepath.Base(abs))
+		if m, err := MountAt(abs); err == nil && m != nil {
+			return abs, nil // a mount point is no symbolic link
+		}
+		to, err := os.Readlink(abs)
+		switch {
+		case errors.Is(err, unix.EINVAL):
+			return abs, nil
+		case err != nil:
+			return "", err
+		case filepath.IsAbs(to):
+			path = to
+		default:
+			path = filepath.Join(dir, to)
+		}
+	}
+	return "", &os.PathError{Op: "readlink", Path: path, Err: unix.ELOOP}
+}
+
+// Attribute returns the extended attribute user.vhdx.NAME of the directory at mountPoint. The error matches
+// unix.ENOTCONN where the program that served it has died, and ErrNoAnswer where it hangs.
+func Attribute(mountPoint, name string) (string, error) {
+	var value string
+	err := ask(func() error {
+		buf := make([]byte, maxXAttrSize)
+		n, err := unix.Lgetxattr(mountPoint, xattrPrefix+name, buf)
+		if err == nil {
+			value = string(buf[:n])
+		}
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	return value, nil
+}
+
+// isDead reports whether the mount at mountPoint is one whose program has died. The error is ErrNoAnswer where
+// that cannot be told.
+func isDead(mountPoint string) (bool, error) {
+	err := ask(func() error {
+		var st unix.Statfs_t
+		return unix.Statfs(mountPoint, &st)
+	})
+	if errors.Is(err, ErrNoAnswer) {
+		return false, err
+	}
+	return errors.Is(err, unix.ENOTCONN), nil
+}
+
+// ask calls a function that waits for the program behind a mount, and returns ErrNoAnswer when that takes too long.
+// The goroutine then stays until the mount is gone.
+func ask(question func() error) error {
+	answer := make(chan error, 1)
+	go func() { answer <- question() }()
+	select {
+	case err := <-answer:
+		return err
+	case <-time.After(patience):
+		return ErrNoAnswer
+	}
+}

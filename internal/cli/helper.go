@@ -1,0 +1,126 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// mount(8) finds the program that mounts a type by its name, /sbin/mount.TYPE, and umount(8) the one that
+// unmounts. This program is installed under those names as well. They hand over arguments of their own kind, and
+// print nothing themselves when the helper fails.
+
+// newHelper returns the command that the program is by that name, and nil where it is not one of mount(8)'s.
+func newHelper(name string, args []string) *cobra.Command {
+	switch {
+	case strings.HasPrefix(name, "mount."):
+		return newMountHelper(name, args)
+	case strings.HasPrefix(name, "umount."):
+		return newUmountHelper(name, args)
+	}
+	return nil
+}
+
+// newMountHelper returns the command that mount(8) calls:
+//
+//	NAME IMAGE MOUNTPOINT [-sfnvr] [-o LIST] [-t TYPE] [-N NAMESPACE]
+func newMountHelper(name string, args []string) *cobra.Command {
+	m := mountCommand{args: args, helper: true}
+	cmd := &cobra.Command{
+		Use:   name + " IMAGE MOUNTPOINT [-sfnvr] [-o LIST]",
+		Short: "Mount a Hyper-V VHDX image for mount(8)",
+		Long: `Mount the VHDX file IMAGE at the directory MOUNTPOINT, as vhdxfs does. This is what mount(8) calls for
+
+  mount -t vhdx -o LIST IMAGE MOUNTPOINT
+
+and for a line of that type in /etc/fstab:
+
+  /srv/data.vhdx       /mnt/vhdx  vhdx  nofail       0 0
+  /mnt/vhdx/disk.raw   /mnt/data  ext4  loop,nofail  0 0
+
+The types vhdx, vhdxfs and fuse.vhdxfs are the same. With the option remount, an existing mount is made read-only
+or writable again.
+
+Options for -o, separated by commas; a value with commas goes into double quotes:
+
+` + optionsHelp() + `
+Exit status:
+
+` + exitStatusHelp(),
+		Version:       buildVersion(),
+		Args:          exactArgs("IMAGE", "MOUNTPOINT"),
+		RunE:          m.run,
+		SilenceErrors: true, // Run reports them
+		SilenceUsage:  true,
+	}
+	cmd.Flags().BoolVarP(&m.sloppy, "sloppy", "s", false, "ignore unknown options")
+	cmd.Flags().BoolVarP(&m.fake, "fake", "f", false, "do everything but mount")
+	cmd.Flags().BoolVarP(&m.readOnly, "read-only", "r", false, "as -o ro")
+	cmd.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see above")
+	helperFlags(cmd, &m.verbose, &m.namespace)
+	return cmd
+}
+
+// helperFlags declares what both kinds of helpers are called with.
+func helperFlags(cmd *cobra.Command, verbose *bool, namespace *string) {
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.BoolVarP(verbose, "verbose", "v", false, "say what is done")
+	f.StringVarP(namespace, "namespace", "N", "", "mount in the mount namespace that the file `PATH` stands for")
+	f.BoolP("no-mtab", "n", false, "accepted and not used")
+	f.StringP("types", "t", "", "the `TYPE` by which the helper was found; not used")
+	f.Bool("version", false, "print the version") // declared here, it has no letter: -v is mount(8)'s
+	cmd.SetVersionTemplate("vhdxfs {{.Version}}\n")
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError("%w; see %s --help", err, cmd.CommandPath())
+	})
+	cmd.DisableFlagsInUseLine = true
+	cmd.CompletionOptions.DisableDefaultCmd = true
+}
+
+// enterNamespace makes this process one of the mount namespace that the file path stands for, as mount -N wants
+// it. A running Go program cannot change that for all its threads, so it begins anew in there, without the option.
+// It returns only on failure.
+func enterNamespace(path string, args []string) error {
+	rest := withoutNamespace(args)
+	if len(rest) == len(args) {
+		return usageError("option -N and its value are to be arguments of their own")
+	}
+	ns, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("option -N: %w", err)
+	}
+	defer ns.Close()
+	self, err := unix.Open("/proc/self/exe", unix.O_PATH, 0) // without O_CLOEXEC: in there, its path may lead nowhere
+	if err != nil {
+		return fmt.Errorf("option -N: /proc/self/exe: %w", err)
+	}
+	defer unix.Close(self)
+	runtime.LockOSThread() // for good: a thread in another namespace must serve nothing else
+	err = unix.Unshare(unix.CLONE_FS)
+	if err == nil {
+		err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
+	}
+	if err == nil {
+		argv := append([]string{os.Args[0]}, rest...)
+		err = unix.Exec(fmt.Sprintf("/proc/self/fd/%d", self), argv, os.Environ())
+	}
+	return fmt.Errorf("cannot enter the mount namespace %s: %w; it takes root, and /proc in there", path, err)
+}
+
+// withoutNamespace leaves the option -N out of a command line.
+func withoutNamespace(args []string) []string {
+	i := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, "-N") })
+	switch {
+	case i < 0:
+		return args
+	case args[i] == "-N" && i+1 < len(args):
+		return slices.Concat(args[:i], args[i+2:])
+	}
+	return slices.Concat(args[:i], args[i+1:])
+}

@@ -1,0 +1,77 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"strconv"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+)
+
+// becomeUser makes the process one of the user whom setuid= names. It opens the image and mounts with no more
+// rights than that user has, who mounts by fusermount3.
+func (o *options) becomeUser() error {
+	if o.user == "" {
+		return nil
+	}
+	u, err := user.Lookup(o.user)
+	if err != nil {
+		u, err = user.LookupId(o.user)
+	}
+	if err != nil {
+		return fmt.Errorf("option setuid=%s: there is no such user", o.user)
+	}
+	uid, uerr := strconv.Atoi(u.Uid)
+	gid, gerr := strconv.Atoi(u.Gid)
+	ids, ierr := u.GroupIds()
+	if err := errors.Join(uerr, gerr, ierr); err != nil {
+		return fmt.Errorf("option setuid=%s: %w", o.user, err)
+	}
+	if uid == os.Geteuid() {
+		return nil
+	}
+	groups := make([]int, 0, len(ids))
+	for _, id := range ids {
+		if g, err := strconv.Atoi(id); err == nil {
+			groups = append(groups, g)
+		}
+	}
+	// Those of package syscall change every thread of the process.
+	err = syscall.Setgroups(groups)
+	if err == nil {
+		err = syscall.Setgid(gid)
+	}
+	if err == nil {
+		err = syscall.Setuid(uid)
+	}
+	if err != nil {
+		return fmt.Errorf("option setuid=%s takes root: %w", o.user, err)
+	}
+	if !o.allowAsked {
+		o.mount.AllowOther = false // the default for root, which this is no longer
+	}
+	return nil
+}
+
+// writePIDFile writes the number of the process where pidfile= says.
+func writePIDFile(o *options) error {
+	if o.pidFile == "" {
+		return nil
+	}
+	if err := os.WriteFile(o.pidFile, fmt.Appendln(nil, os.Getpid()), 0o644); err != nil {
+		return fmt.Errorf("option pidfile: %w", err)
+	}
+	return nil
+}
+
+func removePIDFile(o *options, log *logrus.Logger) {
+	if o.pidFile == "" {
+		return
+	}
+	if err := os.Remove(o.pidFile); err != nil {
+		log.WithError(err).Warn("the pidfile was not removed")
+	}
+}

@@ -1,0 +1,70 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/sirupsen/logrus"
+
+	mount "vhdxfs/fs"
+)
+
+// What a service of Type=notify tells systemd. Where there is none, nothing is said.
+const (
+	notifyRunning  = daemon.SdNotifyReady
+	notifyStopping = daemon.SdNotifyStopping
+)
+
+func notifyState(log *logrus.Logger, state ...string) {
+	if _, err := daemon.SdNotify(false, strings.Join(state, "\n")); err != nil {
+		log.WithError(err).Debug("systemd was not told")
+	}
+}
+
+// notifyReady tells systemd that the mount is there, and starts what feeds the watchdog. It returns a function
+// that stops that.
+func notifyReady(o *options, server *mount.Server, writable, background bool, log *logrus.Logger) (stop func()) {
+	how := "read-only"
+	if writable {
+		how = "read/write"
+	}
+	state := []string{notifyRunning, fmt.Sprintf("STATUS=Serving %s at %s, %s", o.mount.Image, server.MountPoint(), how)}
+	if background {
+		state = append(state, "MAINPID="+strconv.Itoa(os.Getpid()))
+	}
+	notifyState(log, state...)
+
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		log.WithError(err).Warn("systemd's watchdog is not fed")
+	}
+	if err != nil || interval == 0 {
+		return func() {}
+	}
+	quit := make(chan struct{})
+	go feedWatchdog(interval/2, server, quit, log)
+	return func() { close(quit) }
+}
+
+// feedWatchdog tells systemd at each interval that the disk can be served, which it finds out by reading from it.
+// A read that hangs or fails is not reported: that is for the watchdog to see.
+func feedWatchdog(interval time.Duration, server *mount.Server, quit <-chan struct{}, log *logrus.Logger) {
+	t := time.NewTicker(interval)
+	defer t.Stop()
+	for {
+		select {
+		case <-quit:
+			return
+		case <-t.C:
+			if err := server.Check(); err != nil {
+				log.WithError(err).Error("the disk cannot be served; systemd's watchdog is not fed")
+				continue
+			}
+			notifyState(log, daemon.SdNotifyWatchdog)
+		}
+	}
+}

@@ -1,0 +1,146 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	mount "vhdxfs/fs"
+)
+
+// remount changes the mount of an image from read/write to read-only and back, and flags such as noexec. The kernel
+// does that by itself; the process that serves the mount is not asked. It can change nothing else while it runs, so
+// any other option must be one that the mount has.
+func remount(image, path string, lists []string) error {
+	dir, err := mount.ResolveMountPoint(path)
+	if err != nil {
+		return err
+	}
+	m, err := mount.MountAt(dir)
+	switch {
+	case err != nil:
+		return err
+	case m == nil || m.FSType != mount.Type:
+		return fmt.Errorf("remount: no VHDX image is mounted on %s", dir)
+	}
+	if err := sameImage(m, dir, image); err != nil {
+		return err
+	}
+	o, changed, err := remountOptions(m, lists, serverOptions(dir))
+	switch {
+	case err != nil:
+		return err
+	case len(changed) > 0:
+		return fmt.Errorf("remount cannot change %s; unmount %s, then mount it with the new options", strings.Join(changed, ", "), dir)
+	}
+	if wasReadOnly := hasOption(m.VFSOptions, "ro"); !o.readOnly && wasReadOnly {
+		if mode, err := mount.Attribute(dir, "mode"); err != nil || mode != "rw" {
+			return fmt.Errorf("remount: the image is open read-only, so %s cannot be made writable; unmount it, then mount it with rw", dir)
+		}
+	}
+	return busyError(dir, setFlags(dir, o.mount.Flags, o.readOnly))
+}
+
+// sameImage returns an error where the mount m at dir is not of the image.
+func sameImage(m *mountinfo.Info, dir, image string) error {
+	if image == m.Source {
+		return nil
+	}
+	path, err := absPath(image)
+	if err != nil || path == m.Source {
+		return err
+	}
+	if is, err := mount.Attribute(dir, "path"); err != nil || is != path {
+		return fmt.Errorf("remount: on %s %s is mounted, not %s", dir, m.Source, image)
+	}
+	return nil
+}
+
+// remountOptions reads what a remount asks for, on top of what the mount m has. Options that are neither flags nor
+// among those the mount has are returned as changed.
+func remountOptions(m *mountinfo.Info, lists, given []string) (o *options, changed []string, err error) {
+	o = &options{readOnly: hasOption(m.VFSOptions, "ro")}
+	o.mount.Flags = flagsOf(m)
+	has := slices.Concat(given, strings.Split(m.Options, ","), strings.Split(m.VFSOptions, ","))
+	for _, list := range lists {
+		words, err := splitOptions(list)
+		if err != nil {
+			return nil, nil, usageError("-o %s: %w", list, err)
+		}
+		for _, word := range words {
+			name, _, _ := strings.Cut(word, "=")
+			switch t := findOption(name); {
+			case t != nil && t.about&aboutRemount != 0:
+				err = o.apply(word, aboutMount)
+			case t != nil && t.about&aboutOther != 0, isForeign(name), slices.Contains(has, word):
+			case t == nil:
+				err = o.apply(word, aboutMount|aboutImage) // which says what is wrong with it
+			default:
+				changed = append(changed, word)
+			}
+			if err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	return o, changed, nil
+}
+
+// serverOptions returns the options in the command line of the process that serves the mount at dir.
+func serverOptions(dir string) []string {
+	pid, err := serverPID(dir)
+	if err != nil {
+		return nil
+	}
+	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	if err != nil {
+		return nil
+	}
+	var options []string
+	args := strings.Split(string(line), "\x00")
+	for i, arg := range args {
+		if arg == "-o" && i+1 < len(args) {
+			if words, err := splitOptions(args[i+1]); err == nil {
+				options = append(options, words...)
+			}
+		}
+	}
+	return options
+}
+
+// flagsOf returns the flags of mount(2) that m has, without MS_RDONLY.
+func flagsOf(m *mountinfo.Info) uintptr {
+	var o options
+	for _, word := range strings.Split(m.Options, ",") {
+		if t := findOption(word); t != nil && t.about&aboutRemount != 0 {
+			_ = t.set(&o, "") // a flag has no value that could be wrong
+		}
+	}
+	return o.mount.Flags
+}
+
+// remountFlags makes m read-only or writable and leaves its other flags as they are.
+func remountFlags(m *mountinfo.Info, readOnly bool) error {
+	return setFlags(m.Mountpoint, flagsOf(m), readOnly)
+}
+
+// setFlags remounts. The error matches unix.EBUSY where somebody has a file open for writing.
+func setFlags(dir string, flags uintptr, readOnly bool) error {
+	if readOnly {
+		flags |= unix.MS_RDONLY
+	}
+	err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, "")
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("remount of %s takes root: %w", dir, err)
+	}
+	return os.NewSyscallError("remount", err)
+}
+
+// hasOption reports whether a list of options, without quotes, has a word.
+func hasOption(list, word string) bool { return slices.Contains(strings.Split(list, ","), word) }

@@ -1,0 +1,212 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	mount "vhdxfs/fs"
+)
+
+// newUmountHelper returns the command that umount(8) calls for a mount of the type fuse.vhdxfs:
+//
+//	NAME MOUNTPOINT [-nlfvr] [-t TYPE] [-N NAMESPACE]
+func newUmountHelper(name string, args []string) *cobra.Command {
+	u := umountCommand{name: name, args: args}
+	cmd := &cobra.Command{
+		Use:   name + " MOUNTPOINT [-nlfvr]",
+		Short: "Unmount a Hyper-V VHDX image for umount(8)",
+		Long: `Take the mount of a VHDX image away and return when everything is written and the image is closed. This is what
+umount(8) calls.
+
+Exit status:
+
+` + exitStatusHelp(),
+		Version:       buildVersion(),
+		Args:          exactArgs("MOUNTPOINT"),
+		RunE:          u.run,
+		SilenceErrors: true, // Run reports them
+		SilenceUsage:  true,
+	}
+	cmd.Flags().BoolVarP(&u.lazy, "lazy", "l", false, "take the name of a mount in use away, and do not wait")
+	cmd.Flags().BoolVarP(&u.force, "force", "f", false, "as without: to cut the connection would lose data")
+	cmd.Flags().BoolVarP(&u.readOnly, "read-only", "r", false, "make a mount that is in use read-only")
+	helperFlags(cmd, &u.verbose, &u.namespace)
+	return cmd
+}
+
+// A umountCommand unmounts and waits for the end of the process that served the mount.
+type umountCommand struct {
+	name                           string
+	args                           []string // the whole command line
+	lazy, force, readOnly, verbose bool
+	namespace                      string
+}
+
+func (u *umountCommand) run(cmd *cobra.Command, args []string) error {
+	if u.namespace != "" {
+		return mountError(enterNamespace(u.namespace, u.args))
+	}
+	if u.force {
+		u.say(cmd.ErrOrStderr(), "-f would cut the connection and lose what is not written yet; unmounting as without it")
+	}
+	return mountError(u.unmount(args[0], cmd.OutOrStdout(), cmd.ErrOrStderr()))
+}
+
+func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
+	dir, err := mount.ResolveMountPoint(path)
+	if err != nil {
+		return err
+	}
+	m, err := mount.MountAt(dir)
+	switch {
+	case err != nil:
+		return err
+	case m == nil || m.FSType != mount.Type:
+		return fmt.Errorf("%s is no mount point of a VHDX image", dir)
+	}
+	var server *serverProcess
+	if !u.lazy {
+		if server, err = findServer(dir); err != nil {
+			u.say(stderr, "%s: %v; it is unmounted without waiting for that program", dir, err)
+		}
+		defer server.close()
+	}
+	err = mount.Unmount(dir, u.lazy)
+	switch {
+	case errors.Is(err, unix.EBUSY) && u.readOnly:
+		if err := remountFlags(m, true); err != nil {
+			return busyError(dir, err)
+		}
+		u.say(stderr, "%s is in use, so it has been made read-only", dir)
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		return busyError(dir, err)
+	case err != nil:
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	if server != nil {
+		device := fmt.Sprintf("%d:%d", m.Major, m.Minor)
+		if err := server.wait(func() bool { return u.heldElsewhere(dir, device, server.pid, stderr) }); err != nil {
+			return err
+		}
+	}
+	if u.verbose {
+		fmt.Fprintf(stdout, "%s unmounted from %s\n", m.Source, dir)
+	}
+	return nil
+}
+
+func (u *umountCommand) say(w io.Writer, format string, args ...any) {
+	fmt.Fprintf(w, "%s: %s\n", u.name, fmt.Sprintf(format, args...))
+}
+
+// heldElsewhere tells who waits that the process does not end yet, and reports whether there is no sense in
+// waiting: other mount namespaces, such as containers, still have the mount.
+func (u *umountCommand) heldElsewhere(dir, device string, pid int, stderr io.Writer) bool {
+	if p := namespaceWith(device); p != "" {
+		u.say(stderr, "%s is unmounted, but served on: process %s still has it mounted, in another place or namespace", dir, p)
+		return true
+	}
+	u.say(stderr, "%s: waiting for process %d to write everything", dir, pid)
+	return false
+}
+
+// A serverProcess is the process that serves a mount.
+type serverProcess struct {
+	pid int
+	fd  int // a pidfd, which stands for the process also when the number is another's
+}
+
+// errUnknownServer says that nothing can be waited for.
+var errUnknownServer = errors.New("it is not known here which process serves it")
+
+// findServer returns the process that serves the mount at dir, and nil for a mount whose program has died. An
+// error says why it cannot be told.
+func findServer(dir string) (*serverProcess, error) {
+	pid, err := serverPID(dir)
+	if errors.Is(err, unix.ENOTCONN) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	s := &serverProcess{pid, fd}
+	// Only an answer that comes now is one of a process that lives, and whose descriptor this is.
+	if again, err := serverPID(dir); err != nil || again != pid {
+		s.close()
+		return nil, errUnknownServer
+	}
+	return s, nil
+}
+
+// serverPID asks the mount at dir who serves it.
+func serverPID(dir string) (int, error) {
+	theirs, err := mount.Attribute(dir, "pid_namespace")
+	if err != nil {
+		return 0, err
+	}
+	if ours, err := os.Readlink("/proc/self/ns/pid"); err != nil || ours != theirs {
+		return 0, errUnknownServer // in a container, say
+	}
+	v, err := mount.Attribute(dir, "pid")
+	if err != nil {
+		return 0, err
+	}
+	pid, err := strconv.Atoi(v)
+	if err != nil || pid <= 0 {
+		return 0, errUnknownServer
+	}
+	return pid, nil
+}
+
+// waitNotice is how long the process may take to end before anything is said about it.
+const waitNotice = 3 * time.Second
+
+// wait returns when the process has ended, or when late, called once after a while, says not to wait.
+func (s *serverProcess) wait(late func() bool) error {
+	timeout := int(waitNotice.Milliseconds())
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, timeout)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return os.NewSyscallError("poll", err)
+		case n > 0:
+			return nil
+		}
+		if late() {
+			return nil
+		}
+		timeout = -1
+	}
+}
+
+func (s *serverProcess) close() {
+	if s != nil {
+		unix.Close(s.fd)
+	}
+}
+
+// busyError says who uses the mount at dir.
+func busyError(dir string, err error) error {
+	if !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	if users := mountUsers(dir); len(users) > 0 {
+		return fmt.Errorf("%s is in use by %s", dir, strings.Join(users, ", "))
+	}
+	return fmt.Errorf("%s is in use", dir)
+}

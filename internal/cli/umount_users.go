@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+
+	mount "vhdxfs/fs"
+)
+
+// maxUsers bounds how many processes are named.
+const maxUsers = 5
+
+// mountUsers names who keeps the mount at dir from being unmounted: loop devices, mounts below it, and processes
+// that have something of it open. What this user may not look at is left out.
+//
+// Nothing on the mount is touched, only what the kernel says of names: the program behind it may hang.
+func mountUsers(dir string) []string {
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		mounts = nil
+	}
+	users := loopUsers(dir, mounts)
+	for _, m := range mounts {
+		if below(m.Mountpoint, dir) && m.Mountpoint != dir {
+			users = append(users, fmt.Sprintf("the mount at %s (umount %s)", m.Mountpoint, m.Mountpoint))
+		}
+	}
+	return append(users, processUsers(dir)...)
+}
+
+// loopUsers names the loop devices on files below dir, and where they are mounted.
+func loopUsers(dir string, mounts []*mountinfo.Info) []string {
+	var users []string
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is a good one
+	for _, f := range files {
+		name, err := os.ReadFile(f)
+		if err != nil || !below(strings.TrimSuffix(string(name), "\n"), dir) {
+			continue
+		}
+		dev := "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(f)))
+		var todo []string
+		for _, m := range mounts {
+			if rest, ok := strings.CutPrefix(m.Source, dev); ok && (rest == "" || rest[0] == 'p') {
+				todo = append(todo, "umount "+m.Mountpoint)
+			}
+		}
+		todo = append(todo, "losetup -d "+dev)
+		users = append(users, fmt.Sprintf("the loop device %s (%s)", dev, strings.Join(todo, "; ")))
+	}
+	return users
+}
+
+// processUsers names the processes that have a file of the mount open, or are in it.
+func processUsers(dir string) []string {
+	var users []string
+	processes, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range processes {
+		if !processUses(p, dir) {
+			continue
+		}
+		if len(users) == maxUsers {
+			return append(users, "others")
+		}
+		name, _ := os.ReadFile(filepath.Join(p, "comm"))
+		users = append(users, fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), filepath.Base(p)))
+	}
+	return users
+}
+
+func processUses(process, dir string) bool {
+	links, _ := filepath.Glob(filepath.Join(process, "fd", "*"))
+	for _, name := range []string{"cwd", "root", "exe"} {
+		links = append(links, filepath.Join(process, name))
+	}
+	if slices.ContainsFunc(links, func(l string) bool {
+		to, err := os.Readlink(l)
+		return err == nil && below(to, dir)
+	}) {
+		return true
+	}
+	maps, err := os.ReadFile(filepath.Join(process, "maps"))
+	return err == nil && strings.Contains(string(maps), " "+dir+"/")
+}
+
+// below reports whether path is dir or below it.
+func below(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// namespaceWith returns a process that has the device, major:minor, in its mount table, and "" where none is found.
+func namespaceWith(device string) string {
+	tables, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
+	seen := map[string]bool{}
+	for _, t := range tables {
+		process := filepath.Dir(t)
+		ns, err := os.Readlink(filepath.Join(process, "ns", "mnt"))
+		if err != nil || seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		f, err := os.Open(t)
+		if err != nil {
+			continue
+		}
+		mounts, err := mountinfo.GetMountsFromReader(f, func(m *mountinfo.Info) (skip, stop bool) {
+			return m.FSType != mount.Type || fmt.Sprintf("%d:%d", m.Major, m.Minor) != device, false
+		})
+		f.Close()
+		if err == nil && len(mounts) > 0 {
+			return filepath.Base(process)
+		}
+	}
+	return ""
+}
