@@ -18,7 +18,7 @@ test_needs := $(demo_needs) qemu-utils:qemu-img gcc:gcc libc6-dev:/usr/include/s
 helpers := mount.vhdx mount.vhdxfs mount.fuse.vhdxfs umount.fuse.vhdxfs
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint fuzz install clean help
+.PHONY: build demo test lint fuzz install package clean help
 
 build: ## Build bin/vhdxfs, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/vhdxfs .
@@ -48,8 +48,11 @@ install: build ## Install the binary below DESTDIR and PREFIX (/usr/local), and 
 	install -d $(DESTDIR)/sbin
 	for name in $(helpers); do ln -sf $(PREFIX)/bin/vhdxfs $(DESTDIR)/sbin/$$name || exit; done
 
+package: ## Build dist/*.deb and *.rpm; a release has VERSION=1.2.3
+	@internal/scripts/package
+
 clean: ## Remove what was built
-	rm -rf bin
+	rm -rf bin dist
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

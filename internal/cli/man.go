@@ -2,11 +2,14 @@ package cli
 
 import (
 	"embed"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,8 +18,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// manual holds what the manual has beyond the help: the page of the mount helpers, and the last sections of
-// vhdxfs(8).
+// manual holds the sections that the manual has beyond the help, for some pages.
 //
 //go:embed manual
 var manual embed.FS
@@ -34,38 +36,30 @@ func newMan() *cobra.Command {
 	}
 }
 
-// writeManual writes the pages in section 8: vhdxfs, vhdxfs-COMMAND for each command, and mount.vhdx. The same
-// source gives the same pages.
+// helperPages are the pages of the helpers that mount(8) and umount(8) call. Other names of the first are links to it.
+var helperPages = []string{"mount.vhdx", "umount.fuse.vhdxfs"}
+
+// writeManual writes the pages in section 8: vhdxfs, vhdxfs-COMMAND for each command, and those of the helpers. The
+// same source gives the same pages.
 func writeManual(root *cobra.Command, dir string) error {
-	var pages []*cobra.Command
-	seeAlso := []string{"mount.vhdx"}
+	commands := []*cobra.Command{root}
+	for _, name := range helperPages {
+		commands = append(commands, newHelper(name, nil))
+	}
 	for _, c := range root.Commands() {
 		if c.IsAvailableCommand() && !c.HasSubCommands() {
-			pages = append(pages, c)
-			seeAlso = append(seeAlso, pageName(c))
+			commands = append(commands, c)
 		}
 	}
-	rootExtra, err := manual.ReadFile("manual/vhdxfs.md")
-	if err != nil {
-		return err
-	}
-	helpers, err := manual.ReadFile("manual/mount.vhdx.md")
-	if err != nil {
-		return err
-	}
-	texts := map[string]string{
-		"vhdxfs": commandPage(root, string(rootExtra)) +
-			seeAlsoSection(append(seeAlso, "fusermount3", "losetup", "mount")),
-		"mount.vhdx": strings.Replace(string(helpers), "# FILES\n", exitStatusSection(mountStatuses)+"# FILES\n", 1) +
-			seeAlsoSection([]string{"vhdxfs", "fstab", "losetup", "mount", "umount", "systemd.mount"}),
-	}
-	for _, c := range pages {
-		texts[pageName(c)] = commandPage(c, "") + seeAlsoSection([]string{"vhdxfs", "mount.vhdx"})
-	}
-	for name, text := range texts {
-		title := fmt.Sprintf("%% %q \"8\" %q \"vhdxfs\" \"System administration\"\n\n", strings.ToUpper(name), sourceDate())
-		page := md2man.Render([]byte(title + text))
-		if err := os.WriteFile(filepath.Join(dir, name+".8"), page, 0o644); err != nil {
+	for _, c := range commands {
+		name := pageName(c)
+		extra, err := manual.ReadFile("manual/" + name + ".md")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		text := fmt.Sprintf("%% %q \"8\" %q \"vhdxfs\" \"System administration\"\n\n", strings.ToUpper(name), sourceDate())
+		text += commandPage(c, string(extra)) + seeAlso(c, commands)
+		if err := os.WriteFile(filepath.Join(dir, name+".8"), md2man.Render([]byte(text)), 0o644); err != nil {
 			return err
 		}
 	}
@@ -103,7 +97,7 @@ func commandPage(c *cobra.Command, extra string) string {
 	if mountOptions != "" {
 		page += "# MOUNT OPTIONS\n" + mountOptions
 	}
-	page += exitStatusSection(func(int) bool { return true }) + extra
+	page += exitStatusSection(slices.Contains(helperPages, c.Name())) + extra
 	if c.Example != "" {
 		page += "# EXAMPLES\n" + literal(c.Example) + "\n"
 	}
@@ -164,6 +158,7 @@ func flagList(c *cobra.Command) string {
 		if value != "" {
 			term += " *" + strings.ToUpper(value) + "*"
 		}
+		usage = strings.TrimSuffix(usage, "; see above") // here it is below
 		fmt.Fprintf(&b, "%s\n: %s\n\n", term, emphasize(usage))
 	})
 	return b.String()
@@ -188,30 +183,36 @@ func mountOptionList() string {
 	return b.String()
 }
 
-// mountStatuses are the exit statuses of mounting and unmounting.
-func mountStatuses(status int) bool { return status != statusWarnings && status != statusDamaged }
+// helperStatuses are the exit statuses that mounting and unmounting can have.
+var helperStatuses = []int{statusOK, statusUsage, statusSystem, statusMount}
 
-func exitStatusSection(has func(status int) bool) string {
+func exitStatusSection(helper bool) string {
 	var b strings.Builder
 	b.WriteString("# EXIT STATUS\n")
 	for _, s := range exitStatuses {
-		if !has(s.status) {
-			continue
+		help := s.help
+		if helper {
+			if !slices.Contains(helperStatuses, s.status) {
+				continue
+			}
+			help, _, _ = strings.Cut(help, "; of check")
 		}
-		fmt.Fprintf(&b, "**%d**\n: %s\n\n", s.status, plain(s.help))
+		fmt.Fprintf(&b, "**%d**\n: %s\n\n", s.status, plain(help))
 	}
 	return b.String()
 }
 
-func seeAlsoSection(pages []string) string {
-	sections := map[string]string{"fusermount3": "1", "fstab": "5", "systemd.mount": "5"}
+// seeAlso refers the pages of the program to each other, and to those of the system.
+func seeAlso(c *cobra.Command, commands []*cobra.Command) string {
 	var list []string
-	for _, p := range pages {
-		section := sections[p]
-		if section == "" {
-			section = "8"
+	for _, other := range commands {
+		// A page of one command does not list all the others.
+		if other != c && !(c.HasParent() && other.HasParent()) {
+			list = append(list, "**"+pageName(other)+"**(8)")
 		}
-		list = append(list, "**"+p+"**("+section+")")
+	}
+	if !c.HasParent() {
+		list = append(list, "**fusermount3**(1)", "**fstab**(5)", "**systemd.mount**(5)", "**losetup**(8)", "**mount**(8)", "**umount**(8)")
 	}
 	return "# SEE ALSO\n" + strings.Join(list, ", ") + "\n"
 }
