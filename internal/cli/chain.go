@@ -1,0 +1,175 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vhdxfs/vhdx"
+)
+
+// A tree is a file with those whose parent it is, or should be.
+type tree struct {
+	*vhdx.Link
+	Children []*tree `json:"children,omitempty"`
+}
+
+func newChain() *cobra.Command {
+	var options []string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "chain [--json] [-o LIST] {IMAGE | DIRECTORY}...",
+		Short: "Show which image is the parent of which, and whether they fit",
+		Long: `Show the images and their parents as a tree, parents first. Of a DIRECTORY, all its images are shown. A child
+says how it is linked to its parent: linked; parent missing; parent changed, when the parent is another disk or
+was written after the child was made; parent unusable, when it is damaged or in use. The exit status is 3 unless
+all are linked.`,
+		Example: `  vhdxfs chain child.avhdx
+  vhdxfs chain /srv/vm`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return exactArgs("IMAGE")(cmd, args)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o, err := parseOptions(options, aboutImage)
+			if err != nil {
+				return err
+			}
+			paths, err := imagesIn(args)
+			if err != nil {
+				return err
+			}
+			f := newForest()
+			for _, path := range paths {
+				k, err := vhdx.Chain(path, o.image)
+				if err != nil {
+					if len(args) == 1 && args[0] == path {
+						return err
+					}
+					k = &vhdx.Link{Path: path, Problem: err.Error()}
+				}
+				f.add(k)
+			}
+			if asJSON {
+				err = writeJSON(cmd.OutOrStdout(), f.roots)
+			} else {
+				err = f.print(cmd.OutOrStdout())
+			}
+			if err == nil && f.broken {
+				err = &statusError{statusWarnings, nil} // the tree says it
+			}
+			return err
+		},
+		ValidArgsFunction: completeImage,
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with sizes in bytes")
+	cmd.Flags().StringArrayVarP(&options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
+	completeOptions(cmd, aboutImage)
+	return cmd
+}
+
+// imagesIn replaces folders by the images in them.
+func imagesIn(args []string) ([]string, error) {
+	var paths []string
+	for _, arg := range args {
+		st, err := os.Stat(arg)
+		switch {
+		case err != nil:
+			return nil, err
+		case !st.IsDir():
+			paths = append(paths, arg)
+			continue
+		}
+		entries, err := os.ReadDir(arg)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.Type().IsRegular() && slices.Contains(imageExtensions, strings.ToLower(strings.TrimPrefix(filepath.Ext(e.Name()), "."))) {
+				paths = append(paths, filepath.Join(arg, e.Name()))
+			}
+		}
+	}
+	return paths, nil
+}
+
+// A forest puts chains together where they share files.
+type forest struct {
+	roots  []*tree
+	nodes  map[string]*tree // by absolute path
+	broken bool
+}
+
+func newForest() *forest { return &forest{roots: []*tree{}, nodes: map[string]*tree{}} }
+
+// add adds a chain and returns the node of its first file.
+func (f *forest) add(k *vhdx.Link) *tree {
+	key, err := filepath.Abs(k.Path)
+	if err != nil {
+		key = k.Path
+	}
+	if n := f.nodes[key]; n != nil {
+		return n
+	}
+	parent := k.Parent
+	f.broken = f.broken || k.Problem != "" || k.State != "" && k.State != vhdx.Linked
+	own := *k
+	own.Parent = nil // it is above
+	n := &tree{Link: &own}
+	f.nodes[key] = n
+	if parent == nil {
+		f.roots = append(f.roots, n)
+		return n
+	}
+	p := f.add(parent)
+	p.Children = append(p.Children, n)
+	return n
+}
+
+func (f *forest) print(w io.Writer) error {
+	for _, n := range f.roots {
+		if err := n.print(w, "", ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// print writes the tree, its own line behind first, those of its children behind rest.
+func (n *tree) print(w io.Writer, first, rest string) error {
+	what := "cannot be examined"
+	if n.Type != "" {
+		what = fmt.Sprintf("%s, disk %s, file %s", n.Type, roughSize(n.DiskSize), roughSize(n.FileSize))
+		if n.Log != vhdx.LogClean {
+			what += ", not closed cleanly"
+		}
+	}
+	if n.State != "" {
+		what += ": " + string(n.State)
+	}
+	_, err := fmt.Fprintf(w, "%s%s  %s\n", first, n.Path, what)
+	if n.Problem != "" {
+		bar := "  "
+		if len(n.Children) > 0 {
+			bar = "│ "
+		}
+		_, perr := fmt.Fprintf(w, "%s%s  %s\n", rest, bar, oneLine(n.Problem))
+		err = errors.Join(err, perr)
+	}
+	for i, c := range n.Children {
+		branch, below := "├── ", "│   "
+		if i == len(n.Children)-1 {
+			branch, below = "└── ", "    "
+		}
+		err = errors.Join(err, c.print(w, rest+branch, rest+below))
+	}
+	return err
+}

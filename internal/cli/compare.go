@@ -1,0 +1,212 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"vhdxfs/internal/compare"
+	"vhdxfs/internal/disk"
+	"vhdxfs/vhdx"
+)
+
+// compareFlags are the flags of commands that compare two disks.
+type compareFlags struct {
+	options     []string
+	formats     [2]string
+	quiet, json bool
+	workers     int
+}
+
+func (c *compareFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringVarP(&c.formats[0], "first-format", "f", "", "`FORMAT` of the first disk: vhdx or raw (by default what its first bytes tell)")
+	f.StringVarP(&c.formats[1], "second-format", "F", "", "`FORMAT` of the second disk")
+	f.IntVar(&c.workers, "workers", compare.DefaultWorkers, "how many `N` pieces of the disks are compared at once")
+	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
+	f.BoolVar(&c.json, "json", false, "print JSON, with sizes and offsets in bytes")
+	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
+	completeOptions(cmd, aboutImage)
+	completeFlag(cmd, "first-format", string(disk.Raw), string(disk.VHDX))
+	completeFlag(cmd, "second-format", string(disk.Raw), string(disk.VHDX))
+}
+
+// withDisks opens both disks for do.
+func (c *compareFlags) withDisks(paths []string, do func(a, b *disk.Disk) error) (err error) {
+	if c.workers < 1 || c.workers > 256 {
+		return usageError("%d workers; it can be 1 to 256", c.workers)
+	}
+	o, err := parseOptions(c.options, aboutImage)
+	if err != nil {
+		return err
+	}
+	var disks [2]*disk.Disk
+	for i, path := range paths {
+		if disks[i], err = disk.Open(path, disk.Format(c.formats[i]), o.image); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, disks[i].Close()) }()
+	}
+	return do(disks[0], disks[1])
+}
+
+// ranges compares the disks and shows the progress.
+func (c *compareFlags) ranges(cmd *cobra.Command, ctx context.Context, a, b *disk.Disk, report func(compare.Range) error) error {
+	p := newProgress(cmd, c.quiet)
+	defer p.end()
+	return compare.Disks(ctx, a, b, compare.Options{Workers: c.workers, Phase: p.phase, Progress: p.add}, report)
+}
+
+// A comparison is what compare finds out.
+type comparison struct {
+	Equal     bool            `json:"equal"`
+	Sizes     [2]int64        `json:"sizes"`
+	Different int64           `json:"different_bytes"`
+	Count     int64           `json:"different_ranges"`
+	Ranges    []compare.Range `json:"ranges"` // the first of them
+}
+
+func newCompare() *cobra.Command {
+	var c compareFlags
+	var strict bool
+	limit := 10
+	cmd := &cobra.Command{
+		Use:   "compare [flags] FIRST SECOND",
+		Short: "Tell whether two disks have the same contents, and where they differ",
+		Long: `Compare two disks, each a VHDX image with its parents, a raw file or a block device. Behind its end a disk
+counts as zero. The exit status is 0 if they are equal and 5 if they differ.`,
+		Example: `  vhdxfs compare disk.vhdx disk.raw
+  vhdxfs compare --json old.vhdx new.vhdx`,
+		Args: exactArgs("FIRST", "SECOND"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.withDisks(args, func(a, b *disk.Disk) error {
+				ctx, stop := interruptible(cmd.Context())
+				defer stop()
+				r := comparison{Sizes: [2]int64{a.Size(), b.Size()}, Ranges: []compare.Range{}}
+				err := c.ranges(cmd, ctx, a, b, func(d compare.Range) error {
+					r.Different += d.Length
+					r.Count++
+					if len(r.Ranges) < limit {
+						r.Ranges = append(r.Ranges, d)
+					}
+					return nil
+				})
+				if err != nil {
+					return interrupted(err, "nothing was changed")
+				}
+				r.Equal = r.Count == 0 && (!strict || r.Sizes[0] == r.Sizes[1])
+				if c.json {
+					err = writeJSON(cmd.OutOrStdout(), r)
+				} else {
+					err = r.print(cmd.OutOrStdout())
+				}
+				if err == nil && !r.Equal {
+					err = &statusError{statusDiffers, nil} // it has been said
+				}
+				return err
+			})
+		},
+	}
+	c.add(cmd)
+	cmd.Flags().BoolVar(&strict, "strict", false, "disks of different sizes differ, even where all that one has more is zero")
+	cmd.Flags().IntVar(&limit, "limit", limit, "how many `N` ranges are listed")
+	return cmd
+}
+
+func (r *comparison) print(w io.Writer) error {
+	for _, d := range r.Ranges {
+		if _, err := fmt.Fprintf(w, "%d bytes differ at %d (%#x)\n", d.Length, d.Offset, d.Offset); err != nil {
+			return err
+		}
+	}
+	verdict := "the disks are equal"
+	if r.Sizes[0] != r.Sizes[1] {
+		verdict = fmt.Sprintf("the disks are equal, but one has %d bytes, the other %d", r.Sizes[0], r.Sizes[1])
+	}
+	if r.Count > 0 {
+		verdict = fmt.Sprintf("the disks differ in %s, %s in all", plural(int(r.Count), "range"), roughSize(r.Different))
+	}
+	_, err := fmt.Fprintln(w, verdict)
+	return err
+}
+
+func newDiff() *cobra.Command {
+	var c compareFlags
+	var content bool
+	depth := 1
+	cmd := &cobra.Command{
+		Use:   "diff [flags] {IMAGE | FIRST SECOND}",
+		Short: "List what was changed: in a differencing image, or from one disk to another",
+		Long: `List the ranges of the disk that IMAGE, a differencing image, holds itself: what was written or trimmed since
+it was made. This reads no data, so what was overwritten by the same is listed too, unless --content is given.
+With --depth 2 its parent's changes belong to it as well, and so on.
+
+With two disks, list the ranges in which SECOND differs from FIRST. What both have in the same place of the
+same file is not read, so that comparing two children of one parent, or a child with its parent, takes no
+longer than reading what they hold themselves.
+
+Each range has a kind: data, or zero where there is nothing to copy.`,
+		Example: `  vhdxfs diff --json child.avhdx
+  vhdxfs diff monday.avhdx tuesday.avhdx`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 2 {
+				return nil
+			}
+			return exactArgs("IMAGE")(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			list := newRangeList(cmd.OutOrStdout(), c.json)
+			ctx, stop := interruptible(cmd.Context())
+			defer stop()
+			var err error
+			switch {
+			case len(args) == 2:
+				err = c.withDisks(args, func(a, b *disk.Disk) error { return c.ranges(cmd, ctx, a, b, list.add) })
+			default:
+				err = c.changes(cmd, ctx, args[0], depth, content, list.add)
+			}
+			if err != nil {
+				return interrupted(err, "the list is not complete")
+			}
+			return list.end()
+		},
+		ValidArgsFunction: completeImage,
+	}
+	c.add(cmd)
+	cmd.Flags().IntVar(&depth, "depth", depth, "how many `N` images of the chain, IMAGE being the first, count as changes")
+	cmd.Flags().BoolVar(&content, "content", false, "read what was written and list it only if it differs")
+	return cmd
+}
+
+// changes lists what the first depth images of a chain changed.
+func (c *compareFlags) changes(cmd *cobra.Command, ctx context.Context, path string, depth int, content bool, report func(compare.Range) error) error {
+	o, err := parseOptions(c.options, aboutImage)
+	if err != nil {
+		return err
+	}
+	return withImage(path, o.image, func(im *vhdx.Image) error {
+		chain := chainPaths(im.Info())
+		if depth < 1 || depth >= len(chain) {
+			return usageError("--depth %d, but %s has %s; without any, give two disks", depth, path, plural(len(chain)-1, "parent"))
+		}
+		if !content {
+			return compare.Layers(im, depth, report)
+		}
+		// The parents of the parent are those of the image, as they were found.
+		below := o.image
+		below.Parents = chain[depth+1:]
+		base, err := disk.Open(chain[depth], disk.VHDX, below)
+		if err != nil {
+			return err
+		}
+		top, err := disk.Open(path, disk.VHDX, o.image)
+		if err != nil {
+			return errors.Join(err, base.Close())
+		}
+		return errors.Join(c.ranges(cmd, ctx, base, top, report), top.Close(), base.Close())
+	})
+}
