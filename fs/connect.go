@@ -23,6 +23,9 @@ func mountFuse(o *Options) (int, error) {
 	if !errors.Is(err, unix.EPERM) {
 		return -1, mountError(o, err)
 	}
+	if unix.Geteuid() == 0 { // fusermount3 could do no more than this
+		return -1, fmt.Errorf("mount on %s: %w; root lacks the privilege CAP_SYS_ADMIN here: start the container with --cap-add SYS_ADMIN", o.MountPoint, err)
+	}
 	bin, lookErr := fusermountPath()
 	if lookErr != nil {
 		return -1, fmt.Errorf("mount on %s needs root, or for an ordinary user the program fusermount3; install the package fuse3: %w", o.MountPoint, err)

@@ -68,7 +68,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	ready := takeReadiness()
 	switch {
 	case ready != nil: // startBackground has made it what it has to be
-	case !m.foreground && !o.foreground:
+	case !m.foreground && !o.foreground && !inContainer():
 		err := startBackground(m.args, !o.readOnly, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		if err == nil && m.verbose {
 			fmt.Fprintf(cmd.OutOrStdout(), "%s mounted on %s\n", args[0], args[1])
@@ -201,6 +201,7 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 		return errors.Join(err, server.Unmount(), wait(server))
 	}
 	defer removePIDFile(o, log)
+	warnUnseen(server.MountPoint(), log)
 	stopWatchdog := notifyReady(o, server, im.Writable(), ready != nil, log)
 	defer stopWatchdog()
 	return serveUntilEnd(ctx, o, server, signals, log)

@@ -1,0 +1,26 @@
+package cli
+
+import (
+	"os"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+
+	mount "vhdxfs/fs"
+)
+
+// inContainer reports whether this process is what a container runs, with process id 1. The container ends when it
+// does, so there is no background to go to.
+func inContainer() bool { return os.Getpid() == 1 }
+
+// warnUnseen says that a mount in a container is seen by nobody else, where that is so. A mount that the host is to
+// see has to be made on a shared one, which a folder of the host is in a container only if that is asked for.
+func warnUnseen(mountPoint string, log *logrus.Logger) {
+	if !inContainer() {
+		return
+	}
+	if m, err := mount.MountAt(mountPoint); err == nil && m != nil && !strings.Contains(m.Optional, "shared:") {
+		log.Warnf("%s is seen in this container only; for the host to see it, too, the folder above it has to be the host's, "+
+			"with the propagation rshared: -v DIR:DIR:rshared", mountPoint)
+	}
+}
