@@ -26,7 +26,7 @@ type xattrGroup func() map[string]string
 // xattrGroups returns the groups in the order in which a name is looked for. Who serves the mount comes first: that
 // can be asked while a write hangs, and with it what else there is to know of the image.
 func (f *fileSystem) xattrGroups() []xattrGroup {
-	served := servedXAttrs(f.writable)
+	served := servedXAttrs(f.disk.Info().Path, f.writable)
 	image := func() map[string]string { return imageXAttrs(f.disk.Info()) }
 	if !f.writable {
 		image = sync.OnceValue(image)
@@ -34,13 +34,13 @@ func (f *fileSystem) xattrGroups() []xattrGroup {
 	return []xattrGroup{func() map[string]string { return served }, f.statXAttrs, image}
 }
 
-// servedXAttrs tell which process serves the mount, and how.
-func servedXAttrs(writable bool) map[string]string {
+// servedXAttrs tell which process serves which image, and how.
+func servedXAttrs(path string, writable bool) map[string]string {
 	mode := "ro"
 	if writable {
 		mode = "rw"
 	}
-	values := map[string]string{"pid": strconv.Itoa(os.Getpid()), "mode": mode}
+	values := map[string]string{"pid": strconv.Itoa(os.Getpid()), "mode": mode, "path": path}
 	if ns, err := os.Readlink("/proc/self/ns/pid"); err == nil { // the number of a process means nothing in another
 		values["pid_namespace"] = ns
 	}
@@ -50,7 +50,6 @@ func servedXAttrs(writable bool) map[string]string {
 // imageXAttrs tell of an image what a program that has only the mount may want to know.
 func imageXAttrs(info *vhdx.Info) map[string]string {
 	values := map[string]string{
-		"path":                 info.Path,
 		"creator":              info.Creator,
 		"type":                 string(info.Type),
 		"disk_size":            strconv.FormatInt(info.DiskSize, 10),

@@ -34,7 +34,7 @@ var exitStatuses = []struct {
 	{statusWarnings, "check: the image can be used, but there are warnings; convert: something was skipped"},
 	{statusDamaged, "the image breaks a rule of the format"},
 	{statusDiffers, "compare: the disks differ"},
-	{statusMount, "the mount failed: image damaged, locked or not there, or the mount point is no use"},
+	{statusMount, "the mount failed: image damaged, locked or not there, the mount point no use; or what is to be unmounted is in use"},
 	{statusInterrupted, "interrupted by a signal; nothing half-made is left"},
 }
 

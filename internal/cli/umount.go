@@ -47,6 +47,7 @@ type umountCommand struct {
 	name                           string
 	args                           []string // the whole command line
 	lazy, force, readOnly, verbose bool
+	patience                       time.Duration // with who has the mount in use for a moment only
 	namespace                      string
 }
 
@@ -80,6 +81,9 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 		defer server.close()
 	}
 	err = mount.Unmount(dir, u.lazy)
+	for end := time.Now().Add(u.patience); errors.Is(err, unix.EBUSY) && time.Now().Before(end); err = mount.Unmount(dir, u.lazy) {
+		time.Sleep(50 * time.Millisecond)
+	}
 	switch {
 	case errors.Is(err, unix.EBUSY) && u.readOnly:
 		if err := remountFlags(m, true); err != nil {

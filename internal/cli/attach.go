@@ -1,0 +1,254 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	mount "vhdxfs/fs"
+	"vhdxfs/internal/loop"
+)
+
+// rootRunDir is where root's attach makes mount points.
+const rootRunDir = "/run/vhdxfs"
+
+// An attachCommand mounts an image and attaches its disk.raw to a loop device, or leaves nothing behind.
+type attachCommand struct {
+	options  []string
+	readOnly bool
+	json     bool
+}
+
+func newAttach() *cobra.Command {
+	var a attachCommand
+	cmd := &cobra.Command{
+		Use:   "attach [-r] [-o LIST] [--json] IMAGE [MOUNTPOINT]",
+		Short: "Mount an image and attach it to a loop device, in one step",
+		Long: `Mount the VHDX file IMAGE, attach its disk.raw to a loop device with the sectors that the disk has, and make its
+partitions known. The devices are printed, one a line: first the whole disk, then each partition. Either all of this
+is done, or nothing is left of it.
+
+Without MOUNTPOINT a directory for it is made in ` + rootRunDir + `, named like the image; detach removes it.
+
+The device passes by the page cache of disk.raw (losetup --direct-io=on), which makes it faster and saves memory.`,
+		Example: `  vhdxfs attach data.vhdx
+  mount /dev/loop0p1 /mnt/data
+  umount /mnt/data
+  vhdxfs detach data.vhdx`,
+		Args:              imageAndMountPoint,
+		ValidArgsFunction: completeMount,
+		RunE:              a.run,
+	}
+	cmd.Flags().SortFlags = false
+	cmd.Flags().BoolVarP(&a.readOnly, "read-only", "r", false, "as -o ro: neither image nor device can be written")
+	cmd.Flags().StringArrayVarP(&a.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs --help")
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON, with sizes in bytes")
+	completeOptions(cmd, aboutMount|aboutImage)
+	return cmd
+}
+
+// imageAndMountPoint wants one argument or two.
+func imageAndMountPoint(cmd *cobra.Command, args []string) error {
+	if len(args) == 2 {
+		return nil
+	}
+	return exactArgs("IMAGE")(cmd, args)
+}
+
+func (a *attachCommand) run(cmd *cobra.Command, args []string) error {
+	o, err := parseOptions(a.options, aboutImage|aboutMount)
+	if err != nil {
+		return err
+	}
+	if err := o.check(); err != nil {
+		return err
+	}
+	if o.remount || o.foreground {
+		return usageError("the options remount and foreground are for mounting alone; attach has no use for them")
+	}
+	o.readOnly = o.readOnly || a.readOnly
+	if err := loop.CanAttach(); err != nil {
+		return err
+	}
+	// A signal must not end this process with half of the work done.
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	m, err := a.attach(ctx, o, args, cmd.OutOrStdout(), cmd.ErrOrStderr())
+	if ctx.Err() != nil {
+		return &statusError{statusInterrupted, errors.Join(errors.New("interrupted"), err)}
+	}
+	if err != nil {
+		return mountError(err)
+	}
+	if a.json {
+		return writeJSON(cmd.OutOrStdout(), m)
+	}
+	return printDevices(cmd.OutOrStdout(), m.Devices)
+}
+
+func (a *attachCommand) attach(ctx context.Context, o *options, args []string, stdout, stderr io.Writer) (m *activeMount, err error) {
+	image, err := absPath(args[0])
+	if err != nil {
+		return nil, err
+	}
+	var undo undoList
+	defer func() {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			m, err = nil, errors.Join(err, undo.run())
+		}
+	}()
+	var dir string
+	if len(args) > 1 {
+		dir, err = absPath(args[1])
+	} else if dir, err = makeRunDir(image); err == nil {
+		undo.add(func() error { return os.Remove(dir) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := startBackground(a.mountArgs(image, dir), !o.readOnly, stdout, stderr); err != nil {
+		return nil, err
+	}
+	if dir, err = mount.ResolveMountPoint(dir); err != nil {
+		return nil, err
+	}
+	undo.add(func() error {
+		u := umountCommand{name: "vhdxfs attach", patience: releasePatience}
+		return u.unmount(dir, io.Discard, stderr)
+	})
+	if m, err = mountedNow(dir); err != nil {
+		return nil, err
+	}
+	sector, err := mount.Attribute(dir, "logical_sector_size")
+	if err != nil {
+		return nil, err
+	}
+	how := loop.Options{ReadOnly: m.Mode == "ro"}
+	if how.SectorSize, err = strconv.ParseInt(sector, 10, 64); err != nil {
+		return nil, fmt.Errorf("sector size of %s: %w", image, err)
+	}
+	// Whatever is attached to a file that was not there before is ours, also where losetup was interrupted.
+	undo.add(func() error { return detachAll(m.disk()) })
+	device, err := loop.Attach(ctx, m.disk(), how)
+	if err != nil {
+		return nil, err
+	}
+	m.Devices = append(m.Devices, *device)
+	return m, nil
+}
+
+// mountArgs are the arguments with which the program mounts the image for this command.
+func (a *attachCommand) mountArgs(image, dir string) []string {
+	var args []string
+	for _, list := range a.options {
+		args = append(args, "-o", list)
+	}
+	if a.readOnly {
+		args = append(args, "-r")
+	}
+	return append(args, "--", image, dir)
+}
+
+// mountedNow describes the mount at dir, which is there.
+func mountedNow(dir string) (*activeMount, error) {
+	m, err := mount.MountAt(dir)
+	if err != nil {
+		return nil, err
+	}
+	if m == nil || m.FSType != mount.Type {
+		return nil, fmt.Errorf("another program has unmounted %s", dir)
+	}
+	return describeMount(m)
+}
+
+// makeRunDir makes a mount point for an image, which no other user can put anything into before it is mounted.
+func makeRunDir(image string) (string, error) {
+	parent, err := runDir()
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return "", fmt.Errorf("%w; name a mount point", err)
+	}
+	name := strings.TrimSuffix(filepath.Base(image), filepath.Ext(image))
+	if name == "" || name == "." || name == ".." {
+		name = "disk"
+	}
+	const maxTries = 10000
+	dir := filepath.Join(parent, name)
+	for i := 2; ; i++ {
+		err := os.Mkdir(dir, 0o700)
+		if !errors.Is(err, fs.ErrExist) || i > maxTries {
+			return dir, err
+		}
+		dir = filepath.Join(parent, fmt.Sprintf("%s-%d", name, i))
+	}
+}
+
+// runDir returns the folder for mount points that this user can make.
+func runDir() (string, error) {
+	if unix.Geteuid() == 0 {
+		return rootRunDir, nil
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "vhdxfs"), nil
+	}
+	return "", usageError("there is no place to make a mount point: name one, or set XDG_RUNTIME_DIR")
+}
+
+// printDevices writes the path of each device and, behind it, those of its partitions.
+func printDevices(out io.Writer, devices []loop.Device) error {
+	var b strings.Builder
+	for _, d := range devices {
+		fmt.Fprintln(&b, d.Path)
+		for _, p := range d.Partitions {
+			fmt.Fprintln(&b, p.Path)
+		}
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// An undoList takes back what was done, the last first.
+type undoList []func() error
+
+func (u *undoList) add(f func() error) { *u = append(*u, f) }
+
+func (u *undoList) run() error {
+	var errs []error
+	for i := len(*u) - 1; i >= 0; i-- {
+		errs = append(errs, (*u)[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// releasePatience is how long those may take who have something open for a moment only: programs that look at each
+// new device, and the kernel, which lets go of a file somewhat after the device.
+const releasePatience = 5 * time.Second
+
+// detachAll detaches all loop devices on a file.
+func detachAll(file string) error {
+	devices, err := loop.On(file)
+	errs := []error{err}
+	ctx, cancel := context.WithTimeout(context.Background(), releasePatience)
+	defer cancel()
+	for _, d := range devices {
+		errs = append(errs, loop.Detach(ctx, d.Path))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,195 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	mount "vhdxfs/fs"
+	"vhdxfs/internal/loop"
+)
+
+func newDetach() *cobra.Command {
+	return &cobra.Command{
+		Use:   "detach IMAGE|DEVICE|MOUNTPOINT",
+		Short: "Undo what attach did: detach the loop devices, unmount, wait for the end",
+		Long: `Detach the loop devices on the disk.raw of a mount, unmount it, and return when the image is written and closed.
+The mount is named by its image, its mount point or one of its devices, and may have been made by hand. A mount point
+in ` + rootRunDir + ` is removed.
+
+While something on a device is mounted or otherwise in use, nothing is done; what it is stands in the message, and the
+exit status is 32.`,
+		Example: `  vhdxfs detach data.vhdx
+  vhdxfs detach /dev/loop0`,
+		Args: exactArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m, err := findMounted(args[0])
+			if err == nil {
+				err = detach(m, cmd.ErrOrStderr())
+			}
+			return mountError(err)
+		},
+	}
+}
+
+// detach takes away a mount and what lies on it, or nothing where somebody uses that.
+func detach(m *activeMount, stderr io.Writer) error {
+	switch m.State {
+	case stateNotAnswered:
+		return fmt.Errorf("%s: %w, so nothing can be taken from it without harm; wait, or end it", m.MountPoint, mount.ErrNoAnswer)
+	case stateUnknown:
+		return fmt.Errorf("%s belongs to another user, who has to detach it", m.MountPoint)
+	}
+	if err := waitUnused(m.Devices); err != nil {
+		return err
+	}
+	if err := detachAll(m.disk()); err != nil {
+		return err
+	}
+	u := umountCommand{name: "vhdxfs detach", patience: releasePatience}
+	if err := u.unmount(m.MountPoint, io.Discard, stderr); err != nil {
+		return err
+	}
+	if dir, err := runDir(); err == nil && filepath.Dir(m.MountPoint) == dir {
+		return os.Remove(m.MountPoint)
+	}
+	return nil
+}
+
+// waitUnused returns an error where one of the devices is in use. Processes that have one open for a moment only get
+// their time.
+func waitUnused(devices []loop.Device) error {
+	for deadline := time.Now().Add(releasePatience); ; time.Sleep(50 * time.Millisecond) {
+		var lasting, passing []string
+		for _, d := range devices {
+			lasting = append(lasting, inUse(d.Path, d.Uses)...)
+			passing = append(passing, inUse(d.Path, openedBy(d.Path))...)
+			for _, p := range d.Partitions {
+				lasting = append(lasting, inUse(p.Path, p.Uses)...)
+				passing = append(passing, inUse(p.Path, openedBy(p.Path))...)
+			}
+		}
+		switch {
+		case len(lasting) > 0: // who has mounted it may have it open as well, and that is no news
+			return errors.New(strings.Join(lasting, "; "))
+		case len(passing) == 0:
+			return nil
+		case time.Now().After(deadline):
+			return errors.New(strings.Join(passing, "; "))
+		}
+	}
+}
+
+// inUse puts the path of a device in front of each of its uses.
+func inUse(path string, uses []string) []string {
+	var list []string
+	for _, u := range uses {
+		list = append(list, path+" is "+u)
+	}
+	return list
+}
+
+// openedBy names the processes that have the device open.
+func openedBy(path string) []string {
+	var list []string
+	for _, user := range processUsers(path) {
+		list = append(list, "open in "+user)
+	}
+	return list
+}
+
+// findMounted returns the mount that is named by its image, its mount point, its file, or a loop device on it.
+func findMounted(name string) (*activeMount, error) {
+	list, err := listMounts()
+	if err != nil {
+		return nil, err
+	}
+	for _, find := range []func(string, []*activeMount) ([]*activeMount, error){byMountPoint, byDevice, byImage} {
+		found, err := find(name, list)
+		if err != nil {
+			return nil, err
+		}
+		switch len(found) {
+		case 0:
+		case 1:
+			return found[0], nil
+		default:
+			var points []string
+			for _, m := range found {
+				points = append(points, m.MountPoint)
+			}
+			return nil, fmt.Errorf("%s is mounted more than once; name one of the mount points %s", name, strings.Join(points, ", "))
+		}
+	}
+	return nil, fmt.Errorf("%s is neither a mounted image, nor the mount point or a device of one; vhdxfs list shows them", name)
+}
+
+// byDevice finds the mount with the loop device at path, or with the partition.
+func byDevice(path string, list []*activeMount) ([]*activeMount, error) {
+	real, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil || !strings.HasPrefix(real+"/", "/dev/") {
+		return nil, nil
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil { // as below /dev/disk
+		return nil, nil
+	}
+	for _, m := range list {
+		for _, d := range m.Devices {
+			if d.Path == path {
+				return []*activeMount{m}, nil
+			}
+			for _, p := range d.Partitions {
+				if p.Path == path {
+					return []*activeMount{m}, nil
+				}
+			}
+		}
+	}
+	return nil, fmt.Errorf("%s is no loop device on a mounted image; vhdxfs list shows them", path)
+}
+
+// byMountPoint finds the mount at path, or whose disk.raw is at path. It does not touch what is mounted there.
+func byMountPoint(path string, list []*activeMount) ([]*activeMount, error) {
+	for _, p := range []string{path, filepath.Dir(path)} {
+		if p != path && filepath.Base(path) != mount.FileName {
+			continue
+		}
+		p, err := mount.ResolveMountPoint(p)
+		if err != nil {
+			continue
+		}
+		for _, m := range list {
+			if m.MountPoint == p && m.State != stateHidden {
+				return []*activeMount{m}, nil
+			}
+		}
+	}
+	return nil, nil
+}
+
+// byImage finds the mounts of the image at path, by whatever name they were made.
+func byImage(path string, list []*activeMount) ([]*activeMount, error) {
+	abs, err := absPath(path)
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.Stat(path)
+	var found []*activeMount
+	for _, m := range list {
+		same := m.Image == abs
+		if !same && err == nil {
+			other, oerr := os.Stat(m.Image)
+			same = oerr == nil && os.SameFile(file, other)
+		}
+		if same && m.State != stateHidden {
+			found = append(found, m)
+		}
+	}
+	return found, nil
+}

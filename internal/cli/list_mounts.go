@@ -1,0 +1,165 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	mount "vhdxfs/fs"
+	"vhdxfs/internal/loop"
+)
+
+// What can be said of a mount.
+const (
+	stateServing     = "serving"
+	stateDead        = "dead"          // its program has ended and left it behind
+	stateNotAnswered = "not answering" // its program hangs, or is stopped
+	stateHidden      = "hidden"        // another mount lies on top of it
+	stateUnknown     = "unknown"       // this user may not ask
+)
+
+// An activeMount is a mount as list shows it, and attach.
+type activeMount struct {
+	Image      string        `json:"image"` // as the mount itself says, or else the mount table
+	MountPoint string        `json:"mount_point"`
+	State      string        `json:"state"`
+	PID        int           `json:"pid,omitempty"` // 0 where it is not known here
+	Mode       string        `json:"mode"`          // rw or ro
+	Devices    []loop.Device `json:"devices"`
+}
+
+// disk returns the path of the mount's file.
+func (m *activeMount) disk() string { return filepath.Join(m.MountPoint, mount.FileName) }
+
+func newList() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list [--json]",
+		Short: "List what is mounted, by which process, with which loop devices",
+		Long: `List every mount of a VHDX image with its process, the loop devices on its disk.raw, and what their partitions are
+used for. A mount whose program has died is shown as dead, one whose program does not answer within some seconds as not
+answering. What another user has mounted for himself alone is unknown.`,
+		Example: `  vhdxfs list
+  vhdxfs list --json | jq -r '.[].devices[].device'`,
+		Args:              exactArgs(),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			list, err := listMounts()
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), list)
+			}
+			return printMounts(cmd.OutOrStdout(), list)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with sizes in bytes")
+	return cmd
+}
+
+// listMounts returns all mounts of the program that this process can see, in the order in which they were made. It
+// asks all of them at once, so that many that hang cost the time of one.
+func listMounts() ([]*activeMount, error) {
+	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.FSType != mount.Type || m.Root != "/", false
+	})
+	if err != nil {
+		return nil, err
+	}
+	list := make([]*activeMount, len(table))
+	errs := make([]error, len(table))
+	var asking sync.WaitGroup
+	for i, m := range table {
+		asking.Go(func() { list[i], errs[i] = describeMount(m) })
+	}
+	asking.Wait()
+	return list, errors.Join(errs...)
+}
+
+// describeMount asks a mount for what the mount table does not tell.
+func describeMount(m *mountinfo.Info) (*activeMount, error) {
+	d := &activeMount{Image: m.Source, MountPoint: m.Mountpoint, Mode: "rw", Devices: []loop.Device{}}
+	if slices.Contains(strings.Split(m.Options+","+m.VFSOptions, ","), "ro") {
+		d.Mode = "ro"
+	}
+	top, err := mount.MountAt(m.Mountpoint)
+	if err != nil {
+		return nil, err
+	}
+	if top == nil || top.ID != m.ID {
+		d.State = stateHidden
+		return d, nil
+	}
+	image, err := mount.Attribute(m.Mountpoint, "path")
+	switch {
+	case err == nil, errors.Is(err, unix.ENODATA): // an older program does not tell the path
+		d.State = stateServing
+		if image != "" {
+			d.Image = image
+		}
+		if pid, err := serverPID(m.Mountpoint); err == nil {
+			d.PID = pid
+		}
+	case errors.Is(err, unix.ENOTCONN):
+		d.State = stateDead
+	case errors.Is(err, mount.ErrNoAnswer):
+		d.State = stateNotAnswered
+	default:
+		d.State = stateUnknown
+	}
+	devices, err := loop.On(d.disk())
+	if err != nil {
+		return nil, err
+	}
+	d.Devices = append(d.Devices, devices...)
+	return d, nil
+}
+
+// printMounts writes a line for each mount, and below it one for each device and partition.
+func printMounts(out io.Writer, list []*activeMount) error {
+	var b strings.Builder
+	for _, m := range list {
+		fmt.Fprintf(&b, "%s on %s, %s", printable(m.Image), printable(m.MountPoint), m.Mode)
+		switch {
+		case m.State != stateServing:
+			fmt.Fprintf(&b, ", %s", m.State)
+		case m.PID != 0:
+			fmt.Fprintf(&b, ", process %d", m.PID)
+		}
+		b.WriteString("\n")
+		for _, d := range m.Devices {
+			writeDevice(&b, d.Path, d.Size, d.Uses)
+			for _, p := range d.Partitions {
+				writeDevice(&b, p.Path, p.Size, p.Uses)
+			}
+		}
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+func writeDevice(b *strings.Builder, path string, size int64, uses []string) {
+	fmt.Fprintf(b, "  %s, %s", path, roughSize(size))
+	for _, u := range uses {
+		fmt.Fprintf(b, ", %s", printable(u))
+	}
+	b.WriteString("\n")
+}
+
+// printable returns s as it is, or in quotes where it has something else in it than what can be printed.
+func printable(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
+}

@@ -1,0 +1,187 @@
+package loop
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// undoPatience is how long it may take to detach a device again that was attached in vain.
+const undoPatience = 5 * time.Second
+
+// control is the device by which the kernel gives out loop devices.
+const control = "/dev/loop-control"
+
+// Options says how to attach a device.
+type Options struct {
+	ReadOnly   bool
+	SectorSize int64 // logical, bytes
+}
+
+// CanAttach returns an error where this process cannot attach a device at all, and says why.
+func CanAttach() error {
+	f, err := os.OpenFile(control, os.O_RDWR, 0)
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("there are no loop devices: %w; load the module (modprobe loop), or give the container %s", err, control)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("no right to attach a loop device: %w; that is for root", err)
+	case err != nil:
+		return fmt.Errorf("no loop device can be attached: %w", err)
+	}
+	f.Close()
+	_, err = tool("losetup")
+	return err
+}
+
+// Attach attaches a free device to a file and makes its partitions known. It leaves nothing behind when it fails.
+//
+// Reads and writes pass by the page cache of the file (--direct-io): what uses the device has a cache of its own, and
+// without a second one below, both are two to four times as fast on a FUSE file, measured on Linux 6.18.
+func Attach(ctx context.Context, file string, o Options) (*Device, error) {
+	args := []string{"--find", "--show", "--partscan", "--direct-io=on", "--sector-size", strconv.FormatInt(o.SectorSize, 10)}
+	if o.ReadOnly {
+		args = append(args, "--read-only")
+	}
+	out, err := run(ctx, "losetup", append(args, "--", file)...)
+	if err != nil {
+		return nil, err
+	}
+	path := strings.TrimSpace(out)
+	d, err := scan(ctx, path)
+	if err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
+		defer cancel()
+		return nil, errors.Join(err, Detach(undo, path))
+	}
+	return d, nil
+}
+
+// scan returns the device at path with its partitions. A kernel that is built without partition tables knows none;
+// there partx(8) reads the table and tells the kernel.
+func scan(ctx context.Context, path string) (*Device, error) {
+	d, err := attached(path)
+	if err != nil || len(d.Partitions) > 0 {
+		return d, err
+	}
+	if _, err := tool("partx"); err != nil {
+		return d, nil
+	}
+	// It fails where there is no table, which is no error.
+	if out, err := run(ctx, "partx", "--show", "--noheadings", "--output", "NR", path); err != nil || strings.TrimSpace(out) == "" {
+		return d, ctx.Err()
+	}
+	if _, err := run(ctx, "partx", "--add", path); err != nil {
+		return nil, err
+	}
+	return attached(path)
+}
+
+func attached(path string) (*Device, error) {
+	d, err := At(path)
+	if err == nil && d == nil {
+		err = fmt.Errorf("%s is not attached any more: another program has detached it", path)
+	}
+	return d, err
+}
+
+// ErrInUse says that a device was not detached because somebody uses it.
+var ErrInUse = errors.New("in use")
+
+// Detach detaches the device at path, with its partitions, and returns when it is free. Where somebody uses it, the
+// error matches ErrInUse, and the device stays attached. One that is free already is no error.
+func Detach(ctx context.Context, path string) error {
+	before, err := At(path)
+	if err != nil || before == nil {
+		return err
+	}
+	if err := claim(before); err != nil {
+		return err
+	}
+	if _, err := run(ctx, "losetup", "--detach", path); err != nil {
+		return err
+	}
+	// The kernel detaches a device when the last who has it open closes it.
+	for {
+		d, err := At(path)
+		if err != nil || d == nil || d.File != before.File {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w; it is detached as soon as nobody has it open any more: %w", path, ErrInUse, ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// claim returns an error that matches ErrInUse where the device or a partition of it is mounted, used as swap or part
+// of another device, in whatever namespace: the kernel then gives nobody else the sole use of it.
+func claim(d *Device) error {
+	paths := []string{d.Path}
+	for _, p := range d.Partitions {
+		paths = append(paths, p.Path)
+	}
+	for _, path := range paths {
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		switch {
+		case errors.Is(err, unix.EBUSY):
+			return fmt.Errorf("%s is %w: mounted in another namespace, or part of another device", path, ErrInUse)
+		case err == nil:
+			unix.Close(fd)
+		}
+		// Any other error is losetup's to tell.
+	}
+	return nil
+}
+
+func sortByNumber(list []Partition) {
+	slices.SortFunc(list, func(a, b Partition) int { return cmp.Compare(a.Number, b.Number) })
+}
+
+// tool returns the path of a program of util-linux, also where the environment is empty.
+func tool(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	for _, dir := range []string{"/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"} {
+		if err == nil {
+			return path, nil
+		}
+		path, err = exec.LookPath(dir + name)
+	}
+	if err != nil {
+		return "", fmt.Errorf("the program %s is missing; install util-linux (on Debian the package mount)", name)
+	}
+	return path, nil
+}
+
+// run runs a program of util-linux and returns what it wrote. An error is what it said.
+func run(ctx context.Context, name string, args ...string) (string, error) {
+	path, err := tool(name)
+	if err != nil {
+		return "", err
+	}
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		if msg := strings.TrimSpace(stderr.String()); msg != "" {
+			return "", errors.New(msg)
+		}
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	return stdout.String(), nil
+}
