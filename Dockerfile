@@ -1,23 +1,27 @@
-# vhdxfs in a container. To see the mount on the host, its folder must lie on a shared mount there:
+# vhdxfs in a container: the static binary and nothing else. docs/containers.md says how to run it and what for.
 #
 #   docker build -t vhdxfs .
 #   docker run --rm --device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor:unconfined \
-#     -v /srv/images:/images -v /mnt/vhdx:/mnt/vhdx:rshared vhdxfs -f /images/disk.vhdx /mnt/vhdx
-#
-# SYS_ADMIN is for mount(2). AppArmor's default profile for containers forbids that call all the same.
+#     -v /srv/images:/images -v /mnt/vhdx:/mnt/vhdx:rshared vhdxfs /images/disk.vhdx /mnt/vhdx
 
-FROM golang:1.26-bookworm AS build
+ARG GO_IMAGE=docker.io/library/golang:1.26-bookworm
+FROM ${GO_IMAGE} AS build
 WORKDIR /src
 # The modules change less often than the code, so they get a layer of their own.
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /vhdxfs .
+ARG VERSION=
+RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w -X vhdxfs/internal/cli.version=${VERSION}" -o /vhdxfs .
 
-FROM alpine:3.22
-RUN apk add --no-cache fuse3
+# Root mounts and unmounts by system calls of its own. No other program is started, so none is left for process 1 to
+# wait for, and none is in the image.
+FROM scratch
 COPY --from=build /vhdxfs /usr/bin/vhdxfs
-# The mount is put away before the container ends.
+LABEL org.opencontainers.image.title="vhdxfs" \
+      org.opencontainers.image.description="Mounts Hyper-V VHDX images as raw disks" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# Unmounts; the container ends when everything is written.
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["vhdxfs"]
+ENTRYPOINT ["/usr/bin/vhdxfs"]
 CMD ["--help"]
