@@ -83,12 +83,16 @@ func must(t *testing.T, name string, args ...string) string {
 // A mountEntry is one line of /proc/self/mountinfo.
 type mountEntry struct {
 	point, fstype, source string
+	options               string // of the mount itself
 	readOnly              bool
 }
 
 // mounts lists the mounts of this process's namespace.
-func mounts() []mountEntry {
-	text, _ := os.ReadFile("/proc/self/mountinfo")
+func mounts() []mountEntry { return mountsOf(os.Getpid()) }
+
+// mountsOf lists the mounts of the namespace that a process is in.
+func mountsOf(pid int) []mountEntry {
+	text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/mountinfo")
 	var list []mountEntry
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	for line := range strings.Lines(string(text)) {
@@ -101,6 +105,7 @@ func mounts() []mountEntry {
 			point:    unescape.Replace(f[4]),
 			fstype:   g[0],
 			source:   unescape.Replace(g[1]),
+			options:  f[5],
 			readOnly: strings.HasPrefix(f[5], "ro"),
 		})
 	}

@@ -60,6 +60,8 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	switch {
 	case m.namespace != "":
 		return mountError(enterNamespace(m.namespace, m.args))
+	case m.helper && o.noFail && isMissing(args[0]):
+		return nil // as mount(8) has it for devices
 	case o.remount:
 		return mountError(remount(args[0], args[1], m.options))
 	case m.fake:
@@ -100,6 +102,12 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 		}
 	}
 	return mountError(err)
+}
+
+// isMissing reports whether there is no file of that name.
+func isMissing(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // locate makes the arguments IMAGE and MOUNTPOINT paths that hold when the working directory changes.
@@ -197,6 +205,8 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 		return err
 	}
 	statistics.begin(server, im, log)
+	noteForUmount(server.MountPoint(), log)
+	defer forgetForUmount(server.MountPoint(), log)
 	if err := o.announce(server, log, ready); err != nil {
 		return errors.Join(err, server.Unmount(), wait(server))
 	}

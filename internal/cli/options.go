@@ -30,6 +30,7 @@ type options struct {
 	replay     string // one of replayModes
 	user       string // whom the process is to become; "" is who it is
 	pidFile    string // "" is none
+	noFail     bool   // for mount(8), an image that is missing is no failure
 	oomScore   *int   // oom_score_adj of the process; nil leaves it as it is
 	log        string // "stderr", "syslog", a path, or "" for what suits
 	metrics    string // path of the socket for Prometheus, "" for none
@@ -263,7 +264,11 @@ var optionTable = []option{
 	}},
 
 	// Meant for mount(8), fstab or systemd.
-	unused("auto", ""), unused("noauto", ""), unused("defaults", ""), unused("nofail", ""),
+	unused("auto", ""), unused("noauto", ""), unused("defaults", ""),
+	{"nofail", "", aboutOther, "", func(o *options, _ string) error {
+		o.noFail = true
+		return nil
+	}},
 	unused("user", ""), unused("nouser", ""), unused("users", ""), unused("owner", ""), unused("group", ""),
 	unused("_netdev", ""), unused("_rnetdev", ""), unused("comment", "TEXT"),
 	// Meant for the kernel, and fixed by this program or passed back by a remount.

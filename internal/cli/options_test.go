@@ -60,7 +60,7 @@ func TestParseOptions(t *testing.T) {
 		{[]string{"noexec,exec"}, func(*options) {}},
 		// What mount(8) and a remount pass on.
 		{[]string{"ro,noexec,nosuid,nodev,user,users,auto,noauto,nofail,_netdev,defaults,owner,group,comment=x y,x-systemd.automount,X-mount.mkdir=755"},
-			func(o *options) { o.mount.Flags, o.readOnly = o.mount.Flags|unix.MS_NOEXEC, true }},
+			func(o *options) { o.mount.Flags, o.readOnly, o.noFail = o.mount.Flags|unix.MS_NOEXEC, true, true }},
 		{[]string{"user_id=0,group_id=0,max_read=131072,subtype=x,default_permissions,sync"},
 			func(o *options) { o.mount.Flags |= unix.MS_SYNCHRONOUS }},
 	} {

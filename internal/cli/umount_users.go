@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -58,9 +59,10 @@ func loopUsers(dir string, mounts []*mountinfo.Info) []string {
 // processUsers names the processes that have a file of the mount open, or are in it.
 func processUsers(dir string) []string {
 	var users []string
+	self, parent := strconv.Itoa(os.Getpid()), strconv.Itoa(os.Getppid()) // umount(8) is the parent
 	processes, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range processes {
-		if !processUses(p, dir) {
+		if pid := filepath.Base(p); pid == self || pid == parent || !processUses(p, dir) {
 			continue
 		}
 		if len(users) == maxUsers {

@@ -1,0 +1,97 @@
+package cli
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	mount "vhdxfs/fs"
+)
+
+// umount(8), when root calls it for a path, asks the kernel what is mounted there, hears only that it is FUSE, and
+// calls no helper of a type of FUSE. It looks closer where mount(8) has noted something of the mount in the table
+// that it keeps for itself. So that is seen to, or umount would not wait, and not tell who uses a mount.
+
+const (
+	umountHelper = "/sbin/umount." + mount.Type
+	tableDir     = "/run/mount"
+	tableFile    = tableDir + "/utab"
+	tableLock    = tableDir + "/utab.lock" // held by flock(2) while the table is changed
+	helperEntry  = "uhelper=" + mount.Type
+)
+
+// noteForUmount has mount(8) note the mount at dir. It is asked to do all but mount, without a helper. The source is
+// not the image: of that, mount(8) notes by itself what it has to. Where there is no mount(8), umount does without
+// the helper.
+func noteForUmount(dir string, log *logrus.Logger) {
+	if _, err := os.Stat(umountHelper); err != nil || os.Geteuid() != 0 {
+		return
+	}
+	cmd := exec.Command("mount", "--internal-only", "--fake", "--types", mount.Type, "--options", helperEntry, "--", "vhdxfs", dir)
+	if cmd.Err != nil { // no mount(8) in the PATH, which may be empty
+		cmd = exec.Command("/bin/mount", cmd.Args[1:]...)
+	}
+	if err := cmd.Run(); err != nil {
+		log.WithError(err).Debug("umount will not wait for this mount")
+	}
+}
+
+// forgetForUmount takes away what noteForUmount has left of the mount at dir, unless there is another by now.
+func forgetForUmount(dir string, log *logrus.Logger) {
+	if m, err := mount.MountAt(dir); err != nil || m != nil {
+		return
+	}
+	if err := editTable(dir); err != nil && !os.IsNotExist(err) && !os.IsPermission(err) {
+		log.WithError(err).Debug("the table of mount(8) was left as it is")
+	}
+}
+
+// editTable removes from the table the lines of ours about dir.
+func editTable(dir string) error {
+	text, err := os.ReadFile(tableFile)
+	if err != nil || !strings.Contains(string(text), helperEntry) {
+		return err
+	}
+	lock, err := os.OpenFile(tableLock, os.O_RDONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return os.NewSyscallError("flock", err)
+	}
+	if text, err = os.ReadFile(tableFile); err != nil {
+		return err
+	}
+	target := "TARGET=" + tableEscapes.Replace(dir)
+	var kept strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if !slices.Contains(strings.Fields(line), target) || !strings.Contains(line, helperEntry) {
+			kept.WriteString(line)
+		}
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(tableFile), "utab.")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // after the rename there is no such file
+	_, err = tmp.WriteString(kept.String())
+	if err == nil {
+		err = tmp.Chmod(0o644)
+	}
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), tableFile)
+}
+
+// tableEscapes are those of fstab(5).
+var tableEscapes = strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
