@@ -1,3 +1,5 @@
 package test
-var remountRows, umountRows, badRows, userRows, processRows []row
+
+var processRows []row
+
 func optionRows() []row { return nil }

@@ -291,8 +291,10 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	switch {
 	case err == nil:
 		return im, nil
+	case errors.Is(err, unix.EISDIR):
+		return nil, fmt.Errorf("%w; name the VHDX file in it", err)
 	case errors.As(err, &broken) && broken.Structure == "file type identifier":
-		return nil, fmt.Errorf("%w; this is no VHDX image, or its beginning is lost", err)
+		return nil, fmt.Errorf("%w; qemu-img info may tell what it is", err)
 	case errors.Is(err, vhdx.ErrCorrupt):
 		return nil, fmt.Errorf("%w; vhdxfs check tells all that is wrong", err)
 	case o.readOnly || !unwritable(err) && !o.roFallback:

@@ -249,10 +249,10 @@ var optionTable = []option{
 	setFlag("nosuid", unix.MS_NOSUID), clearFlag("suid", unix.MS_NOSUID),
 	setFlag("nodev", unix.MS_NODEV), clearFlag("dev", unix.MS_NODEV),
 	setFlag("noexec", unix.MS_NOEXEC), clearFlag("exec", unix.MS_NOEXEC),
-	setFlag("noatime", unix.MS_NOATIME), clearFlag("atime", unix.MS_NOATIME),
+	atimeFlag("noatime", unix.MS_NOATIME), clearFlag("atime", unix.MS_NOATIME),
 	setFlag("nodiratime", unix.MS_NODIRATIME), clearFlag("diratime", unix.MS_NODIRATIME),
-	setFlag("relatime", unix.MS_RELATIME), clearFlag("norelatime", unix.MS_RELATIME),
-	setFlag("strictatime", unix.MS_STRICTATIME), clearFlag("nostrictatime", unix.MS_STRICTATIME),
+	atimeFlag("relatime", unix.MS_RELATIME), clearFlag("norelatime", unix.MS_RELATIME),
+	atimeFlag("strictatime", unix.MS_STRICTATIME), clearFlag("nostrictatime", unix.MS_STRICTATIME),
 	{"async", "", aboutMount, "", func(o *options, _ string) error {
 		o.mount.Flags &^= unix.MS_SYNCHRONOUS
 		return nil
@@ -281,6 +281,16 @@ func setFlag(name string, flag uintptr) option {
 		o.mount.Flags |= flag
 		return nil
 	}}
+}
+
+// atimeFlag is one of the flags for access times, of which a mount has one.
+func atimeFlag(name string, flag uintptr) option {
+	o := setFlag(name, flag)
+	o.set = func(o *options, _ string) error {
+		o.mount.Flags = o.mount.Flags&^(unix.MS_NOATIME|unix.MS_RELATIME|unix.MS_STRICTATIME) | flag
+		return nil
+	}
+	return o
 }
 
 func clearFlag(name string, flag uintptr) option {
