@@ -2,48 +2,108 @@ package cli
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
+	"github.com/charmbracelet/colorprofile"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
+	"vhdxfs/internal/draw"
+	"vhdxfs/internal/newfile"
 	"vhdxfs/vhdx"
 )
 
+// A mapCommand shows where the bytes of a disk are.
+type mapCommand struct {
+	imageCommand
+	qemuJSON, draw, force bool
+	svg, png, color       string
+}
+
 func newMap() *cobra.Command {
-	var c imageCommand
-	return c.command(&cobra.Command{
-		Use:   "map [--json] [-o LIST] IMAGE",
-		Short: "List where the bytes of the disk are: the extents, and the file of the chain that holds each",
-		Long: `List the extents of the disk in order: where each begins and how long it is, the state of its blocks,
-and which file of the chain holds it, at which offset. Layer 0 is the image itself, layer 1 its parent, and
-so on. What no file holds reads as zeros.`,
+	var c mapCommand
+	cmd := c.command(&cobra.Command{
+		Use:   "map [--json | --qemu-json | --draw | --svg FILE | --png FILE] [-o LIST] IMAGE",
+		Short: "List, or paint, where the bytes of the disk are, and which file of the chain holds them",
+		Long: `List the extents of the disk in order: where each begins and how long it is, whether it is data, zero (an image
+of the chain says so) or a hole (nothing holds it), the state of its blocks, and which file of the chain holds
+it, at which offset. Layer 0 is the image itself, layer 1 its parent, and so on.
+
+--draw paints the disk for the terminal: in each place how much there is, in the colour of the file that holds
+it, and below it the image's file, in which the colours tell which part of the disk is where. A file in many
+pieces is speckled. --svg and --png write such a picture to a file.`,
+		Example: `  vhdxfs map --draw child.avhdx
+  vhdxfs map --svg disk.svg disk.vhdx`,
 	}, func(cmd *cobra.Command, path string, o vhdx.Options) error {
-		return withImage(path, o, func(im *vhdx.Image) error {
-			w := bufio.NewWriter(cmd.OutOrStdout())
-			write := writeMapText
-			if c.json {
-				write = writeMapJSON
-			}
-			if err := write(w, im); err != nil {
-				return errors.Join(err, w.Flush())
-			}
-			return w.Flush()
-		})
+		return withImage(path, o, func(im *vhdx.Image) error { return c.show(cmd.OutOrStdout(), im) })
 	})
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.BoolVar(&c.qemuJSON, "qemu-json", false, "print JSON as qemu-img map --output=json does")
+	f.BoolVar(&c.draw, "draw", false, "paint the disk and the file, as large as the terminal is")
+	f.StringVar(&c.color, "color", "auto", "colours of --draw: auto, always or never, `WHEN` that is")
+	f.StringVar(&c.svg, "svg", "", "paint into an SVG `FILE`")
+	f.StringVar(&c.png, "png", "", "paint into a PNG `FILE`")
+	f.BoolVar(&c.force, "force", false, "replace a picture that is there")
+	cmd.MarkFlagsMutuallyExclusive("json", "qemu-json", "draw", "svg")
+	cmd.MarkFlagsMutuallyExclusive("json", "qemu-json", "draw", "png")
+	completeFlag(cmd, "color", "auto", "always", "never")
+	return cmd
+}
+
+func (c *mapCommand) show(out io.Writer, im *vhdx.Image) error {
+	switch {
+	case c.draw:
+		return c.paintTerminal(out, im)
+	case c.svg != "" || c.png != "":
+		return c.paintFiles(im)
+	}
+	w := bufio.NewWriter(out)
+	list := &jsonList{w: w}
+	var err error
+	switch {
+	case c.json:
+		err = eachExtent(im, func(m mapEntry) error { return list.add(m) })
+	case c.qemuJSON:
+		err = eachExtent(im, func(m mapEntry) error { return list.add(m.qemu()) })
+	default:
+		list = nil
+		err = writeMapText(w, im)
+	}
+	if err == nil && list != nil {
+		err = list.end()
+	}
+	return errors.Join(err, w.Flush())
 }
 
 // A mapEntry is an extent as map --json shows it.
 type mapEntry struct {
 	Offset     int64  `json:"offset"`
 	Length     int64  `json:"length"`
+	Kind       string `json:"kind"` // data, zero or hole
 	State      string `json:"state"`
 	Layer      int    `json:"layer"`
 	Zero       bool   `json:"zero"`
 	File       string `json:"file,omitempty"`
 	FileOffset *int64 `json:"file_offset,omitempty"`
+}
+
+// A qemuEntry is an extent as qemu-img map shows it.
+type qemuEntry struct {
+	Start   int64  `json:"start"`
+	Length  int64  `json:"length"`
+	Depth   int    `json:"depth"`
+	Present bool   `json:"present"`
+	Zero    bool   `json:"zero"`
+	Data    bool   `json:"data"`
+	Offset  *int64 `json:"offset,omitempty"`
+}
+
+func (m mapEntry) qemu() qemuEntry {
+	return qemuEntry{m.Offset, m.Length, m.Layer, m.Kind != "hole", m.Zero, !m.Zero, m.FileOffset}
 }
 
 // eachExtent calls do for the extents of the disk in order. They are not gathered: there may be millions.
@@ -60,12 +120,17 @@ func eachExtent(im *vhdx.Image, do func(mapEntry) error) error {
 		if e.Len <= 0 {
 			return fmt.Errorf("the extent at %d has no length", off)
 		}
-		m := mapEntry{Offset: off, Length: e.Len, State: e.State.String(), Layer: e.Layer, Zero: e.File == nil}
-		if e.File != nil {
+		m := mapEntry{Offset: off, Length: e.Len, Kind: "data", State: e.State.String(), Layer: e.Layer, Zero: e.File == nil}
+		switch {
+		case e.File != nil:
 			m.FileOffset = &e.FileOff
 			if e.Layer < len(files) {
 				m.File = files[e.Layer]
 			}
+		case e.State == vhdx.NotPresent:
+			m.Kind = "hole"
+		default:
+			m.Kind = "zero"
 		}
 		if err := do(m); err != nil {
 			return err
@@ -85,35 +150,78 @@ func chainPaths(in *vhdx.Info) []string {
 }
 
 func writeMapText(w io.Writer, im *vhdx.Image) error {
-	const row = "%-18s %-16s %-18s %-5s %-18s %s\n"
-	if _, err := fmt.Fprintf(w, row, "OFFSET", "LENGTH", "STATE", "LAYER", "FILE OFFSET", "FILE"); err != nil {
+	const row = "%-18s %-16s %-5s %-18s %-5s %-18s %s\n"
+	if _, err := fmt.Fprintf(w, row, "OFFSET", "LENGTH", "KIND", "STATE", "LAYER", "FILE OFFSET", "FILE"); err != nil {
 		return err
 	}
 	return eachExtent(im, func(m mapEntry) error {
-		fileOffset, file := "-", "zeros"
+		fileOffset, file := "-", "-"
 		if !m.Zero {
 			fileOffset, file = fmt.Sprintf("%#x", *m.FileOffset), m.File
 		}
-		_, err := fmt.Fprintf(w, row, fmt.Sprintf("%#x", m.Offset), humanSize(m.Length), m.State, fmt.Sprint(m.Layer), fileOffset, file)
+		_, err := fmt.Fprintf(w, row, fmt.Sprintf("%#x", m.Offset), humanSize(m.Length), m.Kind, m.State, fmt.Sprint(m.Layer), fileOffset, file)
 		return err
 	})
 }
 
-// writeMapJSON writes an array with one entry on a line.
-func writeMapJSON(w io.Writer, im *vhdx.Image) error {
-	separator := "[\n  "
-	err := eachExtent(im, func(m mapEntry) error {
-		b, err := json.Marshal(m)
-		if err != nil {
-			return err
+// paintTerminal paints as large as the terminal is, or for 80 by 24 characters.
+func (c *mapCommand) paintTerminal(out io.Writer, im *vhdx.Image) error {
+	t := draw.Terminal{Width: 80, Height: 24}
+	if f, ok := out.(*os.File); ok {
+		if w, h, err := term.GetSize(int(f.Fd())); err == nil && w > 0 && h > 0 {
+			t.Width, t.Height = w, h
 		}
-		_, err = fmt.Fprintf(w, "%s%s", separator, b)
-		separator = ",\n  "
-		return err
-	})
+	}
+	w := colorprofile.NewWriter(out, os.Environ()) // turns colours into those that the terminal has
+	switch c.color {
+	case "auto":
+	case "always":
+		w.Profile = max(w.Profile, colorprofile.ANSI256)
+	case "never":
+		w.Profile = colorprofile.NoTTY
+	default:
+		return usageError("--color %s; it can be auto, always or never", c.color)
+	}
+	t.Color = w.Profile > colorprofile.ASCII
+	disk, file := t.Grid(len(chainPaths(im.Info())))
+	s, err := draw.NewSurvey(im, disk, file)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(w, "\n]")
-	return err
+	return t.Write(w, s)
+}
+
+func (c *mapCommand) paintFiles(im *vhdx.Image) error {
+	s, err := draw.NewSurvey(im, draw.DiskCells, draw.FileCells)
+	if err != nil {
+		return err
+	}
+	for _, p := range []struct {
+		path  string
+		paint func(io.Writer, *draw.Survey) error
+	}{{c.svg, draw.SVG}, {c.png, draw.PNG}} {
+		if p.path == "" {
+			continue
+		}
+		if im.Holds(p.path) {
+			return usageError("%s is the image, or one of its parents", p.path)
+		}
+		if err := writeNew(p.path, c.force, func(w io.Writer) error { return p.paint(w, s) }); err != nil {
+			return createError(err)
+		}
+	}
+	return nil
+}
+
+// writeNew makes a file that appears when it is complete.
+func writeNew(path string, replace bool, write func(io.Writer) error) error {
+	f, err := newfile.Create(path, replace)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriter(f)
+	if err := errors.Join(write(w), w.Flush()); err != nil {
+		return errors.Join(err, f.Discard())
+	}
+	return f.Commit()
 }

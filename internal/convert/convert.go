@@ -1,10 +1,12 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"vhdxfs/internal/disk"
 )
@@ -73,6 +75,7 @@ func Run(ctx context.Context, in Input, t Target, o Options) (r *Result, err err
 	if err := c.copy(ctx, in); err != nil {
 		return nil, err
 	}
+	slices.SortFunc(c.result.Skipped, func(a, b Skipped) int { return cmp.Compare(a.Offset, b.Offset) })
 	if c.result.DiskSize, err = t.SetSize(c.result.InputSize); err != nil {
 		return nil, err
 	}

@@ -191,7 +191,7 @@ func (c *copier) skip(off, n int64, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	list := c.result.Skipped
-	if i := len(list) - 1; i >= 0 && list[i].Offset+list[i].Length == off && list[i].Error == err.Error() {
+	if i := len(list) - 1; i >= 0 && list[i].Offset+list[i].Length == off { // for the same reason, or one like it
 		list[i].Length += n
 		return
 	}

@@ -1,0 +1,22 @@
+package vhdx
+
+// FreeRanges calls do for the ranges of the image's own file that nothing uses, in order. Offsets and lengths are in
+// bytes and multiples of 1 MiB.
+func (im *Image) FreeRanges(do func(off, n int64)) {
+	if w := im.writer; w != nil {
+		w.spaceMu.Lock()
+		defer w.spaceMu.Unlock()
+	}
+	m := im.top.space
+	start := int64(-1)
+	for i := int64(0); i <= m.n; i++ {
+		free := i < m.n && m.words[i/64]&(1<<(i%64)) == 0
+		switch {
+		case free && start < 0:
+			start = i
+		case !free && start >= 0:
+			do(start*mib, (i-start)*mib)
+			start = -1
+		}
+	}
+}
