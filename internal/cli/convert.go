@@ -108,7 +108,7 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 			return convert.NewRaw(output, size, c.layout.force)
 		})
 	}
-	return usageError("output format %q; it can be raw or vhdx", format)
+	return createError(fmt.Errorf("%w %q; it can be raw or vhdx", disk.ErrFormat, format))
 }
 
 // toImage copies input to a new image. What the options leave open is as in an input that is an image; with keepID
@@ -156,7 +156,7 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	}
 	in, err := c.openInput(input, output)
 	if err != nil {
-		return err
+		return createError(err)
 	}
 	if in.Disk != nil {
 		defer func() { err = errors.Join(err, in.Disk.Close()) }()

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vhdxfs/internal/disk"
 	"vhdxfs/vhdx"
 )
 
@@ -59,10 +60,9 @@ func completeFlag(cmd *cobra.Command, name string, words ...string) {
 	}
 }
 
-// createError gives the error of a command that makes a file the status of wrong usage, where what was asked for
-// cannot be, or a file is in the way.
+// createError gives an error the status of wrong usage, where what was asked for cannot be, or a file is in the way.
 func createError(err error) error {
-	if errors.Is(err, vhdx.ErrOptions) || errors.Is(err, fs.ErrExist) {
+	if errors.Is(err, vhdx.ErrOptions) || errors.Is(err, fs.ErrExist) || errors.Is(err, disk.ErrFormat) {
 		return &statusError{statusUsage, err}
 	}
 	return err

@@ -38,6 +38,15 @@ pieces is speckled. --svg and --png write such a picture to a file.`,
 		Example: `  vhdxfs map --draw child.avhdx
   vhdxfs map --svg disk.svg disk.vhdx`,
 	}, func(cmd *cobra.Command, path string, o vhdx.Options) error {
+		forms := 0
+		for _, given := range []bool{c.json, c.qemuJSON, c.draw, c.svg != "" || c.png != ""} {
+			if given {
+				forms++
+			}
+		}
+		if forms > 1 {
+			return usageError("map shows the disk in one form: --json, --qemu-json, --draw, or --svg and --png")
+		}
 		return withImage(path, o, func(im *vhdx.Image) error { return c.show(cmd.OutOrStdout(), im) })
 	})
 	f := cmd.Flags()
@@ -48,8 +57,6 @@ pieces is speckled. --svg and --png write such a picture to a file.`,
 	f.StringVar(&c.svg, "svg", "", "paint into an SVG `FILE`")
 	f.StringVar(&c.png, "png", "", "paint into a PNG `FILE`")
 	f.BoolVar(&c.force, "force", false, "replace a picture that is there")
-	cmd.MarkFlagsMutuallyExclusive("json", "qemu-json", "draw", "svg")
-	cmd.MarkFlagsMutuallyExclusive("json", "qemu-json", "draw", "png")
 	completeFlag(cmd, "color", "auto", "always", "never")
 	return cmd
 }

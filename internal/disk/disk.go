@@ -21,6 +21,9 @@ const (
 	VHDX Format = "vhdx"
 )
 
+// ErrFormat is matched by the error for a format that is none of these.
+var ErrFormat = errors.New("unknown format")
+
 // A Disk is open for reading. Any number of goroutines may use it at once, but for Data.
 type Disk struct {
 	Path   string
@@ -51,7 +54,7 @@ func Open(path string, format Format, o vhdx.Options) (*Disk, error) {
 	case Raw:
 		return openRaw(path, o.Lock)
 	}
-	return nil, fmt.Errorf("format %q; it can be raw or vhdx", format)
+	return nil, fmt.Errorf("%w %q; it can be raw or vhdx", ErrFormat, format)
 }
 
 func openRaw(path string, lock vhdx.LockMode) (*Disk, error) {
