@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -13,12 +12,6 @@ import (
 
 // Type is the type of the program's mounts in the mount table.
 const Type = "fuse." + typeName
-
-// ErrNoAnswer says that the program that serves a mount runs, but does not answer.
-var ErrNoAnswer = errors.New("the program that serves it does not answer")
-
-// patience is how long a mount may take to answer.
-const patience = 5 * time.Second
 
 // maxLinks is how many symbolic links the last element of a path may lead through, as for the kernel.
 const maxLinks = 40
@@ -71,48 +64,4 @@ func ResolveMountPoint(path string) (string, error) {
 		}
 	}
 	return "", &os.PathError{Op: "readlink", Path: path, Err: unix.ELOOP}
-}
-
-// Attribute returns the extended attribute user.vhdx.NAME of the directory at mountPoint. The error matches
-// unix.ENOTCONN where the program that served it has died, and ErrNoAnswer where it hangs.
-func Attribute(mountPoint, name string) (string, error) {
-	var value string
-	err := ask(func() error {
-		buf := make([]byte, maxXAttrSize)
-		n, err := unix.Lgetxattr(mountPoint, xattrPrefix+name, buf)
-		if err == nil {
-			value = string(buf[:n])
-		}
-		return err
-	})
-	if err != nil {
-		return "", err
-	}
-	return value, nil
-}
-
-// isDead reports whether the mount at mountPoint is one whose program has died. The error is ErrNoAnswer where
-// that cannot be told.
-func isDead(mountPoint string) (bool, error) {
-	err := ask(func() error {
-		var st unix.Statfs_t
-		return unix.Statfs(mountPoint, &st)
-	})
-	if errors.Is(err, ErrNoAnswer) {
-		return false, err
-	}
-	return errors.Is(err, unix.ENOTCONN), nil
-}
-
-// ask calls a function that waits for the program behind a mount, and returns ErrNoAnswer when that takes too long.
-// The goroutine then stays until the mount is gone.
-func ask(question func() error) error {
-	answer := make(chan error, 1)
-	go func() { answer <- question() }()
-	select {
-	case err := <-answer:
-		return err
-	case <-time.After(patience):
-		return ErrNoAnswer
-	}
 }

@@ -143,8 +143,9 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 		return nil, fmt.Errorf("sector size of %s: %w", image, err)
 	}
 	// Whatever is attached to a file that was not there before is ours, also where losetup was interrupted.
-	undo.add(func() error { return detachAll(m.disk()) })
-	device, err := loop.Attach(ctx, m.disk(), how)
+	disk := m.disk()
+	undo.add(func() error { return detachAll(disk) })
+	device, err := loop.Attach(ctx, disk, how)
 	if err != nil {
 		return nil, err
 	}

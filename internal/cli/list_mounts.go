@@ -100,14 +100,14 @@ func describeMount(m *mountinfo.Info) (*activeMount, error) {
 		d.State = stateHidden
 		return d, nil
 	}
-	image, err := mount.Attribute(m.Mountpoint, "path")
+	values, err := mount.Attributes(m.Mountpoint, "path", "pid", "pid_namespace")
 	switch {
-	case err == nil, errors.Is(err, unix.ENODATA): // an older program does not tell the path
+	case err == nil:
 		d.State = stateServing
-		if image != "" {
-			d.Image = image
+		if path, ok := values["path"]; ok {
+			d.Image = path
 		}
-		if pid, err := serverPID(m.Mountpoint); err == nil {
+		if pid, err := localPID(values); err == nil {
 			d.PID = pid
 		}
 	case errors.Is(err, unix.ENOTCONN):

@@ -157,18 +157,19 @@ func findServer(dir string) (*serverProcess, error) {
 
 // serverPID asks the mount at dir who serves it.
 func serverPID(dir string) (int, error) {
-	theirs, err := mount.Attribute(dir, "pid_namespace")
+	values, err := mount.Attributes(dir, "pid", "pid_namespace")
 	if err != nil {
 		return 0, err
 	}
-	if ours, err := os.Readlink("/proc/self/ns/pid"); err != nil || ours != theirs {
+	return localPID(values)
+}
+
+// localPID returns the number of the process that the attributes pid and pid_namespace of a mount name.
+func localPID(values map[string]string) (int, error) {
+	if ours, err := os.Readlink("/proc/self/ns/pid"); err != nil || ours != values["pid_namespace"] {
 		return 0, errUnknownServer // in a container, say
 	}
-	v, err := mount.Attribute(dir, "pid")
-	if err != nil {
-		return 0, err
-	}
-	pid, err := strconv.Atoi(v)
+	pid, err := strconv.Atoi(values["pid"])
 	if err != nil || pid <= 0 {
 		return 0, errUnknownServer
 	}

@@ -1,0 +1,129 @@
+package fs
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoAnswer says that the program that serves a mount runs, but does not answer.
+var ErrNoAnswer = errors.New("the program that serves it does not answer")
+
+// patience is how long a mount may take to answer.
+const patience = 5 * time.Second
+
+// A mount is asked by a process of its own. Where the program behind the mount hangs, who has asked it a question
+// cannot be ended, not even by the kernel, and neither could this program if one of its threads had asked.
+
+// askVariable is the environment variable that makes a process one that asks.
+const askVariable = "_VHDXFS_ASK"
+
+// An answer is what such a process writes to its standard output.
+type answer struct {
+	Values map[string]string // by name; those that the mount does not have are missing
+	Errno  syscall.Errno     // why there are no values, or 0
+}
+
+// init makes this the process that asks, if it was started as one: with whatever program, also that of a test.
+func init() {
+	if os.Getenv(askVariable) == "" || len(os.Args) < 2 {
+		return
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(getAttributes(os.Args[1], os.Args[2:])); err != nil {
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// getAttributes reads extended attributes of the directory at mountPoint.
+func getAttributes(mountPoint string, names []string) answer {
+	a := answer{Values: make(map[string]string)}
+	buf := make([]byte, maxXAttrSize)
+	for _, name := range names {
+		n, err := unix.Lgetxattr(mountPoint, xattrPrefix+name, buf)
+		switch {
+		case err == nil:
+			a.Values[name] = string(buf[:n])
+		case !errors.Is(err, unix.ENODATA):
+			errors.As(err, &a.Errno)
+			return a
+		}
+	}
+	return a
+}
+
+// Attributes returns the extended attributes user.vhdx.NAME of the directory at mountPoint; those that it does not
+// have are missing. The error matches unix.ENOTCONN where the program that served it has died, and ErrNoAnswer where
+// it hangs.
+func Attributes(mountPoint string, names ...string) (map[string]string, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	cmd := exec.Command("/proc/self/exe", append([]string{mountPoint}, names...)...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = []string{askVariable + "=1"}
+	cmd.Dir = "/" // or it would keep another file system from being unmounted, as long as it hangs
+	cmd.Stdout = w
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return nil, fmt.Errorf("ask the mount at %s: %w", mountPoint, err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		cmd.Wait() // what it has to say is in the answer
+	}()
+	if err := r.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(r)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		cmd.Process.Kill() // it ends when the mount answers or is gone
+		return nil, ErrNoAnswer
+	}
+	<-ended // it has closed its standard output, so nothing can hold it up
+	var a answer
+	if err == nil {
+		err = json.Unmarshal(text, &a)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("ask the mount at %s: %w", mountPoint, err)
+	case a.Errno != 0:
+		return nil, &os.PathError{Op: "getxattr", Path: mountPoint, Err: a.Errno}
+	}
+	return a.Values, nil
+}
+
+// Attribute returns one attribute, as Attributes does. For one that is not there the error is unix.ENODATA.
+func Attribute(mountPoint, name string) (string, error) {
+	values, err := Attributes(mountPoint, name)
+	if err != nil {
+		return "", err
+	}
+	v, ok := values[name]
+	if !ok {
+		return "", &os.PathError{Op: "getxattr " + xattrPrefix + name, Path: mountPoint, Err: unix.ENODATA}
+	}
+	return v, nil
+}
+
+// isDead reports whether the mount at mountPoint is one whose program has died. The error is ErrNoAnswer where
+// that cannot be told.
+func isDead(mountPoint string) (bool, error) {
+	_, err := Attributes(mountPoint, "pid")
+	if errors.Is(err, ErrNoAnswer) {
+		return false, err
+	}
+	return errors.Is(err, unix.ENOTCONN), nil
+}
