@@ -11,7 +11,7 @@ scripts := $(sort $(wildcard internal/scripts/*)) .ci/run
 
 # Debian packages, each with a command or file that shows that it is there.
 demo_needs := fuse3:fusermount3 e2fsprogs:mkfs.ext4 mount:losetup util-linux:fstrim
-test_needs := $(demo_needs) qemu-utils:qemu-img gcc:gcc libc6-dev:/usr/include/stdlib.h xz-utils:xz attr:getfattr \
+test_needs := $(demo_needs) qemu-utils:qemu-img gcc:gcc libc6-dev:/usr/include/stdlib.h xz-utils:xz attr:getfattr fdisk:sfdisk \
 	xfsprogs:mkfs.xfs btrfs-progs:mkfs.btrfs ntfs-3g:ntfs-3g libvhdi-utils:vhdiinfo fio:fio
 
 # The names by which mount(8) and umount(8) find the program. They look in /sbin only.

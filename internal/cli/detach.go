@@ -98,7 +98,7 @@ func inUse(path string, uses []string) []string {
 // openedBy names the processes that have the device open.
 func openedBy(path string) []string {
 	var list []string
-	for _, user := range processUsers(path) {
+	for _, user := range processUsers(path, os.Getpid()) {
 		list = append(list, "open in "+user)
 	}
 	return list

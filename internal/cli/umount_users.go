@@ -31,7 +31,7 @@ func mountUsers(dir string) []string {
 			users = append(users, fmt.Sprintf("the mount at %s (umount %s)", m.Mountpoint, m.Mountpoint))
 		}
 	}
-	return append(users, processUsers(dir)...)
+	return append(users, processUsers(dir, os.Getpid(), os.Getppid())...) // umount(8) is the parent
 }
 
 // loopUsers names the loop devices on files below dir, and where they are mounted.
@@ -56,13 +56,13 @@ func loopUsers(dir string, mounts []*mountinfo.Info) []string {
 	return users
 }
 
-// processUsers names the processes that have a file of the mount open, or are in it.
-func processUsers(dir string) []string {
+// processUsers names the processes that have the file or the directory at path, or something below it, open, mapped
+// or as their place, but for those excepted.
+func processUsers(path string, except ...int) []string {
 	var users []string
-	self, parent := strconv.Itoa(os.Getpid()), strconv.Itoa(os.Getppid()) // umount(8) is the parent
 	processes, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range processes {
-		if pid := filepath.Base(p); pid == self || pid == parent || !processUses(p, dir) {
+		if pid, err := strconv.Atoi(filepath.Base(p)); err != nil || slices.Contains(except, pid) || !processUses(p, path) {
 			continue
 		}
 		if len(users) == maxUsers {
