@@ -2,7 +2,6 @@ package test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"flag"
 	"os"
 	"path/filepath"
@@ -64,85 +63,15 @@ func (v variant) create(t *testing.T, size string) string {
 	s.end(t)
 	before := sha256File(t, img)
 	t.Cleanup(func() { unchanged(t, img, before) })
-	return childOf(t, img, size, v.options...)
+	return childOf(t, img, size)
 }
 
-// GUIDs as they stand in a file (MS-VHDX 2.6.2.1, 2.6.2.6 and 2.6.2.6.1).
-const (
-	fileParameters    = "\x37\x67\xA1\xCA\x36\xFA\x43\x4D\xB3\xB6\x33\xF0\xAA\x44\xE7\x6B"
-	parentLocator     = "\x2D\x5F\xD3\xA8\x0B\xB3\x4D\x45\xAB\xF7\xD3\xD8\x48\x34\xAB\x0C"
-	parentLocatorVHDX = "\xB7\xEF\x4A\xB0\x9E\xD1\x81\x4A\xB7\x89\x25\xB8\xE9\x44\x59\x13"
-)
-
-// childOf makes an empty differencing image over parent, in the same folder: an empty dynamic image that the
-// program makes with the options, told that it has a parent. The BAT of a differencing disk also has entries for
-// sector bitmap blocks; none is in use yet, and for a disk of this size the BAT region has room for them.
+// childOf makes an empty differencing image over parent, in the same folder, with the options for the command create.
 func childOf(t *testing.T, parent, size string, options ...string) string {
 	t.Helper()
 	img := filepath.Join(filepath.Dir(parent), "child of "+filepath.Base(parent))
-	mustVhdxfs(t, append(append([]string{"create", "--size", size}, options...), img)...)
-
-	const (
-		tableHeader, tableEntry = 32, 32   // bytes
-		room                    = 64 << 10 // bytes from one item to the next; far more than the items take
-		hasParent               = 2        // flag of the file parameters
-		required                = 4        // flag of a metadata table entry
-	)
-	region := regionOffset(t, img, metadataRegion)
-	table := readAt(t, img, region, 64<<10)
-	entries := int64(binary.LittleEndian.Uint16(table[10:]))
-	var end, parameters int64 // of all items, in the region; where the file parameters are
-	for e := table[tableHeader:][:entries*tableEntry]; len(e) > 0; e = e[tableEntry:] {
-		off, n := int64(binary.LittleEndian.Uint32(e[16:])), int64(binary.LittleEndian.Uint32(e[20:]))
-		end = max(end, off+n)
-		if string(e[:16]) == fileParameters {
-			parameters = off
-		}
-	}
-	if parameters == 0 {
-		t.Fatalf("%s has no file parameters", img)
-	}
-	i := info(t, parent)
-	locator := encodeLocator([][2]string{
-		{"parent_linkage", "{" + i.Headers[i.CurrentHeader-1].DataWriteGUID + "}"},
-		{"relative_path", `.\` + filepath.Base(parent)},
-		// libvhdi looks at this one.
-		{"absolute_win32_path", `C:\` + filepath.Base(parent)},
-	})
-	at := (end + room - 1) / room * room
-	entry := make([]byte, tableEntry)
-	copy(entry, parentLocator)
-	binary.LittleEndian.PutUint32(entry[16:], uint32(at))
-	binary.LittleEndian.PutUint32(entry[20:], uint32(len(locator)))
-	binary.LittleEndian.PutUint32(entry[24:], required)
-	writeAt(t, img, locator, region+at)
-	writeAt(t, img, []byte{hasParent}, region+parameters+4)
-	writeAt(t, img, entry, region+tableHeader+entries*tableEntry)
-	writeAt(t, img, binary.LittleEndian.AppendUint16(nil, uint16(entries+1)), region+10)
-
-	if got := info(t, img).Type; got != "differencing" {
-		t.Fatalf("%s is %s", img, got)
-	}
+	mustVhdxfs(t, append(append([]string{"create", "--parent", parent, "--size", size}, options...), img)...)
 	return img
-}
-
-// encodeLocator lays out a parent locator (MS-VHDX 2.6.2.6).
-func encodeLocator(entries [][2]string) []byte {
-	const header, entry = 20, 12 // bytes
-	b := make([]byte, header+len(entries)*entry)
-	copy(b, parentLocatorVHDX)
-	binary.LittleEndian.PutUint16(b[18:], uint16(len(entries)))
-	for i, kv := range entries {
-		for j, s := range kv {
-			e := b[header+i*entry:]
-			binary.LittleEndian.PutUint32(e[4*j:], uint32(len(b)))
-			binary.LittleEndian.PutUint16(e[8+2*j:], uint16(2*len(s)))
-			for _, c := range []byte(s) { // the paths of these tests are plain ASCII
-				b = append(b, c, 0)
-			}
-		}
-	}
-	return b
 }
 
 // checkClean fails the test unless the image, which must not be mounted, passes the program's check and, if QEMU

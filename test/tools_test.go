@@ -1,0 +1,396 @@
+package test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+const differsStatus = 5
+
+// randomRaw makes a raw disk with data in places and holes between, to its last byte.
+func randomRaw(t *testing.T, size int64, seed uint64) string {
+	t.Helper()
+	raw := filepath.Join(t.TempDir(), "disk.raw")
+	must(t, "truncate", "--size", strconv.FormatInt(size, 10), raw)
+	rng := rand.New(rand.NewPCG(seed, 6))
+	for range 12 {
+		b := make([]byte, 1+rng.IntN(300_000))
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+		off := rng.Int64N(size - int64(len(b)))
+		writeAt(t, raw, b, off)
+	}
+	writeAt(t, raw, []byte{1}, size-1)
+	return raw
+}
+
+// What convert makes of a raw disk, other programs read as that disk; and what it makes of it again is the disk.
+func TestConvertThereAndBack(t *testing.T) {
+	requireTools(t, "qemu-img", "vhdimount")
+	const size = 50*mib + 3*512
+	raw := randomRaw(t, size, 1)
+	for _, tc := range []struct {
+		name    string
+		options []string
+		sector  int64
+	}{
+		{"defaults", nil, 512},
+		{"1 MiB", []string{"--block-size", "1M"}, 512},
+		{"256 MiB", []string{"--block-size", "256M"}, 512},
+		{"fixed", []string{"--type", "fixed", "--block-size", "4M"}, 512},
+		{"zero blocks", []string{"--zero-blocks", "--block-size", "2M", "--log-size", "4M"}, 512},
+		{"4096-byte sectors", []string{"--logical-sector-size", "4096"}, 4096},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			img, back := filepath.Join(t.TempDir(), "disk.vhdx"), filepath.Join(t.TempDir(), "back.raw")
+			mustVhdxfs(t, append(append([]string{"convert", "--verify"}, tc.options...), raw, img)...)
+			checkClean(t, img)
+			mustVhdxfs(t, "convert", "--verify", img, back)
+			if tc.sector == 512 {
+				must(t, "qemu-img", "compare", "-f", "vhdx", "-F", "raw", img, raw)
+				sameContent(t, back, raw)
+			}
+			mustVhdxfs(t, "compare", raw, back)
+			// What has no data takes no space.
+			if got, most := used(t, back), used(t, raw)+12*64<<10; got > most {
+				t.Errorf("the copy takes %d bytes, the disk %d", got, used(t, raw))
+			}
+			dir := newDir(t)
+			must(t, "vhdimount", img, dir)
+			defer unmount(t, dir)
+			sameContent(t, filepath.Join(dir, "vhdi1"), back)
+		})
+	}
+}
+
+// What QEMU makes, convert reads.
+func TestConvertFromQemu(t *testing.T) {
+	requireTools(t, "qemu-img")
+	const size = 40*mib + 512
+	raw := randomRaw(t, size, 2)
+	for _, options := range []string{"subformat=dynamic,block_size=1M", "subformat=dynamic,block_size=8M,block_state_zero=off", "subformat=fixed"} {
+		t.Run(options, func(t *testing.T) {
+			dir := t.TempDir()
+			qemu, back, again := filepath.Join(dir, "qemu.vhdx"), filepath.Join(dir, "back.raw"), filepath.Join(dir, "again.vhdx")
+			must(t, "qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", options, raw, qemu)
+			before := sha256File(t, qemu)
+			mustVhdxfs(t, "convert", qemu, back)
+			must(t, "cmp", "--bytes", strconv.Itoa(size), raw, back)
+			mustVhdxfs(t, "convert", "--type", "dynamic", "--block-size", "2M", qemu, again)
+			must(t, "qemu-img", "compare", "-f", "vhdx", "-F", "vhdx", qemu, again)
+			checkClean(t, again)
+			mustVhdxfs(t, "compare", qemu, again)
+			unchanged(t, qemu, before)
+		})
+	}
+}
+
+func TestConvertFromAPipe(t *testing.T) {
+	raw := randomRaw(t, 20*mib+100, 3) // in the middle of a sector
+	for _, name := range []string{"disk.vhdx", "disk.raw"} {
+		out := filepath.Join(t.TempDir(), name)
+		must(t, "sh", "-c", `cat "$1" | "$2" convert --verify - "$3"`, "sh", raw, program.path(t), out)
+		mustVhdxfs(t, "compare", raw, out)
+		if name == "disk.raw" {
+			sameContent(t, out, raw)
+		} else {
+			checkClean(t, out)
+		}
+	}
+}
+
+// A chain is flattened to what it shows when it is mounted.
+func TestFlattenAChain(t *testing.T) {
+	v := variants[3]
+	img := v.create(t, "32MiB")
+	s := serve(t, img)
+	f := openDisk(t, s.disk, 0)
+	writePattern(t, f, 0x77, 3*mib+512, 5*mib)
+	f.Close()
+	raw := filepath.Join(t.TempDir(), "want.raw")
+	must(t, "cp", s.disk, raw)
+	s.end(t)
+
+	flat := filepath.Join(t.TempDir(), "flat.vhdx")
+	mustVhdxfs(t, "flatten", "--verify", img, flat)
+	checkClean(t, flat)
+	sameContent(t, readOnly(t, flat).disk, raw)
+	mustVhdxfs(t, "compare", "--strict", img, flat)
+
+	var changed []struct{ Offset, Length int64 }
+	if err := json.Unmarshal([]byte(mustVhdxfs(t, "diff", "--json", img)), &changed); err != nil {
+		t.Fatal(err)
+	}
+	if len(changed) != 1 || changed[0].Offset != 3*mib+512 || changed[0].Length != 5*mib {
+		t.Errorf("diff --json: %+v", changed)
+	}
+}
+
+// backup copies the ranges that diff tells onto an old copy, which then is the new disk.
+func TestDiffIsEnoughForABackup(t *testing.T) {
+	old := create(t, "64MiB", "--block-size", "1MiB")
+	s := serve(t, old)
+	f := openDisk(t, s.disk, 0)
+	rng := rand.New(rand.NewPCG(7, 7))
+	for range 20 {
+		writePattern(t, f, byte(1+rng.IntN(255)), rng.Int64N(60*mib), 1+rng.Int64N(2*mib))
+	}
+	f.Close()
+	s.end(t)
+	copied := filepath.Join(t.TempDir(), "copy.raw")
+	mustVhdxfs(t, "convert", old, copied)
+
+	child := childOf(t, old, "64MiB")
+	s = serve(t, child)
+	f = openDisk(t, s.disk, 0)
+	for range 20 {
+		writePattern(t, f, byte(rng.IntN(2)*(1+rng.IntN(255))), rng.Int64N(60*mib), 1+rng.Int64N(mib))
+	}
+	f.Close()
+	s.end(t)
+	s = readOnly(t, child)
+	for _, args := range [][]string{{child}, {"--content", child}, {old, child}} {
+		var ranges []struct {
+			Offset, Length int64
+			Zero           bool
+		}
+		if err := json.Unmarshal([]byte(mustVhdxfs(t, append([]string{"diff", "--json"}, args...)...)), &ranges); err != nil {
+			t.Fatal(err)
+		}
+		backup := filepath.Join(t.TempDir(), "backup.raw")
+		must(t, "cp", copied, backup)
+		for _, r := range ranges {
+			b := make([]byte, r.Length)
+			if !r.Zero {
+				b = readAt(t, s.disk, r.Offset, int(r.Length))
+			}
+			writeAt(t, backup, b, r.Offset)
+		}
+		sameContent(t, backup, s.disk)
+	}
+}
+
+// A converting process reads a pipe that the test feeds.
+type converting struct {
+	cmd    *exec.Cmd
+	feed   io.WriteCloser
+	stderr logBuffer
+}
+
+// startConvert starts to convert a pipe, and returns when some MiB of it have been read.
+func startConvert(t *testing.T, out string) *converting {
+	t.Helper()
+	c := &converting{cmd: exec.Command(program.path(t), "convert", "-", out)}
+	c.cmd.Stderr = &c.stderr
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var err error
+	if c.feed, err = c.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.feed.Close() })
+	// More than a pipe and all buffers hold, so that some of it is written.
+	if _, err := c.feed.Write(bytes.Repeat([]byte{0xA5}, 64*mib)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Whatever ends the command, there is no file under the final name, and none that could be taken for an image.
+func TestInterruptedConvertLeavesNoImage(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGKILL} {
+		t.Run(sig.String(), func(t *testing.T) {
+			dir := newDir(t)
+			c := startConvert(t, filepath.Join(dir, "out.vhdx"))
+			if err := c.cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			c.cmd.Wait() // its status is looked at below
+			left, err := os.ReadDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if sig == syscall.SIGKILL {
+				for _, e := range left {
+					path := filepath.Join(dir, e.Name())
+					if r := vhdxfs(t, "info", path); r.status != damagedStatus || !strings.HasSuffix(path, ".part") {
+						t.Errorf("%s is left and opens: %s%s", path, r.stdout, r.stderr)
+					}
+				}
+				return
+			}
+			if len(left) > 0 || c.cmd.ProcessState.ExitCode() != 130 || c.stderr.String() != "vhdxfs: interrupted; nothing was left behind\n" {
+				t.Errorf("%v, %q; left: %v", c.cmd.ProcessState, c.stderr.String(), left)
+			}
+		})
+	}
+}
+
+// On a full disk the command says so and leaves nothing, and what it was to replace is still there.
+func TestConvertToAFullDisk(t *testing.T) {
+	raw := randomRaw(t, 60*mib, 4)
+	writeAt(t, raw, bytes.Repeat([]byte{0x5A}, 16*mib), 8*mib)
+	for _, fstype := range []string{"tmpfs", "ext4"} {
+		t.Run(fstype, func(t *testing.T) {
+			dir := smallFS(t, fstype, "12")
+			old := filepath.Join(dir, "out.vhdx")
+			mustVhdxfs(t, "create", "--size", "1M", old)
+			before := sha256File(t, old)
+			list := func() []string {
+				l, _ := filepath.Glob(filepath.Join(dir, "[!l]*"))
+				h, _ := filepath.Glob(filepath.Join(dir, ".*"))
+				return append(l, h...)
+			}
+			files := fmt.Sprint(list())
+			for _, args := range [][]string{
+				{"convert", "--force", raw, old},
+				{"convert", raw, filepath.Join(dir, "new.raw")},
+				{"convert", "--type", "fixed", raw, filepath.Join(dir, "new.vhdx")},
+				{"create", "--type", "fixed", "--size", "60M", filepath.Join(dir, "new.vhdx")},
+			} {
+				r := vhdxfs(t, args...)
+				if r.status != 2 || !strings.Contains(r.stderr, "no space left") || strings.Count(r.stderr, "\n") != 1 {
+					t.Errorf("vhdxfs %s: exit status %d, %q", strings.Join(args, " "), r.status, r.stderr)
+				}
+				unchanged(t, old, before)
+				if now := fmt.Sprint(list()); now != files {
+					t.Errorf("vhdxfs %s: %s is left, before it was %s", strings.Join(args, " "), now, files)
+				}
+			}
+		})
+	}
+}
+
+// loopDeviceOf attaches a file to a loop device that can be written.
+func loopDeviceOf(t *testing.T, file string) string {
+	t.Helper()
+	requireLoop(t)
+	return attachRW(t, file, 512).dev
+}
+
+func writeFile(t *testing.T, path string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestConvertBlockDevices(t *testing.T) {
+	raw := randomRaw(t, 20*mib, 5)
+	back := filepath.Join(t.TempDir(), "device.raw")
+	writeFile(t, back, bytes.Repeat([]byte{0xFF}, 24*mib)) // larger than the disk, and full of old bytes
+	dev := loopDeviceOf(t, back)
+	img := filepath.Join(t.TempDir(), "disk.vhdx")
+	mustVhdxfs(t, "convert", raw, img)
+
+	r := vhdxfs(t, "convert", img, dev)
+	if r.status != usageStatus || !strings.Contains(r.stderr, "force") {
+		t.Errorf("without force: exit status %d, %q", r.status, r.stderr)
+	}
+	if b := readAt(t, back, 0, mib); !bytes.Equal(b, bytes.Repeat([]byte{0xFF}, mib)) {
+		t.Error("the device was changed")
+	}
+	mustVhdxfs(t, "convert", "--verify", "--force", img, dev)
+	must(t, "cmp", "--bytes", strconv.Itoa(20*mib), raw, dev)
+	if b := readAt(t, dev, 20*mib, 4*mib); !bytes.Equal(b, bytes.Repeat([]byte{0xFF}, 4*mib)) {
+		t.Error("bytes behind the disk were changed")
+	}
+	// The device as the input.
+	again := filepath.Join(t.TempDir(), "again.vhdx")
+	mustVhdxfs(t, "convert", "--verify", dev, again)
+	mustVhdxfs(t, "compare", dev, again)
+
+	small := filepath.Join(t.TempDir(), "small.raw")
+	writeFile(t, small, bytes.Repeat([]byte{0xFF}, 4*mib))
+	before := sha256File(t, small)
+	if r := vhdxfs(t, "convert", "--force", img, loopDeviceOf(t, small)); r.status != 2 || !strings.Contains(r.stderr, "4194304") {
+		t.Errorf("a device that is too small: exit status %d, %q", r.status, r.stderr)
+	}
+	unchanged(t, small, before)
+
+	must(t, "mkfs.ext4", "-q", "-F", dev)
+	dir := newDir(t)
+	must(t, "mount", dev, dir)
+	defer unmount(t, dir)
+	if r := vhdxfs(t, "convert", "--force", img, dev); r.status == 0 || !strings.Contains(r.stderr, "busy") {
+		t.Errorf("a device that is mounted: exit status %d, %q", r.status, r.stderr)
+	}
+}
+
+// An image that is being written is neither read nor replaced.
+func TestToolsKeepTheLocks(t *testing.T) {
+	img := create(t, "16MiB")
+	s := serve(t, img)
+	out := filepath.Join(t.TempDir(), "out.vhdx")
+	raw := randomRaw(t, mib, 8)
+	for _, args := range [][]string{
+		{"convert", img, out},
+		{"convert", "--force", raw, img},
+		{"create", "--force", "--size", "1M", img},
+		{"create", "--parent", img, out},
+		{"flatten", img, out},
+		{"compare", img, raw},
+		{"diff", img, raw},
+		{"map", "--draw", img},
+		{"chain", img},
+	} {
+		refusedBy(t, s.cmd.Process.Pid, img, args...)
+	}
+	if left, err := os.ReadDir(filepath.Dir(out)); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	s.end(t)
+	checkClean(t, img)
+}
+
+// On a terminal there is a bar, and it is gone in the end.
+func TestProgressOnATerminal(t *testing.T) {
+	requireTools(t, "script")
+	raw, out := randomRaw(t, 30*mib, 9), filepath.Join(t.TempDir(), "out.vhdx")
+	run := func(options string) string {
+		line := fmt.Sprintf("%s convert --force %s --verify %s %s", program.path(t), options, raw, out)
+		return must(t, "script", "--quiet", "--return", "--command", line, "/dev/null")
+	}
+	if text := run(""); !strings.Contains(text, "copy") || !strings.Contains(text, "verify") || !strings.Contains(text, "%") {
+		t.Errorf("no bar:\n%q", text)
+	}
+	if text := run("--quiet"); strings.Contains(text, "%") {
+		t.Errorf("a bar in spite of --quiet:\n%q", text)
+	}
+}
+
+// A disk of 64 TiB takes the time and memory of what it holds.
+func TestToolsOnAHugeDisk(t *testing.T) {
+	img := create(t, "64TiB", "--block-size", "1MiB")
+	s := serve(t, img)
+	f := openDisk(t, s.disk, 0)
+	for i := range int64(5) {
+		writePattern(t, f, byte(i+1), i*(13<<40)+mib/2, mib)
+	}
+	f.Close()
+	s.end(t)
+	other := filepath.Join(t.TempDir(), "other.vhdx")
+	mustVhdxfs(t, "convert", "--verify", "--block-size", "64M", img, other)
+	mustVhdxfs(t, "compare", img, other)
+	child := childOf(t, img, "64TiB")
+	mustVhdxfs(t, "chain", child)
+	if out := mustVhdxfs(t, "map", "--draw", child); !strings.Contains(out, "10 MiB") {
+		t.Errorf("map --draw:\n%s", out)
+	}
+	if r := vhdxfs(t, "compare", img, create(t, "64TiB")); r.status != differsStatus {
+		t.Errorf("compare with an empty disk: exit status %d, %s", r.status, r.stderr)
+	}
+}
