@@ -79,7 +79,19 @@ func (p *page) row(i int, off int64, mark color.Color) (x float64) {
 	return margin + axis
 }
 
+// grid cuts what was painted from the line at top on into cells.
+func (p *page) grid(top float64) {
+	const left, width = margin + axis, Columns * cell
+	for i := range Columns {
+		p.to.rect(left+float64(i+1)*cell-cellGap, top, cellGap, p.y-top, paperColor, "")
+	}
+	for y := top + cell; y <= p.y; y += cell {
+		p.to.rect(left, y-cellGap, width, cellGap, paperColor, "")
+	}
+}
+
 func (p *page) disk() {
+	defer p.grid(p.y)
 	for i := 0; i*Columns < len(p.Cells); i++ {
 		off := int64(i*Columns) * p.CellSize
 		x := p.row(i, off, gradient(float64(off)/float64(p.Info.DiskSize)))
@@ -127,11 +139,7 @@ func (p *page) cells(x float64, n int, c Cell, off int64) {
 	}
 	hint := fmt.Sprintf("%s to %s%s: %s", size(off), size(min(off+int64(n)*p.CellSize, p.Info.DiskSize)), each, strings.Join(parts, ", "))
 	const side = cell - cellGap
-	paint := func(k Kind, h float64) {
-		for i := range n {
-			p.to.rect(x+float64(i)*cell, p.y+side-h, side, h, k.color(), hint)
-		}
-	}
+	paint := func(k Kind, h float64) { p.to.rect(x, p.y+side-h, float64(n)*cell, h, k.color(), hint) }
 	paint(Hole, side)
 	// Each kind is painted from below to the height of all that are still to come, which then cover it. What there
 	// is shows, however little it is.
@@ -160,10 +168,17 @@ func (p *page) legend() {
 }
 
 func (p *page) file() {
+	defer p.grid(p.y)
 	for i := 0; i*Columns < len(p.File); i++ {
 		x := p.row(i, int64(i*Columns)*p.FileCellSize, nil)
-		for j, c := range p.File[i*Columns : min((i+1)*Columns, len(p.File))] {
-			p.to.rect(x+float64(j)*cell, p.y, cell-cellGap, cell-cellGap, p.fileColor(c), "")
+		cells := p.File[i*Columns : min((i+1)*Columns, len(p.File))]
+		for len(cells) > 0 {
+			c, n := p.fileColor(cells[0]), 1
+			for n < len(cells) && p.fileColor(cells[n]) == c {
+				n++
+			}
+			p.to.rect(x, p.y, float64(n)*cell, cell-cellGap, c, "")
+			x, cells = x+float64(n)*cell, cells[n:]
 		}
 		p.y += cell
 	}
