@@ -31,6 +31,7 @@ type Options struct {
 	ParentDirs []string // further folders in which parents may be looked for
 	CacheSize  int64    // bytes of BAT and sector bitmap pages to keep, for the whole chain; 0 is the default
 	Lock       LockMode // "" is LockOn
+	Salvage    bool     // open a damaged image, too, to read what can be read of it; see Image.Damage
 
 	Writable     bool               // open the image for writing; its parents are never written
 	Discard      DiscardMode        // "" is DiscardAuto
@@ -69,7 +70,11 @@ type Image struct {
 // replayed into the file when Options.Writable is set. Without, it is laid over the file in memory. An error that
 // matches ErrCorrupt says which rule the image breaks.
 func Open(path string, o Options) (*Image, error) {
+	if o.Writable && o.Salvage {
+		return nil, errors.New("a damaged image cannot be opened for writing")
+	}
 	op := newOpener(o)
+	op.collect = o.Salvage
 	l, err := op.open(path)
 	if err != nil {
 		return nil, err

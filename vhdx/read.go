@@ -154,6 +154,11 @@ func (im *Image) run(off, end int64) (Extent, error) {
 		if err != nil {
 			return e, err
 		}
+		if l.collect {
+			if err := l.usable(entry, off); err != nil {
+				return e, err
+			}
+		}
 		e.State, end = entry.state(), runEnd
 		switch e.State {
 		case FullyPresent:

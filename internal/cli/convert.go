@@ -175,11 +175,15 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if err != nil {
 		return createError(interrupted(err, left(output)))
 	}
-	if err := c.report(cmd.OutOrStdout(), input, output, format, r); err != nil {
+	report := copyReport{Input: input, Output: output, OutputFormat: format, Result: r}
+	if in.Disk != nil && in.Disk.Image != nil {
+		report.Damage = in.Disk.Image.Damage()
+	}
+	if err := c.report(cmd.OutOrStdout(), report); err != nil {
 		return err
 	}
-	if len(r.Skipped) > 0 {
-		return &statusError{statusWarnings, fmt.Errorf("%s could not be read in whole; what is missing is zero in %s", input, output)}
+	if len(r.Skipped)+len(report.Damage) > 0 {
+		return &statusError{statusWarnings, fmt.Errorf("%s is damaged; what could not be read is zero in %s", input, output)}
 	}
 	return nil
 }
@@ -199,6 +203,7 @@ func (c *copyFlags) openInput(input, output string) (convert.Input, error) {
 	if err != nil {
 		return convert.Input{}, err
 	}
+	o.image.Salvage = c.skipErrors
 	d, err := disk.Open(input, disk.Format(c.input), o.image)
 	if err != nil {
 		return convert.Input{}, err
@@ -219,25 +224,31 @@ func left(output string) string {
 
 // A copyReport is what the JSON of a copy says.
 type copyReport struct {
-	Input        string      `json:"input"`
-	Output       string      `json:"output"`
-	OutputFormat disk.Format `json:"output_format"`
+	Input        string         `json:"input"`
+	Output       string         `json:"output"`
+	OutputFormat disk.Format    `json:"output_format"`
+	Damage       []vhdx.Finding `json:"damage,omitempty"` // of the input
 	*convert.Result
 }
 
-func (c *copyFlags) report(w io.Writer, input, output string, format disk.Format, r *convert.Result) error {
+func (c *copyFlags) report(w io.Writer, r copyReport) error {
 	if c.json {
-		return writeJSON(w, copyReport{input, output, format, r})
+		return writeJSON(w, r)
+	}
+	for _, f := range r.Damage {
+		if err := printFinding(w, r.Input, "error", f); err != nil {
+			return err
+		}
+	}
+	for _, s := range r.Skipped {
+		if _, err := fmt.Fprintf(w, "%s: %d bytes at %d were not read: %s\n", r.Input, s.Length, s.Offset, oneLine(s.Error)); err != nil {
+			return err
+		}
 	}
 	verified := ""
 	if r.Verified {
 		verified = ", verified"
 	}
-	for _, s := range r.Skipped {
-		if _, err := fmt.Fprintf(w, "%s: %d bytes at %d were not read: %s\n", input, s.Length, s.Offset, oneLine(s.Error)); err != nil {
-			return err
-		}
-	}
-	_, err := fmt.Fprintf(w, "%s: a disk of %s with %s of data%s\n", output, roughSize(r.DiskSize), roughSize(r.Data), verified)
+	_, err := fmt.Fprintf(w, "%s: a disk of %s with %s of data%s\n", r.Output, roughSize(r.DiskSize), roughSize(r.Data), verified)
 	return err
 }

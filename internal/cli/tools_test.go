@@ -282,3 +282,36 @@ func TestMapForms(t *testing.T) {
 		}
 	}
 }
+
+// What a damaged image still holds is saved, and what it lost is told.
+func TestConvertSalvages(t *testing.T) {
+	raw, dir := rawFile(t, 4), t.TempDir()
+	image, out := filepath.Join(dir, "image.vhdx"), filepath.Join(dir, "out.raw")
+	mustRun(t, "convert", "--block-size", "1M", raw, image)
+	bat := int64(0)
+	for _, r := range decode[vhdx.Info](t, mustRun(t, "info", "--json", image)).Regions {
+		if r.Name == "BAT" {
+			bat = r.Offset
+		}
+	}
+	damage(t, image, bat+8+4, 4) // the place of block 1
+	before := contents(t, dir)
+	r := run(t, "convert", image, out)
+	if r.status != statusDamaged || !strings.Contains(r.stderr, "BAT entry") {
+		t.Errorf("status %d, %q", r.status, r.stderr)
+	}
+	r = run(t, "convert", "--skip-errors", image, out)
+	if r.status != statusWarnings || !strings.Contains(r.stdout, "1048576 bytes at 1048576 were not read: BAT entry") || !strings.Contains(r.stdout, ": error: BAT entry") ||
+		!strings.Contains(r.stderr, "is damaged") {
+		t.Errorf("status %d, %q, %q", r.status, r.stdout, r.stderr)
+	}
+	want, err := os.ReadFile(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(want[1<<20 : 2<<20])
+	after := contents(t, dir)
+	if after["out.raw"] != string(want) || after["image.vhdx"] != before["image.vhdx"] {
+		t.Error("other bytes were saved, or the image was changed")
+	}
+}
