@@ -24,6 +24,10 @@ func (f *fileSystem) errno(op string, off int64, err error) fuse.Status {
 		e = syscall.EROFS
 	case errors.Is(err, vhdx.ErrFailed): // comes before what it wraps; the failure itself has been logged
 		e, level = syscall.EIO, logrus.DebugLevel
+		if f.failed != nil && op != "fsync" { // what was written before is lost, which only EIO tells
+			e = syscall.EROFS
+		}
+		f.failed.refused()
 	case errors.Is(err, vhdx.ErrBeyondEnd): // the caller's error, as is the next
 		e, level = syscall.EFBIG, logrus.DebugLevel
 	case errors.Is(err, vhdx.ErrNoDiscard):

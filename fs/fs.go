@@ -79,6 +79,7 @@ type fileSystem struct {
 	xattrs   []xattrGroup              // of both nodes
 	access   func(*fuse.InHeader) bool // whether the caller may use the mount
 	failures *failureLog
+	failed   *failedMount // nil where a failure leaves the mount writable
 
 	writers  atomic.Int64 // handles open for writing
 	times    times        // of disk.raw
@@ -98,6 +99,9 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		access:        o.callerAllowed(),
 		failures:      newFailureLog(o.Log),
 		counters:      newCounters(),
+	}
+	if o.ReadOnlyOnError {
+		f.failed = newFailedMount(o.MountPoint, o.Flags, o.Log)
 	}
 	f.root, f.file = o.attributes(disk, im)
 	f.times.set(im.atime, im.mtime, im.ctime)

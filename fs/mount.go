@@ -52,6 +52,8 @@ type Options struct {
 	Flags    uintptr // MS_NOEXEC, MS_SYNCHRONOUS and the like, for mount(2); the disk decides about MS_RDONLY
 	DirectIO bool    // reads and writes pass by the kernel's page cache
 
+	ReadOnlyOnError bool // after a failed sync changes fail with EROFS, and the mount becomes read-only if it can
+
 	Log logrus.FieldLogger // errors of requests; nil is logrus's standard logger
 }
 

@@ -29,6 +29,7 @@ type BlockState uint8
 type Options struct {
 	Parents    []string // files to take as parents, for the levels of the chain in turn
 	ParentDirs []string // further folders in which parents may be looked for
+	AnyParent  bool     // take a parent that was changed since the child was made; what the disk reads as is then anybody's guess
 	CacheSize  int64    // bytes of BAT and sector bitmap pages to keep, for the whole chain; 0 is the default
 	Lock       LockMode // "" is LockOn
 	Salvage    bool     // open a damaged image, too, to read what can be read of it; see Image.Damage

@@ -165,7 +165,7 @@ func (o *opener) checkParent(l, p *layer) error {
 	if err := p.load(); err != nil {
 		return noParent(ondisk.R62, err)
 	}
-	if got := p.headers.header().DataWriteGUID; !l.meta.locator.accepts(got) {
+	if got := p.headers.header().DataWriteGUID; !o.AnyParent && !l.meta.locator.accepts(got) {
 		return noParent(ondisk.R63, fmt.Errorf("its DataWriteGuid is %v: it was changed since the child was made, or is another disk", got))
 	}
 	if p.geo.sectorSize != l.geo.sectorSize {

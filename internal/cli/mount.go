@@ -286,6 +286,9 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	if err := o.checkReplay(io); err != nil {
 		return nil, err
 	}
+	if io.AnyParent {
+		log.Warnf("whether the parents of %s are those of its disk is not checked", o.mount.Image)
+	}
 	im, err := vhdx.Open(o.mount.Image, io)
 	var broken *vhdx.FormatError
 	switch {

@@ -48,8 +48,13 @@ var replayModes = []string{replayAuto, replayMemory, replayNo}
 
 // check returns an error where options do not go together.
 func (o *options) check() error {
-	if o.replay == replayMemory && !o.readOnly && !o.remount {
+	switch {
+	case o.readOnly || o.remount:
+		return nil
+	case o.replay == replayMemory:
 		return usageError("option replay=memory needs ro: who writes has to replay the log in the file")
+	case o.image.AnyParent:
+		return usageError("option ignore_parent_mismatch needs ro: what is written would not fit the parent")
 	}
 	return nil
 }
@@ -114,12 +119,10 @@ var optionTable = []option{
 		o.replay = v
 		return oneOf(v, replayModes...)
 	}},
-	{"errors", "eio", aboutMount, "after a failed sync, changes fail with EIO until the image is mounted again; it is\n" +
-		"the only way: the kernel makes no mount read-only that is open for writing", func(_ *options, v string) error {
-		if v == "remount-ro" {
-			return errors.New("a mount that is open for writing, as by a loop device, cannot be made read-only; changes fail with EIO (errors=eio)")
-		}
-		return oneOf(v, "eio")
+	{"errors", "eio|remount-ro", aboutMount, "after a failed sync, changes fail with EIO, the default; or with EROFS, and the\n" +
+		"mount becomes read-only as soon as nobody has disk.raw open for writing", func(o *options, v string) error {
+		o.mount.ReadOnlyOnError = v == "remount-ro"
+		return oneOf(v, "eio", "remount-ro")
 	}},
 	{"discard", "auto|unmap|punch|off", aboutMount, "what becomes of space that is discarded, as by fstrim: unmap uses it for other\n" +
 		"blocks, punch also leaves holes in the image; auto, the default, is punch on\n" +
@@ -151,7 +154,10 @@ var optionTable = []option{
 	{"parent_dir", "DIR", aboutImage, "a further directory to look for parents in; can be repeated", func(o *options, v string) error {
 		return appendPath(&o.image.ParentDirs, v)
 	}},
-	refused("ignore_parent_mismatch", "a parent that was changed gives other bytes than the disk had"),
+	{"ignore_parent_mismatch", "", aboutImage, "take a parent that was changed after the child was made: for rescue, with ro", func(o *options, _ string) error {
+		o.image.AnyParent = true
+		return nil
+	}},
 	{"lock", "on|try|off", aboutImage, "lock the image and its parents against other programs, on by default;\n" +
 		"try uses an image all the same that another program holds", func(o *options, v string) error {
 		o.image.Lock = vhdx.LockMode(v)
@@ -439,11 +445,8 @@ var otherOptionsHelp = []string{
 }
 
 func oneOf(v string, allowed ...string) error {
-	switch {
-	case slices.Contains(allowed, v):
+	if slices.Contains(allowed, v) {
 		return nil
-	case len(allowed) == 1:
-		return fmt.Errorf("it can be %s", allowed[0])
 	}
 	return fmt.Errorf("it can be %s or %s", strings.Join(allowed[:len(allowed)-1], ", "), allowed[len(allowed)-1])
 }

@@ -1,0 +1,56 @@
+package fs
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// A failedMount makes a mount read-only when the disk refuses all further changes after a failed sync, as
+// errors=remount-ro wants it. The kernel does so only while nobody has disk.raw open for writing; until then each
+// refused change asks again.
+type failedMount struct {
+	log     logrus.FieldLogger
+	remount func() error
+
+	busy atomic.Bool // a goroutine is asking, or need not ask again
+}
+
+// The last writer's close is heard of a moment before the kernel counts it.
+const (
+	remountTries = 3
+	remountPause = 100 * time.Millisecond
+)
+
+func newFailedMount(path string, flags uintptr, log logrus.FieldLogger) *failedMount {
+	return &failedMount{log: log, remount: func() error {
+		return unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY|flags, "")
+	}}
+}
+
+// refused is called for a change that was refused. It does not wait: the kernel may, for the answer to this change.
+func (m *failedMount) refused() {
+	if m == nil || !m.busy.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		var err error
+		for range remountTries {
+			if err = m.remount(); !errors.Is(err, unix.EBUSY) {
+				break
+			}
+			time.Sleep(remountPause)
+		}
+		switch {
+		case err == nil:
+			m.log.Warn("the mount is read-only now, since writing failed; unmount it, and mount it again to go on")
+		case errors.Is(err, unix.EBUSY):
+			m.busy.Store(false)
+		default: // not root, say; asking again would not help
+			m.log.WithError(err).Warn("the mount cannot be made read-only; changes fail")
+		}
+	}()
+}

@@ -1,5 +1,0 @@
-package test
-
-var processRows []row
-
-func optionRows() []row { return nil }
