@@ -1,8 +1,11 @@
 package test
 
 import (
+	"bytes"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -116,6 +119,7 @@ var umountRows = []row{
 		pid := p.server(t)
 		syscall.Kill(pid, syscall.SIGSTOP)
 		t.Cleanup(func() { syscall.Kill(pid, syscall.SIGCONT) })
+		eventually(t, "all threads to stop", func() bool { return stopped(pid) })
 		p.run(t, 32, "does not answer", "mount.vhdx", p.img, p.dir)
 		p.run(t, 0, "does not answer; it is unmounted without waiting", "umount.fuse.vhdxfs", p.dir)
 		p.unmounted(t)
@@ -174,6 +178,18 @@ func (p *place) process(t *testing.T, args ...string) *exec.Cmd {
 		t.Fatalf("%v: %v", args, err)
 	}
 	return cmd
+}
+
+// stopped reports whether all threads of a process are stopped.
+func stopped(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, f := range threads {
+		b, err := os.ReadFile(f)
+		if err != nil || !bytes.Contains(b, []byte(") T ")) {
+			return false
+		}
+	}
+	return len(threads) > 0
 }
 
 // readThrough reads from the descriptor 3 of a process, which need not have a name any more. What it reads nobody has

@@ -73,16 +73,27 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 	case m == nil || m.FSType != mount.Type:
 		return fmt.Errorf("%s is no mount point of a VHDX image", dir)
 	}
+	if uid := os.Geteuid(); uid != 0 && !hasOption(m.VFSOptions, fmt.Sprint("user_id=", uid)) {
+		return fmt.Errorf("unmount %s: %w: it is not this user's mount; unmount it as root", dir, os.ErrPermission)
+	}
 	var server *serverProcess
+	patience, hangs := u.patience, false
 	if !u.lazy {
-		if server, err = findServer(dir); err != nil {
-			u.say(stderr, "%s: %v; it is unmounted without waiting for that program", dir, err)
+		server, err = findServer(dir)
+		if err != nil {
+			u.say(stderr, "%s: %v; it is unmounted without waiting for that program to end", dir, err)
+		}
+		if hangs = errors.Is(err, mount.ErrNoAnswer); hangs {
+			patience = max(patience, questionEnds)
 		}
 		defer server.close()
 	}
 	err = mount.Unmount(dir, u.lazy)
-	for end := time.Now().Add(u.patience); errors.Is(err, unix.EBUSY) && time.Now().Before(end); err = mount.Unmount(dir, u.lazy) {
+	for end := time.Now().Add(patience); errors.Is(err, unix.EBUSY) && time.Now().Before(end); err = mount.Unmount(dir, u.lazy) {
 		time.Sleep(50 * time.Millisecond)
+	}
+	if errors.Is(err, unix.EBUSY) && hangs && len(mountUsers(dir)) == 0 {
+		err = mount.Unmount(dir, true) // only questions keep it, which nobody can end
 	}
 	switch {
 	case errors.Is(err, unix.EBUSY) && u.readOnly:
@@ -122,6 +133,9 @@ func (u *umountCommand) heldElsewhere(dir, device string, pid int, stderr io.Wri
 	u.say(stderr, "%s: waiting for process %d to write everything", dir, pid)
 	return false
 }
+
+// questionEnds is how long a question that a mount did not answer may still keep it in use, once it is given up.
+const questionEnds = 2 * time.Second
 
 // A serverProcess is the process that serves a mount.
 type serverProcess struct {
