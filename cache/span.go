@@ -49,6 +49,14 @@ func (s *Span) Page(i int64) (*Page, error) {
 	return s.load(i)
 }
 
+// Cached returns page i of the span if it is cached, and nil else. It does not count as a use of the page.
+func (s *Span) Cached(i int64) *Page {
+	if l := s.leaves[i/leafPages].Load(); l != nil {
+		return l[i%leafPages].Load()
+	}
+	return nil
+}
+
 // Pin returns page i of the span, reading it if it is not cached, and keeps it until Unpin was called as often as
 // Pin. A page that is to be changed has to be pinned until the change is in its place in the file.
 func (s *Span) Pin(i int64) (*Page, error) {

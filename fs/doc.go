@@ -6,9 +6,13 @@
 // (fuse.RawFileSystem) without a node tree. All state is set before the first request, but for a few counters; a
 // request therefore takes no lock here, and any number of them run at once.
 //
+// Requests come by a transport of the package's own, which reads the device in the thread that also answers; go-fuse
+// decodes all requests but READ, WRITE and INTERRUPT. What the kernel has of the image in its cache is answered
+// by the thread that waits for requests; before anything slower another one takes its place.
+//
 //	READ off, n -> Disk.Resolve -> extents -> the reply
 //	                                 one file, large: a pipe filled by splice(2), no copy to user space
-//	                                 file:            pread(2) into the reply's buffer
+//	                                 file:            preadv2(2) into the reply's buffer, at first without waiting
 //	                                 zeros:           a shared, never written page of zeros
 //
 // A read lasts from BeginRead to EndRead, which is called when the kernel has the bytes: until then the space that

@@ -55,6 +55,8 @@ func (d *fakeDisk) take() string {
 // epoch is what BeginRead of a fakeDisk returns.
 const epoch = 42
 
+func (d *fakeDisk) InMemory(off, n int64) bool { return true }
+
 func (d *fakeDisk) BeginRead() uint64 {
 	d.reading.Add(1)
 	return epoch

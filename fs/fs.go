@@ -35,6 +35,9 @@ type Disk interface {
 	// each other without gaps.
 	Resolve(dst []vhdx.Extent, off, n int64) ([]vhdx.Extent, error)
 
+	// InMemory reports whether Resolve needs no metadata that has to be read first.
+	InMemory(off, n int64) bool
+
 	// SeekData and SeekHole find the next byte at or after off that is held in a file, or is not.
 	// SeekData returns io.EOF when none follows.
 	SeekData(off int64) (int64, error)

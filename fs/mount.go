@@ -3,7 +3,6 @@ package fs
 import (
 	"fmt"
 	"log"
-	"strconv"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -17,10 +16,6 @@ const typeName = "vhdxfs"
 // maxBackground is how many read-ahead and asynchronous requests the kernel may have under way. Its own
 // default of 12 keeps too few reads of a disk in flight.
 const maxBackground = 64
-
-// maxInflight bounds the memory of requests that wait for the disk, in bytes. When it is used up, the next ones
-// wait in the kernel: memory that the system is short of may be waiting for these very writes.
-const maxInflight = 64 << 20
 
 // capabilities are what is asked of the kernel beyond what go-fuse asks for:
 //
@@ -91,26 +86,25 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	// go-fuse takes a connection that is already mounted by this name, and answers INIT before NewServer
-	// returns: every later request waits in the kernel until Serve fetches it.
-	server, err := fuse.NewServer(fsys, "/dev/fd/"+strconv.Itoa(fd), &fuse.MountOptions{
+	t := newTransport(fd, fsys, &fuse.MountOptions{
 		Name:                     typeName,
 		MaxWrite:                 maxRequest,
 		MaxReadAhead:             maxRequest,
 		MaxBackground:            maxBackground,
-		MaxInflightRequestBytes:  maxInflight,
 		ExtraCapabilities:        capabilities,
 		ExplicitDataCacheControl: true, // else a new mtime, after each write, makes the kernel drop what it has cached
 		Logger:                   log.New(logWriter{o.Log}, "", 0),
-	})
-	if err != nil {
+	}, o.Log)
+	if err := t.initialize(); err != nil {
+		unix.Close(fd)
 		unmount(o.MountPoint, unix.MNT_DETACH)
 		return nil, fmt.Errorf("the kernel's FUSE did not accept the mount of %s: %w", o.MountPoint, err)
 	}
 	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{})}
+	t.start()
 	go func() {
 		defer close(s.done)
-		server.Serve()
+		t.wait()
 	}()
 	if m, err := MountAt(o.MountPoint); err == nil && m != nil {
 		s.device = deviceOf(m)

@@ -43,6 +43,15 @@ func (f *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 // Read answers with all of the bytes asked for that the disk has, or with an error. It must not answer
 // with fewer: the kernel takes a short reply for the end of the file and shortens the file to it.
 func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	return f.read(in, buf, func() {})
+}
+
+// maxQuick is the longest read, in bytes, that is answered from memory without a word: to copy a longer one takes as
+// long as another thread needs to wake up.
+const maxQuick = 64 << 10
+
+// read is Read, and calls slow before anything that may take long.
+func (f *fileSystem) read(in *fuse.ReadIn, buf []byte, slow func()) (fuse.ReadResult, fuse.Status) {
 	if in.NodeId != diskNode {
 		return nil, fuse.EISDIR
 	}
@@ -54,6 +63,9 @@ func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	if len(buf) == 0 {
 		return endOfFile, fuse.OK
 	}
+	if len(buf) > maxQuick || !f.disk.InMemory(off, int64(len(buf))) {
+		slow()
+	}
 	r := newReply(f.disk)
 	var err error
 	if r.extents, err = f.disk.Resolve(r.extents, off, int64(len(buf))); err != nil {
@@ -61,12 +73,12 @@ func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 		return nil, f.errno("resolve", off, err)
 	}
 	if len(r.extents) == 1 && spliceable(len(buf)) {
-		if pipe := loadPipe(r.extents[0], len(buf)); pipe != nil {
+		if pipe := loadPipe(r.extents[0], len(buf), in.Unique); pipe != nil {
 			f.countRead(len(buf), f.counters.splicedReads)
-			return &pipeReply{r, pipe, len(buf)}, fuse.OK
+			return &pipeReply{reply: r, pipe: pipe, size: len(buf)}, fuse.OK
 		}
 	}
-	if err := r.fill(buf, off); err != nil {
+	if err := r.fill(buf, off, slow); err != nil {
 		r.Done()
 		return nil, f.errno("read", off, err)
 	}
@@ -88,7 +100,11 @@ func (f *fileSystem) countRead(n int, kind *xsync.Counter) {
 }
 
 // readExtent fills p, which is the extent's length, from the file that holds the extent.
-func readExtent(p []byte, e vhdx.Extent) error {
+func readExtent(p []byte, e vhdx.Extent, slow func()) error {
+	if readCached(p, e) {
+		return nil
+	}
+	slow()
 	n, err := e.File.ReadAt(p, e.FileOff)
 	switch {
 	case n == len(p):
@@ -97,6 +113,19 @@ func readExtent(p []byte, e vhdx.Extent) error {
 		err = io.ErrUnexpectedEOF
 	}
 	return fmt.Errorf("layer %d at %#x of the image file: %w", e.Layer, e.FileOff+int64(n), err)
+}
+
+// readCached is readExtent for what the kernel has in its cache. It fails, for any reason, rather than wait.
+func readCached(p []byte, e vhdx.Extent) bool {
+	if len(p) > maxQuick {
+		return false
+	}
+	fd, ok := e.Fd()
+	if !ok {
+		return false
+	}
+	n, err := unix.Preadv2(int(fd), [][]byte{p}, e.FileOff, unix.RWF_NOWAIT)
+	return err == nil && n == len(p)
 }
 
 // Lseek serves SEEK_DATA and SEEK_HOLE; the kernel does the rest itself.

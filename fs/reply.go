@@ -20,7 +20,7 @@ var zeros [maxRequest]byte
 // endOfFile is the reply to a read at or behind the end of the disk.
 var endOfFile = fuse.ReadResultData(nil)
 
-// A reply answers a READ with parts that lie in the request's buffer or in zeros. go-fuse hands them to
+// A reply answers a READ with parts that lie in the request's buffer or in zeros. The transport hands them to
 // writev(2) as they are, and calls Done when the kernel has them. Replies are reused.
 type reply struct {
 	disk    Disk
@@ -39,8 +39,8 @@ func newReply(disk Disk) *reply {
 	return r
 }
 
-// fill reads the reply's extents, which begin at byte off of the disk, into buf.
-func (r *reply) fill(buf []byte, off int64) error {
+// fill reads the reply's extents, which begin at byte off of the disk, into buf. It calls slow before it waits.
+func (r *reply) fill(buf []byte, off int64, slow func()) error {
 	pending := 0 // buf[pending:pos] is ready, and not yet a part
 	pos := 0
 	for _, e := range r.extents {
@@ -50,7 +50,7 @@ func (r *reply) fill(buf []byte, off int64) error {
 		p := buf[pos : pos+int(e.Len)]
 		switch {
 		case e.File != nil:
-			if err := readExtent(p, e); err != nil {
+			if err := readExtent(p, e, slow); err != nil {
 				return err
 			}
 		case len(p) < minZeroRun || len(p) > len(zeros):
@@ -89,7 +89,7 @@ func (r *reply) add(part []byte) {
 // Size returns the length of the reply in bytes.
 func (r *reply) Size() int { return r.size }
 
-// Slices makes go-fuse send the parts as they are.
+// Slices returns the parts.
 func (r *reply) Slices() ([][]byte, fuse.Status) { return r.parts, fuse.OK }
 
 // Bytes returns the parts in one piece, for a server that cannot send them one by one. A part that lies

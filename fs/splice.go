@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"fmt"
 	"os"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -22,18 +23,18 @@ func spliceable(n int) bool {
 	return n >= minSplice && n <= maxSplice && splice.Resizable() && n <= splice.MaxPipeSize()-2*os.Getpagesize()
 }
 
-// A pipeReply answers a READ with bytes in a pipe. They are still pages of the image file, so the read lasts until
-// the kernel has taken them. It is what fuse.ReadResultPipe returns, with that added.
+// A pipeReply answers a READ by a pipe that holds the reply's header and the data. The data are still pages of the
+// image file, so the read lasts until the kernel has taken them.
 type pipeReply struct {
 	reply *reply
 	pipe  *splice.Pair
 	size  int // bytes
+	sent  bool
 }
 
-// loadPipe returns a pipe with n bytes of e, and nil where they must be read otherwise. fuse.ReadResultFd would fill
-// the pipe only when the reply is sent, and answer with fewer bytes where the file cannot be read; here the caller
-// then reads again, and learns the error.
-func loadPipe(e vhdx.Extent, n int) *splice.Pair {
+// loadPipe returns a pipe with the reply's header and n bytes of e, and nil where they must be read otherwise: then
+// the caller reads them, and learns of the error, if it was one.
+func loadPipe(e vhdx.Extent, n int, unique uint64) *splice.Pair {
 	if e.File == nil || e.Len != int64(n) {
 		return nil
 	}
@@ -45,24 +46,41 @@ func loadPipe(e vhdx.Extent, n int) *splice.Pair {
 	if err != nil {
 		return nil
 	}
-	err = pipe.Grow(n + os.Getpagesize()) // a page more, for a range that does not begin at a page
+	head := fuse.OutHeader{Length: uint32(headerSize + n), Unique: unique}
+	err = pipe.Grow(n + 2*os.Getpagesize()) // one page for the header, one for a range that does not begin at a page
 	if err == nil {
-		if got, err := pipe.LoadFromAt(fd, n, e.FileOff); err == nil && got == n {
-			return pipe
+		if _, err = pipe.Write(bytesOf(&head)); err == nil {
+			if got, err := pipe.LoadFromAt(fd, n, e.FileOff); err == nil && got == n {
+				return pipe
+			}
 		}
 	}
-	splice.Done(pipe)
+	splice.Drop(pipe)
 	return nil
 }
 
-// Size returns the length of the reply in bytes.
+// send hands the reply to the kernel.
+func (r *pipeReply) send(device int) error {
+	n, err := r.pipe.WriteTo(uintptr(device), headerSize+r.size)
+	switch {
+	case err != nil:
+		return err
+	case n != headerSize+r.size:
+		return fmt.Errorf("the kernel took %d bytes of a reply of %d", n, headerSize+r.size)
+	}
+	r.sent = true
+	return nil
+}
+
+// Size returns the length of the data in bytes.
 func (r *pipeReply) Size() int { return r.size }
 
-// Stateful makes go-fuse splice the bytes from the pipe to the kernel.
-func (r *pipeReply) Stateful() (fd uintptr, n int) { return r.pipe.ReadFd(), r.size }
-
-// Bytes takes the bytes out of the pipe, for a server that cannot splice them.
+// Bytes takes the data out of the pipe.
 func (r *pipeReply) Bytes(buf []byte) ([]byte, fuse.Status) {
+	var head fuse.OutHeader
+	if _, err := r.pipe.Read(bytesOf(&head)); err != nil {
+		return nil, fuse.ToStatus(err)
+	}
 	n, err := r.pipe.Read(buf[:r.size])
 	if err != nil {
 		return nil, fuse.ToStatus(err)
@@ -70,8 +88,12 @@ func (r *pipeReply) Bytes(buf []byte) ([]byte, fuse.Status) {
 	return buf[:n], fuse.OK
 }
 
-// Done ends the read.
+// Done ends the read. A pipe that was not emptied is not used again.
 func (r *pipeReply) Done() {
-	splice.Done(r.pipe)
+	if r.sent {
+		splice.Done(r.pipe)
+	} else {
+		splice.Drop(r.pipe)
+	}
 	r.reply.Done()
 }

@@ -293,9 +293,13 @@ func (c chain) testRead(t *testing.T, im *Image, off int64, n int) {
 	if inside == 0 {
 		return
 	}
+	inMemory, before := im.InMemory(off, int64(inside)), im.Stats().CacheMisses
 	extents, err := im.Resolve(nil, off, int64(inside))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if missed := im.Stats().CacheMisses - before; inMemory && missed > 0 {
+		t.Fatalf("%d bytes at %d: all in memory, but %d pages were read", inside, off, missed)
 	}
 	clear(got)
 	at := off
@@ -310,6 +314,31 @@ func (c chain) testRead(t *testing.T, im *Image, off int64, n int) {
 	}
 	if at != off+int64(inside) || firstDifference(got[:inside], want) >= 0 {
 		t.Fatalf("Resolve(%d bytes at %d) ends at %d, or holds other bytes", n, off, at)
+	}
+}
+
+func TestInMemory(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 5))
+	for range 10 {
+		c := randomChain(rng)
+		im := c.open(t, Options{CacheSize: 1 << 30})
+		var known int
+		for range 200 {
+			off := rng.Int64N(im.Size())
+			n := 1 + rng.Int64N(min(im.Size()-off, 16<<10))
+			if _, err := im.Resolve(nil, off, n); err != nil {
+				t.Fatal(err)
+			}
+			// Resolve goes down the chain sector by sector, and may need fewer pages of it.
+			if im.InMemory(off, n) {
+				known++
+			} else if len(c) == 1 {
+				t.Errorf("%d bytes at %d are not in memory after they were resolved", n, off)
+			}
+		}
+		if known < 20 {
+			t.Errorf("a chain of %d: %d of 200 places are in memory", len(c), known)
+		}
 	}
 }
 

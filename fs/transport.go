@@ -1,0 +1,158 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// maxWorkers bounds the requests that are served at once, and with them the memory for their data. More of them wait
+// in the kernel: memory that the system is short of may be waiting for these very writes.
+const maxWorkers = 64
+
+// The requests that the transport does not leave to go-fuse, by their numbers in the kernel's protocol.
+const (
+	opRead      = 15
+	opWrite     = 16
+	opInterrupt = 36
+)
+
+// A transport takes the kernel's requests from the FUSE device, and brings back the replies. READ and WRITE, which
+// are nearly all of them, it hands to the file system as they are; go-fuse decodes the others. Its workers do that.
+type transport struct {
+	device   int // descriptor of the connection
+	fs       *fileSystem
+	protocol *fuse.ProtocolServer
+	log      logrus.FieldLogger
+	buffers  sync.Pool // of *buffer
+
+	workers atomic.Int32   // all there are
+	waiting atomic.Int32   // those that wait for a request, or will again in a moment
+	running sync.WaitGroup // of workers
+}
+
+func newTransport(device int, fs *fileSystem, o *fuse.MountOptions, log logrus.FieldLogger) *transport {
+	return &transport{
+		device:   device,
+		fs:       fs,
+		protocol: fuse.NewProtocolServer(fs, o),
+		log:      log,
+		buffers:  sync.Pool{New: func() any { return newBuffer() }},
+	}
+}
+
+// initialize answers INIT, the kernel's first request, in which both sides say what they can do. Until it is
+// answered, the kernel sends no other.
+func (t *transport) initialize() error {
+	b := t.buffers.Get().(*buffer)
+	defer t.buffers.Put(b)
+	req, err := t.receive(b)
+	if err != nil {
+		return err
+	}
+	reply, status := t.handle(req, b.spare[:])
+	if status != fuse.OK {
+		return fmt.Errorf("INIT: %w", syscall.Errno(status))
+	}
+	if head := (*fuse.OutHeader)(unsafe.Pointer(&b.spare)); len(reply) < headerSize || head.Status != 0 {
+		return fmt.Errorf("INIT was answered with the error %d", -head.Status)
+	}
+	_, err = unix.Write(t.device, reply)
+	return err
+}
+
+// start begins to serve requests.
+func (t *transport) start() { t.startWorker() }
+
+// wait returns when the connection has ended and every request is answered, and closes the device.
+func (t *transport) wait() {
+	t.running.Wait()
+	unix.Close(t.device)
+}
+
+// receive returns the next request, which lies in b.
+func (t *transport) receive(b *buffer) ([]byte, error) {
+	p := b.request()
+	for {
+		n, err := unix.Read(t.device, p)
+		switch {
+		case err == nil && n >= int(unsafe.Sizeof(fuse.InHeader{})):
+			return p[:n], nil
+		case err == nil:
+			return nil, fmt.Errorf("a request of %d bytes", n)
+		case err == unix.EINTR || err == unix.EAGAIN || err == unix.ENOENT: // ENOENT: the request was taken back
+			continue
+		}
+		return nil, err
+	}
+}
+
+// serve answers the request req, which lies in the worker's buffer.
+func (w *worker) serve(req []byte) {
+	t := w.transport
+	h := (*fuse.InHeader)(unsafe.Pointer(&req[0]))
+	unique := h.Unique // the reply may overwrite the request
+	var err error
+	switch {
+	case h.Opcode == opRead && len(req) >= int(unsafe.Sizeof(fuse.ReadIn{})):
+		err = w.read((*fuse.ReadIn)(unsafe.Pointer(h)))
+	case h.Opcode == opWrite && len(req) >= writeHeaderSize:
+		w.stepAside()
+		err = w.write((*fuse.WriteIn)(unsafe.Pointer(h)), req[writeHeaderSize:])
+	case h.Opcode == opInterrupt:
+		err = t.sendError(unique, fuse.ENOSYS) // no request can be interrupted, and the kernel need not ask again
+	default:
+		w.stepAside()
+		err = t.other(req, unique)
+	}
+	switch {
+	case err == nil, errors.Is(err, unix.ENODEV):
+	case errors.Is(err, unix.ENOENT): // the request was aborted, or it was an INTERRUPT that came too late
+	default:
+		t.log.WithError(err).Errorf("cannot answer request %d of kind %d", unique, h.Opcode)
+		t.sendError(unique, fuse.EIO) // the caller would wait for ever
+	}
+}
+
+// other answers all that is rare.
+func (t *transport) other(req []byte, unique uint64) error {
+	b := t.buffers.Get().(*buffer)
+	defer t.buffers.Put(b)
+	reply, status := t.handle(req, b.all())
+	switch {
+	case status != fuse.OK:
+		return t.sendError(unique, status)
+	case len(reply) == 0: // as for FORGET
+		return nil
+	}
+	_, err := unix.Write(t.device, reply)
+	return err
+}
+
+// handle has go-fuse decode a request, and returns the reply, which lies in out.
+func (t *transport) handle(req, out []byte) ([]byte, fuse.Status) {
+	n, status := t.protocol.HandleRequest([][]byte{req}, [][]byte{out})
+	return out[:n], status
+}
+
+func (t *transport) sendError(unique uint64, status fuse.Status) error {
+	head := fuse.OutHeader{Length: uint32(headerSize), Status: -int32(status), Unique: unique}
+	_, err := unix.Write(t.device, bytesOf(&head))
+	return err
+}
+
+// catch turns a panic into an error of the request: the others, and what was written, depend on this process.
+func (t *transport) catch(status *fuse.Status) {
+	if r := recover(); r != nil {
+		t.log.Errorf("a request failed by a fault of this program, please report it: %v\n%s", r, debug.Stack())
+		*status = fuse.EIO
+	}
+}

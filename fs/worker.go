@@ -1,0 +1,109 @@
+package fs
+
+import (
+	"errors"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// A worker answers what it has read from the device before it reads again. So one thread does all that a request
+// takes, and no queue lies between the kernel and the image.
+//
+// There is always a worker that waits for a request, as long as there are fewer than maxWorkers. A worker that has
+// one which may take long, as it waits for a disk, steps aside: if nobody else waits it starts another worker. What
+// can be answered from memory it answers at once, and counts as waiting all the while. To start or wake another
+// thread for each of those would take longer than they do.
+type worker struct {
+	*transport
+	buf    *buffer
+	waits  bool   // counted in transport.waiting
+	streak int    // requests in a row that were answered from memory
+	aside  func() // stepAside
+}
+
+// maxStreak is after how many requests in a row that it answered from memory a worker leaves the next ones to the others
+// that wait. The kernel wakes those in turn, and each finds other caches to be cold.
+const maxStreak = 64
+
+var (
+	// enoughWaiting is how many workers wait where requests take long.
+	enoughWaiting = int32(2)
+
+	// enoughQuick is how many wait where requests are answered from memory: one thread copies faster than one
+	// program takes what was copied, and many programs need many processors.
+	enoughQuick = int32(1 + min(runtime.NumCPU()/8, 3))
+)
+
+// startWorker starts a worker, unless there are too many.
+func (t *transport) startWorker() {
+	if t.workers.Add(1) > maxWorkers {
+		t.workers.Add(-1)
+		return
+	}
+	w := &worker{transport: t, waits: true}
+	w.aside = w.stepAside
+	t.waiting.Add(1)
+	t.running.Add(1)
+	go w.run()
+}
+
+// run serves requests until the connection ends, or until enough other workers wait for them.
+func (w *worker) run() {
+	defer w.running.Done()
+	defer w.workers.Add(-1)
+	w.buf = w.buffers.Get().(*buffer)
+	defer w.buffers.Put(w.buf)
+	for {
+		req, err := w.receive(w.buf)
+		if err != nil {
+			w.waiting.Add(-1)
+			if !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ECONNABORTED) {
+				w.log.WithError(err).Error("cannot read from " + fuseDevice)
+			}
+			return
+		}
+		w.serve(req)
+		if !w.waitAgain() {
+			return
+		}
+	}
+}
+
+// stepAside has another worker wait in place of w. It is called before anything that may take long.
+func (w *worker) stepAside() {
+	if !w.waits {
+		return
+	}
+	w.waits, w.streak = false, 0
+	if w.waiting.Add(-1) == 0 {
+		w.startWorker()
+	}
+}
+
+// waitAgain counts w among the workers that wait, and reports whether it is needed there.
+func (w *worker) waitAgain() bool {
+	if !w.waits {
+		w.waits = w.count(1, func(n int32) bool { return n < enoughWaiting })
+		return w.waits
+	}
+	if w.streak++; w.streak < maxStreak {
+		return true
+	}
+	w.streak = 0
+	w.waits = !w.count(-1, func(n int32) bool { return n > enoughQuick })
+	return w.waits
+}
+
+// count adds d to the number of workers that wait, and reports that, if it satisfies a condition.
+func (w *worker) count(d int32, condition func(int32) bool) bool {
+	for {
+		n := w.waiting.Load()
+		if !condition(n) {
+			return false
+		}
+		if w.waiting.CompareAndSwap(n, n+d) {
+			return true
+		}
+	}
+}
