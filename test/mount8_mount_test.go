@@ -247,6 +247,20 @@ var fstabRows = []row{
 		p.run(t, 32, "no such file", "mount", "-a")
 		p.unmounted(t)
 	}},
+	{"units that systemd makes of fstab", func(t *testing.T, p *place) {
+		const generator = "/lib/systemd/system-generators/systemd-fstab-generator"
+		if _, err := os.Stat(generator); err != nil {
+			t.Skipf("needs systemd: %v", err)
+		}
+		p.write(t, "%s %s vhdx nofail,x-systemd.requires-mounts-for=/srv 0 0\n%s /mnt/data ext4 loop,nofail 0 0", p.img, p.dir, p.disk)
+		units := newDir(t)
+		p.rename(units, "UNITS")
+		p.run(t, 0, "", generator, units, units, units)
+		r := p.in(nil, "sh", "-c", `cat "$1"/*.mount`, "sh", units)
+		for _, line := range []string{"What=" + p.img, "Where=" + p.dir, "Type=vhdx", "RequiresMountsFor=/srv", "What=" + p.disk} {
+			p.that(t, p.short.Replace(line), fmt.Sprint(strings.Contains(r.stdout, line+"\n")), strings.Contains(r.stdout, line+"\n"))
+		}
+	}},
 	{"findmnt --verify", func(t *testing.T, p *place) {
 		p.write(t, "%s %s vhdx nofail 0 0", p.img, p.dir)
 		p.run(t, 0, "0 errors", "findmnt", "--verify")

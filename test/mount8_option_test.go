@@ -27,7 +27,7 @@ var optionTrials = []struct {
 	{"cache_size=16M", ""}, {"cache_size=lots", "it is a size above zero"},
 	{"bat_cache=16M", "its size is cache_size="},
 	{"commit=1,idle_clean=0", ""}, {"commit=soon", "it is a number of seconds"},
-	{"errors=eio", ""}, {"errors=remount-ro", ""}, {"errors=panic", "it can be eio or remount-ro"},
+	{"errors=eio", ""}, {"errors=remount-ro", ""}, {"errors=never", "it can be eio or remount-ro"},
 	{"replay=auto", ""}, {"replay=no", ""}, {"ro,replay=memory", ""}, {"replay=memory", "needs ro"}, {"replay=often", "it can be auto, memory or no"},
 	{"sync", ""}, {"async", ""}, {"direct_io", ""},
 	{"loglevel=debug", ""}, {"loglevel=loud", "it can be error, warn, info or debug"},

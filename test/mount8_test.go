@@ -175,10 +175,19 @@ func (h *host) table() string {
 		if !tr.ok {
 			mark = "WRONG"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", mark, what, tr.called, tr.expected, tr.happened)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", mark, what, cell(tr.called), cell(tr.expected), cell(tr.happened))
 	}
 	w.Flush()
 	return b.String()
+}
+
+// cell shortens a text to what a table has room for. The whole of it is in the log of its row.
+func cell(text string) string {
+	const room = 100
+	if r := []rune(text); len(r) > room {
+		return string(r[:room-1]) + "…"
+	}
+	return text
 }
 
 // A place is what one row works on.

@@ -19,11 +19,15 @@ import (
 
 const (
 	umountHelper = "/sbin/umount." + mount.Type
-	tableDir     = "/run/mount"
-	tableFile    = tableDir + "/utab"
-	tableLock    = tableDir + "/utab.lock" // held by flock(2) while the table is changed
 	helperEntry  = "uhelper=" + mount.Type
 )
+
+// A mountTable is the table, in the folder that it has to itself.
+type mountTable struct{ dir string }
+
+var systemTable = mountTable{"/run/mount"}
+
+func (t mountTable) path() string { return filepath.Join(t.dir, "utab") }
 
 // noteForUmount has mount(8) note the mount at dir. It is asked to do all but mount, without a helper. The source is
 // not the image: of that, mount(8) notes by itself what it has to. Where there is no mount(8), umount does without
@@ -46,18 +50,18 @@ func forgetForUmount(dir string, log *logrus.Logger) {
 	if m, err := mount.MountAt(dir); err != nil || m != nil {
 		return
 	}
-	if err := editTable(dir); err != nil && !os.IsNotExist(err) && !os.IsPermission(err) {
+	if err := systemTable.remove(dir); err != nil && !os.IsNotExist(err) && !os.IsPermission(err) {
 		log.WithError(err).Debug("the table of mount(8) was left as it is")
 	}
 }
 
-// editTable removes from the table the lines of ours about dir.
-func editTable(dir string) error {
-	text, err := os.ReadFile(tableFile)
+// remove removes from the table the lines of ours about dir.
+func (t mountTable) remove(dir string) error {
+	text, err := os.ReadFile(t.path())
 	if err != nil || !strings.Contains(string(text), helperEntry) {
 		return err
 	}
-	lock, err := os.OpenFile(tableLock, os.O_RDONLY|os.O_CREATE, 0o644)
+	lock, err := os.OpenFile(t.path()+".lock", os.O_RDONLY|os.O_CREATE, 0o644) // held by flock(2) during a change
 	if err != nil {
 		return err
 	}
@@ -65,7 +69,7 @@ func editTable(dir string) error {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return os.NewSyscallError("flock", err)
 	}
-	if text, err = os.ReadFile(tableFile); err != nil {
+	if text, err = os.ReadFile(t.path()); err != nil {
 		return err
 	}
 	target := "TARGET=" + tableEscapes.Replace(dir)
@@ -75,7 +79,7 @@ func editTable(dir string) error {
 			kept.WriteString(line)
 		}
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(tableFile), "utab.")
+	tmp, err := os.CreateTemp(t.dir, "utab.")
 	if err != nil {
 		return err
 	}
@@ -90,7 +94,7 @@ func editTable(dir string) error {
 	if err != nil {
 		return err
 	}
-	return os.Rename(tmp.Name(), tableFile)
+	return os.Rename(tmp.Name(), t.path())
 }
 
 // tableEscapes are those of fstab(5).

@@ -1,0 +1,85 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx"
+)
+
+// open opens the image as the options want it.
+func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
+	io := o.image
+	io.Log = log
+	io.Writable = !o.readOnly
+	if err := o.checkReplay(io); err != nil {
+		return nil, err
+	}
+	if io.AnyParent {
+		log.Warnf("whether the parents of %s are those of its disk is not checked", o.mount.Image)
+	}
+	im, err := vhdx.Open(o.mount.Image, io)
+	var broken *vhdx.FormatError
+	switch {
+	case err == nil:
+		return im, nil
+	case errors.Is(err, unix.EISDIR):
+		return nil, fmt.Errorf("%w; name the VHDX file in it", err)
+	case errors.As(err, &broken) && broken.Structure == "file type identifier":
+		return nil, fmt.Errorf("%w; qemu-img info may tell what it is", err)
+	case errors.Is(err, vhdx.ErrCorrupt):
+		return nil, fmt.Errorf("%w; vhdxfs check tells all that is wrong", err)
+	case o.readOnly || !unwritable(err) && !o.roFallback:
+		return nil, mayNotRead(err)
+	}
+	io.Writable = false
+	im, roErr := vhdx.Open(o.mount.Image, io)
+	switch {
+	case roErr != nil:
+		return nil, mayNotRead(err)
+	case !o.roFallback:
+		return nil, errors.Join(fmt.Errorf("%w; where reading is enough, mount it with -o ro", err), im.Close())
+	}
+	log.WithError(err).Warnf("%s is mounted read-only", o.mount.Image)
+	return im, nil
+}
+
+// mayNotRead says what to do where it is the permission that is missing.
+func mayNotRead(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w; mount as root, or as a user who may open it", err)
+	}
+	return err
+}
+
+// checkReplay returns an error where an image needs what replay=no forbids.
+func (o *options) checkReplay(io vhdx.Options) error {
+	if o.replay != replayNo {
+		return nil
+	}
+	io.Writable = false
+	im, err := vhdx.Open(o.mount.Image, io)
+	if err != nil {
+		return nil // to be told when it is opened in earnest
+	}
+	state := im.Info().Log.State
+	if err := im.Close(); err != nil || state == vhdx.LogClean {
+		return err
+	}
+	return fmt.Errorf("%s was not closed cleanly: its log has to be replayed, which replay=no forbids; "+
+		"replay=auto does it, in memory alone with ro", o.mount.Image)
+}
+
+// unwritable reports whether an image that could not be opened for writing may be one to read.
+func unwritable(err error) bool {
+	for _, e := range []error{vhdx.ErrLocked, vhdx.ErrReadOnly, fs.ErrPermission, unix.EROFS, unix.ETXTBSY} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}

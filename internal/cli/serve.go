@@ -1,0 +1,137 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+
+	mount "vhdxfs/fs"
+)
+
+// serve mounts an image and returns when it is unmounted and no longer used. With ready, it leaves the
+// terminal as soon as it is mounted, and reports that.
+func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness) (err error) {
+	o.mount.Log = log
+	// Before the image is opened: a log is not replayed for a mount that cannot be.
+	if err := o.mount.CheckMountPoint(); err != nil {
+		return err
+	}
+	im, err := open(o, log)
+	if err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 2)
+	defer func() {
+		defer signal.Stop(signals) // only now: until the image is closed, no signal may end the process
+		if cerr := im.Close(); cerr != nil {
+			cerr = fmt.Errorf("close %s: %w; what was synced is safe, and is restored when it is mounted again", o.mount.Image, cerr)
+			if ready != nil {
+				log.Error(cerr) // nobody else hears of it
+			}
+			err = errors.Join(err, cerr)
+		}
+	}()
+	for _, w := range im.Info().Warnings {
+		log.Infof("%s: %s", o.mount.Image, w)
+	}
+
+	// From here on a signal must not end the process: it would leave a dead mount behind.
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as by nohup
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more is no reason to end, either
+
+	statistics, err := newStatistician(o)
+	if err != nil {
+		return err
+	}
+	defer statistics.end()
+	server, err := mount.Mount(im, o.mount)
+	if err != nil {
+		return err
+	}
+	statistics.begin(server, im, log)
+	noteForUmount(server.MountPoint(), log)
+	defer forgetForUmount(server.MountPoint(), log)
+	if err := o.announce(server, log, ready); err != nil {
+		return errors.Join(err, server.Unmount(), wait(server))
+	}
+	defer removePIDFile(o, log)
+	warnUnseen(server.MountPoint(), log)
+	stopWatchdog := notifyReady(o, server, im.Writable(), ready != nil, log)
+	defer stopWatchdog()
+	return serveUntilEnd(ctx, o, server, signals, log)
+}
+
+// announce tells who waits for the mount that it is there, by a file and over the pipe.
+func (o *options) announce(server *mount.Server, log *logrus.Logger, ready *readiness) error {
+	if err := writePIDFile(o); err != nil {
+		return err
+	}
+	if ready == nil {
+		return nil
+	}
+	signal.Ignore(syscall.SIGHUP) // a terminal that closes is no longer ours
+	err := ready.report(o, log)
+	if err != nil {
+		removePIDFile(o, log)
+	}
+	return err
+}
+
+// serveUntilEnd returns when the disk is unmounted and no longer used. The first signal unmounts; the second ends
+// the service for those who still use the disk.
+func serveUntilEnd(ctx context.Context, o *options, server *mount.Server, signals <-chan os.Signal, log *logrus.Logger) error {
+	for asked := false; ; {
+		var s os.Signal
+		select {
+		case <-server.Done():
+			notifyState(log, notifyStopping)
+			err := server.DetachDead()
+			if err != nil {
+				log.Error(err)
+			}
+			return err
+		case <-ctx.Done():
+			ctx = context.WithoutCancel(ctx) // once is enough
+		case s = <-signals:
+			log.Infof("%v: unmounting %s", s, server.MountPoint())
+		}
+		notifyState(log, notifyStopping, "STATUS=Unmounting "+server.MountPoint())
+		err := server.Unmount()
+		if err != nil {
+			log.WithError(err).Error("cannot unmount; the disk is served on")
+		}
+		if asked && s != nil && s != syscall.SIGHUP {
+			return stop(o, server, log)
+		}
+		asked = asked || s == nil || s != syscall.SIGHUP
+	}
+}
+
+// stop ends the service while the disk is in use. The image is clean when it returns.
+func stop(o *options, server *mount.Server, log *logrus.Logger) error {
+	select {
+	case <-server.Done():
+		return server.DetachDead()
+	default:
+	}
+	log.Warnf("asked to end a second time: %s is written and made clean, and whoever still uses the disk gets errors", o.mount.Image)
+	if err := server.Stop(); err != nil {
+		return fmt.Errorf("write %s: %w; what was synced is safe, and is restored when it is mounted again", o.mount.Image, err)
+	}
+	log.Warnf("%s is clean", o.mount.Image)
+	return nil
+}
+
+// wait is Wait as part of an expression.
+func wait(s *mount.Server) error {
+	s.Wait()
+	return nil
+}
