@@ -33,6 +33,8 @@ func TestCreateChild(t *testing.T) {
 		{"same size", spec{}, CreateOptions{}},
 		{"4096-byte sectors", spec{sectorSize: 4096}, CreateOptions{}},
 		{"larger, other blocks", spec{}, CreateOptions{Size: 9 * mib, BlockSize: 2 * mib}},
+		// The entries of the last chunk, of which the disk has but one block, need a second MiB of BAT.
+		{"BAT of whole chunks", spec{diskSize: (31*4096 + 1) * mib}, CreateOptions{}},
 		{"more than a chunk", spec{diskSize: 6 << 30, blockSize: 2 * mib}, CreateOptions{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
