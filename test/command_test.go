@@ -282,7 +282,8 @@ func TestCommandsPrintJSON(t *testing.T) {
 }
 
 func TestCommandsExplainThemselves(t *testing.T) {
-	for _, args := range [][]string{{"--help"}, {"info", "--help"}, {"check", "--help"}, {"map", "--help"}, {"create", "--help"}} {
+	for _, args := range [][]string{{"--help"}, {"info", "--help"}, {"check", "--help"}, {"map", "--help"}, {"create", "--help"},
+		{"convert", "--help"}, {"flatten", "--help"}, {"compare", "--help"}, {"diff", "--help"}, {"chain", "--help"}} {
 		if out := mustVhdxfs(t, args...); !strings.Contains(out, "Usage:") {
 			t.Errorf("vhdxfs %s:\n%s", strings.Join(args, " "), out)
 		}

@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"unicode/utf16"
@@ -110,7 +111,12 @@ func (o *CreateOptions) checkSize(size int64) error {
 // is complete and durable, and not at all if that fails. An error that matches ErrOptions says that there can be no
 // such image.
 func Create(path string, o CreateOptions) error {
-	b, err := NewBuilder(path, o)
+	return CreateContext(context.Background(), path, o)
+}
+
+// CreateContext is Create, ended by ctx.
+func CreateContext(ctx context.Context, path string, o CreateOptions) error {
+	b, err := NewBuilder(ctx, path, o)
 	if err != nil {
 		return err
 	}

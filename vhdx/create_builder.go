@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -30,8 +31,8 @@ type Builder struct {
 }
 
 // NewBuilder begins an image that is going to be at path. Where something is there already it fails, unless
-// Options.Replace is set.
-func NewBuilder(path string, o CreateOptions) (*Builder, error) {
+// CreateOptions.Replace is set. On a host without holes this writes all that is zero, until ctx ends.
+func NewBuilder(ctx context.Context, path string, o CreateOptions) (*Builder, error) {
 	o, release, err := o.withParent(path)
 	if err != nil {
 		return nil, fmt.Errorf("create %s: %w", path, err)
@@ -51,7 +52,7 @@ func NewBuilder(path string, o CreateOptions) (*Builder, error) {
 	}
 	f := &osFile{File: b.new.File}
 	b.sparse = f.Sparse()
-	if err := b.begin(f); err != nil {
+	if err := b.begin(ctx, f); err != nil {
 		return nil, errors.Join(b.wrap(err), b.Discard())
 	}
 	return b, nil
@@ -65,7 +66,7 @@ func (b *Builder) wrap(err error) error {
 }
 
 // begin prepares the empty file f.
-func (b *Builder) begin(f File) error {
+func (b *Builder) begin(ctx context.Context, f File) error {
 	b.file = f
 	b.l = b.o.layout(b.o.Size)
 	b.end = b.l.dataOff
@@ -86,7 +87,20 @@ func (b *Builder) begin(f File) error {
 	if b.sparse {
 		return f.Truncate(b.end)
 	}
-	return writeZeros(f, 0, b.end)
+	return writeZeros(interruptibleWriter{ctx, f}, 0, b.end)
+}
+
+// An interruptibleWriter fails when its context has ended.
+type interruptibleWriter struct {
+	ctx context.Context
+	io.WriterAt
+}
+
+func (w interruptibleWriter) WriteAt(p []byte, off int64) (int, error) {
+	if err := context.Cause(w.ctx); err != nil {
+		return 0, err
+	}
+	return w.WriterAt.WriteAt(p, off)
 }
 
 // Size returns the size of the disk in bytes, 0 while it is not known.
@@ -108,8 +122,8 @@ func (b *Builder) SetSize(size int64) error {
 }
 
 // Reserve gives places in the file to the blocks of the n bytes of the disk from byte off on. WriteAt does so by
-// itself; called in the order of the disk, Reserve makes the file have that order too. It must not be called for a
-// differencing image, nor must WriteAt.
+// itself; called in the order of the disk, Reserve makes the file have that order too. In a differencing image both
+// fail.
 func (b *Builder) Reserve(off, n int64) error {
 	for end := off + n; off < end; off = (off>>b.l.geo.blockShift + 1) << b.l.geo.blockShift {
 		if _, err := b.place(off >> b.l.geo.blockShift); err != nil {
@@ -150,8 +164,11 @@ func (b *Builder) limit() int64 {
 
 // place returns where payload block n is in the file, after giving it a place if it has none.
 func (b *Builder) place(n int64) (int64, error) {
-	if b.o.Type == Fixed {
+	switch b.o.Type {
+	case Fixed:
 		return b.l.dataOff + n*b.o.BlockSize, nil
+	case Differencing: // a block in part would hide the parent
+		return 0, errors.New("a new differencing image is empty")
 	}
 	var raw [batEntrySize]byte
 	at := b.l.batOff + b.l.geo.payloadEntry(n)*batEntrySize

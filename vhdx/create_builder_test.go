@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,7 +21,7 @@ import (
 func buildImage(t *testing.T, o CreateOptions, content map[int64][]byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "new.vhdx")
-	b, err := NewBuilder(path, o)
+	b, err := NewBuilder(t.Context(), path, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +111,7 @@ func TestBuilder(t *testing.T) {
 }
 
 func TestBuilderKeepsTheOrderOfReserve(t *testing.T) {
-	b, err := NewBuilder(filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{Size: 8 * mib, BlockSize: mib})
+	b, err := NewBuilder(t.Context(), filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{Size: 8 * mib, BlockSize: mib})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +127,7 @@ func TestBuilderKeepsTheOrderOfReserve(t *testing.T) {
 }
 
 func TestBuilderRefuses(t *testing.T) {
-	b, err := NewBuilder(filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{Size: mib})
+	b, err := NewBuilder(t.Context(), filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{Size: mib})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +137,7 @@ func TestBuilderRefuses(t *testing.T) {
 			t.Errorf("WriteAt at %d gave no error", off)
 		}
 	}
-	later, err := NewBuilder(filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{SizeLater: true})
+	later, err := NewBuilder(t.Context(), filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{SizeLater: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +159,7 @@ func buildOn(f File, o CreateOptions) error {
 		return err
 	}
 	b := &Builder{o: o, sparse: true}
-	if err := b.begin(f); err != nil {
+	if err := b.begin(context.Background(), f); err != nil {
 		return err
 	}
 	for n := range b.l.geo.payloadBlocks() {
@@ -234,7 +235,7 @@ func TestBuilderWithoutHoles(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := &Builder{o: o}
-	if err := b.begin(f); err != nil {
+	if err := b.begin(context.Background(), f); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.WriteAt([]byte{1}, 2*mib+5); err != nil {
@@ -246,6 +247,33 @@ func TestBuilderWithoutHoles(t *testing.T) {
 	if size, _ := f.Size(); f.holes != 0 || size != b.l.dataOff+mib {
 		t.Errorf("%d holes in a file of %d bytes", f.holes, size)
 	}
+}
+
+// Where zeros have to be written, making an image can be interrupted.
+func TestBuilderIsInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	o, err := CreateOptions{Size: 8 * mib, Type: Fixed}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &cancellingFile{newMemFile(0), cancel}
+	if err := (&Builder{o: o}).begin(ctx, f); !errors.Is(err, context.Canceled) {
+		t.Errorf("begin: %v", err)
+	}
+	if size, _ := f.Size(); size > 2*mib {
+		t.Errorf("%d bytes were written", size)
+	}
+}
+
+// A cancellingFile ends a context at the first write.
+type cancellingFile struct {
+	*memFile
+	cancel func()
+}
+
+func (f *cancellingFile) WriteAt(p []byte, off int64) (int, error) {
+	f.cancel()
+	return f.memFile.WriteAt(p, off)
 }
 
 // A countedFile counts the operations that leave holes.

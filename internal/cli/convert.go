@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -100,7 +101,7 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 		c.layout.apply(&o)
 		return c.copy.toImage(cmd, input, output, o, false)
 	case disk.Raw:
-		return c.copy.copy(cmd, input, output, disk.Raw, func(in convert.Input) (convert.Target, error) {
+		return c.copy.copy(cmd, input, output, disk.Raw, func(_ context.Context, in convert.Input) (convert.Target, error) {
 			size := int64(0)
 			if in.Disk != nil {
 				size = in.Disk.Size()
@@ -114,12 +115,12 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 // toImage copies input to a new image. What the options leave open is as in an input that is an image; with keepID
 // it stands for the same disk.
 func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.CreateOptions, keepID bool) error {
-	return c.copy(cmd, input, output, disk.VHDX, func(in convert.Input) (convert.Target, error) {
+	return c.copy(cmd, input, output, disk.VHDX, func(ctx context.Context, in convert.Input) (convert.Target, error) {
 		o, err := imageOptions(in, o, keepID)
 		if err != nil {
 			return nil, err
 		}
-		return convert.NewImage(output, o)
+		return convert.NewImage(ctx, output, o)
 	})
 }
 
@@ -150,7 +151,7 @@ func imageOptions(in convert.Input, o vhdx.CreateOptions, keepID bool) (vhdx.Cre
 }
 
 // copy copies input to the target that open returns.
-func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.Format, open func(convert.Input) (convert.Target, error)) (err error) {
+func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.Format, open func(context.Context, convert.Input) (convert.Target, error)) (err error) {
 	if c.workers < 1 || c.workers > 256 {
 		return usageError("%d workers; it can be 1 to 256", c.workers)
 	}
@@ -161,12 +162,12 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if in.Disk != nil {
 		defer func() { err = errors.Join(err, in.Disk.Close()) }()
 	}
-	t, err := open(in)
-	if err != nil {
-		return createError(err)
-	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
+	t, err := open(ctx, in)
+	if err != nil {
+		return createError(interrupted(err, left(output)))
+	}
 	p := newProgress(cmd, c.quiet)
 	r, err := convert.Run(ctx, in, t, convert.Options{
 		Workers: c.workers, Verify: c.verify, SkipErrors: c.skipErrors, Phase: p.phase, Progress: p.add,

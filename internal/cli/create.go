@@ -66,8 +66,10 @@ func (c *createCommand) run(cmd *cobra.Command, path string) error {
 	case c.size == 0 && c.parent == "":
 		return usageError("create needs the size of the disk, such as --size 10G, or --parent, or --from")
 	}
-	if err := vhdx.Create(path, o); err != nil {
-		return createError(err)
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	if err := vhdx.CreateContext(ctx, path, o); err != nil {
+		return createError(interrupted(err, left(path)))
 	}
 	if !c.copy.json {
 		return nil

@@ -107,7 +107,7 @@ func TestRun(t *testing.T) {
 func imageTarget(o vhdx.CreateOptions) func(string, int64) (Target, error) {
 	return func(path string, size int64) (Target, error) {
 		o.Size, o.SizeLater = size, size == 0
-		return NewImage(path, o)
+		return NewImage(context.Background(), path, o)
 	}
 }
 
@@ -117,7 +117,7 @@ func TestRunIsSparseAndInOrder(t *testing.T) {
 	var before *vhdx.Info
 	for range 3 {
 		out := filepath.Join(t.TempDir(), "out.vhdx")
-		target, err := NewImage(out, vhdx.CreateOptions{Size: int64(len(want)), BlockSize: mib})
+		target, err := NewImage(context.Background(), out, vhdx.CreateOptions{Size: int64(len(want)), BlockSize: mib})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -193,7 +193,7 @@ func TestFailuresLeaveNothing(t *testing.T) {
 				if kind == "raw" {
 					target, err = NewRaw(filepath.Join(dir, "out"), int64(len(want)), false)
 				} else {
-					target, err = NewImage(filepath.Join(dir, "out"), vhdx.CreateOptions{Size: int64(len(want)), BlockSize: mib})
+					target, err = NewImage(context.Background(), filepath.Join(dir, "out"), vhdx.CreateOptions{Size: int64(len(want)), BlockSize: mib})
 				}
 				if err != nil {
 					t.Fatal(err)
@@ -245,7 +245,7 @@ func TestExistingTargetStays(t *testing.T) {
 	if _, err := NewRaw(path, mib, false); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("raw: %v", err)
 	}
-	if _, err := NewImage(path, vhdx.CreateOptions{Size: mib}); !errors.Is(err, fs.ErrExist) {
+	if _, err := NewImage(context.Background(), path, vhdx.CreateOptions{Size: mib}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("image: %v", err)
 	}
 	want, from := rawDisk(t, 0)
@@ -266,7 +266,7 @@ func TestExistingTargetStays(t *testing.T) {
 func TestSkipErrors(t *testing.T) {
 	want, path := rawDisk(t, 0)
 	image := filepath.Join(t.TempDir(), "image.vhdx")
-	target, err := NewImage(image, vhdx.CreateOptions{Size: int64(len(want)), BlockSize: mib})
+	target, err := NewImage(context.Background(), image, vhdx.CreateOptions{Size: int64(len(want)), BlockSize: mib})
 	if err != nil {
 		t.Fatal(err)
 	}

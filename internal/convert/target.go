@@ -1,6 +1,8 @@
 package convert
 
 import (
+	"context"
+
 	"vhdxfs/internal/disk"
 	"vhdxfs/vhdx"
 )
@@ -38,10 +40,10 @@ type image struct {
 
 // NewImage makes a target of a new VHDX image at path. A size that is no multiple of the logical sector size is
 // rounded up to one.
-func NewImage(path string, o vhdx.CreateOptions) (Target, error) {
+func NewImage(ctx context.Context, path string, o vhdx.CreateOptions) (Target, error) {
 	o.LogicalSectorSize = max(o.LogicalSectorSize, 512)
 	o.Size = padded(o.Size, o.LogicalSectorSize)
-	b, err := vhdx.NewBuilder(path, o)
+	b, err := vhdx.NewBuilder(ctx, path, o)
 	if err != nil {
 		return nil, err
 	}
