@@ -101,6 +101,9 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 		c.layout.apply(&o)
 		return c.copy.toImage(cmd, input, output, o, false)
 	case disk.Raw:
+		if name := c.layout.given(cmd); name != "" {
+			return usageError("--%s is for images, and %s becomes a raw disk; name it .vhdx, or give -O vhdx", name, output)
+		}
 		return c.copy.copy(cmd, input, output, disk.Raw, func(_ context.Context, in convert.Input) (convert.Target, error) {
 			size := int64(0)
 			if in.Disk != nil {

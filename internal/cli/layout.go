@@ -33,6 +33,16 @@ func (l *layoutFlags) add(cmd *cobra.Command) {
 	completeFlag(cmd, "type", string(vhdx.Dynamic), string(vhdx.Fixed))
 }
 
+// given returns the first flag that was given and concerns images alone, "" if none was.
+func (l *layoutFlags) given(cmd *cobra.Command) string {
+	for _, name := range []string{"type", "block-size", "logical-sector-size", "physical-sector-size", "log-size", "zero-blocks", "creator"} {
+		if cmd.Flags().Changed(name) {
+			return name
+		}
+	}
+	return ""
+}
+
 // apply puts the flags that were given into the options.
 func (l *layoutFlags) apply(o *vhdx.CreateOptions) {
 	set := func(p *int64, v sizeFlag) {

@@ -52,6 +52,10 @@ func TestToolsRefuse(t *testing.T) {
 	}
 	child := filepath.Join(dir, "child.vhdx")
 	mustRun(t, "create", "--parent", image, child)
+	changed, orphan := filepath.Join(dir, "changed.vhdx"), filepath.Join(dir, "orphan.vhdx")
+	mustRun(t, "create", "--size", "1M", changed)
+	mustRun(t, "create", "--parent", changed, orphan)
+	mustRun(t, "create", "--force", "--size", "1M", changed)
 	qcow := filepath.Join(dir, "disk.qcow2")
 	if err := os.WriteFile(qcow, append([]byte("QFI\xfb"), make([]byte, 1020)...), 0o600); err != nil {
 		t.Fatal(err)
@@ -76,6 +80,10 @@ func TestToolsRefuse(t *testing.T) {
 		{[]string{"convert", "-f", "vhdx", "-", filepath.Join(dir, "new.vhdx")}, statusUsage, "standard input"},
 		{[]string{"flatten", raw, filepath.Join(dir, "new.vhdx")}, statusDamaged, "R2"},
 		{[]string{"flatten", child, there}, statusUsage, "exists"},
+		{[]string{"flatten", orphan, filepath.Join(dir, "new.vhdx")}, statusDamaged, "R63"},
+		{[]string{"create", "--parent", orphan, filepath.Join(dir, "new.vhdx")}, statusDamaged, "R63"},
+		{[]string{"diff", orphan}, statusDamaged, "R63"},
+		{[]string{"convert", "--type", "fixed", image, filepath.Join(dir, "new.raw")}, statusUsage, "--type is for images"},
 		{[]string{"create", "--from", raw, "--parent", image, filepath.Join(dir, "new.vhdx")}, statusUsage, "not both"},
 		{[]string{"create", "--from", raw, "--size", "1M", filepath.Join(dir, "new.vhdx")}, statusUsage, "cannot hold"},
 		{[]string{"create", "--parent", image, "--size", "1M", filepath.Join(dir, "new.vhdx")}, statusUsage, "not below"},
