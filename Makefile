@@ -4,6 +4,7 @@ GO       ?= go
 PREFIX   ?= /usr/local
 FUZZTIME ?= 10s
 IMAGE    ?=
+VM       ?= /var/tmp/vhdxfs-vm
 # TESTFLAGS goes to go test, such as TESTFLAGS='-run Corpus'.
 TESTFLAGS ?=
 
@@ -12,13 +13,14 @@ scripts := $(sort $(wildcard internal/scripts/*)) .ci/run
 # Debian packages, each with a command or file that shows that it is there.
 demo_needs := fuse3:fusermount3 e2fsprogs:mkfs.ext4 mount:losetup util-linux:fstrim
 test_needs := $(demo_needs) qemu-utils:qemu-img gcc:gcc libc6-dev:/usr/include/stdlib.h xz-utils:xz attr:getfattr fdisk:sfdisk \
-	xfsprogs:mkfs.xfs btrfs-progs:mkfs.btrfs ntfs-3g:ntfs-3g libvhdi-utils:vhdiinfo fio:fio
+	xfsprogs:mkfs.xfs btrfs-progs:mkfs.btrfs ntfs-3g:ntfs-3g libvhdi-utils:vhdiinfo fio:fio mandoc:mandoc rpm:rpm \
+	systemd:systemd-analyze
 
 # The names by which mount(8) and umount(8) find the program. They look in /sbin only.
 helpers := mount.vhdx mount.vhdxfs mount.fuse.vhdxfs umount.fuse.vhdxfs
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint fuzz install package clean help
+.PHONY: build demo test test-vm lint fuzz install package clean help
 
 build: ## Build bin/vhdxfs, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/vhdxfs .
@@ -32,6 +34,10 @@ test: ## Set up what the tests need and run them all, with the race detector; sk
 	@internal/scripts/need $(test_needs)
 	CGO_ENABLED=1 $(GO) tool gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
 		-race -count=1 -timeout 30m $(TESTFLAGS) ./...
+
+test-vm: ## Boot a virtual machine with systemd, which is kept in the folder VM, to test mounts at boot and at its end
+	@internal/scripts/need $(test_needs) qemu-system-x86:qemu-system-x86_64 mmdebstrap:mmdebstrap
+	$(GO) test -count=1 -timeout 30m -v -run TestSystemdMachine ./test -vm $(VM)
 
 lint: ## Static analysis: gofmt, go vet, staticcheck, shellcheck
 	@internal/scripts/need shellcheck:shellcheck
@@ -55,4 +61,4 @@ clean: ## Remove what was built
 	rm -rf bin dist
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
