@@ -81,14 +81,19 @@ func (s *served) end(t *testing.T) {
 	checkLog(t, s.log.String())
 }
 
-// wait waits for the process, and kills one that does not end.
+// wait waits for the process, and kills one that does not end, after asking what it is doing.
 func (s *served) wait(t *testing.T) {
 	t.Helper()
 	select {
 	case <-s.done:
 	case <-time.After(patience):
-		s.cmd.Process.Kill()
-		<-s.done
+		s.cmd.Process.Signal(syscall.SIGQUIT) // what it does is then in its log
+		select {
+		case <-s.done:
+		case <-time.After(time.Second):
+			s.cmd.Process.Kill()
+			<-s.done
+		}
 		if _, mounted := mountAt(s.dir); mounted {
 			unmount(t, s.dir)
 		}
