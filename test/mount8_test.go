@@ -213,6 +213,7 @@ func (h *host) place(t *testing.T, what string) *place {
 			}
 			h.in(nil, "umount", "-i", "-l", p.dir)
 		}
+		p.eventuallyEndedAll(t) // the next row counts processes
 	})
 	return p
 }
