@@ -52,10 +52,10 @@ func TestUnmountMoved(t *testing.T) {
 	if err := s.Unmount(); err != nil {
 		t.Fatal(err)
 	}
-	s.Wait()
 	if m, err := MountAt(to); err != nil || m != nil {
-		t.Errorf("mount at the new place: %v, %v", m, err)
+		t.Fatalf("mount at the new place: %v, %v", m, err)
 	}
+	s.Wait()
 	if err := s.DetachDead(); err != nil {
 		t.Errorf("after the end: %v", err)
 	}
