@@ -23,7 +23,7 @@
 //	FSYNC         -> Disk.Sync; so does a WRITE with O_SYNC or O_DSYNC, or on a mount with sync
 //	last RELEASE  -> Disk.Clean, of those who had the file open for writing
 //
-// Writes pass through the kernel's page cache, but are not delayed in it; see capabilities. What a program wrote
+// Writes pass through the kernel's page cache, and are delayed in it only on request; see capabilities. What a program wrote
 // is durable after fsync(2). sync(2) and syncfs(2) do not reach a FUSE server: the kernel has no request for them.
 //
 // The mount is read-only if the disk is: the kernel refuses what would modify it, and so does every handler.

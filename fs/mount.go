@@ -24,8 +24,8 @@ const maxBackground = 64
 //   - there are no set-user-ID bits and file capabilities to remove at a write. Else the kernel asks before each
 //     write for the extended attribute security.capability.
 //
-// CAP_WRITEBACK_CACHE is not among them. With it a write would be answered before the image has space for it, the
-// caller would learn of ENOSPC at an fsync or never, and dirty pages would need this process to have memory before
+// CAP_WRITEBACK_CACHE is only asked for by Options.WritebackCache. With it a write is answered before the image has
+// space for it, the caller learns of ENOSPC at fsync or close, and dirty pages need this process to have memory before
 // the kernel can get at theirs. File systems on a loop device have a cache of their own above.
 const capabilities = fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_HANDLE_KILLPRIV_V2
 
@@ -41,11 +41,12 @@ type Options struct {
 	NonEmpty           bool // the mount point may hold files, which the mount then hides
 	KeepStale          bool // a dead mount of this program at the mount point is an error, not taken away
 
-	UID, GID *uint32 // owner of disk.raw; nil is the image's
-	Umask    *uint32 // permission bits to remove from all; nil starts from the image's
-	Mode     *uint32 // permission bits of disk.raw; nil derives them
-	Flags    uintptr // MS_NOEXEC, MS_SYNCHRONOUS and the like, for mount(2); the disk decides about MS_RDONLY
-	DirectIO bool    // reads and writes pass by the kernel's page cache
+	UID, GID       *uint32 // owner of disk.raw; nil is the image's
+	Umask          *uint32 // permission bits to remove from all; nil starts from the image's
+	Mode           *uint32 // permission bits of disk.raw; nil derives them
+	Flags          uintptr // MS_NOEXEC, MS_SYNCHRONOUS and the like, for mount(2); the disk decides about MS_RDONLY
+	WritebackCache bool    // the kernel may collect writes before it sends them
+	DirectIO       bool    // reads and writes pass by the kernel's page cache
 
 	ReadOnlyOnError bool // after a failed sync changes fail with EROFS, and the mount becomes read-only if it can
 
@@ -91,7 +92,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		MaxWrite:                 maxRequest,
 		MaxReadAhead:             maxRequest,
 		MaxBackground:            maxBackground,
-		ExtraCapabilities:        capabilities,
+		ExtraCapabilities:        o.capabilities(),
 		ExplicitDataCacheControl: true, // else a new mtime, after each write, makes the kernel drop what it has cached
 		Logger:                   log.New(logWriter{o.Log}, "", 0),
 	}, o.Log)
@@ -111,6 +112,13 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		s.setReadAhead()
 	}
 	return s, nil
+}
+
+func (o *Options) capabilities() uint64 {
+	if o.WritebackCache {
+		return capabilities | fuse.CAP_WRITEBACK_CACHE
+	}
+	return capabilities
 }
 
 // source is what the mount table is to name as the source.

@@ -37,22 +37,23 @@ func TestRandomOperations(t *testing.T) {
 
 // A randomDisk is a mounted disk, its disk.raw open in several ways, and what it must read as.
 type randomDisk struct {
-	t     *testing.T
-	v     variant
-	img   string
-	rng   *rand.Rand
-	want  []byte
-	s     *served
-	plain *os.File // buffered
-	dir   *os.File // O_DIRECT
-	sync  *os.File // O_DSYNC
-	mem   []byte   // mapped
-	buf   []byte   // aligned
+	t       *testing.T
+	v       variant
+	options []string // of the mounts
+	img     string
+	rng     *rand.Rand
+	want    []byte
+	s       *served
+	plain   *os.File // buffered
+	dir     *os.File // O_DIRECT
+	sync    *os.File // O_DSYNC
+	mem     []byte   // mapped
+	buf     []byte   // aligned
 }
 
-func newRandomDisk(t *testing.T, v variant) *randomDisk {
+func newRandomDisk(t *testing.T, v variant, options ...string) *randomDisk {
 	const size = 12*mib + 3*4096
-	r := &randomDisk{t: t, v: v, img: v.create(t, fmt.Sprint(size)), rng: rand.New(rand.NewPCG(*seed, 12)), buf: aligned(t, 3*mib)}
+	r := &randomDisk{t: t, v: v, options: options, img: v.create(t, fmt.Sprint(size)), rng: rand.New(rand.NewPCG(*seed, 12)), buf: aligned(t, 3*mib)}
 	r.mount()
 	r.want = readAt(t, r.s.disk, 0, size) // a parent's data
 	r.open()
@@ -61,7 +62,7 @@ func newRandomDisk(t *testing.T, v variant) *randomDisk {
 
 func (r *randomDisk) mount() {
 	r.t.Helper()
-	r.s = serve(r.t, r.img)
+	r.s = serve(r.t, r.img, r.options...)
 	r.t.Cleanup(r.close) // comes before the unmount
 }
 

@@ -238,7 +238,7 @@ func TestMetricsSocketInTheWay(t *testing.T) {
 	if _, err := os.Lstat(socket); err != nil {
 		t.Fatalf("a program that is killed leaves its socket: %v", err)
 	}
-	s = serve(t, img, "-o", option)
+	serve(t, img, "-o", option)
 	if values, _ := scrape(t, socket); values["vhdxfs_reads_total"] == "" {
 		t.Errorf("metrics after a stale socket was replaced: %v", values)
 	}

@@ -79,6 +79,10 @@ var optionTable = []option{
 		o.mount.DirectIO = true
 		return nil
 	}},
+	{"writeback_cache", "", aboutMount, "the kernel collects small writes, which is much faster for programs that make many\nwithout O_DIRECT; that the disk of the image is full they then learn from fsync or close", func(o *options, _ string) error {
+		o.mount.WritebackCache = true
+		return nil
+	}},
 	{"parent", "FILE", aboutImage, "the parent of a differencing image; repeated, the parents of the levels in turn", func(o *options, v string) error {
 		return appendPath(&o.image.Parents, v)
 	}},

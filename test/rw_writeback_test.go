@@ -1,0 +1,53 @@
+package test
+
+import (
+	"errors"
+	"path/filepath"
+	"syscall"
+	"testing"
+)
+
+// With the kernel collecting writes, a disk holds the same as without.
+func TestWritebackCache(t *testing.T) {
+	for _, v := range variants {
+		t.Run(v.name, func(t *testing.T) {
+			r := newRandomDisk(t, v, "-o", "writeback_cache")
+			for i := range 300 {
+				what, err := r.step()
+				if err != nil {
+					t.Fatalf("operation %d with seed %d, %s: %v", i, *seed, what, err)
+				}
+			}
+			r.remount()
+		})
+	}
+}
+
+// Who syncs learns that the disk of the image was full, and what was synced before is there.
+func TestWritebackCacheOnAFullDisk(t *testing.T) {
+	made := create(t, "256MiB")
+	img := filepath.Join(smallFS(t, "tmpfs", "44"), "full.vhdx")
+	must(t, "cp", "--sparse=always", made, img)
+	s := serve(t, img, "-o", "writeback_cache")
+	f := openDisk(t, s.disk, 0)
+	if _, err := f.WriteAt(fill(9), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for off := int64(mib); err == nil && off < 100*mib; off += mib {
+		_, err = f.WriteAt(fill(8), off)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EIO) {
+		t.Errorf("100 MiB were written to a disk of 44, and the sync says: %v", err)
+	}
+	f.Close()
+	s.end(t)
+	checkClean(t, img)
+	sameStart(t, serve(t, img).disk, fill(9))
+}
