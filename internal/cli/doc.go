@@ -5,6 +5,7 @@
 //	vhdxfs create --size SIZE IMAGE          makes one
 //	vhdxfs convert|flatten INPUT OUTPUT      copies a disk
 //	vhdxfs compare|diff A B, chain IMAGE     tells what differs, and who is whose parent
+//	mount.vhdx, umount.fuse.vhdxfs ...       what mount(8) and umount(8) call, by these names
 //
 // A mount in the background is served by a second process of the same program. It opens, mounts and says
 // over a pipe that disk.raw can be read; only then does the first process end, with status 0. Otherwise the
