@@ -287,6 +287,23 @@ func (w *writer) cleanAlone() error {
 	defer w.gate.Unlock()
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
+	return w.makeClean()
+}
+
+// cleanAndShrink makes the image clean and cuts free space off the end of the file before anybody changes it again.
+func (w *writer) cleanAndShrink() error {
+	w.gate.Lock()
+	defer w.gate.Unlock()
+	w.roundMu.Lock()
+	defer w.roundMu.Unlock()
+	if err := w.makeClean(); err != nil {
+		return err
+	}
+	return w.shrink()
+}
+
+// makeClean does what clean does. The caller holds the gate alone, and roundMu.
+func (w *writer) makeClean() error {
 	if w.roundErr = w.round(); w.roundErr != nil {
 		return w.roundErr
 	}
@@ -410,6 +427,7 @@ func (w *writer) shrink() error {
 		return fmt.Errorf("shrink the image to %d bytes: %w", end, err)
 	}
 	w.size, w.fresh = end, end
+	w.space.cut(end)
 	return w.syncFile()
 }
 

@@ -60,6 +60,8 @@ var mutants = map[string]struct {
 	"space given away before it is unmapped":       {"dynamic", mutant{step: giveAwayEarly}, 1},
 	"pages in their places before they are logged": {"differencing", mutant{step: placeEarly}, 1},
 	"space of the log reused too early":            {"wrapped log", mutant{step: releaseEarly}, 0},
+	"no sync of the copy of a block":               {"compacted", mutant{dropSync: "(*writer).syncPayload"}, 0},
+	"no sync of the log that says where it moved": {"compacted", mutant{dropSync: "(*writer).syncLog"}, 0},
 	"a size is claimed before it is durable":       {"growing", mutant{step: claimSizeEarly}, 3},
 }
 
@@ -108,10 +110,13 @@ func TestPowerCutFindsMutants(t *testing.T) {
 			for i := range uint64(seeds) {
 				seed := m.seed + i
 				ct, first, step := (*crashTest)(nil), 1, 1
-				if m.disk == "wrapped log" {
+				switch m.disk {
+				case "wrapped log":
 					ct, first = newWrappedLogTest(seed)
 					step = 7
-				} else {
+				case "compacted":
+					ct = newCompactTest("dynamic", seed)
+				default:
 					ct = newCrashTest(specs[m.disk](), seed)
 				}
 				ct.mutant = m.mutant

@@ -63,10 +63,10 @@ func (w *writer) zeroBlock(b, off, end int64) error {
 		return err
 	}
 	st := entry.state()
-	keep := w.l.meta.leaveBlockAllocated && !w.l.geo.hasParent
+	keep := w.l.keepsBlocks()
 	switch whole := w.l.wholeBlock(b, off, end-off); {
 	case whole && !keep && (st == FullyPresent || st == PartiallyPresent || st == NotPresent && w.l.geo.hasParent):
-		return w.unmap(b, entry)
+		return w.unmap(b, entry, dataWrite)
 	case st == FullyPresent:
 		if err := w.announce(dataWrite); err != nil {
 			return err
@@ -76,7 +76,7 @@ func (w *writer) zeroBlock(b, off, end int64) error {
 	case st == PartiallyPresent || st == NotPresent && w.l.geo.hasParent:
 		return w.writeZeroSectors(b, off, end)
 	case mayKeepPlace(st) && entry.offset() != 0:
-		return w.unmap(b, entry) // other readers may show what is still in that place
+		return w.unmap(b, entry, dataWrite) // other readers may show what is still in that place
 	}
 	return nil // it reads as zero
 }
@@ -111,14 +111,14 @@ func (w *writer) writeZeroSectors(b, off, end int64) error {
 
 // unmap moves block b, which has the given entry, to state ZERO: of the states without a place it is the one that
 // promises zeros to every reader, and hides the parent. Its place is given up.
-func (w *writer) unmap(b int64, entry batEntry) error {
+func (w *writer) unmap(b int64, entry batEntry, kind writeKind) error {
 	e, err := w.edit(1)
 	if err != nil {
 		return err
 	}
 	bat, word, err := e.batPage(w.l.geo.payloadEntry(b))
 	if err == nil {
-		err = w.announce(dataWrite)
+		err = w.announce(kind)
 	}
 	if err != nil {
 		e.cancel()

@@ -50,3 +50,21 @@ func (m *spaceMap) free() int64 {
 	}
 	return (m.n - int64(used)) * mib
 }
+
+// usedFrom returns the number of bytes in use from file offset off on, a multiple of 1 MiB.
+func (m *spaceMap) usedFrom(off int64) int64 {
+	used := 0
+	for i := off / mib; i < m.n; {
+		w, next := m.words[i/64]>>(i%64), i/64*64+64
+		used += bits.OnesCount64(w)
+		i = next
+	}
+	return int64(used) * mib
+}
+
+// cut forgets what lies behind the end of a file that has become shorter, where nothing is in use.
+func (m *spaceMap) cut(fileSize int64) {
+	m.n = (fileSize + mib - 1) / mib
+	m.words = m.words[:(m.n+63)/64]
+	m.low = min(m.low, int64(len(m.words)))
+}

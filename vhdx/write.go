@@ -112,7 +112,7 @@ func (w *writer) writeAlone(b, off int64, p []byte) error {
 		return w.newPartial(b, off, p)
 	case w.detectZeroes && allZero(p):
 		if st == NotPresent && w.l.geo.hasParent || entry.offset() != 0 {
-			return w.unmap(b, entry)
+			return w.unmap(b, entry, dataWrite)
 		}
 		return nil // it reads as zero already
 	default:

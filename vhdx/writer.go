@@ -26,7 +26,7 @@ import (
 //   - Space given up is given away only when the entry that unmaps it is durable and nobody reads it any more.
 //   - After a failed sync nothing more is written.
 //
-// Locks, in the order in which they are taken: gate, a block's lock, chunkMu, fillMu, roundMu, headerMu, metaMu, spaceMu.
+// Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headerMu, metaMu, spaceMu.
 // metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
 type writer struct {
 	l    *layer
@@ -39,6 +39,8 @@ type writer struct {
 	holes        bool // the file may have holes at all
 	commitAfter  time.Duration
 	idleAfter    time.Duration
+
+	reshaping sync.Mutex // held by Compact and Resize
 
 	reads    readEpochs
 	counters counters

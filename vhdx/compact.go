@@ -1,0 +1,147 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// ErrReshaping is what Compact and Resize return while one of them is under way.
+var ErrReshaping = errors.New("the image is being compacted or resized already")
+
+// CompactOptions says how to compact an image. The functions may be nil.
+type CompactOptions struct {
+	KeepZeros bool                           // do not read the blocks to find those that hold nothing but zeros
+	Phase     func(name string, total int64) // begins a part of the work, of so many bytes as far as is known
+	Progress  func(n int64)                  // n more bytes of it are done
+}
+
+// A CompactResult says what Compact did. Sizes are in bytes.
+type CompactResult struct {
+	Before   int64 `json:"file_size_before"`
+	After    int64 `json:"file_size_after"`
+	Zero     int64 `json:"zero_bytes"`     // of blocks given up because they read as zero
+	Unmapped int64 `json:"unmapped_bytes"` // of places given up that blocks kept without being present
+	Moved    int64 `json:"moved_bytes"`    // of blocks moved towards the begin of the file
+}
+
+// syncEvery is how many bytes of blocks are moved before they are made durable, so that whoever syncs the disk
+// meanwhile does not have to wait for more.
+const syncEvery = 64 * mib
+
+// Compact makes the image file smaller: blocks that read as zero, and places that blocks keep without being present,
+// are given up, blocks at the end of the file move to free space before them, and the end is cut off. What the disk
+// reads as stays the same, and so does DataWriteGuid; no block of a differencing disk comes to show its parent.
+// Reads and writes may go on. Each block is a step by itself, after which ctx is looked at; whatever ends the work,
+// an error, ctx, or a power cut, no data is lost and what was done is kept. The blocks of a fixed disk are only
+// moved.
+func (im *Image) Compact(ctx context.Context, o CompactOptions) (*CompactResult, error) {
+	w := im.writer
+	if w == nil {
+		return nil, ErrReadOnly
+	}
+	if !w.reshaping.TryLock() {
+		return nil, ErrReshaping
+	}
+	defer w.reshaping.Unlock()
+	if o.Phase == nil {
+		o.Phase = func(string, int64) {}
+	}
+	if o.Progress == nil {
+		o.Progress = func(int64) {}
+	}
+	c := &compaction{im: im, w: w, ctx: ctx, o: o}
+	c.result.Before = w.fileSize()
+	err := c.run()
+	c.result.After = w.fileSize()
+	return &c.result, err
+}
+
+// A compaction is one call of Compact.
+type compaction struct {
+	im       *Image
+	w        *writer
+	ctx      context.Context
+	o        CompactOptions
+	result   CompactResult
+	unsynced int64 // bytes moved since the last sync
+}
+
+func (c *compaction) run() error {
+	if err := c.giveUp(); err != nil {
+		return err
+	}
+	// What was given up can be taken by blocks that move when that is durable and nobody reads it any more.
+	if err := c.settle(); err != nil {
+		return err
+	}
+	if err := c.move(); err != nil {
+		return err
+	}
+	if err := c.settle(); err != nil {
+		return err
+	}
+	return c.w.cleanAndShrink()
+}
+
+// settle makes what was done durable and waits for the reads that may still look at what was given up.
+func (c *compaction) settle() error {
+	c.unsynced = 0
+	if err := c.w.sync(); err != nil {
+		return err
+	}
+	return c.w.drain(c.ctx)
+}
+
+// drain waits until every read has ended that may look at space given up before the call, and makes that space
+// available.
+func (w *writer) drain(ctx context.Context) error {
+	w.spaceMu.Lock()
+	epoch := w.reads.turn()
+	w.spaceMu.Unlock()
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		w.spaceMu.Lock()
+		w.reclaim()
+		done := len(w.freed) == 0 || w.reads.ended(epoch)
+		w.spaceMu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-ticker.C:
+		}
+	}
+}
+
+// eachEntry calls do for every BAT entry that describes something and is not zero, in the order of the BAT: that of
+// payload block n, or of the sector bitmap block of chunk n. Others may change the BAT meanwhile.
+func (l *layer) eachEntry(do func(n int64, bitmap bool, e batEntry) error) error {
+	entries := l.geo.batEntries()
+	for i := int64(0); i < entries; i += entriesPerPage {
+		p, err := l.bat.Page(i / entriesPerPage)
+		if err != nil {
+			return err
+		}
+		if p.Zero() {
+			continue
+		}
+		for j := i; j < min(i+entriesPerPage, entries); j++ {
+			e := batEntry(p.Word(int(j - i)))
+			if e == 0 {
+				continue
+			}
+			n, bitmap := l.geo.entry(j)
+			if bitmap && !l.geo.hasParent || !bitmap && n >= l.geo.payloadBlocks() {
+				continue
+			}
+			if err := do(n, bitmap, e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,124 @@
+package vhdx
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+)
+
+// maxMovables bounds the memory for the blocks to be moved in one pass over the BAT: 1.5 MiB.
+const maxMovables = 1 << 16
+
+// A movable is a block that may be moved: a payload block, or the sector bitmap block of a chunk.
+type movable struct {
+	fileOff int64
+	n       int64 // of the block, or of the chunk
+	bitmap  bool
+}
+
+// move moves the blocks that lie highest in the file into free space below them, the highest first, until none finds
+// any.
+func (c *compaction) move() error {
+	c.o.Phase("moving blocks", c.w.misplaced())
+	counts := c.w.l.blockCounts()
+	// Who writes meanwhile may put blocks at the end as fast as they are moved: each block is moved once.
+	left := counts.FullyPresent + counts.PartiallyPresent + counts.SectorBitmaps
+	for {
+		blocks, err := c.highest()
+		if err != nil {
+			return err
+		}
+		moved, err := c.moveAll(blocks)
+		if left -= moved; err != nil || moved == 0 || left <= 0 {
+			return err
+		}
+	}
+}
+
+// misplaced returns how many bytes in use lie beyond what the file would have if nothing were free.
+func (w *writer) misplaced() int64 {
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	return w.space.usedFrom(w.space.n*mib - w.space.free())
+}
+
+func (l *layer) blockCounts() BlockCounts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.counts
+}
+
+// highest returns the blocks that lie highest in the file, the highest first, but not more than maxMovables.
+func (c *compaction) highest() ([]movable, error) {
+	var blocks []movable
+	cut := func() {
+		slices.SortFunc(blocks, func(a, b movable) int { return cmp.Compare(b.fileOff, a.fileOff) })
+		blocks = blocks[:min(len(blocks), maxMovables)]
+	}
+	err := c.w.l.eachEntry(func(n int64, bitmap bool, e batEntry) error {
+		switch st := e.state(); {
+		case bitmap && st == bitmapPresent, !bitmap && (st == FullyPresent || st == PartiallyPresent):
+			blocks = append(blocks, movable{e.fileOff(), n, bitmap})
+		}
+		if len(blocks) == 2*maxMovables {
+			cut()
+		}
+		return c.interrupted()
+	})
+	cut()
+	return blocks, err
+}
+
+func (c *compaction) interrupted() error {
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
+	return nil
+}
+
+// moveAll moves blocks, and returns how many found a place.
+func (c *compaction) moveAll(blocks []movable) (moved int64, err error) {
+	var stuck [2]bool // payload blocks, sector bitmap blocks: those that lie lower find no place either
+	for _, m := range blocks {
+		kind, size := 0, c.w.l.geo.blockSize
+		if m.bitmap {
+			kind, size = 1, bitmapBlockSize
+		}
+		if stuck[kind] {
+			continue
+		}
+		if err := c.interrupted(); err != nil {
+			return moved, err
+		}
+		ok := false
+		if m.bitmap {
+			ok, err = c.w.moveBitmap(m.n, m.fileOff)
+		} else {
+			err = c.w.alone(m.n, func() error {
+				ok, err = c.w.moveBlock(m.n, m.fileOff)
+				return err
+			})
+		}
+		if errors.Is(err, errNoHole) {
+			stuck[kind] = true
+			continue
+		}
+		if err != nil {
+			return moved, err
+		}
+		if !ok { // it went away meanwhile
+			continue
+		}
+		moved++
+		c.result.Moved += size
+		c.o.Progress(size)
+		if c.unsynced += size; c.unsynced >= syncEvery {
+			c.unsynced = 0
+			if err := c.w.sync(); err != nil {
+				return moved, err
+			}
+		}
+	}
+	return moved, nil
+}

@@ -1,0 +1,153 @@
+package vhdx
+
+import (
+	"errors"
+	"io"
+)
+
+// errNoHole says that there is no free space below a block into which it could move.
+var errNoHole = errors.New("no free space before the block")
+
+// allocateBelow finds free space for size bytes that ends at or before the file offset limit.
+func (w *writer) allocateBelow(size, limit int64) (place, error) {
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	off, ok := w.space.find(size, limit)
+	if !ok {
+		return place{}, errNoHole
+	}
+	w.space.mark(off, size)
+	return place{off: off, size: size}, nil
+}
+
+// moveBlock moves payload block b, whose lock the caller holds alone, from file offset from to a lower one. It
+// returns false if the block is not there any more, and errNoHole if there is no lower place.
+func (w *writer) moveBlock(b, from int64) (bool, error) {
+	g := &w.l.geo
+	start := b << g.blockShift
+	entry, _, err := w.l.lookup(start, start+1)
+	if err != nil || entry.fileOff() != from || entry.state() != FullyPresent && entry.state() != PartiallyPresent {
+		return false, err
+	}
+	to, err := w.allocateBelow(g.blockSize, from)
+	if err != nil {
+		return false, err
+	}
+	err = w.announce(fileWrite) // nobody who reads the disk can tell
+	if err == nil {
+		err = w.copyPlace(from, to)
+	}
+	if err != nil {
+		w.release(to)
+		return false, err
+	}
+	e, err := w.edit(1)
+	if err != nil {
+		w.release(to)
+		return false, err
+	}
+	bat, word, err := e.batPage(g.payloadEntry(b))
+	if err != nil {
+		w.release(to)
+		e.cancel()
+		return false, err
+	}
+	e.apply(func() {
+		w.giveUp(entry)
+		w.setEntry(bat, word, newBATEntry(entry.state(), to.off))
+		w.barrier = true // the copy has to be durable before anything says that it counts
+	})
+	return true, nil
+}
+
+// moveBitmap moves the sector bitmap block of a chunk, as moveBlock does a payload block. Its pages may be in the log
+// or on their way there, so nobody changes anything meanwhile, and they are put into their places first.
+func (w *writer) moveBitmap(chunk, from int64) (bool, error) {
+	w.gate.Lock()
+	defer w.gate.Unlock()
+	if err := w.placeAll(); err != nil {
+		return false, err
+	}
+	i := w.l.geo.bitmapEntry(chunk)
+	p, err := w.l.bat.Page(i / entriesPerPage)
+	if err != nil {
+		return false, err
+	}
+	if e := batEntry(p.Word(int(i % entriesPerPage))); e.state() != bitmapPresent || e.fileOff() != from {
+		return false, nil
+	}
+	to, err := w.allocateBelow(bitmapBlockSize, from)
+	if err != nil {
+		return false, err
+	}
+	err = w.announce(fileWrite)
+	if err == nil {
+		err = w.copyBitmap(from, to)
+	}
+	if err != nil {
+		w.release(to)
+		return false, err
+	}
+	e, err := w.edit(1)
+	if err != nil {
+		w.release(to)
+		return false, err
+	}
+	bat, word, err := e.batPage(i)
+	if err != nil {
+		w.release(to)
+		e.cancel()
+		return false, err
+	}
+	moved := w.l.cache.Span(w.file, to.off, bitmapBlockSize/pageSize)
+	e.apply(func() {
+		bat.SetWord(word, uint64(newBATEntry(bitmapPresent, to.off)))
+		w.l.bitmaps[chunk].Store(moved)
+		w.unmapped = append(w.unmapped, place{off: from, size: bitmapBlockSize})
+		w.barrier = true
+	})
+	return true, nil
+}
+
+// placeAll makes everything durable that is dirty, and puts every logged page into its place. The caller holds the
+// gate alone, so that it stays so.
+func (w *writer) placeAll() error {
+	w.roundMu.Lock()
+	defer w.roundMu.Unlock()
+	if w.roundErr = w.round(); w.roundErr != nil || w.session == nil {
+		return w.roundErr
+	}
+	return w.checkpoint()
+}
+
+// copyPlace copies a block's bytes from file offset from to the place to.
+func (w *writer) copyPlace(from int64, to place) error {
+	keep := w.l.keepsBlocks()
+	buf := make([]byte, min(mib, to.size))
+	for i := int64(0); i < to.size; i += int64(len(buf)) {
+		n, err := w.file.ReadAt(buf, from+i)
+		if n < len(buf) && !errors.Is(err, io.EOF) {
+			return err
+		}
+		clear(buf[n:]) // the end of the file may cut the last block
+		if allZero(buf) {
+			err = w.zeroPlace(to.off+i, int64(len(buf)), keep)
+		} else {
+			_, err = w.file.WriteAt(buf, to.off+i)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyBitmap copies a sector bitmap block. All of it is written, so that none of its pages lacks space later.
+func (w *writer) copyBitmap(from int64, to place) error {
+	buf := make([]byte, bitmapBlockSize)
+	if err := readFull(w.file, buf, from, "sector bitmap block"); err != nil {
+		return err
+	}
+	_, err := w.file.WriteAt(buf, to.off)
+	return err
+}

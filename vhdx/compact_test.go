@@ -1,0 +1,313 @@
+package vhdx
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+)
+
+// looseChains are disks whose files hold much that a compaction can win: free space with old bytes, blocks of zeros,
+// places kept without need, and what is needed behind all of that.
+func looseChains() map[string]func() chain {
+	loosen := func(im *image) {
+		for _, b := range []int64{2, 4, 5} { // free space inside the file, not empty
+			im.put(bytes.Repeat([]byte("stale..."), int(im.blockSize)/8), b*im.blockSize)
+			im.setBlock(b, NotPresent)
+		}
+		off := im.allocate(im.blockSize)
+		im.setBlockEntry(6, newBATEntry(Unmapped, off))
+		im.setBlock(7, FullyPresent) // all zero, and the last in the file but for one
+		im.setBlock(0, FullyPresent)
+		im.put(im.random(im.blockSize), 0)
+		im.disk.WriteAt(make([]byte, 4*im.blockSize), 4*im.blockSize)
+		im.disk.WriteAt(make([]byte, im.blockSize), 2*im.blockSize)
+	}
+	full := func(n int64) (blocks []blockSpec) {
+		for b := range n {
+			blocks = append(blocks, blockSpec{b, FullyPresent})
+		}
+		return blocks
+	}
+	return map[string]func() chain{
+		"dynamic": func() chain {
+			im := build(spec{diskSize: 8 * mib, blocks: full(6)[1:]})
+			loosen(im)
+			return chain{im}
+		},
+		"dynamic 2 MiB, ends inside a block": func() chain {
+			im := build(spec{diskSize: 15 * mib, blockSize: 2 * mib, blocks: full(6)[1:]})
+			loosen(im)
+			return chain{im}
+		},
+		"differencing": func() chain {
+			parent := build(spec{diskSize: 8 * mib, blocks: full(8)})
+			for b := range parent.entries {
+				parent.put(parent.random(mib), b*mib)
+			}
+			im := build(spec{typ: Differencing, diskSize: 8 * mib, blocks: full(6)[1:]})
+			loosen(im)
+			im.setBlock(3, PartiallyPresent) // with a sector bitmap block at the end of the file
+			im.setSectors(3, 0, 16, true)
+			im.put(im.random(8192), 3*mib)
+			return chain{im, parent}
+		},
+		"differencing 4K sectors": func() chain {
+			parent := build(spec{diskSize: 8 * mib, sectorSize: 4096, blocks: full(3)})
+			for b := range parent.entries {
+				parent.put(parent.random(mib), b*mib)
+			}
+			im := build(spec{typ: Differencing, diskSize: 8 * mib, sectorSize: 4096, blocks: full(6)[1:]})
+			loosen(im)
+			im.setBlock(1, PartiallyPresent)
+			im.setSectors(1, 0, 7, true)
+			im.put(im.random(7*4096), mib)
+			return chain{im, parent}
+		},
+	}
+}
+
+// A compaction wins all that can be won, what the disk reads as stays, and so does DataWriteGuid: to a child, this is
+// the same parent.
+func TestCompact(t *testing.T) {
+	for name, newChain := range looseChains() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newChain()
+			m := newModel(c)
+			im := c.openWritable(t, Options{Discard: DiscardPunch})
+			before := im.Info()
+			can, err := im.Reclaimable(t.Context(), true, CompactOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bs := c[0].blockSize; can.Unmapped != bs || can.Zero != bs || can.Free < 3*bs {
+				t.Errorf("Reclaimable says %+v; want %d in one block kept, %d in one of zeros, and three free", can, bs, bs)
+			}
+			r, err := im.Compact(t.Context(), CompactOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.compare(t, im)
+			after := im.Info()
+			if r.Before != before.FileSize || r.After != after.FileSize || r.Before-r.After != can.Total() {
+				t.Errorf("the file has %d bytes, had %d, and %d could be won: %+v", after.FileSize, before.FileSize, can.Total(), r)
+			}
+			if r.Zero != can.Zero || r.Unmapped != can.Unmapped || r.Moved == 0 {
+				t.Errorf("%+v; want what Reclaimable says: %+v", r, can)
+			}
+			if g, w := after.Headers[after.CurrentHeader-1], before.Headers[before.CurrentHeader-1]; g.DataWriteGUID != w.DataWriteGUID || g.FileWriteGUID == w.FileWriteGUID {
+				t.Errorf("DataWriteGuid went from %v to %v, FileWriteGuid from %v to %v", w.DataWriteGUID, g.DataWriteGUID, w.FileWriteGUID, g.FileWriteGUID)
+			}
+			if after.FreeBytes != 0 {
+				t.Errorf("%d bytes are free yet", after.FreeBytes)
+			}
+			if r, err = im.Compact(t.Context(), CompactOptions{}); err != nil || r.Moved+r.Zero+r.Unmapped != 0 {
+				t.Errorf("a second time: %+v, %v; want nothing to be done", r, err)
+			}
+			p := c[0].random(3 * c[0].sectorSize) // the file grows again
+			m.WriteAt(p, 5*mib)
+			if _, err := im.WriteAt(p, 5*mib); err != nil {
+				t.Fatal(err)
+			}
+			if err := im.Close(); err != nil {
+				t.Fatal(err)
+			}
+			ro, err := loadReadOnly(c.files()...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.compare(t, ro)
+		})
+	}
+}
+
+// files returns the files of the chain.
+func (c chain) files() (files []File) {
+	for _, im := range c {
+		files = append(files, im.memFile)
+	}
+	return files
+}
+
+// The blocks of a fixed disk stay, whatever they hold; those behind a gap in the file move into it.
+func TestCompactFixed(t *testing.T) {
+	c := chain{build(spec{typ: Fixed, diskSize: 3 * mib})}
+	c[0].allocate(2 * mib)
+	for b := range int64(3) {
+		c[0].setBlock(b, FullyPresent)
+	}
+	c[0].put(c[0].random(mib), 2*mib)
+	m := newModel(c)
+	im := c.openWritable(t, Options{})
+	r, err := im.Compact(t.Context(), CompactOptions{})
+	if err != nil || r.Zero != 0 || r.Before-r.After != 2*mib {
+		t.Errorf("%+v, %v; want 2 MiB less and no block given up", r, err)
+	}
+	m.compare(t, im)
+	if n := im.Info().Blocks.FullyPresent; n != 3 {
+		t.Errorf("%d blocks, want 3", n)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCompactRefuses(t *testing.T) {
+	c := looseChains()["dynamic"]()
+	if _, err := c.open(t, Options{}).Compact(t.Context(), CompactOptions{}); !errors.Is(err, ErrReadOnly) {
+		t.Errorf("of an image that is open for reading: %v, want %v", err, ErrReadOnly)
+	}
+	im := c.openWritable(t, Options{})
+	defer im.Close()
+	im.writer.reshaping.Lock()
+	if _, err := im.Compact(t.Context(), CompactOptions{}); !errors.Is(err, ErrReshaping) {
+		t.Errorf("during another one: %v, want %v", err, ErrReshaping)
+	}
+	im.writer.reshaping.Unlock()
+	stop := errors.New("stopped")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(stop)
+	if _, err := im.Compact(ctx, CompactOptions{}); !errors.Is(err, stop) {
+		t.Errorf("with a context that has ended: %v, want its cause", err)
+	}
+}
+
+// Reads, writes, trims and syncs go on while the image is compacted again and again, and see nothing of it.
+func TestCompactWhileInUse(t *testing.T) {
+	for name, newChain := range looseChains() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newChain()
+			sector, m := c[0].sectorSize, newModel(c)
+			im := c.openWritable(t, Options{Discard: DiscardPunch, Commit: time.Millisecond, IdleClean: 2 * time.Millisecond, CacheSize: 1})
+			const workers = 4
+			disk := make([]model, workers)
+			var wg sync.WaitGroup
+			for w := range int64(workers) {
+				disk[w] = model{m.clone()}
+				wg.Go(func() {
+					rng := rand.New(rand.NewPCG(uint64(w), 4))
+					for i := range 200 {
+						if err := workInOwnSectors(im, disk[w], rng, w, workers, sector); err != nil {
+							t.Errorf("worker %d, step %d: %v", w, i, err)
+							return
+						}
+					}
+				})
+			}
+			done := make(chan struct{})
+			go func() { wg.Wait(); close(done) }()
+			for working := true; working; {
+				select {
+				case <-done:
+					working = false
+				default:
+				}
+				if _, err := im.Compact(t.Context(), CompactOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if t.Failed() {
+				return
+			}
+			for off, i := int64(0), int64(0); off < m.size; off, i = off+sector, i+1 {
+				b := make([]byte, sector)
+				disk[i%workers].ReadAt(b, off)
+				m.WriteAt(b, off)
+			}
+			m.compare(t, im)
+			if err := im.Close(); err != nil {
+				t.Fatal(err)
+			}
+			ro, err := loadReadOnly(c.files()...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.compare(t, ro)
+		})
+	}
+}
+
+// compactingWorkload compacts between writes and trims: to the end, or until it is interrupted after some steps, so
+// that what was given up is not durable when the writes go on.
+func compactingWorkload(im *Image, h *history, seed uint64, each func(w *writer)) error {
+	rng := rand.New(rand.NewPCG(seed, 9))
+	h.watch(64 * kib)
+	for range 5 {
+		for range rng.IntN(5) {
+			off := rng.Int64N(h.disk.size) &^ 4095
+			n := min(h.disk.size-off, []int64{4096, 70000, mib}[rng.IntN(3)])
+			var err error
+			if rng.IntN(3) > 0 {
+				p := bytes.Repeat([]byte{byte(rng.IntN(255) + 1)}, int(n))
+				h.write(p, off)
+				_, err = im.WriteAt(p, off)
+			} else {
+				h.write(make([]byte, n), off)
+				err = im.Zero(off, n)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		steps := rng.IntN(12)
+		_, err := im.Compact(ctx, CompactOptions{Progress: func(int64) {
+			if steps--; steps == 0 {
+				cancel()
+			}
+		}})
+		interrupted := ctx.Err() != nil
+		cancel()
+		if err != nil && !interrupted {
+			return err
+		}
+		if err == nil {
+			h.synced()
+		}
+		if each != nil {
+			each(im.writer)
+		}
+	}
+	return im.Close()
+}
+
+// watch has check look at a sector of each n bytes, also where nothing was written.
+func (h *history) watch(n int64) {
+	for at := int64(0); at < h.disk.size; at += n {
+		old := make([]byte, h.sector)
+		h.disk.ReadAt(old, at)
+		if h.versions[at] == nil {
+			h.versions[at] = []version{{0, old}}
+		}
+	}
+}
+
+// newCompactTest returns a test of a compaction that loses power.
+func newCompactTest(name string, seed uint64) *crashTest {
+	ct := newCrashTest(looseChains()[name](), seed)
+	ct.work = compactingWorkload
+	return ct
+}
+
+// A power cut at any moment of a compaction loses nothing. Sectors of 4096 bytes are left out, since the power may
+// fail between the parts of one that is overwritten in its place.
+func TestPowerCutWhileCompacting(t *testing.T) {
+	for _, name := range []string{"dynamic", "dynamic 2 MiB, ends inside a block", "differencing"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for seed := range uint64(*crashRounds) {
+				ct := newCompactTest(name, seed)
+				ct.noHoles = seed%3 == 2
+				if err := ct.runFrom(1, 3); err != nil {
+					t.Fatalf("seed %d: %v", seed, err)
+				}
+				t.Logf("%d states", ct.states)
+			}
+		})
+	}
+}

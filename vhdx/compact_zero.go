@@ -1,0 +1,156 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"io"
+)
+
+// giveUp gives up the places of blocks that need none.
+func (c *compaction) giveUp() error {
+	l := c.w.l
+	if l.keepsBlocks() {
+		return nil
+	}
+	if !c.o.KeepZeros {
+		c.o.Phase("looking for zeros", l.allocated())
+	}
+	return l.eachEntry(func(b int64, bitmap bool, e batEntry) error {
+		if bitmap {
+			return nil
+		}
+		if err := c.interrupted(); err != nil {
+			return err
+		}
+		present := e.state() == FullyPresent || e.state() == PartiallyPresent
+		if present && !c.o.KeepZeros {
+			defer c.o.Progress(l.geo.blockSize)
+		}
+		// A first look takes no lock, and most blocks end there.
+		if needless, err := c.needless(b, e); err != nil || !needless {
+			return err
+		}
+		return c.w.alone(b, func() error { return c.giveUpBlock(b) })
+	})
+}
+
+// keepsBlocks reports whether the disk is one whose blocks keep their places whatever they hold.
+func (l *layer) keepsBlocks() bool { return l.meta.leaveBlockAllocated && !l.geo.hasParent }
+
+// giveUpBlock gives up the place of block b, whose lock the caller holds alone, if it is needless still.
+func (c *compaction) giveUpBlock(b int64) error {
+	start := b << c.w.l.geo.blockShift
+	e, _, err := c.w.l.lookup(start, start+1)
+	if err != nil {
+		return err
+	}
+	if needless, err := c.needless(b, e); err != nil || !needless {
+		return err
+	}
+	if err := c.w.unmap(b, e, fileWrite); err != nil { // nobody who reads the disk can tell
+		return err
+	}
+	if mayKeepPlace(e.state()) {
+		c.result.Unmapped += c.w.l.geo.blockSize
+	} else {
+		c.result.Zero += c.w.l.geo.blockSize
+	}
+	return nil
+}
+
+// needless reports whether block b, which has entry e, has a place that it needs not: it reads as zero, and so it
+// would in state ZERO.
+func (c *compaction) needless(b int64, e batEntry) (bool, error) {
+	switch st := e.state(); {
+	case mayKeepPlace(st):
+		return e.offset() != 0, nil
+	case st != FullyPresent && st != PartiallyPresent || c.o.KeepZeros:
+		return false, nil
+	}
+	return c.im.readsZero(b, e)
+}
+
+// readsZero reports whether block b, which has entry e, reads as zero. Holes of the file are not read.
+func (im *Image) readsZero(b int64, e batEntry) (bool, error) {
+	const firstLook = 64 * kib
+	g := &im.top.geo
+	holes, _ := im.top.file.(holeSeeker)
+	if e.state() != FullyPresent || im.top.replay != nil {
+		holes = nil
+	}
+	start, end := b<<g.blockShift, g.blockEnd(b)
+	buf := make([]byte, firstLook)
+	for off := start; off < end; {
+		if holes != nil {
+			data, err := holes.NextData(e.fileOff() + off - start)
+			if errors.Is(err, io.EOF) {
+				return true, nil
+			}
+			if err != nil {
+				return false, err
+			}
+			off = start + max(off-start, (data-e.fileOff())&^(pageSize-1))
+			if off >= end {
+				return true, nil
+			}
+		}
+		p := buf[:min(int64(len(buf)), end-off)]
+		if n, err := im.ReadAt(p, off); n < len(p) {
+			return false, err
+		}
+		if !allZero(p) {
+			return false, nil
+		}
+		off += int64(len(p))
+		if len(buf) < mib {
+			buf = make([]byte, mib)
+		}
+	}
+	return true, nil
+}
+
+// Reclaimable is what Compact could win, in bytes.
+type Reclaimable struct {
+	Free     int64 `json:"free_bytes"`     // of the file, that nothing uses
+	Unmapped int64 `json:"unmapped_bytes"` // places that blocks keep without being present
+	Zero     int64 `json:"zero_bytes"`     // blocks that read as zero; 0 unless they were looked for
+}
+
+// Total returns the sum.
+func (r Reclaimable) Total() int64 { return r.Free + r.Unmapped + r.Zero }
+
+// Reclaimable tells what Compact could win. With zeros it reads every block until something in it is not zero.
+func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) (Reclaimable, error) {
+	l := im.top
+	r := Reclaimable{Free: im.Info().FreeBytes}
+	if l.keepsBlocks() {
+		return r, nil
+	}
+	if zeros && o.Phase != nil {
+		o.Phase("looking for zeros", l.allocated())
+	}
+	err := l.eachEntry(func(b int64, bitmap bool, e batEntry) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		st := e.state()
+		switch {
+		case bitmap:
+		case mayKeepPlace(st) && e.offset() != 0 && !l.keptShared:
+			r.Unmapped += l.geo.blockSize
+		case zeros && (st == FullyPresent || st == PartiallyPresent):
+			zero, err := im.readsZero(b, e)
+			if err != nil {
+				return err
+			}
+			if zero {
+				r.Zero += l.geo.blockSize
+			}
+			if o.Progress != nil {
+				o.Progress(l.geo.blockSize)
+			}
+		}
+		return nil
+	})
+	return r, err
+}
