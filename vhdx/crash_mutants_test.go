@@ -61,7 +61,7 @@ var mutants = map[string]struct {
 	"pages in their places before they are logged": {"differencing", mutant{step: placeEarly}, 1},
 	"space of the log reused too early":            {"wrapped log", mutant{step: releaseEarly}, 0},
 	"no sync of the copy of a block":               {"compacted", mutant{dropSync: "(*writer).syncPayload"}, 0},
-	"no sync of the log that says where it moved": {"compacted", mutant{dropSync: "(*writer).syncLog"}, 0},
+	"no sync of the log that says where it moved":  {"compacted", mutant{dropSync: "(*writer).syncLog"}, 0},
 	"a size is claimed before it is durable":       {"growing", mutant{step: claimSizeEarly}, 3},
 }
 
