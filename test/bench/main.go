@@ -1,0 +1,88 @@
+// Command bench measures how fast a mounted disk is, next to the same disk shown by qemu-storage-daemon and to a plain
+// file. It needs root, fio, fuse3 and qemu-utils, and takes some minutes:
+//
+//	go run ./test/bench -rounds 5 -svg speed.svg
+//
+// Machines are noisy, so only ratios within one run count. The contestants take turns, the first one changing from round
+// to round; a ratio is taken in each round, and the table shows the median.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("bench: ")
+	var (
+		program = flag.String("vhdxfs", "", "the program to measure; built from this checkout if not given")
+		rounds  = flag.Int("rounds", 3, "how often each is measured")
+		seconds = flag.Int("seconds", 3, "how long a measurement takes")
+		size    = flag.Int64("size", 512, "of the disk, in MiB")
+		only    = flag.String("workloads", "", "regular expression: measure only those")
+		dir     = flag.String("dir", "", "folder for the images; not in a tmpfs, which is faster than any disk")
+		svg     = flag.String("svg", "", "file to draw the ratios into")
+	)
+	flag.Parse()
+	if err := run(*program, *dir, *only, *svg, *rounds, bench{seconds: *seconds, size: *size << 20}); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(program, dir, only, svg string, rounds int, b bench) (err error) {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("only root can empty the kernel's caches")
+	}
+	wanted, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
+	if b.dir, err = os.MkdirTemp(dir, "vhdxfs-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.dir)
+	if program == "" {
+		program = filepath.Join(b.dir, "vhdxfs")
+		if out, err := exec.Command("go", "build", "-o", program, "vhdxfs").CombinedOutput(); err != nil {
+			return fmt.Errorf("build: %w\n%s", err, out)
+		}
+	}
+	contestants := present([]contestant{{"vhdxfs", mountVHDXFS(program), "vhdx"}, {"qemu", mountQEMU, "vhdx"}, {"plain file", mountNothing, "raw"}})
+	var results table
+	for round := range rounds {
+		for _, w := range workloads {
+			if !wanted.MatchString(w.name) {
+				continue
+			}
+			for i := range contestants {
+				c := contestants[(i+round)%len(contestants)]
+				m, err := b.measure(c, w)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", w.name, c.name, err)
+				}
+				fmt.Fprintf(os.Stderr, "round %d  %-24s %-12s %10.0f %s\n", round+1, w.name, c.name, m.rate, w.unit)
+				results.add(w, c, m)
+			}
+		}
+	}
+	results.print(os.Stdout, contestants)
+	if svg == "" {
+		return nil
+	}
+	return os.WriteFile(svg, results.svg(contestants), 0o644)
+}
+
+// present leaves out, and says so, who is not installed.
+func present(all []contestant) []contestant {
+	if _, err := exec.LookPath("qemu-storage-daemon"); err != nil {
+		log.Print("qemu-storage-daemon is not installed (Debian: qemu-system-common), and left out")
+		return append(all[:1], all[2:]...)
+	}
+	return all
+}
