@@ -4,7 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/puzpuzpuz/xsync/v4"
+	"vhdxfs/internal/tally"
 )
 
 // minPages is the least number of pages that a cache keeps, whatever its bound.
@@ -17,7 +17,7 @@ type Cache struct {
 	clock []slot     // the cached pages, in the order in which the hand passes them
 	hand  int
 
-	hits   *xsync.Counter // striped: every lookup of every reader adds to it
+	hits   tally.Counter
 	misses atomic.Int64
 
 	evictions atomic.Uint64 // pages given up so far that had been pinned; changed with mu held
@@ -32,7 +32,7 @@ type slot struct {
 
 // New returns a cache that keeps at most limit bytes of pages.
 func New(limit int64) *Cache {
-	return &Cache{limit: int(max(limit/PageSize, minPages)), hits: xsync.NewCounter()}
+	return &Cache{limit: int(max(limit/PageSize, minPages))}
 }
 
 // Lookups returns how many pages were in memory when they were looked up, those known to be zero included, and how

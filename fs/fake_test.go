@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,6 +42,13 @@ func (d *fakeDisk) called(method string, args []any) error {
 	defer d.mu.Unlock()
 	d.calls = append(d.calls, method+fmt.Sprint(args))
 	return d.fail[method]
+}
+
+// heard reports whether a call is among those since the last take.
+func (d *fakeDisk) heard(call string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Contains(d.calls, call)
 }
 
 // take returns what was called since the last take.

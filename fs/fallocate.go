@@ -26,18 +26,18 @@ func (f *fileSystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 	n := int64(min(in.Length, uint64(f.size-off)))
 	cut := in.Offset+in.Length > uint64(f.size)
 	var do func(off, n int64) error
-	requests, bytes := f.counters.zeroings, f.counters.zeroedBytes
+	requests, bytes := &f.counters.zeroings, &f.counters.zeroedBytes
 	switch in.Mode {
 	case unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE:
 		do, cut = f.disk.Discard, false
-		requests, bytes = f.counters.discards, f.counters.discardedBytes
+		requests, bytes = &f.counters.discards, &f.counters.discardedBytes
 	case unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE:
 		do, cut = f.disk.Zero, false
 	case unix.FALLOC_FL_ZERO_RANGE:
 		do = f.disk.Zero
 	case 0, unix.FALLOC_FL_KEEP_SIZE:
 		do = f.disk.Allocate
-		requests, bytes = f.counters.allocations, nil
+		requests, bytes = &f.counters.allocations, nil
 	default:
 		return fuse.Status(unix.EOPNOTSUPP)
 	}

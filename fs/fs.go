@@ -101,7 +101,6 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		directIO:      o.DirectIO,
 		access:        o.callerAllowed(),
 		failures:      newFailureLog(o.Log),
-		counters:      newCounters(),
 	}
 	if o.ReadOnlyOnError {
 		f.failed = newFailedMount(o.MountPoint, o.Flags, o.Log)

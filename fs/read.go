@@ -8,9 +8,9 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"github.com/puzpuzpuz/xsync/v4"
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/tally"
 	"vhdxfs/vhdx"
 )
 
@@ -74,7 +74,7 @@ func (f *fileSystem) read(in *fuse.ReadIn, buf []byte, slow func()) (fuse.ReadRe
 	}
 	if len(r.extents) == 1 && spliceable(len(buf)) {
 		if pipe := loadPipe(r.extents[0], len(buf), in.Unique); pipe != nil {
-			f.countRead(len(buf), f.counters.splicedReads)
+			f.countRead(len(buf), &f.counters.splicedReads)
 			return &pipeReply{reply: r, pipe: pipe, size: len(buf)}, fuse.OK
 		}
 	}
@@ -83,7 +83,7 @@ func (f *fileSystem) read(in *fuse.ReadIn, buf []byte, slow func()) (fuse.ReadRe
 		return nil, f.errno("read", off, err)
 	}
 	if r.zero() {
-		f.countRead(len(buf), f.counters.zeroReads)
+		f.countRead(len(buf), &f.counters.zeroReads)
 	} else {
 		f.countRead(len(buf), nil)
 	}
@@ -91,7 +91,7 @@ func (f *fileSystem) read(in *fuse.ReadIn, buf []byte, slow func()) (fuse.ReadRe
 }
 
 // countRead counts a read of n bytes, and that it was of the kind that another counter counts.
-func (f *fileSystem) countRead(n int, kind *xsync.Counter) {
+func (f *fileSystem) countRead(n int, kind *tally.Counter) {
 	f.counters.reads.Inc()
 	f.counters.readBytes.Add(int64(n))
 	if kind != nil {

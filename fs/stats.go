@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"strconv"
 
-	"github.com/puzpuzpuz/xsync/v4"
+	"vhdxfs/internal/tally"
 )
 
 // A Stat is one number of a mount's statistics.
@@ -33,16 +33,11 @@ func (s *Server) Stats() Stats { return s.fs.stats() }
 // counters count requests that were answered without an error. They are striped, since every request of every
 // processor adds to them.
 type counters struct {
-	reads, readBytes, zeroReads, splicedReads *xsync.Counter
-	writes, writtenBytes                      *xsync.Counter
-	discards, discardedBytes                  *xsync.Counter
-	zeroings, zeroedBytes                     *xsync.Counter
-	allocations, syncs, seeks, errors         *xsync.Counter
-}
-
-func newCounters() counters {
-	c := xsync.NewCounter
-	return counters{c(), c(), c(), c(), c(), c(), c(), c(), c(), c(), c(), c(), c(), c()}
+	reads, readBytes, zeroReads, splicedReads tally.Counter
+	writes, writtenBytes                      tally.Counter
+	discards, discardedBytes                  tally.Counter
+	zeroings, zeroedBytes                     tally.Counter
+	allocations, syncs, seeks, errors         tally.Counter
 }
 
 func (f *fileSystem) stats() Stats {

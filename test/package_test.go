@@ -138,7 +138,7 @@ func packageIn(t *testing.T, prepare string) {
 	if err := os.WriteFile(steps, []byte(usePackage), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out, err := command("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", `
+	out, err := command("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", leaveMounts+`
 		dir=$1 root=$1/root
 		mkdir "$root"
 		`+prepare+`

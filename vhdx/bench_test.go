@@ -1,0 +1,70 @@
+package vhdx
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+)
+
+// What holds a small read, with all metadata cached: in a disk without a parent, and at the end of a chain.
+func BenchmarkResolve(b *testing.B) {
+	flat := build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	child := build(spec{typ: Differencing, blocks: []blockSpec{{0, PartiallyPresent}}})
+	for _, bc := range []struct {
+		name string
+		c    chain
+	}{{"flat", chain{flat}}, {"chain", chain{child, parent}}} {
+		b.Run(bc.name, func(b *testing.B) {
+			im := bc.c.open(b, Options{})
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				rng := rand.New(rand.NewPCG(1, 1))
+				var dst []Extent
+				for pb.Next() {
+					var err error
+					if dst, err = im.Resolve(dst[:0], rng.Int64N(2*mib-4096), 4096); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
+	}
+}
+
+// A write of one page, and its sync, with other writers beside it: each round of syncs serves all who wait.
+func BenchmarkSync(b *testing.B) {
+	for _, writers := range []int{1, 4, 16} { // for each processor
+		b.Run(fmt.Sprint(writers), func(b *testing.B) {
+			path := filepath.Join(b.TempDir(), "disk.vhdx")
+			if err := Create(path, CreateOptions{Size: 1 << 30, BlockSize: mib}); err != nil {
+				b.Fatal(err)
+			}
+			im, err := Open(path, Options{Writable: true})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer im.Close()
+			page := make([]byte, 4096)
+			page[0] = 1
+			before := im.Stats().FileSyncs
+			b.SetParallelism(writers)
+			b.RunParallel(func(pb *testing.PB) {
+				rng := rand.New(rand.NewPCG(uint64(writers), rand.Uint64()))
+				for pb.Next() {
+					if _, err := im.WriteAt(page, rng.Int64N(1<<18)*4096); err != nil {
+						b.Error(err)
+						return
+					}
+					if err := im.Sync(); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+			b.ReportMetric(float64(im.Stats().FileSyncs-before)/float64(b.N), "syncs/op")
+		})
+	}
+}
