@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -91,6 +92,13 @@ func (d *fakeDisk) Discard(off, n int64) error  { return d.called("discard", []a
 func (d *fakeDisk) Allocate(off, n int64) error { return d.called("allocate", []any{off, n}) }
 func (d *fakeDisk) Sync() error                 { return d.called("sync", nil) }
 func (d *fakeDisk) Clean() error                { return d.called("clean", nil) }
+
+func (d *fakeDisk) Compact(ctx context.Context, o vhdx.CompactOptions) (*vhdx.CompactResult, error) {
+	o.Phase("working", 10)
+	o.Progress(3)
+	<-ctx.Done()
+	return &vhdx.CompactResult{Moved: 3}, context.Cause(ctx)
+}
 
 // add appends n bytes that file holds from fileOff on, or zeros where file is nil.
 func (d *fakeDisk) add(n int64, file io.ReaderAt, fileOff int64) {

@@ -1,8 +1,11 @@
 package fs
 
 import (
+	"context"
 	"errors"
 	"sync"
+
+	"vhdxfs/vhdx"
 )
 
 // errFenced is the answer to changes that come too late.
@@ -51,6 +54,14 @@ func (d *fencedDisk) Discard(off, n int64) error {
 
 func (d *fencedDisk) Allocate(off, n int64) error {
 	return d.change(func() error { return d.Disk.Allocate(off, n) })
+}
+
+func (d *fencedDisk) Compact(ctx context.Context, o vhdx.CompactOptions) (r *vhdx.CompactResult, err error) {
+	err = d.change(func() error {
+		r, err = d.Disk.Compact(ctx, o)
+		return err
+	})
+	return r, err
 }
 
 // A sync that waits behind a closed fence would have nothing to do, but a caller who then writes must learn of it.

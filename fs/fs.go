@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 
@@ -62,6 +63,9 @@ type Disk interface {
 	// the image as a close would.
 	Sync() error
 	Clean() error
+
+	// Compact makes the image file smaller, in small steps, until it is done or ctx ends.
+	Compact(ctx context.Context, o vhdx.CompactOptions) (*vhdx.CompactResult, error)
 }
 
 var _ Disk = (*vhdx.Image)(nil)
@@ -84,6 +88,8 @@ type fileSystem struct {
 	failures *failureLog
 	failed   *failedMount // nil where a failure leaves the mount writable
 
+	compactor compactor
+
 	writers  atomic.Int64 // handles open for writing
 	times    times        // of disk.raw
 	counters counters
@@ -101,6 +107,11 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		directIO:      o.DirectIO,
 		access:        o.callerAllowed(),
 		failures:      newFailureLog(o.Log),
+<<<<<<< ours
+=======
+		counters:      newCounters(),
+		compactor:     compactor{disk: disk},
+>>>>>>> theirs
 	}
 	if o.ReadOnlyOnError {
 		f.failed = newFailedMount(o.MountPoint, o.Flags, o.Log)

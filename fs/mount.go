@@ -106,6 +106,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	go func() {
 		defer close(s.done)
 		t.wait()
+		fsys.compactor.end()
 	}()
 	if m, err := MountAt(o.MountPoint); err == nil && m != nil {
 		s.device = deviceOf(m)

@@ -75,6 +75,7 @@ func (s *Server) unmountAt(path string) error {
 // Stop ends the service for who still uses the disk after Unmount: changes under way are finished, later ones
 // fail, and the image is left clean. The process is to end then; until it does, reads are answered.
 func (s *Server) Stop() error {
+	s.fs.compactor.end()
 	s.disk.close()
 	return s.disk.Clean()
 }

@@ -31,7 +31,7 @@ func (f *fileSystem) xattrGroups() []xattrGroup {
 	if !f.writable {
 		image = sync.OnceValue(image)
 	}
-	return []xattrGroup{func() map[string]string { return served }, f.statXAttrs, image}
+	return []xattrGroup{func() map[string]string { return served }, f.compactor.xattrs, f.statXAttrs, image}
 }
 
 // servedXAttrs tell which process serves which image, and how.

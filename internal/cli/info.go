@@ -13,27 +13,53 @@ import (
 
 func newInfo() *cobra.Command {
 	var c imageCommand
-	return c.command(&cobra.Command{
-		Use:   "info [--json] [-o LIST] IMAGE",
+	var zeros bool
+	cmd := c.command(&cobra.Command{
+		Use:   "info [--json] [--zeros] [-o LIST] IMAGE",
 		Short: "Show what an image is: type, sizes, headers, log, regions, metadata, blocks, parents",
 	}, func(cmd *cobra.Command, path string, o vhdx.Options) error {
 		return withImage(path, o, func(im *vhdx.Image) error {
-			if c.json {
-				return writeJSON(cmd.OutOrStdout(), im.Info())
+			won, err := reclaimable(cmd, im, zeros)
+			if err != nil {
+				return err
 			}
-			return printInfo(cmd.OutOrStdout(), im.Info())
+			if c.json {
+				return writeJSON(cmd.OutOrStdout(), imageInfo{im.Info(), won})
+			}
+			return printInfo(cmd.OutOrStdout(), im.Info(), won, zeros)
 		})
 	})
+	cmd.Flags().BoolVar(&zeros, "zeros", false, "read all blocks, and tell how many hold nothing but zeros")
+	return cmd
 }
 
-// printInfo describes an image, and then each of its parents.
-func printInfo(out io.Writer, in *vhdx.Info) error {
+// An imageInfo is what the JSON of info says.
+type imageInfo struct {
+	*vhdx.Info
+	Reclaimable vhdx.Reclaimable `json:"reclaimable"` // by compact
+}
+
+// reclaimable returns what compact could win, and shows progress where that takes time.
+func reclaimable(cmd *cobra.Command, im *vhdx.Image, zeros bool) (vhdx.Reclaimable, error) {
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	p := newProgress(cmd, false)
+	defer p.end()
+	r, err := im.Reclaimable(ctx, zeros, vhdx.CompactOptions{Phase: p.phase, Progress: p.add})
+	return r, interrupted(err, "nothing was changed")
+}
+
+// printInfo describes an image, what compact could win of it, and then each of its parents.
+func printInfo(out io.Writer, in *vhdx.Info, won vhdx.Reclaimable, zeros bool) error {
 	for level := 0; ; level++ {
 		p := &infoPrinter{w: tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)}
 		if level > 0 {
 			p.printf("\nParent, level %d\n", level)
 		}
 		p.image(in)
+		if level == 0 {
+			p.reclaimable(won, zeros)
+		}
 		if err := p.w.Flush(); err != nil {
 			return err
 		}
@@ -101,6 +127,14 @@ func (p *infoPrinter) image(in *vhdx.Info) {
 	for _, w := range in.Warnings {
 		p.line("warning", "%s", w)
 	}
+}
+
+func (p *infoPrinter) reclaimable(r vhdx.Reclaimable, zeros bool) {
+	found := "and blocks of zeros, which --zeros looks for"
+	if zeros {
+		found = humanSize(r.Zero) + " in blocks of zeros"
+	}
+	p.line("compact can win", "%s: %s unused, %s trimmed and kept, %s", humanSize(r.Total()), humanSize(r.Free), humanSize(r.Unmapped), found)
 }
 
 func (p *infoPrinter) header(n int, h vhdx.HeaderInfo, current int) {

@@ -1,0 +1,162 @@
+package fs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx"
+)
+
+// The extended attribute user.vhdx.compact of both nodes is how a mount is told to compact its image: to set it to one
+// of these words begins or ends a compaction, which goes on in the background, and to read it tells how far it is, as
+// the JSON of a Compaction. Only root and the owner of the process may set it. It is not there before the first one.
+const (
+	compactXAttr = "compact"
+
+	CompactStart     = "start"
+	CompactKeepZeros = "start keep-zeros" // without looking for blocks that hold nothing but zeros
+	CompactStop      = "stop"
+)
+
+// A Compaction is how far one is that goes on, or went on last.
+type Compaction struct {
+	Running bool                `json:"running"`
+	Phase   string              `json:"phase,omitempty"`
+	Done    int64               `json:"done_bytes"`  // of the phase
+	Total   int64               `json:"total_bytes"` // as far as is known
+	Result  *vhdx.CompactResult `json:"result,omitempty"`
+	Error   string              `json:"error,omitempty"` // why it ended early
+}
+
+// errStopped is the cause of a compaction's end that somebody asked for.
+var errStopped = errors.New("it was stopped")
+
+// A compactor runs one compaction at a time.
+type compactor struct {
+	disk    Disk
+	running sync.WaitGroup
+
+	mu     sync.Mutex // guards what follows
+	state  *Compaction
+	cancel context.CancelCauseFunc
+	ended  bool // no further one may begin
+}
+
+// start begins a compaction. It returns EBUSY while one is running.
+func (c *compactor) start(o vhdx.CompactOptions) fuse.Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended || c.state != nil && c.state.Running {
+		return fuse.EBUSY
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	c.state, c.cancel = &Compaction{Running: true}, cancel
+	o.Phase = func(name string, total int64) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.state.Phase, c.state.Done, c.state.Total = name, 0, total
+	}
+	o.Progress = func(n int64) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.state.Done += n
+	}
+	c.running.Go(func() {
+		defer cancel(nil)
+		r, err := c.disk.Compact(ctx, o)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.state.Running, c.state.Result = false, r
+		if err != nil {
+			c.state.Error = err.Error()
+		}
+	})
+	return fuse.OK
+}
+
+// stop asks the compaction to end, and does not wait for that.
+func (c *compactor) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cancel != nil {
+		c.cancel(errStopped)
+	}
+}
+
+// end ends the compaction, lets no other begin, and returns when the disk is not used any more.
+func (c *compactor) end() {
+	c.mu.Lock()
+	c.ended = true
+	c.mu.Unlock()
+	c.stop()
+	c.running.Wait()
+}
+
+// xattrs is the attribute that tells of a compaction, where there is something to tell.
+func (c *compactor) xattrs() map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state == nil {
+		return nil
+	}
+	b, err := json.Marshal(c.state)
+	if err != nil {
+		return nil
+	}
+	return map[string]string{compactXAttr: string(b)}
+}
+
+// SetXAttr takes the words for a compaction, and no other attribute.
+func (f *fileSystem) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
+	switch {
+	case !f.writable:
+		return fuse.EROFS
+	case name != xattrPrefix+compactXAttr:
+		return f.noXAttr()
+	case in.Uid != 0 && in.Uid != uint32(os.Geteuid()):
+		return fuse.EPERM
+	}
+	switch word := strings.TrimRight(string(data), "\x00\n"); word {
+	case CompactStart, CompactKeepZeros:
+		return f.compactor.start(vhdx.CompactOptions{KeepZeros: word == CompactKeepZeros})
+	case CompactStop:
+		f.compactor.stop()
+		return fuse.OK
+	}
+	return fuse.EINVAL
+}
+
+// TellCompaction has the mount at mountPoint begin or stop a compaction: word is one of the words above. The error
+// matches unix.EBUSY while one is running, unix.EROFS where the mount is read-only, and unix.EOPNOTSUPP where it is one
+// of an older program.
+func TellCompaction(mountPoint, word string) error {
+	// A mount that hangs would take the caller with it; one that has just answered will take this, too.
+	if _, err := Attribute(mountPoint, "pid"); err != nil {
+		return err
+	}
+	if err := unix.Lsetxattr(mountPoint, xattrPrefix+compactXAttr, []byte(word), 0); err != nil {
+		return &os.PathError{Op: "compact", Path: mountPoint, Err: err}
+	}
+	return nil
+}
+
+// AskCompaction returns how far the compaction of the mount at mountPoint is.
+func AskCompaction(mountPoint string) (*Compaction, error) {
+	text, err := Attribute(mountPoint, compactXAttr)
+	if err != nil {
+		return nil, err
+	}
+	c := new(Compaction)
+	if err := json.Unmarshal([]byte(text), c); err != nil {
+		return nil, fmt.Errorf("what the mount at %s says of its compaction: %w", mountPoint, err)
+	}
+	return c, nil
+}

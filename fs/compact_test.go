@@ -1,0 +1,71 @@
+package fs
+
+import (
+	"encoding/json"
+	"os"
+	"testing"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// A compaction is begun, asked for and stopped by an attribute, one at a time, by root and the owner alone.
+func TestCompaction(t *testing.T) {
+	d := newFakeDisk(t)
+	d.writable = true
+	f := newTestFileSystem(t, d, Options{})
+	set := func(uid uint32, word string) fuse.Status {
+		in := fuse.SetXAttrIn{InHeader: fuse.InHeader{NodeId: diskNode, Caller: fuse.Caller{Owner: fuse.Owner{Uid: uid}}}}
+		return f.SetXAttr(nil, &in, xattrPrefix+compactXAttr, []byte(word))
+	}
+	ask := func() (c Compaction, s fuse.Status) {
+		buf := make([]byte, maxXAttrSize)
+		n, s := f.GetXAttr(nil, &fuse.InHeader{NodeId: rootNode}, xattrPrefix+compactXAttr, buf)
+		if s.Ok() {
+			if err := json.Unmarshal(buf[:n], &c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return c, s
+	}
+	self := uint32(os.Geteuid())
+	if _, s := ask(); s != fuse.ENOATTR {
+		t.Errorf("before the first one: %v, want ENODATA", s)
+	}
+	for _, tc := range []struct {
+		uid  uint32
+		word string
+		want fuse.Status
+	}{
+		{self + 1, CompactStart, fuse.EPERM},
+		{self, "begin", fuse.EINVAL},
+		{self, CompactStop, fuse.OK},
+		{self, CompactStart, fuse.OK},
+		{self, CompactStart, fuse.Status(unix.EBUSY)},
+		{self + 1, CompactStop, fuse.EPERM},
+	} {
+		if s := set(tc.uid, tc.word); s != tc.want {
+			t.Errorf("%q by user %d: %v, want %v", tc.word, tc.uid, s, tc.want)
+		}
+	}
+	c, _ := ask()
+	for ; c.Done == 0; c, _ = ask() {
+	}
+	if !c.Running || c.Phase != "working" || c.Done != 3 || c.Total != 10 || c.Result != nil {
+		t.Errorf("while it runs: %+v", c)
+	}
+	if s := set(self, CompactStop); !s.Ok() {
+		t.Error(s)
+	}
+	f.compactor.end()
+	if c, _ = ask(); c.Running || c.Result == nil || c.Result.Moved != 3 || c.Error != errStopped.Error() {
+		t.Errorf("after it was stopped: %+v", c)
+	}
+	if s := set(self, CompactStart); s != fuse.Status(unix.EBUSY) {
+		t.Errorf("while the disk is being closed: %v, want EBUSY", s)
+	}
+	d.writable = false
+	if s := newTestFileSystem(t, d, Options{}).SetXAttr(nil, &fuse.SetXAttrIn{}, xattrPrefix+compactXAttr, []byte(CompactStart)); s != fuse.EROFS {
+		t.Errorf("of a read-only mount: %v, want EROFS", s)
+	}
+}
