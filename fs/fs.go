@@ -107,11 +107,7 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		directIO:      o.DirectIO,
 		access:        o.callerAllowed(),
 		failures:      newFailureLog(o.Log),
-<<<<<<< ours
-=======
-		counters:      newCounters(),
 		compactor:     compactor{disk: disk},
->>>>>>> theirs
 	}
 	if o.ReadOnlyOnError {
 		f.failed = newFailedMount(o.MountPoint, o.Flags, o.Log)
