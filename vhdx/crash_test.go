@@ -16,7 +16,8 @@ var crashRounds = flag.Int("crash.rounds", 1, "how many seeds the crash test tri
 const crashStates = 6
 
 // history knows what each sector of a disk may read as after a power cut (rule: one version that was written,
-// at or after the last one that an acknowledged sync covered).
+// at or after the last one that an acknowledged sync covered). The sectors are those that the host's disk writes as a
+// whole: of a disk with sectors of 4096 bytes each is eight.
 type history struct {
 	sector   int64
 	versions map[int64][]version // by sector; the first is what the disk held at the beginning
@@ -29,8 +30,8 @@ type version struct {
 	data []byte
 }
 
-func newHistory(sector int64, disk model) *history {
-	return &history{sector: sector, versions: make(map[int64][]version), disk: model{disk.clone()}}
+func newHistory(disk model) *history {
+	return &history{sector: powercut.SectorSize, versions: make(map[int64][]version), disk: model{disk.clone()}}
 }
 
 // write notes that p is going to be written at off.
@@ -235,7 +236,7 @@ func (ct *crashTest) run(cut int) (powered bool, err error) {
 	for _, p := range c[1:] {
 		files = append(files, p.memFile)
 	}
-	h := newHistory(c[0].sectorSize, ct.disk)
+	h := newHistory(ct.disk)
 	discard := DiscardPunch
 	if ct.noHoles {
 		discard = DiscardAuto
