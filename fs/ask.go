@@ -1,12 +1,15 @@
 package fs
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,7 +30,7 @@ const askVariable = "_VHDXFS_ASK"
 
 // An answer is what such a process writes to its standard output.
 type answer struct {
-	Values map[string]string // by name; those that the mount does not have are missing
+	Values map[string][]byte // by name; those that the mount does not have are missing. A path need not be UTF-8
 	Errno  syscall.Errno     // why there are no values, or 0
 }
 
@@ -44,13 +47,13 @@ func init() {
 
 // getAttributes reads extended attributes of the directory at mountPoint.
 func getAttributes(mountPoint string, names []string) answer {
-	a := answer{Values: make(map[string]string)}
+	a := answer{Values: make(map[string][]byte)}
 	buf := make([]byte, maxXAttrSize)
 	for _, name := range names {
 		n, err := unix.Lgetxattr(mountPoint, xattrPrefix+name, buf)
 		switch {
 		case err == nil:
-			a.Values[name] = string(buf[:n])
+			a.Values[name] = bytes.Clone(buf[:n])
 		case !errors.Is(err, unix.ENODATA):
 			errors.As(err, &a.Errno)
 			return a
@@ -63,6 +66,42 @@ func getAttributes(mountPoint string, names []string) answer {
 // have are missing. The error matches unix.ENOTCONN where the program that served it has died, and ErrNoAnswer where
 // it hangs.
 func Attributes(mountPoint string, names ...string) (map[string]string, error) {
+	values, err := ask(nil, mountPoint, names)
+	if errors.Is(err, unix.EACCES) && unix.Geteuid() == 0 {
+		// An ordinary user's mount is closed to root, but not to that user.
+		if owner := ownerOf(mountPoint); owner != nil {
+			return ask(owner, mountPoint, names)
+		}
+	}
+	return values, err
+}
+
+// ownerOf returns who has made the FUSE mount at mountPoint, and nil where that is not known.
+func ownerOf(mountPoint string) *syscall.Credential {
+	m, err := MountAt(mountPoint)
+	if err != nil || m == nil {
+		return nil
+	}
+	var c syscall.Credential
+	for word := range strings.SplitSeq(m.VFSOptions, ",") {
+		name, value, _ := strings.Cut(word, "=")
+		id, err := strconv.ParseUint(value, 10, 32)
+		switch {
+		case err != nil:
+		case name == "user_id":
+			c.Uid = uint32(id)
+		case name == "group_id":
+			c.Gid = uint32(id)
+		}
+	}
+	if c.Uid == 0 {
+		return nil
+	}
+	return &c
+}
+
+// ask is Attributes as another user, or as who this process is.
+func ask(as *syscall.Credential, mountPoint string, names []string) (map[string]string, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -73,6 +112,7 @@ func Attributes(mountPoint string, names ...string) (map[string]string, error) {
 	cmd.Env = []string{askVariable + "=1"}
 	cmd.Dir = "/" // or it would keep another file system from being unmounted, as long as it hangs
 	cmd.Stdout = w
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
@@ -102,7 +142,11 @@ func Attributes(mountPoint string, names ...string) (map[string]string, error) {
 	case a.Errno != 0:
 		return nil, &os.PathError{Op: "getxattr", Path: mountPoint, Err: a.Errno}
 	}
-	return a.Values, nil
+	values := make(map[string]string, len(a.Values))
+	for name, v := range a.Values {
+		values[name] = string(v)
+	}
+	return values, nil
 }
 
 // Attribute returns one attribute, as Attributes does. For one that is not there the error is unix.ENODATA.

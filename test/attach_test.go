@@ -370,6 +370,34 @@ func TestAttachInterrupted(t *testing.T) {
 	checkNothingLeft(t, img, dirs, before)
 }
 
+// Where nobody can be told of the device, there is none.
+func TestAttachUnheard(t *testing.T) {
+	requireLoop(t)
+	img := create(t, "64MiB")
+	dirs, before := runDirs(t), sha256File(t, img)
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	closed, pipe, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	closed.Close()
+	for stdout, want := range map[*os.File]string{full: "no space left on device", pipe: "broken pipe"} {
+		var stderr bytes.Buffer
+		cmd := exec.Command(program.path(t), "attach", img)
+		cmd.Stdout, cmd.Stderr, cmd.WaitDelay = stdout, &stderr, patience
+		cmd.Run()
+		if status := cmd.ProcessState.ExitCode(); status != 32 || !strings.Contains(stderr.String(), want) {
+			t.Errorf("%s: status %d, %q; want 32", want, status, stderr.String())
+		}
+		checkNothingLeft(t, img, dirs, before)
+	}
+}
+
 // A mount is found by each of its names, and a name that fits several is refused.
 func TestDetachNames(t *testing.T) {
 	img := create(t, "64MiB")
@@ -385,6 +413,20 @@ func TestDetachNames(t *testing.T) {
 		l := attachImage(t, img)
 		mustVhdxfs(t, "detach", name(l))
 		checkDetached(t, l)
+	}
+
+	// A name need not be text.
+	odd := filepath.Join(t.TempDir(), "\xff\n.vhdx")
+	if err := os.Rename(img, odd); err != nil {
+		t.Fatal(err)
+	}
+	mustVhdxfs(t, "attach", odd)
+	if text := mustVhdxfs(t, "list"); !strings.Contains(text, `\xff\n.vhdx" on `) {
+		t.Errorf("list: %s; want the name in quotes", text)
+	}
+	mustVhdxfs(t, "detach", odd)
+	if err := os.Rename(odd, img); err != nil {
+		t.Fatal(err)
 	}
 
 	// A mount that was made by hand, and has no device.

@@ -83,6 +83,8 @@ var badRows = []row{
 	{"wrong usage", func(t *testing.T, p *place) {
 		p.bad(t, 1, "MOUNTPOINT is missing", "mount.vhdx", p.img)
 		p.bad(t, 1, "one argument too many", "mount.vhdx", p.img, p.dir, "more")
+		p.bad(t, 1, "MOUNTPOINT is empty", "mount.vhdx", p.img, "")
+		p.bad(t, 1, "IMAGE is empty", "mount.vhdx", "", p.dir)
 		p.bad(t, 1, "unknown shorthand flag: 'q'", "mount.vhdx", p.img, p.dir, "-q")
 		p.bad(t, 1, `option commit=often: it is a number of seconds`, "mount", "-t", "vhdx", "-o", "commit=often", p.img, p.dir)
 		p.bad(t, 1, "option replay=memory needs ro", "mount", "-t", "vhdx", "-o", "replay=memory", p.img, p.dir)
@@ -164,6 +166,14 @@ var userRows = []row{
 		p.run(t, 0, "", asNobody("umount", p.dir)...)
 		p.unmounted(t)
 		checkClean(t, p.img)
+	}},
+	{"root unmounts a user's mount, and waits as well", func(t *testing.T, p *place) {
+		p.forNobody(t)
+		p.run(t, 0, "", asNobody("mount", "-t", "vhdx", p.img, p.dir)...)
+		pids := p.daemons()
+		r := p.run(t, 0, "", "umount", p.dir)
+		p.that(t, "not a word", meaningful(r.stderr), r.stderr == "" && len(pids) == 1)
+		p.ended(t, pids[0])
 	}},
 	{"without such a line", func(t *testing.T, p *place) {
 		p.forNobody(t)

@@ -201,6 +201,14 @@ var fstabRows = []row{
 		n := len(p.daemons())
 		p.that(t, "one process", fmt.Sprint(n, " processes"), n == 1)
 	}},
+	{"mount -a, twice at the same time", func(t *testing.T, p *place) {
+		p.write(t, "%s %s vhdx nofail 0 0", p.img, p.dir)
+		for range 5 {
+			p.run(t, 0, "", "sh", "-c", "mount -a 2>/dev/null & mount -a 2>/dev/null; wait; mountpoint -q "+p.dir)
+			p.mounted(t, "rw")
+			p.eventually(t, "the end of the other", 0, "umount", p.dir)
+		}
+	}},
 	{"mount -a -T, and a link to the image", func(t *testing.T, p *place) {
 		link := p.img + ".link"
 		if err := os.Symlink(p.img, link); err != nil {

@@ -55,6 +55,8 @@ func optionRows() []row {
 			p.that(t, "then it is gone", fmt.Sprint(err), os.IsNotExist(err))
 			p.run(t, 32, "option pidfile", "mount", "-t", "vhdx", "-o", "pidfile=/none/pid", p.img, p.dir)
 			p.unmounted(t)
+			p.bad(t, 1, "there is no pid", "unshare", "--mount", "sh", "-c", `mount -t tmpfs -o size=4k full /mnt && echo full >/mnt/full
+mount -t vhdx -o pidfile=/mnt/pid "$@"; echo "$?, and there is $(ls /mnt/pid 2>/dev/null || echo no pid)"; exit 1`, "sh", p.img, p.dir)
 		}},
 		{"log=FILE", func(t *testing.T, p *place) {
 			file := filepath.Join(t.TempDir(), "log")

@@ -135,6 +135,19 @@ var processRows = []row{
 		p.that(t, "the log tells", meaningful(lastLine(said)), bytes.Contains(said, []byte("was cut, as by umount -f")))
 		p.mount(t)
 	}},
+	{"killed before it could report", func(t *testing.T, p *place) {
+		pipe := filepath.Join(t.TempDir(), "pipe") // it waits there for a reader, having mounted
+		if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := p.start(t, "mount", "-t", "vhdx", "-o", "pidfile="+pipe, p.img, p.dir)
+		eventually(t, "the mount", func() bool { _, n := p.mountAt(p.dir); return n == 1 })
+		p.killServer(t)
+		cmd.Wait()
+		status := cmd.ProcessState.ExitCode()
+		p.that(t, "a failure", fmt.Sprint("status ", status), status == 2)
+		p.unmounted(t)
+	}},
 	{"a terminal that closes", func(t *testing.T, p *place) {
 		requireTools(t, "script")
 		// The terminal of script(1) ends with the shell in it.

@@ -62,7 +62,7 @@ The device passes by the page cache of disk.raw (losetup --direct-io=on), which 
 // imageAndMountPoint wants one argument or two.
 func imageAndMountPoint(cmd *cobra.Command, args []string) error {
 	if len(args) == 2 {
-		return nil
+		return exactArgs("IMAGE", "MOUNTPOINT")(cmd, args)
 	}
 	return exactArgs("IMAGE")(cmd, args)
 }
@@ -85,23 +85,26 @@ func (a *attachCommand) run(cmd *cobra.Command, args []string) error {
 	// A signal must not end this process with half of the work done.
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	m, err := a.attach(ctx, o, args, cmd.OutOrStdout(), cmd.ErrOrStderr())
+	signal.Ignore(syscall.SIGPIPE)
+	err = a.attach(ctx, o, args, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	if ctx.Err() != nil {
 		return &statusError{statusInterrupted, errors.Join(errors.New("interrupted"), err)}
 	}
-	if err != nil {
-		return mountError(err)
-	}
-	if a.json {
-		return writeJSON(cmd.OutOrStdout(), m)
-	}
-	return printDevices(cmd.OutOrStdout(), m.Devices)
+	return mountError(err)
 }
 
-func (a *attachCommand) attach(ctx context.Context, o *options, args []string, stdout, stderr io.Writer) (m *activeMount, err error) {
+// print writes what was attached.
+func (a *attachCommand) print(out io.Writer, m *activeMount) error {
+	if a.json {
+		return writeJSON(out, m)
+	}
+	return printDevices(out, m.Devices)
+}
+
+func (a *attachCommand) attach(ctx context.Context, o *options, args []string, stdout, stderr io.Writer) (err error) {
 	image, err := absPath(args[0])
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var undo undoList
 	defer func() {
@@ -109,7 +112,7 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 			err = ctx.Err()
 		}
 		if err != nil {
-			m, err = nil, errors.Join(err, undo.run())
+			err = errors.Join(err, undo.run())
 		}
 	}()
 	var dir string
@@ -119,38 +122,39 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 		undo.add(func() error { return os.Remove(dir) })
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := startBackground(a.mountArgs(image, dir), !o.readOnly, stdout, stderr); err != nil {
-		return nil, err
+	if err := startBackground(a.mountArgs(image, dir), dir, !o.readOnly, stdout, stderr); err != nil {
+		return err
 	}
 	if dir, err = mount.ResolveMountPoint(dir); err != nil {
-		return nil, err
+		return err
 	}
 	undo.add(func() error {
 		u := umountCommand{name: "vhdxfs attach", patience: releasePatience}
 		return u.unmount(dir, io.Discard, stderr)
 	})
-	if m, err = mountedNow(dir); err != nil {
-		return nil, err
+	m, err := mountedNow(dir)
+	if err != nil {
+		return err
 	}
 	sector, err := mount.Attribute(dir, "logical_sector_size")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	how := loop.Options{ReadOnly: m.Mode == "ro"}
 	if how.SectorSize, err = strconv.ParseInt(sector, 10, 64); err != nil {
-		return nil, fmt.Errorf("sector size of %s: %w", image, err)
+		return fmt.Errorf("sector size of %s: %w", image, err)
 	}
 	// Whatever is attached to a file that was not there before is ours, also where losetup was interrupted.
 	disk := m.disk()
 	undo.add(func() error { return detachAll(disk) })
 	device, err := loop.Attach(ctx, disk, how)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	m.Devices = append(m.Devices, *device)
-	return m, nil
+	return a.print(stdout, m) // who does not learn of the device has no use for it
 }
 
 // mountArgs are the arguments with which the program mounts the image for this command.

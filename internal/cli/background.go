@@ -12,6 +12,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	mount "vhdxfs/fs"
 )
 
 // readyVariable is the environment variable by which the process in the background learns that it is one:
@@ -25,12 +27,12 @@ const noSyslog = "there is no syslog here, so what happens to this mount is logg
 const firstInherited = 3
 
 // startBackground starts the program again with the same arguments, and returns when the mount is there, or
-// with the status of the process that failed to make it, which has told the reason. With flush, the new process
-// is one that the kernel knows to write what memory is waiting for.
+// with the status of the process that failed to make it, which has told the reason. Of one that was killed, no mount
+// is left at mountPoint. With flush, the new process is one that the kernel knows to write what memory is waiting for.
 //
 // The process stays in the caller's process group and session until it has mounted. An automounter depends
 // on it: it lets through to the mount point only the group of the program that it has called.
-func startBackground(args []string, flush bool, stdout, stderr io.Writer) error {
+func startBackground(args []string, mountPoint string, flush bool, stdout, stderr io.Writer) error {
 	program, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot go to the background: %w; use -f", err)
@@ -71,6 +73,8 @@ func startBackground(args []string, flush bool, stdout, stderr io.Writer) error 
 	case errors.As(err, &exit) && exit.Exited():
 		return &statusError{exit.ExitCode(), nil}
 	}
+	left := mount.Options{MountPoint: mountPoint, NonEmpty: true, Log: logrus.StandardLogger()}
+	_ = left.CheckMountPoint() // which takes a dead mount away; all else does not matter any more
 	return fmt.Errorf("the process in the background ended: %w", err)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -112,6 +113,10 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 			return usageError("%s is missing; usage: %s", names[len(args)], cmd.UseLine())
 		case len(args) > len(names):
 			return usageError("%q is one argument too many; usage: %s", args[len(names)], cmd.UseLine())
+		}
+		// Of a variable that is not set, in a script, say. As a path it would be the working directory.
+		if i := slices.Index(args, ""); i >= 0 {
+			return usageError("%s is empty; usage: %s", names[i], cmd.UseLine())
 		}
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,7 +45,10 @@ func detach(m *activeMount, stderr io.Writer) error {
 	case stateNotAnswered:
 		return fmt.Errorf("%s: %w, so nothing can be taken from it without harm; wait, or end it", m.MountPoint, mount.ErrNoAnswer)
 	case stateUnknown:
-		return fmt.Errorf("%s belongs to another user, who has to detach it", m.MountPoint)
+		if errors.Is(m.reason, fs.ErrPermission) {
+			return fmt.Errorf("%s: %w: it belongs to another user, who has to detach it", m.MountPoint, fs.ErrPermission)
+		}
+		return m.reason
 	}
 	if err := waitUnused(m.Devices); err != nil {
 		return err

@@ -61,10 +61,14 @@ func writePIDFile(o *options) error {
 	if o.pidFile == "" {
 		return nil
 	}
-	if err := os.WriteFile(o.pidFile, fmt.Appendln(nil, os.Getpid()), 0o644); err != nil {
-		return fmt.Errorf("option pidfile: %w", err)
+	err := os.WriteFile(o.pidFile, fmt.Appendln(nil, os.Getpid()), 0o644)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT): // it is there, and empty
+		err = errors.Join(err, os.Remove(o.pidFile))
 	}
-	return nil
+	return fmt.Errorf("option pidfile: %w", err)
 }
 
 func removePIDFile(o *options, log *logrus.Logger) {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
@@ -24,7 +25,7 @@ const (
 	stateDead        = "dead"          // its program has ended and left it behind
 	stateNotAnswered = "not answering" // its program hangs, or is stopped
 	stateHidden      = "hidden"        // another mount lies on top of it
-	stateUnknown     = "unknown"       // this user may not ask
+	stateUnknown     = "unknown"       // it could not be asked; mostly, this user may not
 )
 
 // An activeMount is a mount as list shows it, and attach.
@@ -32,6 +33,7 @@ type activeMount struct {
 	Image      string        `json:"image"` // as the mount itself says, or else the mount table
 	MountPoint string        `json:"mount_point"`
 	State      string        `json:"state"`
+	reason     error         // of stateUnknown
 	PID        int           `json:"pid,omitempty"` // 0 where it is not known here
 	Mode       string        `json:"mode"`          // rw or ro
 	Devices    []loop.Device `json:"devices"`
@@ -115,7 +117,7 @@ func describeMount(m *mountinfo.Info) (*activeMount, error) {
 	case errors.Is(err, mount.ErrNoAnswer):
 		d.State = stateNotAnswered
 	default:
-		d.State = stateUnknown
+		d.State, d.reason = stateUnknown, err
 	}
 	devices, err := loop.On(d.disk())
 	if err != nil {
@@ -158,7 +160,7 @@ func writeDevice(b *strings.Builder, path string, size int64, uses []string) {
 
 // printable returns s as it is, or in quotes where it has something else in it than what can be printed.
 func printable(s string) string {
-	if strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
 		return strconv.Quote(s)
 	}
 	return s

@@ -64,7 +64,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	switch {
 	case ready != nil: // startBackground has made it what it has to be
 	case !m.foreground && !o.foreground && !inContainer():
-		err := startBackground(m.args, !o.readOnly, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		err := startBackground(m.args, args[1], !o.readOnly, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		if err == nil && m.verbose {
 			fmt.Fprintf(cmd.OutOrStdout(), "%s mounted on %s\n", args[0], args[1])
 		}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -22,7 +24,7 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	if io.AnyParent {
 		log.Warnf("whether the parents of %s are those of its disk is not checked", o.mount.Image)
 	}
-	im, err := vhdx.Open(o.mount.Image, io)
+	im, err := openUnlocked(o.mount.Image, io)
 	var broken *vhdx.FormatError
 	switch {
 	case err == nil:
@@ -46,6 +48,26 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	}
 	log.WithError(err).Warnf("%s is mounted read-only", o.mount.Image)
 	return im, nil
+}
+
+// Two programs that lock an image at the same moment may each find the other and both give up, as when mount -a runs
+// twice. So it is tried again, after times that are not the same for both.
+const (
+	lockTries = 3
+	lockPause = 100 * time.Millisecond // at the most
+)
+
+// openUnlocked opens an image that nobody else keeps locked.
+func openUnlocked(path string, io vhdx.Options) (im *vhdx.Image, err error) {
+	for try := range lockTries {
+		if try > 0 {
+			time.Sleep(rand.N(lockPause))
+		}
+		if im, err = vhdx.Open(path, io); !errors.Is(err, vhdx.ErrLocked) {
+			break
+		}
+	}
+	return im, err
 }
 
 // mayNotRead says what to do where it is the permission that is missing.

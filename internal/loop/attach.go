@@ -137,6 +137,8 @@ func claim(d *Device) error {
 		switch {
 		case errors.Is(err, unix.EBUSY):
 			return fmt.Errorf("%s is %w: mounted in another namespace, or part of another device", path, ErrInUse)
+		case errors.Is(err, unix.EACCES):
+			return fmt.Errorf("no right to detach %s: %w; that is for root", path, err)
 		case err == nil:
 			unix.Close(fd)
 		}
