@@ -160,7 +160,7 @@ func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([]
 	if paths[keyAbsolutePath] == "" && !strings.ContainsAny(parent, `\:`) && utf8.ValidString(parent) {
 		paths[keyAbsolutePath] = win32Prefix + `C:` + backslashes(parent)
 	}
-	keys := [][2]string{{keyLinkage, "{" + dataWrite.String() + "}"}}
+	keys := [][2]string{{keyLinkage, linkageText(dataWrite)}}
 	for _, k := range pathKeys {
 		if v := paths[k]; v != "" {
 			keys = append(keys, [2]string{k, v})

@@ -162,6 +162,7 @@ func (l *layer) allocated() int64 {
 type opener struct {
 	Options
 	cache   *cache.Cache
+	writing int      // how many layers, from the top down, are opened for writing
 	collect bool     // broken rules are collected, not errors; see layer.report
 	chain   []*layer // opened so far, the image itself first
 	tries   int      // files opened as parents, the right ones and others
@@ -171,16 +172,24 @@ func newOpener(o Options) *opener {
 	if o.CacheSize == 0 {
 		o.CacheSize = DefaultCacheSize
 	}
-	return &opener{Options: o, cache: cache.New(o.CacheSize)}
+	op := &opener{Options: o, cache: cache.New(o.CacheSize)}
+	if o.Writable {
+		op.writing = 1
+	}
+	return op
+}
+
+// openNext opens and locks the file at path as the next layer of the chain.
+func (o *opener) openNext(path string) (*layer, error) {
+	if len(o.chain) < o.writing {
+		return o.openLayer(path, os.O_RDWR, exclusiveLock)
+	}
+	return o.openLayer(path, os.O_RDONLY, sharedLock)
 }
 
 // open opens the image at path and its parents. It leaves nothing open when it fails.
 func (o *opener) open(path string) (*layer, error) {
-	flags, kind := os.O_RDONLY, sharedLock
-	if o.Writable {
-		flags, kind = os.O_RDWR, exclusiveLock
-	}
-	l, err := o.openLayer(path, flags, kind)
+	l, err := o.openNext(path)
 	if err != nil {
 		return nil, err
 	}

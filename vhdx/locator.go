@@ -113,6 +113,9 @@ func parseLinkage(s string) (uuid.UUID, error) {
 	return uuid.Parse(s)
 }
 
+// linkageText is how a GUID stands in a parent locator.
+func linkageText(g uuid.UUID) string { return "{" + g.String() + "}" }
+
 // encodeParentLocator lays out the keys and values, in the order given.
 func encodeParentLocator(entries [][2]string) []byte {
 	b := make([]byte, locatorHeaderSize+len(entries)*locatorEntrySize)

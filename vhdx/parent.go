@@ -130,7 +130,7 @@ func (o *opener) tryParent(l *layer, path string) error {
 	if o.tries++; o.tries > maxTries {
 		return noParent(ondisk.R65, fmt.Errorf("%d files were tried as parents already", maxTries))
 	}
-	p, err := o.openLayer(path, os.O_RDONLY, sharedLock)
+	p, err := o.openNext(path)
 	var why *notParentError
 	switch {
 	case errors.As(err, &why):

@@ -48,9 +48,7 @@ func Create(path string, replace bool) (*File, error) {
 	default:
 		mode, there = st.Mode().Perm(), true
 	}
-	dir, base := filepath.Split(path)
-	base = base[:min(len(base), maxBase)]
-	name := filepath.Join(dir, fmt.Sprintf(".%s.%s.part", base, rand.Text()[:8]))
+	name := TempName(path)
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return nil, err
@@ -62,6 +60,13 @@ func Create(path string, replace bool) (*File, error) {
 		return nil, errors.Join(err, f.Close(), os.Remove(name))
 	}
 	return &File{File: f, path: path, replace: replace}, nil
+}
+
+// TempName returns a name that no file has yet, in the folder of path.
+func TempName(path string) string {
+	dir, base := filepath.Split(path)
+	base = base[:min(len(base), maxBase)]
+	return filepath.Join(dir, fmt.Sprintf(".%s.%s.part", base, rand.Text()[:8]))
 }
 
 // An existsError says that something is at a path already. It matches fs.ErrExist.
@@ -89,7 +94,7 @@ func (f *File) Commit() error {
 		return errors.Join(err, f.remove())
 	}
 	f.done = true
-	return errors.Join(f.Close(), syncDir(filepath.Dir(f.path)))
+	return errors.Join(f.Close(), SyncDir(filepath.Dir(f.path)))
 }
 
 // Discard closes and removes the file. After Commit it does nothing.
@@ -126,8 +131,8 @@ func (f *File) rename() error {
 	return nil
 }
 
-// syncDir makes the names in a folder durable, where its file system lets it.
-func syncDir(dir string) error {
+// SyncDir makes the names in a folder durable, where its file system lets it.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -1,0 +1,311 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/internal/newfile"
+)
+
+// MergeOptions says how to merge. The functions may be nil.
+type MergeOptions struct {
+	Open     Options                        // Parents, ParentDirs, CacheSize and Lock count
+	Into     string                         // the image to merge into; "" is the parent
+	Delete   bool                           // remove what was merged
+	KeepName bool                           // the result takes the name of the image, whose file is gone then
+	Phase    func(name string, total int64) // begins to merge one image, which holds so many bytes of data
+	Progress func(n int64)                  // n more of them are done
+}
+
+// A MergeResult says what Merge did. Sizes are in bytes.
+type MergeResult struct {
+	Merged []string `json:"merged"`     // the images that are not needed any more, the nearest to the result first
+	Into   string   `json:"into"`       // the image that they were merged into
+	Path   string   `json:"path"`       // where it is now
+	Data   int64    `json:"data_bytes"` // written to it
+	Zero   int64    `json:"zero_bytes"` // made zero in it
+}
+
+// mergePiece is how many bytes are copied at once.
+const mergePiece = 4 * mib
+
+// Merge writes what the differencing image at path holds into an image that it is based on, its parent or one further
+// down, which then reads as the image did. Images between the two are merged one after the other, the lowest first.
+// All of them are locked against every other program, the parents below against writers.
+//
+// A cut, an error, or the end of ctx leaves every image of the chain that was not merged yet reading as before, and
+// Merge can be run again. For one image and its parent, which go by C and P here, this is so because the bytes of P
+// that change are just those that C hides, and because C accepts P at any moment by its DataWriteGuid:
+//
+//  1. C gets P's DataWriteGuid as its parent_linkage, and a new one as its parent_linkage2 (MS-VHDX 2.6.2.6.3),
+//     durably: one entry of the log.
+//  2. P gets the new DataWriteGuid, durably: one update of the headers. Other children of P do not accept it any
+//     more, and rightly so.
+//  3. What C holds is written to P, and P is made clean.
+//  4. C gets the DataWriteGuid that P has as its parent_linkage, and its own one as its parent_linkage2, durably.
+//  5. P gets the DataWriteGuid of C, durably. It holds the same disk with the same data, so that children of C may
+//     take P as their parent from here on.
+//  6. C loses its parent_linkage2. It still reads as before, through P, until it is removed.
+//
+// Run again after a cut, all of this is done again, from whatever DataWriteGuid P has. Where a run of images is merged,
+// the one above C then names P as its parent, whose DataWriteGuid it knows from C; also one entry of the log.
+func Merge(ctx context.Context, path string, o MergeOptions) (_ *MergeResult, err error) {
+	if o.Phase == nil {
+		o.Phase = func(string, int64) {}
+	}
+	if o.Progress == nil {
+		o.Progress = func(int64) {}
+	}
+	// Nothing in the background: what is done, and when, is said above.
+	o.Open.Commit, o.Open.IdleClean, o.Open.AnyParent, o.Open.DetectZeroes = 0, 0, false, true
+	layers, err := planMerge(path, o)
+	if err != nil {
+		return nil, err
+	}
+	run, closeFiles, err := openRun(path, o.Open, len(layers))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeFiles()) }()
+	if err := checkRun(run, layers); err != nil {
+		return nil, err
+	}
+	m := &merge{MergeOptions: o, ctx: ctx, run: run}
+	if err := m.do(); err != nil {
+		return nil, err
+	}
+	return &m.result, nil
+}
+
+// planMerge returns the paths of the images that take part, from the one at path down to the result. It looks at
+// everything that can be known before something is changed.
+func planMerge(path string, o MergeOptions) (layers []string, err error) {
+	o.Open.Writable = false
+	im, err := Open(path, o.Open)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, im.Close()) }()
+	if im.top.parent == nil {
+		return nil, optionsError{fmt.Errorf("%s is no differencing image; there is nothing to merge it into", path)}
+	}
+	depth := 1
+	if o.Into != "" {
+		if depth, err = im.depthOf(o.Into); err != nil {
+			return nil, err
+		}
+	}
+	child := im.top
+	for l, i := child, 0; i <= depth; l, i = l.parent, i+1 {
+		f, err := openFile(l.path, os.O_RDWR)
+		if err != nil {
+			return nil, fmt.Errorf("all images that take part in a merge are changed: %w", err)
+		}
+		_ = f.Close() // nothing was written
+		if l.geo.diskSize != child.geo.diskSize {
+			return nil, optionsError{fmt.Errorf("the disk of %s has %d bytes, that of %s %d; flatten makes a new image of both",
+				child.path, child.geo.diskSize, l.path, l.geo.diskSize)}
+		}
+		if l.headers.header().DataWriteGUID == uuid.Nil {
+			return nil, fmt.Errorf("%s has no DataWriteGuid by which it could be known; flatten makes a new image", l.path)
+		}
+		layers = append(layers, l.path)
+	}
+	result := layers[depth]
+	if o.KeepName && filepath.Dir(realPath(result)) != filepath.Dir(realPath(path)) {
+		return nil, optionsError{fmt.Errorf("%s cannot take the name of %s, which is in another folder", result, path)}
+	}
+	return layers, nil
+}
+
+// depthOf returns how far below the image the file at path is in its chain.
+func (im *Image) depthOf(path string) (int, error) {
+	f, err := openFile(path, os.O_RDONLY)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for l, depth := im.top.parent, 1; l != nil; l, depth = l.parent, depth+1 {
+		if sameFile(l.file, f) {
+			return depth, nil
+		}
+	}
+	return 0, optionsError{fmt.Errorf("%s is no parent of %s", path, im.top.path)}
+}
+
+// checkRun makes sure that the images are those of the plan: they were not locked meanwhile.
+func checkRun(run []*Image, layers []string) error {
+	for i, im := range run {
+		if im.top.path != layers[i] || im.Size() != run[0].Size() {
+			return fmt.Errorf("%s: the chain was changed at this moment; try it again", layers[0])
+		}
+	}
+	if len(run) != len(layers) {
+		return fmt.Errorf("%s: the chain was changed at this moment; try it again", layers[0])
+	}
+	return nil
+}
+
+// A merge is one call of Merge.
+type merge struct {
+	MergeOptions
+	ctx    context.Context
+	run    []*Image // the child first, the result last
+	result MergeResult
+}
+
+func (m *merge) do() error {
+	last := len(m.run) - 1
+	into := m.run[last]
+	m.result.Into, m.result.Path = into.top.path, into.top.path
+	for i := last - 1; i >= 0; i-- {
+		child := m.run[i]
+		if err := m.push(child, into); err != nil {
+			return fmt.Errorf("merge %s into %s: %w", child.top.path, into.top.path, err)
+		}
+		m.result.Merged = append(m.result.Merged, child.top.path)
+		if i > 0 {
+			if err := m.skip(m.run[i-1], child, into); err != nil {
+				return fmt.Errorf("make %s the parent of %s: %w", into.top.path, m.run[i-1].top.path, err)
+			}
+		}
+	}
+	return m.tidy()
+}
+
+// push merges child into its parent; the steps are those that Merge tells of.
+func (m *merge) push(child, parent *Image) error {
+	own := child.top.headers.header().DataWriteGUID
+	if err := handOver(child, parent, uuid.New()); err != nil {
+		return err
+	}
+	if err := m.copyDown(child, parent); err != nil {
+		return err
+	}
+	if err := parent.Clean(); err != nil {
+		return err
+	}
+	if err := handOver(child, parent, own); err != nil {
+		return err
+	}
+	return child.writer.expectParent(own, uuid.Nil)
+}
+
+// handOver gives the parent another DataWriteGuid, which the child knows before.
+func handOver(child, parent *Image, coming uuid.UUID) error {
+	if err := child.writer.expectParent(parent.top.headers.header().DataWriteGUID, coming); err != nil {
+		return err
+	}
+	return parent.writer.setDataWrite(coming)
+}
+
+// skip makes into the parent of above instead of between, which was merged into it.
+func (m *merge) skip(above, between, into *Image) error {
+	// On Windows they are in the places that the image between knows.
+	var further []string
+	for _, key := range []string{keyVolumePath, keyAbsolutePath} {
+		if p := between.top.meta.locator.values[key]; p != "" {
+			if _, _, err := windowsPath(p); err == nil {
+				further = append(further, p)
+			}
+		}
+	}
+	keys, err := parentKeys(above.top.path, into.top.path, further, into.top.headers.header().DataWriteGUID)
+	if err != nil {
+		return err
+	}
+	if err := above.writer.linkParent(keys); err != nil {
+		return err
+	}
+	above.top.parent = into.top
+	return nil
+}
+
+// copyDown writes to parent what child holds.
+func (m *merge) copyDown(child, parent *Image) error {
+	total := int64(0)
+	err := m.eachHeld(child, mergePiece, func(e Extent) error {
+		if e.File != nil {
+			total += e.Len
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	m.Phase("merge "+filepath.Base(child.top.path), total)
+	buf := make([]byte, mergePiece)
+	return m.eachHeld(child, mergePiece, func(e Extent) error {
+		if e.File == nil {
+			m.result.Zero += e.Len
+			return parent.Zero(e.DiskOff, e.Len)
+		}
+		p := buf[:e.Len]
+		if err := e.Read(p); err != nil {
+			return err
+		}
+		if _, err := parent.WriteAt(p, e.DiskOff); err != nil {
+			return err
+		}
+		m.result.Data += e.Len
+		m.Progress(e.Len)
+		return nil
+	})
+}
+
+// eachHeld calls do for every piece of the disk that im itself holds, as data or as zeros that hide its parent: data
+// in pieces that end at multiples of piece at the latest.
+func (m *merge) eachHeld(im *Image, piece int64, do func(Extent) error) error {
+	for off := int64(0); off < im.Size(); {
+		if err := context.Cause(m.ctx); err != nil {
+			return err
+		}
+		e, err := im.Extent(off)
+		if err != nil {
+			return err
+		}
+		if e.File != nil {
+			e.Len = min(e.Len, piece-off%piece)
+		}
+		off = e.End()
+		if e.Layer > 0 {
+			continue
+		}
+		if err := do(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tidy removes and renames files as the options want it. The images are clean and their locks are held.
+func (m *merge) tidy() error {
+	last := len(m.run) - 1
+	for i, im := range m.run[:last] {
+		if err := im.Clean(); err != nil {
+			return err
+		}
+		if m.Delete && !(i == 0 && m.KeepName) {
+			if err := os.Remove(realPath(im.top.path)); err != nil {
+				return fmt.Errorf("the merge is done, but: %w", err)
+			}
+		}
+	}
+	if !m.KeepName {
+		return nil
+	}
+	if err := m.run[last].Clean(); err != nil {
+		return err
+	}
+	name := realPath(m.run[0].top.path)
+	if err := os.Rename(realPath(m.run[last].top.path), name); err != nil {
+		return fmt.Errorf("the merge is done, but: %w", err)
+	}
+	m.result.Path = m.run[0].top.path
+	return newfile.SyncDir(filepath.Dir(name))
+}

@@ -1,0 +1,332 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/internal/ondisk"
+	"vhdxfs/test/powercut"
+)
+
+// A circuit is the power of several files: they lose it at one moment.
+type circuit struct {
+	mu       sync.Mutex
+	ops, cut int
+}
+
+// step counts an operation, and reports whether there is power before and after it.
+func (c *circuit) step() (before, after bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ops++
+	return c.cut == 0 || c.ops <= c.cut, c.cut == 0 || c.ops < c.cut
+}
+
+func (c *circuit) powered() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cut == 0 || c.ops < c.cut
+}
+
+// A wiredFile is a file on a circuit.
+type wiredFile struct {
+	*powercut.Disk
+	c *circuit
+}
+
+func (f wiredFile) do(op func() error) error {
+	before, after := f.c.step()
+	switch {
+	case !before:
+		return powercut.ErrCut
+	case !after:
+		f.CutAt(f.Ops() + 1)
+	}
+	return op()
+}
+
+func (f wiredFile) WriteAt(p []byte, off int64) (n int, err error) {
+	err = f.do(func() error { n, err = f.Disk.WriteAt(p, off); return err })
+	return n, err
+}
+func (f wiredFile) Truncate(n int64) error { return f.do(func() error { return f.Disk.Truncate(n) }) }
+func (f wiredFile) Sync() error            { return f.do(f.Disk.Sync) }
+func (f wiredFile) PunchHole(off, n int64) error {
+	return f.do(func() error { return f.Disk.PunchHole(off, n) })
+}
+
+// A folder is a chain of images, by name; the first is the child of all.
+type folder struct {
+	names []string
+	files map[string]File
+}
+
+// layer loads the named image and its parents, as the images name them. It fails where one is not accepted.
+func (f folder) layer(op *opener, name string) (*layer, error) {
+	l := op.newLayer(f.files[name], "/folder/"+name)
+	if err := l.load(); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if !l.geo.hasParent {
+		return l, nil
+	}
+	parent := path.Base(strings.ReplaceAll(l.meta.locator.values[keyRelativePath], `\`, "/"))
+	p, err := f.layer(op, parent)
+	if err != nil {
+		return nil, err
+	}
+	if err := op.checkParent(l, f.fresh(op, parent)); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	l.parent = p
+	return l, nil
+}
+
+// fresh returns a layer that was not loaded yet.
+func (f folder) fresh(op *opener, name string) *layer { return op.newLayer(f.files[name], name) }
+
+func (f folder) open(name string) (*Image, error) {
+	l, err := f.layer(newOpener(Options{}), name)
+	if err != nil {
+		return nil, err
+	}
+	return &Image{top: l, close: l.close}, nil
+}
+
+// merge merges the first image into the last. Where the first one's parent is the last by now, that is all there is.
+func (f folder) merge() error {
+	op := newOpener(Options{DetectZeroes: true})
+	top, err := f.layer(op, f.names[0])
+	if err != nil {
+		return err
+	}
+	depth := 0
+	for l := top; path.Base(l.path) != f.names[len(f.names)-1]; l = l.parent {
+		depth++
+	}
+	run, closeAll, err := runOf(op, top, depth+1)
+	if err != nil {
+		return err
+	}
+	m := &merge{MergeOptions: MergeOptions{Phase: func(string, int64) {}, Progress: func(int64) {}}, ctx: context.Background(), run: run}
+	return errors.Join(m.do(), closeAll())
+}
+
+// A mergeTest merges a chain with the power cut, and looks at what is left.
+type mergeTest struct {
+	chain    chain
+	models   []model // what each image of the chain reads as before
+	dropSync string
+	each     int // states to look at for each cut
+	states   int // looked at so far
+}
+
+func newMergeTest(c chain) *mergeTest {
+	mt := &mergeTest{chain: c, each: 3}
+	for i := range c {
+		mt.models = append(mt.models, newModel(c[i:]))
+	}
+	return mt
+}
+
+// run cuts the power at the given operation, and runs the merge again from the first of the states that it looks at. It
+// reports whether the merge was done by then.
+func (mt *mergeTest) run(cut int) (done bool, err error) {
+	c := &circuit{cut: cut}
+	f := folder{files: map[string]File{}}
+	disks := map[string]*powercut.Disk{}
+	for i, im := range mt.chain {
+		name := chainName(i)
+		f.names = append(f.names, name)
+		d := powercut.New(im.memFile, im.memFile.size)
+		d.Tearable = func(off int64) bool { return off < im.dataOff }
+		disks[name] = d
+		f.files[name] = mutantFile{wiredFile{d, c}, mt.dropSync, true}
+	}
+	if err := f.merge(); err != nil && c.powered() {
+		return true, fmt.Errorf("failed with the power on: %w", err)
+	}
+	for s := range mt.each {
+		mt.states++
+		left := folder{names: f.names, files: map[string]File{}}
+		for i, name := range f.names {
+			left.files[name] = mutantFile{disks[name].AfterCut(rand.New(rand.NewPCG(uint64(s), uint64(i)))), "", true}
+		}
+		if err := mt.check(left, c.powered()); err != nil {
+			return false, fmt.Errorf("cut %d, state %d: %w", cut, s, err)
+		}
+		if s > 0 {
+			continue
+		}
+		if err := left.merge(); err != nil {
+			return false, fmt.Errorf("cut %d, state %d: run again: %w", cut, s, err)
+		}
+		if err := mt.check(left, true); err != nil {
+			return false, fmt.Errorf("cut %d, state %d: after it was run again: %w", cut, s, err)
+		}
+	}
+	return c.powered(), nil
+}
+
+func chainName(i int) string { return fmt.Sprintf("image%d.vhdx", i) }
+
+// check checks that the child reads as it did, and that no image reads as anything but what it did, unless it cannot
+// be opened. When the merge is done the last one reads as the child does.
+func (mt *mergeTest) check(f folder, done bool) error {
+	last := len(f.names) - 1
+	for i, name := range f.names {
+		im, err := f.open(name)
+		want := mt.models[i]
+		switch {
+		case i == last && (done || err != nil):
+			want = mt.models[0]
+		case i == last && im.top.headers.header().DataWriteGUID == mt.chain[0].dataWrite:
+			want = mt.models[0]
+		case i == last:
+			continue // under way
+		case i > 0 && ruleOf(err) == ondisk.R63:
+			continue // merged
+		}
+		if err != nil {
+			return err
+		}
+		got, model := make([]byte, mib), make([]byte, mib)
+		for off := int64(0); off < im.Size(); off += mib {
+			n := min(mib, im.Size()-off)
+			if _, err := im.ReadAt(got[:n], off); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			want.ReadAt(model[:n], off)
+			if d := firstDifference(got[:n], model[:n]); d >= 0 {
+				return fmt.Errorf("%s: byte %#x reads as %#x, want %#x", name, off+int64(d), got[d], model[d])
+			}
+		}
+	}
+	if !done {
+		return nil
+	}
+	child, err := f.open(f.names[0])
+	if err != nil {
+		return err
+	}
+	parent, err := f.open(f.names[last])
+	if err != nil {
+		return err
+	}
+	a, b := child.top.headers.header().DataWriteGUID, parent.top.headers.header().DataWriteGUID
+	if a != b || child.top.parent.path != parent.top.path || child.top.meta.locator.linkage2 != uuid.Nil {
+		return fmt.Errorf("the child has the DataWriteGuid %v, its parent %s; the result %v; the locator says %v",
+			a, child.top.parent.path, b, child.top.meta.locator.values)
+	}
+	return nil
+}
+
+// mergeChain builds a chain of the given images, each the child of the next, with random contents.
+func mergeChain(specs ...spec) chain {
+	var c chain
+	for i, s := range specs {
+		s.dataWrite = uuid.New()
+		if i > 0 {
+			s.dataWrite = c[i-1].parentLinkage()
+		}
+		if i < len(specs)-1 {
+			s.typ = Differencing
+			s.locator = parentEntries(chainName(i+1), uuid.New())
+		}
+		im := build(s)
+		im.rng = rand.New(rand.NewPCG(uint64(i), 99))
+		for b, e := range im.entries {
+			if e.state() == FullyPresent {
+				im.put(im.random(min(im.blockSize, im.diskSize-b*im.blockSize)), b*im.blockSize)
+			}
+		}
+		c = append(c, im)
+	}
+	return c
+}
+
+func (im *image) parentLinkage() uuid.UUID {
+	id, err := parseLinkage(im.locator[0][1])
+	if err != nil {
+		panic(err)
+	}
+	return id
+}
+
+func mergeSpecs() map[string]func() chain {
+	child := []blockSpec{{0, FullyPresent}, {1, PartiallyPresent}, {2, Zero}, {3, PartiallyPresent}, {5, Unmapped}, {6, Undefined}}
+	base := []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}, {4, FullyPresent}, {5, FullyPresent}, {6, FullyPresent}}
+	return map[string]func() chain{
+		"dynamic": func() chain {
+			return mergeChain(spec{diskSize: 8 * mib, blocks: child}, spec{diskSize: 8 * mib, blocks: base})
+		},
+		"fixed": func() chain {
+			return mergeChain(spec{diskSize: 3 * mib, blocks: child[:3]},
+				spec{typ: Fixed, diskSize: 3 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}}})
+		},
+		"differencing": func() chain {
+			return mergeChain(spec{diskSize: 8 * mib, blocks: child},
+				spec{diskSize: 8 * mib, blocks: []blockSpec{{0, PartiallyPresent}, {1, PartiallyPresent}, {2, PartiallyPresent}}},
+				spec{diskSize: 8 * mib, blocks: base})[:3]
+		},
+		"other block size": func() chain {
+			return mergeChain(spec{diskSize: 8 * mib, blocks: child}, spec{diskSize: 8 * mib, blockSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}}})
+		},
+		"ends inside a block": func() chain {
+			return mergeChain(spec{diskSize: 7*mib - 512, blocks: child}, spec{diskSize: 7*mib - 512, blocks: base})
+		},
+	}
+}
+
+// A power cut at any moment of a merge leaves a child that opens and reads as before, whose merge can be run again;
+// and no image of the chain that reads as anything else than it did.
+func TestPowerCutInMerge(t *testing.T) {
+	for name, newChain := range mergeSpecs() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			mt := newMergeTest(newChain())
+			cut := 1
+			for done := false; !done; cut++ {
+				var err error
+				if done, err = mt.run(cut); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Logf("%d cuts, %d states", cut-1, mt.states)
+		})
+	}
+}
+
+// The test is proven by what it finds.
+func TestPowerCutInMergeFindsMutants(t *testing.T) {
+	for name, m := range map[string]struct {
+		dropSync string
+		first    int // cut that is tried
+	}{
+		"no sync of the locator before the parent changes":         {"(*writer).rewriteLocator", 1},
+		"no sync of the parent's header before its data":           {"(*writer).setDataWrite", 60},
+		"no sync of the data before the parent has the child's id": {"(*Image).Clean", 60},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			mt := newMergeTest(mergeSpecs()["fixed"]())
+			mt.dropSync, mt.each = m.dropSync, 12
+			for cut, done := m.first, false; !done; cut++ {
+				var err error
+				if done, err = mt.run(cut); err != nil {
+					t.Logf("found after %d states: %v", mt.states, err)
+					return
+				}
+			}
+			t.Errorf("not found with %d states", mt.states)
+		})
+	}
+}

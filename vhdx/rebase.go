@@ -1,0 +1,98 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/internal/ondisk"
+)
+
+// ErrParentMismatch is matched by the error for a parent that was changed since its child was made, or is another
+// disk.
+var ErrParentMismatch = errors.New("it is not the parent that the image was made with")
+
+// SetParentOptions says how to name another parent.
+type SetParentOptions struct {
+	Open        Options  // Parents, of the new parent, ParentDirs, CacheSize and Lock count
+	ParentPaths []string // as in CreateOptions
+	Unsafe      bool     // take a parent with another identity
+}
+
+// SetParentResult says what SetParent did.
+type SetParentResult struct {
+	Path    string    `json:"path"`
+	Parent  string    `json:"parent"`
+	Linkage uuid.UUID `json:"parent_linkage"` // the parent's DataWriteGuid
+	Foreign bool      `json:"foreign_parent"` // its identity is not the one that was expected
+}
+
+// SetParent makes the differencing image at path name the file at parent as its parent: for one that has moved, or
+// another that holds the same. Parent and child are checked as at every opening; an error that matches
+// ErrParentMismatch says that only the identity is another one, which Unsafe allows. The locator changes in one entry
+// of the log, so that a cut leaves the old one or the new one.
+//
+// With a foreign parent the disk reads as something else, which no child of the image may mistake for what it was:
+// DataWriteGuid is renewed, durably, before the locator changes.
+func SetParent(path, parent string, o SetParentOptions) (_ *SetParentResult, err error) {
+	o.Open.Writable, o.Open.AnyParent, o.Open.Commit, o.Open.IdleClean = false, false, 0, 0
+	// The new parent has to be sound by itself, with parents of the right identity, whatever else is allowed.
+	p, err := Open(parent, o.Open)
+	if err != nil {
+		return nil, fmt.Errorf("parent: %w", err)
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+
+	if p.Holds(path) {
+		return nil, optionsError{fmt.Errorf("%s is %s itself, or based on it", parent, path)}
+	}
+	linkage := p.top.headers.header().DataWriteGUID
+	keys, err := parentKeys(path, parent, o.ParentPaths, linkage)
+	if err != nil {
+		return nil, optionsError{err}
+	}
+	op := newOpener(o.Open)
+	op.writing, op.Parents, op.AnyParent = 1, append([]string{parent}, o.Open.Parents...), true
+	top, err := op.open(path)
+	if err != nil {
+		return nil, err
+	}
+	foreign, err := checkNewParent(top, p.top, o.Unsafe)
+	if err != nil {
+		return nil, errors.Join(err, top.close())
+	}
+	run, closeAll, err := runOf(op, top, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeAll()) }()
+	w := run[0].writer
+	if foreign {
+		if err := w.setDataWrite(uuid.New()); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.linkParent(keys); err != nil {
+		return nil, err
+	}
+	return &SetParentResult{Path: path, Parent: parent, Linkage: linkage, Foreign: foreign}, nil
+}
+
+// checkNewParent checks that p can become the parent of l, and reports whether its identity is another one than l
+// expects.
+func checkNewParent(l, p *layer, unsafe bool) (foreign bool, err error) {
+	if !l.geo.hasParent {
+		return false, optionsError{fmt.Errorf("%s is no differencing image; it has no parent", l.path)}
+	}
+	got := p.headers.header().DataWriteGUID
+	if l.meta.locator.accepts(got) {
+		return false, nil
+	}
+	if !unsafe {
+		why := ondisk.Corrupt(ondisk.R63, "parent locator", l.meta.locatorOffset,
+			"%s has the DataWriteGuid %v, and %v is expected: it was changed since the child was made, or is another disk", p.path, got, l.meta.locator.linkage)
+		return true, fmt.Errorf("%s: %w", l.path, errors.Join(ErrParentMismatch, why))
+	}
+	return true, nil
+}

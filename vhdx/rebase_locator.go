@@ -1,0 +1,196 @@
+package vhdx
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/google/uuid"
+)
+
+// rewriteLocator replaces the parent locator by one with the given keys and values. Table and item change in one
+// entry of the log, so that a cut leaves the old locator or the new one. When it returns the new one is durable and
+// in its place, and the image is clean. What the disk reads as is the caller's business, and so is its DataWriteGuid.
+// Nothing else may be written meanwhile.
+func (w *writer) rewriteLocator(values map[string]string) error {
+	if err := w.clean(); err != nil {
+		return err
+	}
+	if err := w.logLocator(encodeParentLocator(locatorEntries(values))); err != nil {
+		return err
+	}
+	if err := w.clean(); err != nil {
+		return err
+	}
+	return w.l.readLocator()
+}
+
+// locatorEntries returns the keys and values in the order in which new images have them, unknown keys behind.
+func locatorEntries(values map[string]string) [][2]string {
+	rank := func(key string) int {
+		known := append([]string{keyLinkage, keyLinkage2}, pathKeys...)
+		if i := slices.Index(known, key); i >= 0 {
+			return i
+		}
+		return len(known)
+	}
+	var entries [][2]string
+	for k, v := range values {
+		entries = append(entries, [2]string{k, v})
+	}
+	slices.SortFunc(entries, func(a, b [2]string) int {
+		return cmp.Or(cmp.Compare(rank(a[0]), rank(b[0])), cmp.Compare(a[0], b[0]))
+	})
+	return entries
+}
+
+// logLocator makes the pages that hold the metadata table's entry of the locator, and the locator itself, part of the
+// next log entry. It finds the item another place in the metadata region where it has become too long for its old one.
+func (w *writer) logLocator(item []byte) error {
+	l := w.l
+	i := slices.IndexFunc(l.items, func(m metadataItem) bool { return m.ID == parentLocatorGUID && !m.user() })
+	m := l.items[i] // the image has a parent, so it has a locator
+	at, ok := l.placeForItem(i, uint32(len(item)))
+	if !ok {
+		return fmt.Errorf("there is no room in the metadata region for a parent locator of %d bytes; flatten makes a new image", len(item))
+	}
+	m.Offset, m.Length = at, uint32(len(item))
+
+	pages := make(map[int64]*[pageSize]byte)
+	put := func(off int64, b []byte) error {
+		for len(b) > 0 {
+			page := off &^ (pageSize - 1)
+			if pages[page] == nil {
+				pages[page] = new([pageSize]byte)
+				if err := readFull(l.src, pages[page][:], page, "metadata"); err != nil {
+					return err
+				}
+			}
+			n := copy(pages[page][off-page:], b)
+			b, off = b[n:], off+int64(n)
+		}
+		return nil
+	}
+	entry := encodeMetadataTable([]metadataItem{m})[metadataHeaderSize:][:metadataEntrySize]
+	if err := put(l.metadataOffset()+metadataHeaderSize+int64(i)*metadataEntrySize, entry); err != nil {
+		return err
+	}
+	if err := put(l.metadataOffset()+int64(at), item); err != nil {
+		return err
+	}
+	if len(pages) > maxDirtyPages {
+		return fmt.Errorf("a parent locator of %d bytes does not fit into one entry of the log; flatten makes a new image", len(item))
+	}
+
+	w.gate.RLock()
+	defer w.gate.RUnlock()
+	if err := w.announce(fileWrite); err != nil {
+		return err
+	}
+	for _, off := range slices.Sorted(maps.Keys(pages)) {
+		if err := w.reservePage(off); err != nil {
+			return err
+		}
+	}
+	w.metaMu.Lock()
+	defer w.metaMu.Unlock()
+	maps.Copy(w.raw, pages)
+	l.items[i] = m
+	w.changed()
+	return nil
+}
+
+// reservePage gives a page of the file that may be a hole its space: it is needed when the page goes from the log to
+// its place, and then there may be none.
+func (w *writer) reservePage(off int64) error {
+	var b [pageSize]byte
+	if err := readFull(w.l.src, b[:], off, "metadata"); err != nil || !allZero(b[:]) {
+		return err
+	}
+	return w.fill(off, pageSize)
+}
+
+// placeForItem returns where in the metadata region, behind the table, item i has room if it becomes n bytes long:
+// where it is, or else in the first gap.
+func (l *layer) placeForItem(i int, n uint32) (at uint32, ok bool) {
+	region, _ := l.tables.find(metadataRegionGUID)
+	var others []metadataItem
+	for j, m := range l.items {
+		if j != i && m.Length > 0 {
+			others = append(others, m)
+		}
+	}
+	slices.SortFunc(others, func(a, b metadataItem) int { return cmp.Compare(a.Offset, b.Offset) })
+	free := func(at uint64) bool {
+		if at+uint64(n) > uint64(region.Length) {
+			return false
+		}
+		return !slices.ContainsFunc(others, func(m metadataItem) bool {
+			return at < uint64(m.Offset)+uint64(m.Length) && uint64(m.Offset) < at+uint64(n)
+		})
+	}
+	if free(uint64(l.items[i].Offset)) {
+		return l.items[i].Offset, true
+	}
+	if free(metadataTableSize) {
+		return metadataTableSize, true
+	}
+	for _, m := range others {
+		if end := uint64(m.Offset) + uint64(m.Length); free(end) {
+			return uint32(end), true
+		}
+	}
+	return 0, false
+}
+
+// expectParent makes the image accept a parent with the DataWriteGuid now, and one with the DataWriteGuid coming, if
+// that is not zero (MS-VHDX 2.6.2.6.3).
+func (w *writer) expectParent(now, coming uuid.UUID) error {
+	values := maps.Clone(w.l.meta.locator.values)
+	values[keyLinkage] = linkageText(now)
+	delete(values, keyLinkage2)
+	if coming != uuid.Nil {
+		values[keyLinkage2] = linkageText(coming)
+	}
+	return w.rewriteLocator(values)
+}
+
+// linkParent gives the locator the keys that parentKeys returned. Others that are not known stay.
+func (w *writer) linkParent(keys [][2]string) error {
+	values := maps.Clone(w.l.meta.locator.values)
+	for _, k := range append([]string{keyLinkage2}, pathKeys...) {
+		delete(values, k)
+	}
+	for _, kv := range keys {
+		values[kv[0]] = kv[1]
+	}
+	return w.rewriteLocator(values)
+}
+
+// setDataWrite makes id the DataWriteGuid, durably, which it remains for all that is written until the image is made
+// clean the next time.
+func (w *writer) setDataWrite(id uuid.UUID) error {
+	if err := w.err(); err != nil {
+		return err
+	}
+	w.gate.RLock()
+	defer w.gate.RUnlock()
+	w.headerMu.Lock()
+	defer w.headerMu.Unlock()
+	h := w.header
+	if !w.inUse() {
+		if err := w.reserveLog(); err != nil {
+			return err
+		}
+		h.FileWriteGUID = uuid.New()
+	}
+	h.DataWriteGUID = id
+	if err := w.updateHeaders(h); err != nil {
+		return err
+	}
+	w.repairTables()
+	w.opened = true
+	w.announced.Store(int32(dataWrite))
+	return nil
+}
