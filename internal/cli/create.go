@@ -6,6 +6,9 @@ import (
 	"vhdxfs/vhdx"
 )
 
+const parentPathHelp = "where Windows finds the parent, beside the path relative to the child: a `PATH` such as\n" +
+	`D:\vm\base.vhdx, \\server\share\base.vhdx or \\?\Volume{GUID}\vm\base.vhdx; can be given twice`
+
 // A createCommand makes an image: an empty one, a child, or one of a raw disk.
 type createCommand struct {
 	layout      layoutFlags
@@ -43,8 +46,7 @@ in another folder, name that folder with -o parent_dir=.
 	f.SortFlags = false
 	f.Var(&c.size, "size", "size of the disk")
 	f.StringVar(&c.parent, "parent", "", "make a differencing image over the image `PARENT`")
-	f.StringArrayVar(&c.parentPaths, "parent-path", nil, `where Windows finds the parent, beside the path relative to IMAGE: a `+"`PATH`"+` such as
-D:\vm\base.vhdx, \\server\share\base.vhdx or \\?\Volume{GUID}\vm\base.vhdx; can be given twice`)
+	f.StringArrayVar(&c.parentPaths, "parent-path", nil, parentPathHelp)
 	f.StringVar(&c.from, "from", "", "fill the image with the bytes of `RAW`; see convert for other inputs")
 	c.layout.add(cmd)
 	c.copy.add(cmd)

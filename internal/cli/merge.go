@@ -1,0 +1,146 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vhdxfs/vhdx"
+)
+
+// A mergeCommand writes a child into an image that it is based on.
+type mergeCommand struct {
+	options            []string
+	merge              vhdx.MergeOptions
+	force, quiet, json bool
+}
+
+func newMerge() *cobra.Command {
+	var c mergeCommand
+	cmd := &cobra.Command{
+		Use:   "merge [--into ANCESTOR] [--delete | --keep-name] [flags] CHILD",
+		Short: "Write what a differencing image holds into its parent",
+		Long: `Write what the differencing image CHILD holds into its parent, or, with --into, into an image further down
+the chain, with all between. That image then reads as CHILD did, and CHILD is not needed any more; it still shows
+the same disk until it is removed. None of the images may be in use.
+
+Whatever ends the command, an interruption, a full disk, or a power cut, CHILD shows the same disk as before, and
+merge can be run again. Other children of the images that are written to would be lost: where the folders of the
+chain hold one, merge refuses.
+
+Children of CHILD accept the result as their parent. With --keep-name they find it, too; otherwise set-parent tells
+them where it is.`,
+		Example: `  vhdxfs merge --delete child.avhdx
+  vhdxfs merge --keep-name data.vhdx
+  vhdxfs merge --into base.vhdx --delete newest.avhdx`,
+		Args:              exactArgs("CHILD"),
+		RunE:              func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0]) },
+		ValidArgsFunction: completeImage,
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringVar(&c.merge.Into, "into", "", "merge into the image `ANCESTOR`, which CHILD is based on, and not into its parent")
+	f.BoolVar(&c.merge.Delete, "delete", false, "remove what was merged")
+	f.BoolVar(&c.merge.KeepName, "keep-name", false, "give the result the name of CHILD, whose file is gone then")
+	f.BoolVar(&c.force, "force", false, "merge although other children are lost")
+	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
+	addChainFlags(cmd, &c.json, &c.options)
+	return cmd
+}
+
+// addChainFlags adds the flags that all commands have that change a chain.
+func addChainFlags(cmd *cobra.Command, asJSON *bool, options *[]string) {
+	cmd.Flags().BoolVar(asJSON, "json", false, "print JSON, with sizes in bytes")
+	cmd.Flags().StringArrayVarP(options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
+	completeOptions(cmd, aboutImage)
+}
+
+// chainOptions parses the options of such a command.
+func chainOptions(list []string) (vhdx.Options, error) {
+	o, err := parseOptions(list, aboutImage)
+	if err == nil && o.image.AnyParent {
+		err = usageError("ignore_parent_mismatch is for reading; a chain is changed only where its images fit")
+	}
+	if err != nil {
+		return vhdx.Options{}, err
+	}
+	return o.image, nil
+}
+
+func (c *mergeCommand) run(cmd *cobra.Command, path string) error {
+	var err error
+	if c.merge.Open, err = chainOptions(c.options); err != nil {
+		return err
+	}
+	if err := c.checkChildren(path); err != nil {
+		return err
+	}
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	p := newProgress(cmd, c.quiet)
+	c.merge.Phase, c.merge.Progress = p.phase, p.add
+	r, err := vhdx.Merge(ctx, path, c.merge)
+	p.end()
+	if err != nil {
+		return createError(interrupted(err, path+" shows the same disk as before, and merge can be run again"))
+	}
+	if c.json {
+		return writeJSON(cmd.OutOrStdout(), r)
+	}
+	return c.report(cmd.OutOrStdout(), path, r)
+}
+
+// checkChildren looks for images that the merge would cut off from their disk.
+func (c *mergeCommand) checkChildren(path string) error {
+	k, err := vhdx.Chain(path, c.merge.Open)
+	if err != nil || k.Parent == nil {
+		return nil // Merge says what is wrong
+	}
+	taking := []string{path}
+	for k = k.Parent; k != nil; k = k.Parent {
+		taking = append(taking, k.Path)
+		if c.merge.Into == "" || sameFile(k.Path, c.merge.Into) {
+			break
+		}
+	}
+	children, err := childrenOf(taking, c.merge.Open)
+	if err != nil {
+		return err
+	}
+	var lost []string
+	for _, child := range children {
+		switch {
+		case containsFile(taking, child.path):
+		case !sameFile(child.parent, path):
+			lost = append(lost, child.path)
+		case c.merge.Delete && !c.merge.KeepName:
+			return usageError("%s is a child of %s; merge with --keep-name, or without --delete and then vhdxfs set-parent %[1]s PARENT", child.path, path)
+		}
+	}
+	if len(lost) > 0 && !c.force {
+		return usageError("%s would lose their disk, since they are based on what is changed; flatten them first, or --force", strings.Join(lost, ", "))
+	}
+	return nil
+}
+
+func (c *mergeCommand) report(w io.Writer, path string, r *vhdx.MergeResult) error {
+	now := ""
+	if r.Path != r.Into {
+		now = ", which is " + r.Path + " now"
+	}
+	_, err := fmt.Fprintf(w, "%s: merged into %s%s; %s were written\n", path, r.Into, now, roughSize(r.Data))
+	if err != nil || c.merge.Delete {
+		return err
+	}
+	for _, m := range r.Merged {
+		if m == path && c.merge.KeepName {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "%s: not needed any more\n", m); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,53 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+
+	"vhdxfs/vhdx"
+)
+
+// A childImage is an image and the one of some files that is its parent.
+type childImage struct{ path, parent string }
+
+// childrenOf looks in the folders of the files for images whose parent is one of them. It finds those that fit, and
+// reads of each no more than it takes, whether others use it or not. Children elsewhere remain unknown.
+func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
+	var folders []string
+	for _, f := range files {
+		if dir := filepath.Dir(f); !slices.Contains(folders, dir) {
+			folders = append(folders, dir)
+		}
+	}
+	images, err := imagesIn(folders)
+	if err != nil {
+		return nil, err
+	}
+	o.Parents, o.Lock = nil, vhdx.LockOff
+	var children []childImage
+	for _, image := range images {
+		k, err := vhdx.Chain(image, o)
+		if err != nil || k.State != vhdx.Linked {
+			continue // no image, or nobody's child
+		}
+		for _, f := range files {
+			if sameFile(k.Parent.Path, f) {
+				children = append(children, childImage{image, f})
+				break
+			}
+		}
+	}
+	return children, nil
+}
+
+// sameFile reports whether two names are those of one file.
+func sameFile(a, b string) bool {
+	sa, aerr := os.Stat(a)
+	sb, berr := os.Stat(b)
+	return aerr == nil && berr == nil && os.SameFile(sa, sb)
+}
+
+func containsFile(files []string, path string) bool {
+	return slices.ContainsFunc(files, func(f string) bool { return sameFile(f, path) })
+}
