@@ -70,7 +70,6 @@ func TestSystemdMachine(t *testing.T) {
 		must(t, "sh", "-c", `cp ../packaging/systemd/*.service "$1"`, "-", units)
 		writeText(t, filepath.Join(units, "mnt-service.mount"), serviceMount)
 		writeText(t, filepath.Join(units, "mnt-second.mount"), loopMount)
-		writeText(t, filepath.Join(units, loopUnit+".d/sectors.conf"), "[Service]\nEnvironment=SECTOR_SIZE=4096\n")
 		must(t, "systemctl", "--quiet", "--root="+root, "enable", "mnt-service.mount", "mnt-second.mount")
 		writeText(t, filepath.Join(root, "usr/local/sbin/without-systemd"), withoutSystemd)
 		must(t, "chmod", "+x", filepath.Join(root, "usr/local/sbin/without-systemd"))
