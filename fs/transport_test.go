@@ -170,6 +170,24 @@ func TestWorkersAreFew(t *testing.T) {
 	}
 }
 
+// A worker that steps aside while another is about to leave, and so finds no room, has somebody wait in its place.
+func TestWorkerLeavesRoom(t *testing.T) {
+	slow := newSlowFile(1)
+	k := newFakeKernel(t, halfZeros(slow))
+	t.Cleanup(sync.OnceFunc(func() { close(slow.letGo) }))
+	k.transport.workers.Store(maxWorkers)
+	k.read(0, 4096)
+	<-slow.began
+	if n := k.transport.waiting.Load(); n != 0 {
+		t.Fatalf("%d workers wait; there was no room for any", n)
+	}
+	k.transport.leave()
+	if n := k.transport.waiting.Load(); n != 1 {
+		t.Fatalf("%d workers wait when one has left", n)
+	}
+	k.expect(k.read(1<<20, 4096), 0)
+}
+
 // panickyFile is a fault of the program.
 type panickyFile struct{}
 

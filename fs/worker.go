@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"runtime"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,8 +38,7 @@ var (
 
 // startWorker starts a worker, unless there are too many.
 func (t *transport) startWorker() {
-	if t.workers.Add(1) > maxWorkers {
-		t.workers.Add(-1)
+	if !count(&t.workers, 1, func(n int32) bool { return n < maxWorkers }) {
 		return
 	}
 	w := &worker{transport: t, waits: true}
@@ -51,13 +51,13 @@ func (t *transport) startWorker() {
 // run serves requests until the connection ends, or until enough other workers wait for them.
 func (w *worker) run() {
 	defer w.running.Done()
-	defer w.workers.Add(-1)
 	w.buf = w.buffers.Get().(*buffer)
 	defer w.buffers.Put(w.buf)
 	for {
 		req, err := w.receive(w.buf)
 		if err != nil {
 			w.waiting.Add(-1)
+			w.workers.Add(-1)
 			if !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ECONNABORTED) {
 				w.log.WithError(err).Error("cannot read from " + fuseDevice)
 			}
@@ -65,8 +65,18 @@ func (w *worker) run() {
 		}
 		w.serve(req)
 		if !w.waitAgain() {
+			w.leave()
 			return
 		}
+	}
+}
+
+// leave makes room for another worker. Those for whom w is not needed may have stepped aside since w asked, and found
+// no room.
+func (t *transport) leave() {
+	t.workers.Add(-1)
+	if t.waiting.Load() == 0 {
+		t.startWorker()
 	}
 }
 
@@ -84,25 +94,25 @@ func (w *worker) stepAside() {
 // waitAgain counts w among the workers that wait, and reports whether it is needed there.
 func (w *worker) waitAgain() bool {
 	if !w.waits {
-		w.waits = w.count(1, func(n int32) bool { return n < enoughWaiting })
+		w.waits = count(&w.waiting, 1, func(n int32) bool { return n < enoughWaiting })
 		return w.waits
 	}
 	if w.streak++; w.streak < maxStreak {
 		return true
 	}
 	w.streak = 0
-	w.waits = !w.count(-1, func(n int32) bool { return n > enoughQuick })
+	w.waits = !count(&w.waiting, -1, func(n int32) bool { return n > enoughQuick })
 	return w.waits
 }
 
-// count adds d to the number of workers that wait, and reports that, if it satisfies a condition.
-func (w *worker) count(d int32, condition func(int32) bool) bool {
+// count adds d to a number of workers, and reports that, if the number satisfies a condition.
+func count(workers *atomic.Int32, d int32, condition func(int32) bool) bool {
 	for {
-		n := w.waiting.Load()
+		n := workers.Load()
 		if !condition(n) {
 			return false
 		}
-		if w.waiting.CompareAndSwap(n, n+d) {
+		if workers.CompareAndSwap(n, n+d) {
 			return true
 		}
 	}
