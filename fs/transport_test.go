@@ -193,6 +193,16 @@ type panickyFile struct{}
 
 func (panickyFile) ReadAt([]byte, int64) (int, error) { panic("out of order") }
 
+// A read that panics ends all the same, or the space that blocks give up would never be used again.
+func TestReadThatPanicsEnds(t *testing.T) {
+	d := halfZeros(panickyFile{})
+	k := newFakeKernel(t, d)
+	k.expect(k.read(0, 4096), unix.EIO)
+	if n := d.reading.Load(); n != 0 {
+		t.Errorf("%d reads are still under way", n)
+	}
+}
+
 func TestOddRequests(t *testing.T) {
 	k := newFakeKernel(t, halfZeros(panickyFile{}))
 	for _, tc := range []struct {
