@@ -26,7 +26,8 @@ const maxBackground = 64
 //
 // CAP_WRITEBACK_CACHE is only asked for by Options.WritebackCache. With it a write is answered before the image has
 // space for it, the caller learns of ENOSPC at fsync or close, and dirty pages need this process to have memory before
-// the kernel can get at theirs. File systems on a loop device have a cache of their own above.
+// the kernel can get at theirs. A write beyond the end of the disk is taken, too, and makes disk.raw look longer; see
+// fileSystem.tooLong. File systems on a loop device have a cache of their own above.
 const capabilities = fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_HANDLE_KILLPRIV_V2
 
 // Options says where and how to mount a disk.

@@ -1,7 +1,10 @@
 package fs
 
 import (
+	"fmt"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
@@ -9,7 +12,8 @@ import (
 const writeHandle = 1
 
 // Writev serves WRITE. The data is the kernel's again when it returns. A write that begins inside the disk and
-// ends beyond it is short; one that begins at the end or beyond is EFBIG, since the disk does not grow.
+// ends beyond it is short, or EFBIG if the kernel had collected it, for that takes a short write for a complete one; one
+// that begins at the end or beyond is EFBIG, since the disk does not grow.
 //
 // A write of which a part fails, as where space has run out, fails as a whole: a loop device and the writeback of
 // mapped pages take a short write for a complete one, and would lose the rest without a word. To write the part
@@ -21,13 +25,16 @@ func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) 
 	case in.NodeId != diskNode:
 		return 0, fuse.EISDIR
 	case in.Offset >= uint64(f.size):
-		return 0, fuse.Status(unix.EFBIG)
+		return 0, f.tooLong(in)
 	}
 	defer f.times.modified()
 	off := int64(in.Offset)
 	pos := off
+	cut := false
 	for _, p := range data {
-		p = p[:min(int64(len(p)), f.size-pos)]
+		if room := f.size - pos; room < int64(len(p)) {
+			p, cut = p[:room], true
+		}
 		if len(p) == 0 {
 			continue
 		}
@@ -45,7 +52,20 @@ func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) 
 	}
 	f.counters.writes.Inc()
 	f.counters.writtenBytes.Add(pos - off)
+	if cut && in.WriteFlags&fuse.WRITE_CACHE != 0 {
+		return 0, f.tooLong(in)
+	}
 	return uint32(pos - off), fuse.OK
+}
+
+// tooLong answers a write that ends beyond the disk. Where the kernel has collected it, the program that made it has
+// heard of no error, and the kernel holds disk.raw to be longer than the disk, whatever it is told.
+func (f *fileSystem) tooLong(in *fuse.WriteIn) fuse.Status {
+	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
+		err := fmt.Errorf("a program wrote beyond the end of the disk, and disk.raw looks longer than it is until truncate -s %d sets its size", f.size)
+		f.failures.log(logrus.WarnLevel, "write", int64(in.Offset), unix.EFBIG, err)
+	}
+	return fuse.Status(unix.EFBIG)
 }
 
 // Write is Writev for data in one piece.

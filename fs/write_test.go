@@ -376,3 +376,41 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("calls %q, want none", calls)
 	}
 }
+
+// A write beyond the end of the disk that the kernel collected fails, also if a part of it was inside, and is in the
+// log with what to do, as its program has heard of no error.
+func TestCollectedWriteBeyondTheEnd(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		flags  uint32
+		off    uint64
+		want   uint32
+		status fuse.Status
+		warns  bool
+		calls  string
+	}{
+		{"at the end", fuse.WRITE_CACHE, 64 << 10, 0, fuse.Status(unix.EFBIG), true, ""},
+		{"across the end", fuse.WRITE_CACHE, 64<<10 - 1, 0, fuse.Status(unix.EFBIG), true, "write[65535 a]"},
+		{"up to the end", fuse.WRITE_CACHE, 64<<10 - 2, 2, fuse.OK, false, "write[65534 ab]"},
+		{"not collected", 0, 64 << 10, 0, fuse.Status(unix.EFBIG), false, ""},
+		{"across the end, not collected", 0, 64<<10 - 1, 1, fuse.OK, false, "write[65535 a]"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var text strings.Builder
+			log := logrus.New()
+			log.SetOutput(&text)
+			d := newWritable(nil)
+			f := newTestFileSystem(t, d, Options{Log: log})
+			n, status := f.Write(nil, &fuse.WriteIn{InHeader: onDisk, Offset: tc.off, Size: 2, WriteFlags: tc.flags}, []byte("ab"))
+			if n != tc.want || status != tc.status {
+				t.Errorf("%d, %v; want %d, %v", n, status, tc.want, tc.status)
+			}
+			if got := d.take(); got != tc.calls {
+				t.Errorf("calls %s; want %s", got, tc.calls)
+			}
+			if got := strings.Contains(text.String(), "truncate -s 65536"); got != tc.warns {
+				t.Errorf("a warning: %v, want %v; the log has %q", got, tc.warns, &text)
+			}
+		})
+	}
+}

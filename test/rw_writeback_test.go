@@ -2,6 +2,7 @@ package test
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -50,4 +51,22 @@ func TestWritebackCacheOnAFullDisk(t *testing.T) {
 	s.end(t)
 	checkClean(t, img)
 	sameStart(t, serve(t, img).disk, fill(9))
+}
+
+// Who writes beyond the end of the disk learns of it from fsync, and the size can be put right.
+func TestWritebackCacheBeyondTheEnd(t *testing.T) {
+	s := serve(t, create(t, "4MiB"), "-o", "writeback_cache")
+	f := openDisk(t, s.disk, 0)
+	if _, err := f.WriteAt(fill(1), 4*mib-mib/2); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); !errors.Is(err, syscall.EFBIG) && !errors.Is(err, syscall.EIO) {
+		t.Errorf("fsync says: %v", err)
+	}
+	f.Close()
+	must(t, "truncate", "-s", "4M", s.disk)
+	if fi, err := os.Stat(s.disk); err != nil || fi.Size() != 4*mib {
+		t.Errorf("%d bytes, %v", fi.Size(), err)
+	}
+	s.end(t)
 }

@@ -79,7 +79,7 @@ var optionTable = []option{
 		o.mount.DirectIO = true
 		return nil
 	}},
-	{"writeback_cache", "", aboutMount, "the kernel collects small writes: faster for programs that make many without\nO_DIRECT, but that the image has no more space they learn at fsync or close", func(o *options, _ string) error {
+	{"writeback_cache", "", aboutMount, "the kernel collects small writes: faster for programs that make many without\nO_DIRECT, but that the image has no more space, or the disk has ended, they learn\nat fsync or close", func(o *options, _ string) error {
 		o.mount.WritebackCache = true
 		return nil
 	}},
