@@ -231,6 +231,8 @@ var remountRows = []row{
 	{"read-only and back", func(t *testing.T, p *place) {
 		p.mount(t, "noexec")
 		pid := p.server(t)
+		p.run(t, 0, "", "mount", "-f", "-o", "remount,ro", p.dir)
+		p.mounted(t, "rw", "noexec")
 		p.run(t, 0, "", "mount", "-o", "remount,ro", p.dir)
 		p.mounted(t, "ro", "nosuid", "nodev", "noexec")
 		p.run(t, 1, "Read-only file system", "dd", "if=/dev/zero", "of="+p.disk, "bs=4k", "count=1", "conv=notrunc")
@@ -272,6 +274,11 @@ var remountRows = []row{
 		p.mount(t)
 		p.run(t, 0, "", "mount", "-o", "remount,noexec,noatime", p.dir)
 		p.mounted(t, "rw", "nosuid", "nodev", "noexec", "noatime")
+		p.run(t, 0, "", "mount", "-o", "remount,exec,suid,relatime", p.dir)
+		p.mounted(t, "rw", "nodev", "relatime")
+		m, _ := p.mountAt(p.dir)
+		p.that(t, "neither noexec nor nosuid", m.options, !strings.Contains(m.options, "noexec") && !strings.Contains(m.options, "nosuid"))
+		p.run(t, 0, "", "mount", "-o", "remount,nosuid,noexec", p.dir)
 		p.run(t, 0, "", "mount.vhdx", p.img, p.dir, "-o", "remount,exec,relatime")
 		p.mounted(t, "rw", "nosuid", "nodev", "relatime")
 	}},

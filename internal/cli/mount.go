@@ -56,7 +56,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	case m.helper && o.noFail && isMissing(args[0]):
 		return nil // as mount(8) has it for devices
 	case o.remount:
-		return mountError(remount(args[0], args[1], m.options))
+		return mountError(remount(args[0], args[1], m.options, m.fake))
 	case m.fake:
 		return mountError(pretend(o, args, cmd.ErrOrStderr()))
 	}

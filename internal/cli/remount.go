@@ -16,8 +16,8 @@ import (
 
 // remount changes the mount of an image from read/write to read-only and back, and flags such as noexec. The kernel
 // does that by itself; the process that serves the mount is not asked. It can change nothing else while it runs, so
-// any other option must be one that the mount has.
-func remount(image, path string, lists []string) error {
+// any other option must be one that the mount has. With fake, all is checked and nothing is changed.
+func remount(image, path string, lists []string, fake bool) error {
 	dir, err := mount.ResolveMountPoint(path)
 	if err != nil {
 		return err
@@ -44,6 +44,9 @@ func remount(image, path string, lists []string) error {
 			return fmt.Errorf("remount: the image is open read-only, so %s cannot be made writable; unmount it, then mount it with rw", dir)
 		}
 	}
+	if fake {
+		return nil
+	}
 	return busyError(dir, setFlags(dir, o.mount.Flags, o.readOnly))
 }
 
@@ -66,7 +69,9 @@ func sameImage(m *mountinfo.Info, dir, image string) error {
 // among those the mount has are returned as changed.
 func remountOptions(m *mountinfo.Info, lists, given []string) (o *options, changed []string, err error) {
 	o = &options{readOnly: hasOption(m.VFSOptions, "ro")}
-	o.mount.Flags = flagsOf(m)
+	if !slices.ContainsFunc(lists, isWhole) {
+		o.mount.Flags = flagsOf(m)
+	}
 	has := slices.Concat(given, strings.Split(m.Options, ","), strings.Split(m.VFSOptions, ","))
 	for _, list := range lists {
 		words, err := splitOptions(list)
@@ -91,6 +96,10 @@ func remountOptions(m *mountinfo.Info, lists, given []string) (o *options, chang
 	}
 	return o, changed, nil
 }
+
+// isWhole reports whether a list has all options of the mount, as mount(8) takes them from the mount table. It leaves
+// out then what is to go: noexec for exec, say.
+func isWhole(list string) bool { return strings.Contains(","+list, ",user_id=") }
 
 // serverOptions returns the options in the command line of the process that serves the mount at dir.
 func serverOptions(dir string) []string {
