@@ -1,0 +1,289 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// ErrSize is matched by the error of a size that a disk cannot have.
+var ErrSize = errors.New("the disk cannot have this size")
+
+// Resize gives the disk another size in bytes. What it gains reads as zero, what it loses is gone; a fixed disk gets
+// the space for its new blocks at once. DataWriteGuid changes, so children of the image become useless. No other
+// method may be called meanwhile. Until the new size is in the log everything can be undone: an error, ctx, or a
+// power cut leave the disk as it was. Where the block allocation table outgrows its region it moves: the new one is
+// durable before the region tables name it, and they do so in the log entry that holds the new size (MS-VHDX 2.2.3).
+func (im *Image) Resize(ctx context.Context, size int64) error {
+	w := im.writer
+	if w == nil {
+		return ErrReadOnly
+	}
+	if !w.reshaping.TryLock() {
+		return ErrReshaping
+	}
+	defer w.reshaping.Unlock()
+	if err := w.l.canResize(size); err != nil || size == im.Size() {
+		return err
+	}
+	w.gate.Lock()
+	defer w.gate.Unlock()
+	w.roundMu.Lock()
+	defer w.roundMu.Unlock()
+	// From here on no log names a page that is changed in its place below.
+	if err := w.makeClean(); err != nil {
+		return err
+	}
+	r := newResizing(ctx, w, size)
+	if err := r.prepare(); err != nil {
+		r.undo()
+		return err
+	}
+	if err := r.commit(); err != nil {
+		return err
+	}
+	im.top = w.l
+	return nil
+}
+
+// canResize says why the disk cannot have that many bytes.
+func (l *layer) canResize(size int64) error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %s", ErrSize, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case size <= 0 || size > maxDiskSize:
+		return bad("%d bytes; it can have up to 64 TiB", size)
+	case size%l.geo.sectorSize != 0:
+		return bad("%d bytes are no whole sectors of %d", size, l.geo.sectorSize)
+	case l.parent != nil && size > l.geo.diskSize && l.parent.geo.diskSize > l.geo.diskSize:
+		return bad("its parent is larger than it is, and what that holds behind the end would come to light; flatten it first")
+	}
+	return nil
+}
+
+// A resizing is one call of Resize.
+type resizing struct {
+	ctx    context.Context
+	w      *writer
+	old    geometry
+	new    geometry
+	small  *geometry // the one of both with fewer blocks
+	batOff int64     // file offset of the BAT, the new one where it moves
+	moves  bool      // the BAT does
+	places []place   // taken so far
+	blocks place     // of the blocks that a fixed disk gains
+	pages  map[int64]*[pageSize]byte
+}
+
+func newResizing(ctx context.Context, w *writer, size int64) *resizing {
+	r := &resizing{ctx: ctx, w: w, old: w.l.geo, new: w.l.geo, batOff: w.l.batOffset(), pages: make(map[int64]*[pageSize]byte)}
+	r.new.diskSize = size
+	if r.small = &r.old; r.shrinks() {
+		r.small = &r.new
+	}
+	return r
+}
+
+func (r *resizing) shrinks() bool { return r.new.diskSize < r.old.diskSize }
+
+// prepare does everything that nobody can see before the disk has its new size.
+func (r *resizing) prepare() error {
+	if err := r.w.announce(dataWrite); err != nil {
+		return err
+	}
+	if !r.shrinks() {
+		if err := r.completeLastBlock(); err != nil {
+			return err
+		}
+		if err := r.allocateBlocks(); err != nil {
+			return err
+		}
+		if err := r.moveBAT(); err != nil {
+			return err
+		}
+	}
+	if err := r.changeEntries(!r.shrinks()); err != nil {
+		return err
+	}
+	if err := r.changeMetadata(); err != nil {
+		return err
+	}
+	if r.ctx.Err() != nil {
+		return context.Cause(r.ctx)
+	}
+	return nil
+}
+
+// undo gives back the space that was taken.
+func (r *resizing) undo() {
+	for _, p := range r.places {
+		r.w.release(p)
+	}
+}
+
+func (r *resizing) allocate(size int64) (place, error) {
+	p, err := r.w.allocate(size)
+	if err == nil {
+		r.places = append(r.places, p)
+	}
+	return p, err
+}
+
+// completeLastBlock makes the bytes zero that the last block has behind the end of the disk, and which the disk gains.
+func (r *resizing) completeLastBlock() error {
+	end := r.old.diskSize
+	if r.old.inBlock(end) == 0 {
+		return nil
+	}
+	entry, _, err := r.w.l.lookup(end-1, end)
+	if err != nil || entry.state() != FullyPresent && entry.state() != PartiallyPresent {
+		return err
+	}
+	// The file may end where the disk did.
+	w, in := r.w, r.old.inBlock(end)
+	w.spaceMu.Lock()
+	if need := entry.fileOff() + r.old.blockSize; need > w.size {
+		err = w.grow(need)
+	}
+	w.spaceMu.Unlock()
+	if err != nil {
+		return err
+	}
+	return w.zeroPlace(entry.fileOff()+in, r.old.blockSize-in, w.l.keepsBlocks())
+}
+
+// allocateBlocks finds space for the blocks that a fixed disk gains.
+func (r *resizing) allocateBlocks() error {
+	const step = 256 * mib // after which ctx is looked at
+	n := (r.new.payloadBlocks() - r.old.payloadBlocks()) << r.old.blockShift
+	if !r.w.l.keepsBlocks() || n == 0 {
+		return nil
+	}
+	at, err := r.allocate(n)
+	if err != nil {
+		return err
+	}
+	r.blocks = at
+	for off := int64(0); off < n; off += step {
+		if r.ctx.Err() != nil {
+			return context.Cause(r.ctx)
+		}
+		part := min(step, n-off)
+		if at.fresh {
+			err = r.w.fill(at.off+off, part)
+		} else {
+			err = r.w.zeroPlace(at.off+off, part, true)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveBAT finds a place for the BAT where it outgrows its region.
+func (r *resizing) moveBAT() error {
+	t := r.w.l.tables
+	bat, _ := t.find(batRegionGUID)
+	need := r.new.batEntries() * batEntrySize
+	if need <= int64(bat.Length) {
+		return nil
+	}
+	at, err := r.allocate(roundUp(need, mib))
+	if err != nil {
+		return err
+	}
+	if !at.fresh {
+		if err := r.w.zero(at.off, at.size); err != nil {
+			return err
+		}
+	}
+	r.moves, r.batOff = true, at.off
+	table := make([]region, len(t.regions))
+	for i, reg := range t.regions {
+		if reg.GUID == batRegionGUID {
+			reg.Offset, reg.Length = uint64(at.off), uint32(at.size)
+		}
+		table[i] = reg
+	}
+	b := encodeRegionTable(table)
+	for _, off := range regionTableOffsets {
+		for i := int64(0); i < regionTableSize; i += pageSize {
+			r.pages[off+i] = (*[pageSize]byte)(b[i:])
+		}
+	}
+	return nil
+}
+
+// changeMetadata puts the pages that hold the virtual disk size into the log entry (MS-VHDX 2.6.2.2).
+func (r *resizing) changeMetadata() error {
+	_, off, err := r.w.l.item(diskSizeGUID)
+	if err != nil {
+		return err
+	}
+	first := off / pageSize * pageSize
+	b := make([]byte, roundUp(off+8, pageSize)-first)
+	if err := readFull(r.w.file, b, first, "metadata"); err != nil {
+		return err
+	}
+	le.PutUint64(b[off-first:], uint64(r.new.diskSize))
+	for i := int64(0); i < int64(len(b)); i += pageSize {
+		r.pages[first+i] = (*[pageSize]byte)(b[i:])
+	}
+	return nil
+}
+
+// commit makes the new size durable, and the image clean.
+func (r *resizing) commit() error {
+	w := r.w
+	w.metaMu.Lock()
+	for off, p := range r.pages {
+		w.raw[off] = p
+	}
+	w.barrier = true // before the log says so, all that was prepared has to be durable
+	w.metaMu.Unlock()
+	w.changed()
+	if err := w.makeClean(); err != nil {
+		return w.fail(err) // the size of the disk is not known
+	}
+	if r.shrinks() {
+		// Nobody looks at these entries any more, but a program that lets the disk grow may.
+		if err := r.clearEntries(); err != nil {
+			return w.fail(err)
+		}
+	}
+	if err := w.reload(); err != nil {
+		return w.fail(err)
+	}
+	return nil
+}
+
+// clearEntries clears the entries of the blocks that the disk has lost.
+func (r *resizing) clearEntries() error {
+	if err := r.w.announce(dataWrite); err != nil {
+		return err
+	}
+	if err := r.changeEntries(true); err != nil {
+		return err
+	}
+	r.w.changed()
+	return r.w.makeClean()
+}
+
+// reload loads the layer anew from the file, which is clean and nobody else uses.
+func (w *writer) reload() error {
+	l := &layer{path: w.l.path, file: w.file, cache: w.l.cache, parent: w.l.parent}
+	if err := l.load(); err != nil {
+		return fmt.Errorf("after the disk was resized: %w", err)
+	}
+	w.metaMu.Lock()
+	w.unmapped = nil
+	w.metaMu.Unlock()
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	w.l, w.space, w.freed = l, l.space, nil
+	w.fresh = max(roundUp(w.size, mib), w.space.n*mib)
+	w.space.grow(w.fresh)
+	return nil
+}
