@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -156,12 +157,31 @@ func linkBeside(file, name string) (linked bool, err error) {
 	case !errors.Is(err, fs.ErrExist):
 		return false, fmt.Errorf("%w; on a file system without hard links, rename the image and make its child with create --parent", err)
 	}
-	a, aerr := os.Lstat(file)
-	b, berr := os.Lstat(name)
-	if aerr == nil && berr == nil && os.SameFile(a, b) {
-		return false, nil
+	if two, err := twoNames(file, name); err != nil || two {
+		return false, err
 	}
 	return false, fmt.Errorf("%s exists; it is left as it is: %w", name, fs.ErrExist)
+}
+
+// twoNames reports whether both paths, in one folder, are names of one file, and not one name: that might be written
+// in two ways where case does not matter.
+func twoNames(a, b string) (bool, error) {
+	sa, err := os.Lstat(a)
+	if err != nil {
+		return false, err
+	}
+	sb, err := os.Lstat(b)
+	if err != nil || !os.SameFile(sa, sb) {
+		return false, err
+	}
+	entries, err := os.ReadDir(filepath.Dir(a))
+	if err != nil {
+		return false, err
+	}
+	listed := func(path string) bool {
+		return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == filepath.Base(path) })
+	}
+	return filepath.Base(a) != filepath.Base(b) && listed(a) && listed(b), nil
 }
 
 // takeName makes a child of the image under its new name, and puts it in the place of the old name.

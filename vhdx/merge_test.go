@@ -1,0 +1,383 @@
+package vhdx
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// newWrittenChain makes a chain of n images in a new folder, base.vhdx first, each with data of its own and with some of its
+// parent's blocks trimmed.
+func newWrittenChain(t *testing.T, n int) []string {
+	t.Helper()
+	paths := newChain(t, n)
+	for i, path := range paths {
+		im, err := Open(path, Options{Writable: true, Lock: LockOff})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rng := rand.New(rand.NewPCG(uint64(i), 5))
+		for range 6 {
+			p := bytes.Repeat([]byte{byte(rng.IntN(255) + 1)}, 512*(1+rng.IntN(3000)))
+			if _, err := im.WriteAt(p, rng.Int64N((4*mib-int64(len(p)))/512)*512); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := im.Zero(int64(i%4)*mib, mib); err != nil {
+			t.Fatal(err)
+		}
+		if err := im.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if i+1 < n { // it was made before its parent was written
+			if _, err := SetParent(paths[i+1], path, SetParentOptions{Unsafe: true}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return paths
+}
+
+// diskSum is the checksum of what the disk reads as.
+func diskSum(t *testing.T, path string, o Options) [32]byte {
+	t.Helper()
+	im, err := Open(path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	p := make([]byte, im.Size())
+	if _, err := im.ReadAt(p, 0); err != nil {
+		t.Fatal(err)
+	}
+	return sha256.Sum256(p)
+}
+
+// fileSums are the checksums of all files of a folder, by name.
+func fileSums(t *testing.T, dir string) map[string][32]byte {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sums := map[string][32]byte{}
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sums[e.Name()] = sha256.Sum256(b)
+	}
+	return sums
+}
+
+func sound(t *testing.T, paths ...string) {
+	t.Helper()
+	for _, path := range paths {
+		r, err := Check(path, Options{})
+		if err != nil || !r.Sound() || len(r.Warnings) > 0 {
+			t.Errorf("check %s: %+v, %v", path, r, err)
+		}
+	}
+}
+
+func TestMerge(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		images int
+		child  int // index of what is merged
+		into   int
+		o      MergeOptions
+		result int      // index of the path that the result has
+		left   []int    // indices of the files that are there
+		lost   []int    // of those that cannot be opened any more
+		merged []string // names
+	}{
+		{"into the parent", 2, 1, 0, MergeOptions{}, 0, []int{0, 1}, nil, []string{"child1.vhdx"}},
+		{"delete", 2, 1, 0, MergeOptions{Delete: true}, 0, []int{0}, nil, []string{"child1.vhdx"}},
+		{"keep name", 2, 1, 0, MergeOptions{KeepName: true}, 1, []int{1}, nil, []string{"child1.vhdx"}},
+		{"the last of three", 3, 2, 1, MergeOptions{Delete: true}, 1, []int{0, 1}, nil, []string{"child2.vhdx"}},
+		{"the middle of three, with a child that knows it by name", 3, 1, 0, MergeOptions{KeepName: true}, 1, []int{1, 2}, nil, []string{"child1.vhdx"}},
+		{"a run", 4, 3, 0, MergeOptions{}, 0, []int{0, 1, 2, 3}, []int{1, 2}, []string{"child1.vhdx", "child2.vhdx", "child3.vhdx"}},
+		{"a run, delete", 4, 3, 1, MergeOptions{Delete: true}, 1, []int{0, 1}, nil, []string{"child2.vhdx", "child3.vhdx"}},
+		{"a run, keep name", 3, 2, 0, MergeOptions{Delete: true, KeepName: true}, 2, []int{2}, nil, []string{"child1.vhdx", "child2.vhdx"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := newWrittenChain(t, tc.images)
+			last := diskSum(t, p[len(p)-1], Options{})
+			want := diskSum(t, p[tc.child], Options{})
+			var total, done int64
+			tc.o.Phase = func(_ string, n int64) { total += n }
+			tc.o.Progress = func(n int64) { done += n }
+			if tc.into != tc.child-1 {
+				tc.o.Into = p[tc.into]
+			}
+			r, err := Merge(context.Background(), p[tc.child], tc.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var merged []string
+			for _, m := range r.Merged {
+				merged = append(merged, filepath.Base(m))
+			}
+			if r.Path != p[tc.result] || r.Into != p[tc.into] || strings.Join(merged, " ") != strings.Join(tc.merged, " ") || r.Data == 0 || r.Data != total || r.Data != done {
+				t.Errorf("result %+v; the progress was %d of %d", r, done, total)
+			}
+			if got := diskSum(t, p[tc.result], Options{}); got != want {
+				t.Error("the result reads differently")
+			}
+			left := fileSums(t, filepath.Dir(p[0]))
+			if len(left) != len(tc.left) {
+				t.Errorf("%d files are left, want %d", len(left), len(tc.left))
+			}
+			lost := map[int]bool{}
+			for _, i := range tc.lost {
+				lost[i] = true
+			}
+			for _, i := range tc.left {
+				if im, err := Open(p[i], Options{}); lost[i] != errors.Is(err, ErrCorrupt) {
+					t.Errorf("%s: %v", p[i], err)
+				} else if err == nil {
+					im.Close()
+					sound(t, p[i])
+				}
+			}
+			if tc.left[len(tc.left)-1] == len(p)-1 && diskSum(t, p[len(p)-1], Options{}) != last {
+				t.Error("the last image of the chain reads differently")
+			}
+		})
+	}
+}
+
+// What a merge cannot do leaves every file as it was.
+func TestMergeRefuses(t *testing.T) {
+	p := newWrittenChain(t, 3)
+	dir := filepath.Dir(p[0])
+	path := func(name string) string { return filepath.Join(dir, name) }
+	for name, o := range map[string]CreateOptions{
+		"larger.vhdx": {Parent: p[0], Size: 8 * mib},
+		"other.vhdx":  {Size: 4 * mib},
+		"orphan.vhdx": {Parent: p[0]},
+	} {
+		if err := Create(path(name), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	im, err := Open(path("orphan.vhdx"), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	im.Close()
+	if err := os.Mkdir(path("folder"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	moved := path("folder/moved.vhdx")
+	if err := Create(moved, CreateOptions{Parent: p[0]}); err != nil {
+		t.Fatal(err)
+	}
+	broken := path("broken.vhdx")
+	if err := os.WriteFile(broken, make([]byte, 4*mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	strange := path("strange.vhdx") // its parent is another one meanwhile
+	if err := Create(strange, CreateOptions{Parent: path("other.vhdx")}); err != nil {
+		t.Fatal(err)
+	}
+	writeTo(t, path("other.vhdx"))
+	for _, tc := range []struct {
+		name, path string
+		o          MergeOptions
+		want       string
+		is         error
+	}{
+		{"no child", p[0], MergeOptions{}, "no differencing image", ErrOptions},
+		{"into a stranger", p[2], MergeOptions{Into: path("other.vhdx")}, "no parent of", ErrOptions},
+		{"into itself", p[2], MergeOptions{Into: p[2]}, "no parent of", ErrOptions},
+		{"into nothing", p[2], MergeOptions{Into: path("missing")}, "no such file", os.ErrNotExist},
+		{"sizes", path("larger.vhdx"), MergeOptions{}, "flatten", ErrOptions},
+		{"a name in another folder", moved, MergeOptions{KeepName: true, Open: Options{ParentDirs: []string{dir}}}, "another folder", ErrOptions},
+		{"damaged", broken, MergeOptions{}, "R2", ErrCorrupt},
+		{"another parent", strange, MergeOptions{}, "R63", ErrCorrupt},
+		{"another parent in spite of the option", strange, MergeOptions{Open: Options{AnyParent: true}}, "R63", ErrCorrupt},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			os.Rename(path("folder"), dir+"-folder") // fileSums wants files
+			before := fileSums(t, dir)
+			os.Rename(dir+"-folder", path("folder"))
+			_, err := Merge(context.Background(), tc.path, tc.o)
+			if err == nil || !strings.Contains(err.Error(), tc.want) || !errors.Is(err, tc.is) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+			os.Rename(path("folder"), dir+"-folder")
+			after := fileSums(t, dir)
+			os.Rename(dir+"-folder", path("folder"))
+			for name, sum := range before {
+				if after[name] != sum {
+					t.Errorf("%s was changed", name)
+				}
+			}
+		})
+	}
+}
+
+// Every image that takes part is locked against readers too, the ones below against writers.
+func TestMergeLocks(t *testing.T) {
+	p := newWrittenChain(t, 4)
+	for i, writable := range []bool{true, false, false, false} {
+		im, err := Open(p[i], Options{Writable: writable})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := fileSums(t, filepath.Dir(p[0]))
+		if _, err := Merge(context.Background(), p[3], MergeOptions{Into: p[1]}); !errors.Is(err, ErrLocked) {
+			t.Errorf("with %s open: %v", p[i], err)
+		}
+		for name, sum := range fileSums(t, filepath.Dir(p[0])) {
+			if before[name] != sum {
+				t.Errorf("%s was changed", name)
+			}
+		}
+		if err := im.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base, err := Open(p[0], Options{}) // a reader of what is only read
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer base.Close()
+	if _, err := Merge(context.Background(), p[3], MergeOptions{Into: p[1]}); err != nil {
+		t.Error(err)
+	}
+}
+
+// An interrupted merge leaves the disk as it was, and can be run again, also where logs have to be replayed.
+func TestMergeInterrupted(t *testing.T) {
+	p := newWrittenChain(t, 3)
+	want := diskSum(t, p[2], Options{})
+	for n := range 4 {
+		ctx, cancel := context.WithCancelCause(context.Background())
+		stop := errors.New("stop")
+		pieces := 0
+		_, err := Merge(ctx, p[2], MergeOptions{Into: p[0], Progress: func(int64) {
+			if pieces++; pieces > n {
+				cancel(stop)
+			}
+		}})
+		if !errors.Is(err, stop) {
+			t.Fatalf("after %d pieces: %v", pieces, err)
+		}
+		cancel(nil)
+		if got := diskSum(t, p[2], Options{}); got != want {
+			t.Fatalf("after %d pieces the disk reads differently", pieces)
+		}
+		sound(t, p[0], p[2])
+	}
+	if _, err := Merge(context.Background(), p[2], MergeOptions{Into: p[0], Delete: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got := diskSum(t, p[0], Options{}); got != want {
+		t.Error("the result reads differently")
+	}
+}
+
+// Images that were not closed are merged as their logs have them.
+func TestMergeReplaysLogs(t *testing.T) {
+	p := newWrittenChain(t, 2)
+	dir := t.TempDir()
+	var want [32]byte
+	for i, path := range p {
+		im, err := Open(path, Options{Writable: true, Lock: LockOff})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer im.Close()
+		if i == 0 { // of the parent, what nobody sees; its DataWriteGuid stays
+			if err := im.Allocate(0, im.Size()); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := im.Zero(0, mib); err != nil {
+			t.Fatal(err)
+		} else if _, err := im.WriteAt([]byte("not closed"), 700); err != nil {
+			t.Fatal(err)
+		}
+		if err := im.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p[i] = filepath.Join(dir, filepath.Base(path))
+		if err := os.WriteFile(p[i], b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := Open(p[i], Options{})
+		if err != nil || r.Info().Log.State != LogReplayed {
+			t.Fatalf("%s has no log to replay: %v", p[i], err)
+		}
+		r.Close()
+	}
+	want = diskSum(t, p[1], Options{})
+	if _, err := Merge(context.Background(), p[1], MergeOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if diskSum(t, p[0], Options{}) != want || diskSum(t, p[1], Options{}) != want {
+		t.Error("parent or child read differently")
+	}
+	sound(t, p...)
+}
+
+// A full disk in the middle is an error that harms nothing.
+func TestMergeOnAFullDisk(t *testing.T) {
+	c := mergeChain(spec{blocks: []blockSpec{{0, FullyPresent}, {1, PartiallyPresent}, {2, FullyPresent}}}, spec{blocks: []blockSpec{{0, FullyPresent}}})
+	mt := newMergeTest(c)
+	parent := &faultFile{File: c[1].memFile, limit: c[1].memFile.size}
+	f := folder{names: []string{chainName(0), chainName(1)}, files: map[string]File{chainName(0): c[0].memFile, chainName(1): parent}}
+	if err := f.merge(); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("merge: %v", err)
+	}
+	if err := mt.check(f, false); err != nil {
+		t.Fatal(err)
+	}
+	parent.set(func(f *faultFile) { f.limit = 0 })
+	if err := f.merge(); err != nil {
+		t.Fatal(err)
+	}
+	if err := mt.check(f, true); err != nil {
+		t.Error(err)
+	}
+}
+
+// A sync that fails ends the merge, and nothing more is written to that image.
+func TestMergeAfterAFailedSync(t *testing.T) {
+	for i := range 2 {
+		c := mergeSpecs()["dynamic"]()
+		mt := newMergeTest(c)
+		files := map[string]File{chainName(0): c[0].memFile, chainName(1): c[1].memFile}
+		broken := &faultFile{File: c[i].memFile, failSync: errInjected}
+		files[chainName(i)] = broken
+		f := folder{names: []string{chainName(0), chainName(1)}, files: files}
+		if err := f.merge(); !errors.Is(err, errInjected) {
+			t.Fatalf("merge: %v", err)
+		}
+		broken.set(func(f *faultFile) { f.failSync = nil })
+		if err := mt.check(f, false); err != nil {
+			t.Error(err)
+		}
+		if err := f.merge(); err != nil {
+			t.Error(err)
+		}
+		if err := mt.check(f, true); err != nil {
+			t.Error(err)
+		}
+	}
+}
