@@ -70,6 +70,9 @@ func fileSums(t *testing.T, dir string) map[string][32]byte {
 	}
 	sums := map[string][32]byte{}
 	for _, e := range entries {
+		if e.IsDir() {
+			continue
+		}
 		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
 			t.Fatal(err)
@@ -77,6 +80,20 @@ func fileSums(t *testing.T, dir string) map[string][32]byte {
 		sums[e.Name()] = sha256.Sum256(b)
 	}
 	return sums
+}
+
+// checkSame fails the test unless the folder holds the files that it held before.
+func checkSame(t *testing.T, what, dir string, before map[string][32]byte) {
+	t.Helper()
+	after := fileSums(t, dir)
+	for name, sum := range before {
+		if after[name] != sum {
+			t.Errorf("%s: %s was changed", what, name)
+		}
+	}
+	if len(after) != len(before) {
+		t.Errorf("%s: %d files, before %d", what, len(after), len(before))
+	}
 }
 
 func sound(t *testing.T, paths ...string) {
@@ -165,17 +182,11 @@ func TestMergeRefuses(t *testing.T) {
 	for name, o := range map[string]CreateOptions{
 		"larger.vhdx": {Parent: p[0], Size: 8 * mib},
 		"other.vhdx":  {Size: 4 * mib},
-		"orphan.vhdx": {Parent: p[0]},
 	} {
 		if err := Create(path(name), o); err != nil {
 			t.Fatal(err)
 		}
 	}
-	im, err := Open(path("orphan.vhdx"), Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	im.Close()
 	if err := os.Mkdir(path("folder"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -209,21 +220,12 @@ func TestMergeRefuses(t *testing.T) {
 		{"another parent in spite of the option", strange, MergeOptions{Open: Options{AnyParent: true}}, "R63", ErrCorrupt},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			os.Rename(path("folder"), dir+"-folder") // fileSums wants files
 			before := fileSums(t, dir)
-			os.Rename(dir+"-folder", path("folder"))
 			_, err := Merge(context.Background(), tc.path, tc.o)
 			if err == nil || !strings.Contains(err.Error(), tc.want) || !errors.Is(err, tc.is) {
 				t.Errorf("got %v, want %q", err, tc.want)
 			}
-			os.Rename(path("folder"), dir+"-folder")
-			after := fileSums(t, dir)
-			os.Rename(dir+"-folder", path("folder"))
-			for name, sum := range before {
-				if after[name] != sum {
-					t.Errorf("%s was changed", name)
-				}
-			}
+			checkSame(t, tc.name, dir, before)
 		})
 	}
 }
@@ -240,11 +242,7 @@ func TestMergeLocks(t *testing.T) {
 		if _, err := Merge(context.Background(), p[3], MergeOptions{Into: p[1]}); !errors.Is(err, ErrLocked) {
 			t.Errorf("with %s open: %v", p[i], err)
 		}
-		for name, sum := range fileSums(t, filepath.Dir(p[0])) {
-			if before[name] != sum {
-				t.Errorf("%s was changed", name)
-			}
-		}
+		checkSame(t, p[i]+" open", filepath.Dir(p[0]), before)
 		if err := im.Close(); err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,194 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestSnapshot(t *testing.T) {
+	for _, tc := range []struct {
+		name          string
+		image, file   string // of the image, and the name that is given
+		o             SnapshotOptions
+		frozen, child string // patterns
+	}{
+		{"by the time", "data.vhdx", "", SnapshotOptions{}, `data\.vhdx`, `data-\d{8}-\d{6}\.avhdx`},
+		{"named", "data.vhdx", "next.avhdx", SnapshotOptions{}, `data\.vhdx`, `next\.avhdx`},
+		{"keep name, by the time", "data.vhdx", "", SnapshotOptions{KeepName: true}, `data-\d{8}-\d{6}\.vhdx`, `data\.vhdx`},
+		{"keep name", "data", "before", SnapshotOptions{KeepName: true}, `before`, `data`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := newWrittenChain(t, 2)
+			dir := filepath.Dir(p[0])
+			image, name := filepath.Join(dir, tc.image), ""
+			if err := os.Rename(p[1], image); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(image, 0o640); err != nil {
+				t.Fatal(err)
+			}
+			if tc.file != "" {
+				name = filepath.Join(dir, tc.file)
+			}
+			want := diskSum(t, image, Options{})
+			before := fileSums(t, dir)
+			r, err := Snapshot(context.Background(), image, name, tc.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for path, pattern := range map[string]string{r.Frozen: tc.frozen, r.Child: tc.child} {
+				if !regexp.MustCompile("^" + regexp.QuoteMeta(dir) + "/" + pattern + "$").MatchString(path) {
+					t.Errorf("%s does not match %s", path, pattern)
+				}
+				if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o640 {
+					t.Errorf("%s: %v, %v", path, st.Mode(), err)
+				}
+			}
+			after := fileSums(t, dir)
+			if len(after) != len(before)+1 || after[filepath.Base(r.Frozen)] != before[tc.image] {
+				t.Errorf("the image was changed, or the files are %d, before %d", len(after), len(before))
+			}
+			in := diskInfo(t, r.Child, Options{})
+			if in.Parent.RelativePath != `.\`+filepath.Base(r.Frozen) || diskSum(t, r.Child, Options{}) != want {
+				t.Errorf("the child reads differently, or has another parent: %+v", in.Parent)
+			}
+			writeTo(t, r.Child)
+			if diskSum(t, r.Frozen, Options{}) != want {
+				t.Error("writing to the child changed the frozen disk")
+			}
+			sound(t, r.Frozen, r.Child)
+
+			// A merge undoes it.
+			want = diskSum(t, r.Child, Options{})
+			m, err := Merge(context.Background(), r.Child, MergeOptions{KeepName: tc.o.KeepName, Delete: !tc.o.KeepName})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Path != image || diskSum(t, image, Options{}) != want || len(fileSums(t, dir)) != len(before) {
+				t.Errorf("after the merge: %+v", m)
+			}
+		})
+	}
+}
+
+// A link to an image stands for it: parent and child are beside the image.
+func TestSnapshotThroughALink(t *testing.T) {
+	p := newWrittenChain(t, 1)
+	link := filepath.Join(t.TempDir(), "link.vhdx")
+	if err := os.Symlink(p[0], link); err != nil {
+		t.Fatal(err)
+	}
+	want := diskSum(t, link, Options{})
+	r, err := Snapshot(context.Background(), link, "", SnapshotOptions{KeepName: true})
+	if err != nil || r.Child != p[0] || filepath.Dir(r.Frozen) != filepath.Dir(p[0]) {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := os.Readlink(link); err != nil || diskSum(t, p[0], Options{}) != want {
+		t.Errorf("the link is gone, or the disk reads differently: %v", err)
+	}
+	if r, err := Merge(context.Background(), link, MergeOptions{KeepName: true, Open: Options{ParentDirs: []string{filepath.Dir(p[0])}}}); err != nil {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := os.Readlink(link); err != nil || diskSum(t, link, Options{}) != want || diskInfo(t, link, Options{}).Parent != nil {
+		t.Errorf("after the merge: %v", err)
+	}
+}
+
+// A log is replayed before: the parent of a child is not touched any more.
+func TestSnapshotReplaysTheLog(t *testing.T) {
+	p := newChain(t, 1)
+	im, err := Open(p[0], Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	if _, err := im.WriteAt([]byte("data"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(p[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(t.TempDir(), "dirty.vhdx")
+	if err := os.WriteFile(image, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := diskSum(t, image, Options{})
+	r, err := Snapshot(context.Background(), image, "", SnapshotOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in := diskInfo(t, r.Frozen, Options{}); in.Log.State != LogClean || diskSum(t, r.Child, Options{}) != want {
+		t.Errorf("the log is %s, or the disk reads differently", in.Log.State)
+	}
+}
+
+// What a cut between the two steps of KeepName leaves is no obstacle to another attempt.
+func TestSnapshotAfterACut(t *testing.T) {
+	p := newWrittenChain(t, 1)
+	want := diskSum(t, p[0], Options{})
+	frozen := filepath.Join(filepath.Dir(p[0]), "before.vhdx")
+	if err := os.Link(p[0], frozen); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Snapshot(context.Background(), p[0], frozen, SnapshotOptions{KeepName: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Frozen != frozen || diskSum(t, r.Child, Options{}) != want || diskInfo(t, r.Child, Options{}).Parent == nil {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestSnapshotRefuses(t *testing.T) {
+	p := newWrittenChain(t, 1)
+	dir := filepath.Dir(p[0])
+	path := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.WriteFile(path("there"), []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	written := path("written.vhdx")
+	if err := Create(written, CreateOptions{Size: mib}); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(written, Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	before := fileSums(t, dir)
+	keep := SnapshotOptions{KeepName: true}
+	for _, tc := range []struct {
+		name, image, file string
+		o                 SnapshotOptions
+		is                error
+		want              string
+	}{
+		{"in use", written, "", SnapshotOptions{}, ErrLocked, "another program"},
+		{"in use, keep name", written, "", keep, ErrLocked, "another program"},
+		{"exists", p[0], path("there"), SnapshotOptions{}, fs.ErrExist, "exists"},
+		{"exists, keep name", p[0], path("there"), keep, fs.ErrExist, "exists"},
+		{"itself", p[0], p[0], SnapshotOptions{}, nil, "is the parent"},
+		{"itself, keep name", p[0], p[0], keep, fs.ErrExist, "exists"},
+		{"itself written otherwise, keep name", p[0], dir + "/./" + filepath.Base(p[0]), keep, fs.ErrExist, "exists"},
+		{"another folder, keep name", p[0], filepath.Join(t.TempDir(), "x.vhdx"), keep, ErrOptions, "another folder"},
+		{"no image", path("there"), "", SnapshotOptions{}, ErrCorrupt, "R1"},
+		{"missing", path("missing"), "", keep, fs.ErrNotExist, "no such file"},
+		{"a name that cannot stand in an image", p[0], path("a:b"), keep, ErrOptions, "colon"},
+	} {
+		_, err := Snapshot(context.Background(), tc.image, tc.file, tc.o)
+		if err == nil || tc.is != nil && !errors.Is(err, tc.is) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: got %v, want %q", tc.name, err, tc.want)
+		}
+		checkSame(t, tc.name, dir, before)
+	}
+}
