@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"sync/atomic"
 
@@ -125,6 +126,22 @@ func (f *osFile) NextData(off int64) (next int64, err error) {
 		return 0, io.EOF
 	case errors.Is(err, unix.EINVAL), errors.Is(err, errors.ErrUnsupported):
 		return off, nil
+	}
+	return next, err
+}
+
+// NextHole returns the first offset at or after off from which on some bytes are known to be zero, the end of the file
+// among them. File systems that do not know their holes have none.
+func (f *osFile) NextHole(off int64) (next int64, err error) {
+	err = f.control("find a hole in", func(fd int) error {
+		next, err = unix.Seek(fd, off, unix.SEEK_HOLE)
+		return err
+	})
+	switch {
+	case errors.Is(err, unix.ENXIO): // off is behind the end
+		return off, nil
+	case errors.Is(err, unix.EINVAL), errors.Is(err, errors.ErrUnsupported):
+		return math.MaxInt64, nil
 	}
 	return next, err
 }

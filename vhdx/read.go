@@ -106,39 +106,6 @@ func (im *Image) Extent(off int64) (Extent, error) {
 	return e, nil
 }
 
-// SeekData returns the first byte at or after off that is held in a file, and io.EOF when none follows.
-func (im *Image) SeekData(off int64) (int64, error) { return im.seek(off, true) }
-
-// SeekHole returns the first byte at or after off that reads as zero because nothing holds it. The end of
-// the disk counts as one; beyond it there is io.EOF.
-func (im *Image) SeekHole(off int64) (int64, error) {
-	if off < 0 || off >= im.Size() {
-		return 0, io.EOF
-	}
-	hole, err := im.seek(off, false)
-	if err == io.EOF {
-		return im.Size(), nil
-	}
-	return hole, err
-}
-
-func (im *Image) seek(off int64, data bool) (int64, error) {
-	if off < 0 {
-		return 0, io.EOF
-	}
-	for off < im.Size() {
-		e, err := im.run(off, im.Size())
-		if err != nil {
-			return 0, err
-		}
-		if (e.File != nil) == data {
-			return off, nil
-		}
-		off = e.End()
-	}
-	return 0, io.EOF
-}
-
 // run returns the extent that begins at byte off, inside the disk, and ends at or before end. It is as long as
 // can be told at once: at most to the end of a present block, further through blocks that are not there.
 // It walks down the chain until a layer decides.

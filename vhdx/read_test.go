@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -375,31 +376,94 @@ func (c chain) testExtents(t *testing.T, im *Image, rng *rand.Rand) []Extent {
 // testSeek compares SeekData and SeekHole with the extents of the whole disk.
 func testSeek(t *testing.T, im *Image, extents []Extent, off int64) {
 	t.Helper()
-	data, hole := int64(-1), im.Size()
-	for _, e := range slices.Backward(extents) {
-		if e.End() <= off {
-			break
-		}
-		if e.File != nil {
-			data = max(e.DiskOff, off)
-		} else {
-			hole = max(e.DiskOff, off)
-		}
+	held := func(at int64) bool {
+		i := slices.IndexFunc(extents, func(e Extent) bool { return at < e.End() })
+		return i >= 0 && at >= 0 && extents[i].File != nil
 	}
-	outside := off < 0 || off >= im.Size()
-	if got, err := im.SeekData(off); outside || data < 0 {
-		if err != io.EOF {
+	if off < 0 || off >= im.Size() {
+		if got, err := im.SeekData(off); err != io.EOF {
 			t.Errorf("SeekData(%d) = %d, %v; want io.EOF", off, got, err)
 		}
-	} else if got != data || err != nil {
-		t.Errorf("SeekData(%d) = %d, %v; want %d", off, got, err, data)
-	}
-	if got, err := im.SeekHole(off); outside {
-		if err != io.EOF {
+		if got, err := im.SeekHole(off); err != io.EOF {
 			t.Errorf("SeekHole(%d) = %d, %v; want io.EOF", off, got, err)
 		}
-	} else if got != hole || err != nil {
-		t.Errorf("SeekHole(%d) = %d, %v; want %d", off, got, err, hole)
+		return
+	}
+	data, err := im.SeekData(off)
+	switch {
+	case err == io.EOF:
+		data = im.Size()
+	case err != nil || data < off || !held(data):
+		t.Errorf("SeekData(%d) = %d, %v, which no file holds", off, data, err)
+		return
+	}
+	// Nothing that is held is passed over, but in holes of the file itself.
+	for at := off; at < data; {
+		buf := make([]byte, min(data-at, 64*kib))
+		if _, err := im.ReadAt(buf, at); err != nil || !allZero(buf) {
+			t.Errorf("SeekData(%d) = %d passes over other bytes than zero behind %d (%v)", off, data, at, err)
+			return
+		}
+		if e, err := im.Extent(at); err == nil && e.File == nil {
+			at = e.End()
+		} else {
+			at += int64(len(buf))
+		}
+	}
+	hole, err := im.SeekHole(off)
+	if err != nil || hole < off || hole > im.Size() {
+		t.Errorf("SeekHole(%d) = %d, %v", off, hole, err)
+		return
+	}
+	for at := off; at < hole; {
+		i := slices.IndexFunc(extents, func(e Extent) bool { return at < e.End() })
+		if extents[i].File == nil {
+			t.Errorf("SeekHole(%d) = %d passes over the hole at %d", off, hole, at)
+			return
+		}
+		at = extents[i].End()
+	}
+	if hole < im.Size() && held(hole) {
+		b := make([]byte, min(512, im.Size()-hole))
+		if _, err := im.ReadAt(b, hole); err != nil || !allZero(b) {
+			t.Errorf("SeekHole(%d) = %d, where other bytes are than zero (%v)", off, hole, err)
+		}
+	}
+}
+
+// Of a block of which a little was written, only that is data, on a file system that knows its holes.
+func TestSeekInsideABlock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.vhdx")
+	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: 32 * mib}); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(path, Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	for _, at := range []int64{3 * mib, 35 * mib} {
+		if _, err := im.WriteAt(bytes.Repeat([]byte{7}, mib), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f := im.top.file.(*osFile); func() bool { n, _ := f.NextHole(0); return n >= im.top.size }() {
+		t.Skip("the file system of the test's folder does not know holes")
+	}
+	var got []int64
+	for off := int64(0); ; {
+		data, err := im.SeekData(off)
+		if err == io.EOF {
+			break
+		}
+		hole, herr := im.SeekHole(data)
+		if err != nil || herr != nil {
+			t.Fatal(err, herr)
+		}
+		got, off = append(got, data, hole), hole
+	}
+	if want := []int64{3 * mib, 4 * mib, 35 * mib, 36 * mib}; !slices.Equal(got, want) {
+		t.Errorf("data and holes at %d, want %d", got, want)
 	}
 }
 

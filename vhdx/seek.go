@@ -1,0 +1,95 @@
+package vhdx
+
+import (
+	"io"
+	"math"
+)
+
+// SeekData returns the first byte at or after off that is held in a file, and io.EOF when none follows. What lies in a
+// hole of that file, as most of a block does of which little was written, is not held.
+func (im *Image) SeekData(off int64) (int64, error) { return im.seek(off, true) }
+
+// SeekHole returns the first byte at or after off that reads as zero because nothing holds it. The end of
+// the disk counts as one; beyond it there is io.EOF.
+func (im *Image) SeekHole(off int64) (int64, error) {
+	if off < 0 || off >= im.Size() {
+		return 0, io.EOF
+	}
+	hole, err := im.seek(off, false)
+	if err == io.EOF {
+		return im.Size(), nil
+	}
+	return hole, err
+}
+
+func (im *Image) seek(off int64, data bool) (int64, error) {
+	if off < 0 {
+		return 0, io.EOF
+	}
+	var run fileRun
+	for off < im.Size() {
+		e, err := im.run(off, im.Size())
+		if err != nil {
+			return 0, err
+		}
+		if e.File == nil {
+			if !data {
+				return off, nil
+			}
+			off = e.End()
+			continue
+		}
+		if err := run.find(e); err != nil {
+			return 0, err
+		}
+		if run.data == data {
+			return off, nil
+		}
+		off += min(e.Len, run.end-e.FileOff)
+	}
+	return 0, io.EOF
+}
+
+// A fileRun is a run of bytes of a file all of which are data, or all of which are in a hole.
+type fileRun struct {
+	file       io.ReaderAt
+	begin, end int64 // file offsets
+	data       bool
+}
+
+// holeFinder is a holeSeeker that knows both ends of its holes.
+type holeFinder interface {
+	holeSeeker
+
+	// NextHole returns the first offset at or after off that is known to read as zero; the end of the file is one.
+	NextHole(off int64) (int64, error)
+}
+
+// find makes r the run that has the first byte of e, unless it is that already. A run may be much longer than an extent,
+// so that of a file without holes it is asked once.
+func (r *fileRun) find(e Extent) error {
+	if r.file == e.File && r.begin <= e.FileOff && e.FileOff < r.end {
+		return nil
+	}
+	*r = fileRun{file: e.File, begin: e.FileOff, end: math.MaxInt64, data: true}
+	f, ok := e.File.(holeFinder)
+	if !ok {
+		return nil
+	}
+	next, err := f.NextData(e.FileOff)
+	switch {
+	case err == io.EOF:
+		r.data = false
+		return nil
+	case err != nil:
+		return err
+	case next > e.FileOff:
+		r.data, r.end = false, next
+		return nil
+	}
+	if r.end, err = f.NextHole(e.FileOff); err != nil {
+		return err
+	}
+	r.end = max(r.end, e.FileOff+1) // another program may have punched a hole in between; it is data then as before
+	return nil
+}
