@@ -88,7 +88,8 @@ func (t *transport) receive(b *buffer) ([]byte, error) {
 			return p[:n], nil
 		case err == nil:
 			return nil, fmt.Errorf("a request of %d bytes", n)
-		case err == unix.EINTR || err == unix.EAGAIN || err == unix.ENOENT: // ENOENT: the request was taken back
+		case err == unix.EINTR || err == unix.EAGAIN || err == unix.ENOENT || err == unix.ENOMEM:
+			// ENOENT: the request was taken back; ENOMEM: the kernel has answered it
 			continue
 		}
 		return nil, err
