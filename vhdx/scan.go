@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -129,19 +130,19 @@ func (s *batScan) pages(b []byte, i int64) error {
 	return nil
 }
 
+// allZero reports whether all of b is zero. To compare with zeros is several times as fast as to look at words.
 func allZero(b []byte) bool {
-	for ; len(b) >= 8; b = b[8:] {
-		if le.Uint64(b) != 0 {
+	for len(b) > len(zeros) {
+		if !bytes.Equal(b[:len(zeros)], zeros[:]) {
 			return false
 		}
+		b = b[len(zeros):]
 	}
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
+	return bytes.Equal(b, zeros[:len(b)])
 }
+
+// zeros is never written.
+var zeros [pageSize]byte
 
 // entry validates entry i, which is not zero.
 func (s *batScan) entry(i int64, e batEntry) error {
