@@ -46,7 +46,7 @@ const mergePiece = 4 * mib
 //     durably: one entry of the log.
 //  2. P gets the new DataWriteGuid, durably: one update of the headers. Other children of P do not accept it any
 //     more, and rightly so.
-//  3. What C holds is written to P, and P is made clean.
+//  3. P gets the size of C, what C holds is written to it, and it is made clean.
 //  4. C gets the DataWriteGuid that P has as its parent_linkage, and its own one as its parent_linkage2, durably.
 //  5. P gets the DataWriteGuid of C, durably. It holds the same disk with the same data, so that children of C may
 //     take P as their parent from here on.
@@ -100,16 +100,19 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 			return nil, err
 		}
 	}
-	child := im.top
-	for l, i := child, 0; i <= depth; l, i = l.parent, i+1 {
+	var above *layer
+	for l, i := im.top, 0; i <= depth; above, l, i = l, l.parent, i+1 {
 		f, err := openFile(l.path, os.O_RDWR)
 		if err != nil {
 			return nil, fmt.Errorf("all images that take part in a merge are changed: %w", err)
 		}
 		_ = f.Close() // nothing was written
-		if l.geo.diskSize != child.geo.diskSize {
-			return nil, optionsError{fmt.Errorf("the disk of %s has %d bytes, that of %s %d; flatten makes a new image of both",
-				child.path, child.geo.diskSize, l.path, l.geo.diskSize)}
+		if above != nil && l.geo.diskSize > above.geo.diskSize {
+			return nil, optionsError{fmt.Errorf("the disk of %s has %d bytes, that of its child %s only %d; flatten makes a new image of what the child shows",
+				l.path, l.geo.diskSize, above.path, above.geo.diskSize)}
+		}
+		if err := l.canResize(im.Size()); i == depth && err != nil {
+			return nil, fmt.Errorf("%s: %w", l.path, err)
 		}
 		if l.headers.header().DataWriteGUID == uuid.Nil {
 			return nil, fmt.Errorf("%s has no DataWriteGuid by which it could be known; flatten makes a new image", l.path)
@@ -141,7 +144,7 @@ func (im *Image) depthOf(path string) (int, error) {
 // checkRun makes sure that the images are those of the plan: they were not locked meanwhile.
 func checkRun(run []*Image, layers []string) error {
 	for i, im := range run {
-		if im.top.path != layers[i] || im.Size() != run[0].Size() {
+		if im.top.path != layers[i] {
 			return fmt.Errorf("%s: the chain was changed at this moment; try it again", layers[0])
 		}
 	}
@@ -183,6 +186,12 @@ func (m *merge) push(child, parent *Image) error {
 	own := child.top.headers.header().DataWriteGUID
 	if err := handOver(child, parent, uuid.New()); err != nil {
 		return err
+	}
+	if child.Size() > parent.Size() {
+		if err := parent.Resize(m.ctx, child.Size()); err != nil {
+			return err
+		}
+		child.top.parent = parent.top
 	}
 	if err := m.copyDown(child, parent); err != nil {
 		return err

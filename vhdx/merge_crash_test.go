@@ -280,6 +280,9 @@ func mergeSpecs() map[string]func() chain {
 		"other block size": func() chain {
 			return mergeChain(spec{diskSize: 8 * mib, blocks: child}, spec{diskSize: 8 * mib, blockSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}}})
 		},
+		"larger than its parent": func() chain {
+			return mergeChain(spec{diskSize: 8 * mib, blocks: child}, spec{diskSize: 5*mib - 512, blocks: base[:4]})
+		},
 		"ends inside a block": func() chain {
 			return mergeChain(spec{diskSize: 7*mib - 512, blocks: child}, spec{diskSize: 7*mib - 512, blocks: base})
 		},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -174,18 +175,57 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// Children that are larger than their parents make the result as large.
+func TestMergeLargerChildren(t *testing.T) {
+	p := newChain(t, 1)
+	for _, size := range []int64{6 * mib, 9*mib + 512} {
+		child := filepath.Join(filepath.Dir(p[0]), fmt.Sprintf("%d.vhdx", size))
+		if err := Create(child, CreateOptions{Parent: p[len(p)-1], Size: size}); err != nil {
+			t.Fatal(err)
+		}
+		im, err := Open(child, Options{Writable: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, off := range []int64{mib, size - 512} {
+			if _, err := im.WriteAt([]byte("data"), off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := im.Close(); err != nil {
+			t.Fatal(err)
+		}
+		p = append(p, child)
+	}
+	want := diskSum(t, p[2], Options{})
+	if _, err := Merge(context.Background(), p[2], MergeOptions{Into: p[0], Delete: true}); err != nil {
+		t.Fatal(err)
+	}
+	if diskSum(t, p[0], Options{}) != want {
+		t.Error("the result reads differently")
+	}
+	sound(t, p[0])
+}
+
 // What a merge cannot do leaves every file as it was.
 func TestMergeRefuses(t *testing.T) {
 	p := newWrittenChain(t, 3)
 	dir := filepath.Dir(p[0])
 	path := func(name string) string { return filepath.Join(dir, name) }
 	for name, o := range map[string]CreateOptions{
-		"larger.vhdx": {Parent: p[0], Size: 8 * mib},
-		"other.vhdx":  {Size: 4 * mib},
+		"smaller.vhdx": {Parent: p[0]},
+		"other.vhdx":   {Size: 4 * mib},
 	} {
 		if err := Create(path(name), o); err != nil {
 			t.Fatal(err)
 		}
+	}
+	im, err := Open(path("smaller.vhdx"), Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(im.Resize(context.Background(), 2*mib), im.Close()); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Mkdir(path("folder"), 0o700); err != nil {
 		t.Fatal(err)
@@ -213,7 +253,7 @@ func TestMergeRefuses(t *testing.T) {
 		{"into a stranger", p[2], MergeOptions{Into: path("other.vhdx")}, "no parent of", ErrOptions},
 		{"into itself", p[2], MergeOptions{Into: p[2]}, "no parent of", ErrOptions},
 		{"into nothing", p[2], MergeOptions{Into: path("missing")}, "no such file", os.ErrNotExist},
-		{"sizes", path("larger.vhdx"), MergeOptions{}, "flatten", ErrOptions},
+		{"smaller than its parent", path("smaller.vhdx"), MergeOptions{}, "flatten", ErrOptions},
 		{"a name in another folder", moved, MergeOptions{KeepName: true, Open: Options{ParentDirs: []string{dir}}}, "another folder", ErrOptions},
 		{"damaged", broken, MergeOptions{}, "R2", ErrCorrupt},
 		{"another parent", strange, MergeOptions{}, "R63", ErrCorrupt},

@@ -168,29 +168,23 @@ func (w *writer) linkParent(keys [][2]string) error {
 	return w.rewriteLocator(values)
 }
 
-// setDataWrite makes id the DataWriteGuid, durably, which it remains for all that is written until the image is made
-// clean the next time.
+// setDataWrite makes id the DataWriteGuid, durably. It remains that whatever this writer writes.
 func (w *writer) setDataWrite(id uuid.UUID) error {
-	if err := w.err(); err != nil {
+	if err := w.clean(); err != nil {
 		return err
 	}
+	w.headerMu.Lock()
+	w.dataWrite = id
+	w.headerMu.Unlock()
 	w.gate.RLock()
 	defer w.gate.RUnlock()
-	w.headerMu.Lock()
-	defer w.headerMu.Unlock()
-	h := w.header
-	if !w.inUse() {
-		if err := w.reserveLog(); err != nil {
-			return err
-		}
-		h.FileWriteGUID = uuid.New()
+	return w.announce(dataWrite)
+}
+
+// newDataWrite returns the DataWriteGuid for what is going to be written. The caller holds headerMu.
+func (w *writer) newDataWrite() uuid.UUID {
+	if w.dataWrite != uuid.Nil {
+		return w.dataWrite
 	}
-	h.DataWriteGUID = id
-	if err := w.updateHeaders(h); err != nil {
-		return err
-	}
-	w.repairTables()
-	w.opened = true
-	w.announced.Store(int32(dataWrite))
-	return nil
+	return uuid.New()
 }

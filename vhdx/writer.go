@@ -55,6 +55,7 @@ type writer struct {
 	announced atomic.Int32 // the widest kind of change that the headers tell of; changed with headerMu held
 	opened    bool         // they have told of one at least once; guarded by headerMu
 	repaired  bool         // damaged region tables are in the log; guarded by headerMu
+	dataWrite uuid.UUID    // the DataWriteGuid to announce instead of a new one, if not zero; guarded by headerMu
 	header    header       // as in the current copy on disk; guarded by headerMu
 	slot      int          // of the current copy; guarded by headerMu
 
@@ -222,7 +223,7 @@ func (w *writer) announce(kind writeKind) error {
 		h.FileWriteGUID = uuid.New()
 	}
 	if kind == dataWrite {
-		h.DataWriteGUID = uuid.New()
+		h.DataWriteGUID = w.newDataWrite()
 	}
 	if err := w.updateHeaders(h); err != nil {
 		return err
