@@ -85,6 +85,7 @@ var badRows = []row{
 		p.bad(t, 1, "one argument too many", "mount.vhdx", p.img, p.dir, "more")
 		p.bad(t, 1, "MOUNTPOINT is empty", "mount.vhdx", p.img, "")
 		p.bad(t, 1, "IMAGE is empty", "mount.vhdx", "", p.dir)
+		p.bad(t, 1, "do you mean the command list?", program.path(t), "lits")
 		p.bad(t, 1, "unknown shorthand flag: 'q'", "mount.vhdx", p.img, p.dir, "-q")
 		p.bad(t, 1, `option commit=often: it is a number of seconds`, "mount", "-t", "vhdx", "-o", "commit=often", p.img, p.dir)
 		p.bad(t, 1, "option replay=memory needs ro", "mount", "-t", "vhdx", "-o", "replay=memory", p.img, p.dir)

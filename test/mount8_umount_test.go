@@ -24,6 +24,15 @@ var umountRows = []row{
 		p.unmounted(t)
 		checkClean(t, p.img)
 	}},
+	{"three at the same time", func(t *testing.T, p *place) {
+		for range 3 {
+			p.mount(t)
+			r := p.run(t, 0, "", "sh", "-c", `umount "$1" & umount "$1" & umount "$1" & wait`, "sh", p.dir)
+			p.unmounted(t)
+			p.that(t, "nobody finds it in use", meaningful(r.stderr), !strings.Contains(r.stderr, "in use") && !strings.Contains(r.stderr, "argument"))
+			p.eventuallyEndedAll(t)
+		}
+	}},
 	{"-i passes the helper by", func(t *testing.T, p *place) {
 		p.mount(t)
 		p.run(t, 0, "", "umount", "-i", p.dir)

@@ -95,7 +95,7 @@ Exit status:
 	root.Flags().BoolVarP(&m.readOnly, "read-only", "r", false, "as -o ro")
 	root.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see above")
 	completeOptions(root, aboutMount|aboutImage)
-	root.AddCommand(newInfo(), newCheck(), newMap(), newCreate(), newConvert(), newFlatten(), newMerge(), newSetParent(), newSnapshot(), newCompact(), newCompare(), newDiff(), newChain(), newAttach(), newDetach(), newList(), newMan(), newVersion())
+	root.AddCommand(newInfo(), newCheck(), newMap(), newCreate(), newConvert(), newFlatten(), newMerge(), newSetParent(), newSnapshot(), newCompact(), newResize(), newCompare(), newDiff(), newChain(), newAttach(), newDetach(), newList(), newMan(), newVersion())
 	root.DisableFlagsInUseLine = true
 	for _, c := range root.Commands() {
 		c.DisableFlagsInUseLine = true
@@ -109,6 +109,8 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 		switch {
 		case len(args) < len(names) && cmd.HasSubCommands() && len(args) == 0:
 			return usageError("no %s is given; see %s --help", names[0], cmd.CommandPath())
+		case len(args) < len(names) && cmd.HasSubCommands() && nearest(args[0], commandNames(cmd)) != "":
+			return usageError("%s is missing; do you mean the command %s?", names[1], nearest(args[0], commandNames(cmd)))
 		case len(args) < len(names):
 			return usageError("%s is missing; usage: %s", names[len(args)], cmd.UseLine())
 		case len(args) > len(names):

@@ -77,24 +77,12 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("unmount %s: %w: it is not this user's mount; unmount it as root", dir, os.ErrPermission)
 	}
 	var server *serverProcess
-	patience, hangs := u.patience, false
+	var unknown error // why it is not known who serves it
 	if !u.lazy {
-		server, err = findServer(dir)
-		if err != nil {
-			u.say(stderr, "%s: %v; it is unmounted without waiting for that program to end", dir, err)
-		}
-		if hangs = errors.Is(err, mount.ErrNoAnswer); hangs {
-			patience = max(patience, questionEnds)
-		}
+		server, unknown = findServer(dir)
 		defer server.close()
 	}
-	err = mount.Unmount(dir, u.lazy)
-	for end := time.Now().Add(patience); errors.Is(err, unix.EBUSY) && time.Now().Before(end); err = mount.Unmount(dir, u.lazy) {
-		time.Sleep(50 * time.Millisecond)
-	}
-	if errors.Is(err, unix.EBUSY) && hangs && len(mountUsers(dir)) == 0 {
-		err = mount.Unmount(dir, true) // only questions keep it, which nobody can end
-	}
+	err = u.takeAway(dir, errors.Is(unknown, mount.ErrNoAnswer))
 	switch {
 	case errors.Is(err, unix.EBUSY) && u.readOnly:
 		if err := remountFlags(m, true); err != nil {
@@ -104,8 +92,12 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 		return nil
 	case errors.Is(err, unix.EBUSY):
 		return busyError(dir, err)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("%s: another program has unmounted it meanwhile", dir)
 	case err != nil:
 		return fmt.Errorf("unmount %s: %w", dir, err)
+	case unknown != nil:
+		u.say(stderr, "%s: %v; it is unmounted without waiting for that program to end", dir, unknown)
 	}
 	if server != nil {
 		device := fmt.Sprintf("%d:%d", m.Major, m.Minor)
@@ -117,6 +109,30 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 		fmt.Fprintf(stdout, "%s unmounted from %s\n", m.Source, dir)
 	}
 	return nil
+}
+
+// takeAway unmounts, and tries again while the mount is in use by who will let go of it soon. The program that serves
+// one that hangs does not answer.
+func (u *umountCommand) takeAway(dir string, hangs bool) error {
+	err := mount.Unmount(dir, u.lazy)
+	if !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	patience, unused := u.patience, len(mountUsers(dir)) == 0
+	switch {
+	case hangs:
+		patience = max(patience, questionEnds)
+	case unused:
+		patience = max(patience, glanceEnds)
+	}
+	for end := time.Now().Add(patience); errors.Is(err, unix.EBUSY) && time.Now().Before(end); {
+		time.Sleep(50 * time.Millisecond)
+		err = mount.Unmount(dir, u.lazy)
+	}
+	if errors.Is(err, unix.EBUSY) && hangs && unused {
+		return mount.Unmount(dir, true) // only questions keep it, which nobody can end
+	}
+	return err
 }
 
 func (u *umountCommand) say(w io.Writer, format string, args ...any) {
@@ -133,6 +149,10 @@ func (u *umountCommand) heldElsewhere(dir, device string, pid int, stderr io.Wri
 	u.say(stderr, "%s: waiting for process %d to write everything", dir, pid)
 	return false
 }
+
+// glanceEnds is how long a mount may be in use by nobody who can be named: by a program that looked at it in passing,
+// vhdxfs list for one.
+const glanceEnds = time.Second
 
 // questionEnds is how long a question that a mount did not answer may still keep it in use, once it is given up.
 const questionEnds = 2 * time.Second
