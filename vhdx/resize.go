@@ -23,7 +23,7 @@ func (im *Image) Resize(ctx context.Context, size int64) error {
 		return ErrReshaping
 	}
 	defer w.reshaping.Unlock()
-	if err := w.l.canResize(size); err != nil || size == im.Size() {
+	if err := im.CanResize(size); err != nil || size == im.Size() {
 		return err
 	}
 	w.gate.Lock()
@@ -46,8 +46,9 @@ func (im *Image) Resize(ctx context.Context, size int64) error {
 	return nil
 }
 
-// canResize says why the disk cannot have that many bytes.
-func (l *layer) canResize(size int64) error {
+// CanResize says why the disk cannot have that many bytes, with an error that matches ErrSize.
+func (im *Image) CanResize(size int64) error {
+	l := im.top
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %s", ErrSize, fmt.Sprintf(format, args...))
 	}

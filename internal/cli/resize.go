@@ -1,0 +1,185 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vhdxfs/internal/partition"
+	"vhdxfs/vhdx"
+)
+
+type resizeCommand struct {
+	options             []string
+	force, fixGPT, json bool
+
+	size     int64 // bytes
+	relative bool  // size is to be added
+}
+
+func newResize() *cobra.Command {
+	var c resizeCommand
+	cmd := &cobra.Command{
+		Use:   "resize [flags] IMAGE SIZE",
+		Short: "Make a disk larger or smaller",
+		Long: `Give the disk in IMAGE the size SIZE, or make it larger by +SIZE. What it gains reads as zero. The image must not be
+mounted. A power cut or an error leaves the disk with the old size or with the new one, and nothing in between.
+
+A disk is made smaller only if what is on it ends before: partitions, or a file system or the like that vhdxfs knows
+(ext2 to ext4, XFS, Btrfs, NTFS, exFAT, FAT, swap, LVM, LUKS). Make those smaller first. Where there is data behind the
+new end that belongs to nothing known, that is refused, too. With --force what lies behind the new end is lost.
+
+A GPT has a backup at the end of the disk. --fix-gpt moves it to the new end, also of a disk that has the right size
+already; to make a disk with a GPT smaller it is needed.
+
+A differencing image cannot become larger while its parent is larger than it. Children of IMAGE become useless.
+
+` + sizeHelp,
+		Example: `  vhdxfs resize --fix-gpt data.vhdx +20G
+  vhdxfs resize data.vhdx 64G`,
+		Args:              exactArgs("IMAGE", "SIZE"),
+		RunE:              func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0], args[1]) },
+		ValidArgsFunction: completeImage,
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.BoolVar(&c.force, "force", false, "make the disk smaller though what is on it reaches beyond, which is lost")
+	f.BoolVar(&c.fixGPT, "fix-gpt", false, "move the backup of the GPT to the end of the disk")
+	f.BoolVar(&c.json, "json", false, "print JSON, with sizes in bytes")
+	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
+	completeOptions(cmd, aboutImage)
+	return cmd
+}
+
+// A resizeReport is what the JSON of resize says.
+type resizeReport struct {
+	Image    string `json:"image"`
+	Before   int64  `json:"disk_size_before"`
+	After    int64  `json:"disk_size_after"`
+	GPTMoved bool   `json:"gpt_backup_moved"`
+	GPTFits  bool   `json:"gpt_backup_at_end"` // false also where there is no GPT
+}
+
+func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
+	o, err := parseOptions(c.options, aboutImage)
+	if err != nil {
+		return err
+	}
+	add, relative := strings.CutPrefix(size, "+")
+	n, err := parseSize(add)
+	if err != nil {
+		return usageError("size %q: %w", size, err)
+	}
+	c.size, c.relative = n, relative
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	o.image.Writable = true
+	r := resizeReport{Image: path}
+	err = withImage(path, o.image, func(im *vhdx.Image) error { return c.resize(ctx, im, &r) })
+	if errors.Is(err, vhdx.ErrSize) || errors.Is(err, errBeyond) {
+		err = &statusError{statusUsage, err}
+	}
+	if err != nil {
+		return interrupted(err, "the disk has the size that it had")
+	}
+	return c.report(cmd.OutOrStdout(), r)
+}
+
+// errBeyond is matched by the refusal to cut something off.
+var errBeyond = errors.New("the disk cannot become so small")
+
+func (c *resizeCommand) resize(ctx context.Context, im *vhdx.Image, r *resizeReport) error {
+	sector := im.Info().LogicalSectorSize
+	size := c.size
+	if c.relative {
+		if size += im.Size(); size < 0 {
+			return usageError("%d bytes more are too many", c.size)
+		}
+	}
+	if err := im.CanResize(size); err != nil {
+		return err
+	}
+	r.Before = im.Size()
+	layout, err := partition.Find(im, im.Size(), sector)
+	if err != nil && (size < im.Size() || c.fixGPT) && !c.force {
+		return err
+	}
+	if err != nil {
+		layout = new(partition.Layout)
+	}
+	if size < im.Size() && !c.force {
+		if err := c.checkShrink(im, layout, size); err != nil {
+			return err
+		}
+	}
+	gpt := layout.GPT
+	if c.fixGPT && gpt == nil {
+		return usageError("the disk has no GPT")
+	}
+	if c.fixGPT && size < im.Size() { // while the place of the old one is still there
+		if err := moveGPT(gpt, im, size, r); err != nil {
+			return err
+		}
+	}
+	if err := im.Resize(ctx, size); err != nil {
+		return err
+	}
+	r.After = im.Size()
+	if c.fixGPT && !r.GPTMoved && !gpt.BackupAtEnd(size) {
+		if err := moveGPT(gpt, im, size, r); err != nil {
+			return fmt.Errorf("the disk has %d bytes now, but: %w", size, err)
+		}
+	}
+	r.GPTFits = gpt != nil && gpt.BackupAtEnd(size)
+	return nil
+}
+
+func moveGPT(gpt *partition.GPT, im *vhdx.Image, size int64, r *resizeReport) error {
+	if err := gpt.MoveBackup(im, size); err != nil {
+		return err
+	}
+	r.GPTMoved = true
+	return nil
+}
+
+// checkShrink says why a disk of size bytes could not hold what is there.
+func (c *resizeCommand) checkShrink(im *vhdx.Image, l *partition.Layout, size int64) error {
+	if u, beyond := l.Beyond(size); beyond {
+		return fmt.Errorf("%w: %s ends at byte %d, behind the new end at %d; make it smaller first, or give --force and lose it", errBeyond, u.What, u.End, size)
+	}
+	if l.GPT != nil && !c.fixGPT {
+		return fmt.Errorf("%w without the backup of its GPT, which is at the end: --fix-gpt moves it", errBeyond)
+	}
+	if l.GPT != nil {
+		if err := l.GPT.Fits(size); err != nil {
+			return fmt.Errorf("%w: %w", errBeyond, err)
+		}
+	}
+	if len(l.Uses) > 0 || l.GPT != nil {
+		return nil
+	}
+	at, err := im.SeekData(size)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: there is data at byte %d, behind the new end at %d, and nothing tells what it is; --force gives it up", errBeyond, at, size)
+}
+
+func (c *resizeCommand) report(out io.Writer, r resizeReport) error {
+	if c.json {
+		return writeJSON(out, r)
+	}
+	gpt := ""
+	if r.GPTMoved {
+		gpt = "; the backup of the GPT is at the end"
+	}
+	_, err := fmt.Fprintf(out, "%s: a disk of %s, was %s%s\n", r.Image, humanSize(r.After), humanSize(r.Before), gpt)
+	return err
+}

@@ -1,0 +1,183 @@
+package partition
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/bits"
+)
+
+var (
+	le = binary.LittleEndian
+	be = binary.BigEndian
+)
+
+// A Use is something on a disk that needs all bytes before End.
+type Use struct {
+	What string
+	End  int64 // bytes
+}
+
+// A Layout is what is on a disk.
+type Layout struct {
+	Uses []Use
+	GPT  *GPT // nil if there is none
+}
+
+// Beyond returns the use that reaches furthest, if it reaches beyond the given size in bytes.
+func (l *Layout) Beyond(size int64) (Use, bool) {
+	var last Use
+	for _, u := range l.Uses {
+		if u.End > last.End {
+			last = u
+		}
+	}
+	return last, last.End > size
+}
+
+// headSize is how much of a disk is looked at for file systems: up to the super block of Btrfs, in bytes.
+const headSize = 68 << 10
+
+// Find tells what is on a disk of size bytes with logical sectors of the given size. It returns an error where a GPT is
+// damaged, for then nobody knows what the disk holds.
+func Find(disk io.ReaderAt, size, sector int64) (*Layout, error) {
+	head := make([]byte, headSize)
+	if n, err := disk.ReadAt(head, 0); n < len(head) && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read the begin of the disk: %w", err)
+	}
+	l := new(Layout)
+	l.add(bootSectors, head, size)
+	booted := len(l.Uses) > 0
+	l.add(fileSystems, head, size) // which may lie below a partition table that was made later, and is the safer guess
+	var err error
+	if l.GPT, err = readGPT(disk, size, sector); err != nil {
+		return nil, err
+	}
+	if l.GPT != nil {
+		l.Uses = append(l.Uses, l.GPT.uses()...)
+	}
+	if !booted { // else there is code where an MBR has its table
+		l.Uses = append(l.Uses, mbrUses(head, sector)...)
+	}
+	return l, nil
+}
+
+// add notes what of the kinds is there.
+func (l *Layout) add(kinds []kind, head []byte, size int64) {
+	for _, find := range kinds {
+		if what, end := find(head, size); what != "" {
+			l.Uses = append(l.Uses, Use{what, end})
+		}
+	}
+}
+
+// span returns n units in bytes, or the most there can be where that is too much.
+func span(n, unit uint64) int64 {
+	if hi, lo := bits.Mul64(n, unit); hi == 0 && lo <= math.MaxInt64 {
+		return int64(lo)
+	}
+	return math.MaxInt64
+}
+
+const mbrSignature = "\x55\xaa" // at byte 510
+
+// mbrUses are the partitions of an MBR, but for the one that protects a GPT. An extended one holds its logical ones.
+func mbrUses(head []byte, sector int64) (uses []Use) {
+	const (
+		table, entry = 446, 16
+		protective   = 0xEE
+	)
+	if string(head[510:512]) != mbrSignature {
+		return nil
+	}
+	for i := range 4 {
+		e := head[table+i*entry:]
+		first, n := uint64(le.Uint32(e[8:])), uint64(le.Uint32(e[12:]))
+		if e[0]&0x7F != 0 || e[4] == 0 || e[4] == protective || n == 0 {
+			continue
+		}
+		uses = append(uses, Use{fmt.Sprintf("partition %d", i+1), span(first+n, uint64(sector))})
+	}
+	return uses
+}
+
+// A kind tells a file system, or the like, that begins at the begin of a disk by its first bytes, and where it ends in
+// bytes. One that does not tell takes all of the disk.
+type kind func(b []byte, size int64) (what string, end int64)
+
+// bootSectors are the kinds whose first sector looks like an MBR.
+var bootSectors = []kind{
+	func(b []byte, _ int64) (string, int64) {
+		if string(b[3:11]) != "NTFS    " {
+			return "", 0
+		}
+		n := le.Uint64(b[40:]) // without the sector behind it, a copy of the first
+		return "an NTFS file system", span(n+min(1, math.MaxUint64-n), uint64(le.Uint16(b[11:])))
+	},
+	func(b []byte, _ int64) (string, int64) {
+		if string(b[3:11]) != "EXFAT   " {
+			return "", 0
+		}
+		return "an exFAT file system", span(le.Uint64(b[72:]), 1<<min(b[108], 12))
+	},
+	func(b []byte, _ int64) (string, int64) {
+		if string(b[510:512]) != mbrSignature || !bytes.HasPrefix(b[54:], []byte("FAT")) && !bytes.HasPrefix(b[82:], []byte("FAT32")) {
+			return "", 0
+		}
+		sectors := uint64(le.Uint16(b[19:]))
+		if sectors == 0 {
+			sectors = uint64(le.Uint32(b[32:]))
+		}
+		return "a FAT file system", span(sectors, uint64(le.Uint16(b[11:])))
+	},
+}
+
+var fileSystems = []kind{
+	func(b []byte, _ int64) (string, int64) { // its super block is at 1024
+		s := b[1024:]
+		if le.Uint16(s[56:]) != 0xEF53 {
+			return "", 0
+		}
+		blocks := uint64(le.Uint32(s[4:]))
+		const has64Bit = 0x80
+		if le.Uint32(s[96:])&has64Bit != 0 {
+			blocks |= uint64(le.Uint32(s[0x150:])) << 32
+		}
+		return "an ext2, ext3 or ext4 file system", span(blocks, 1024<<min(le.Uint32(s[24:]), 20))
+	},
+	func(b []byte, _ int64) (string, int64) {
+		if string(b[:4]) != "XFSB" {
+			return "", 0
+		}
+		return "an XFS file system", span(be.Uint64(b[8:]), uint64(be.Uint32(b[4:])))
+	},
+	func(b []byte, _ int64) (string, int64) {
+		s := b[64<<10:]
+		if string(s[0x40:0x48]) != "_BHRfS_M" {
+			return "", 0
+		}
+		const deviceItem = 0xC9
+		return "a Btrfs file system", span(le.Uint64(s[deviceItem+8:]), 1)
+	},
+	func(b []byte, _ int64) (string, int64) {
+		if string(b[4086:4096]) != "SWAPSPACE2" {
+			return "", 0
+		}
+		return "swap space", span(uint64(le.Uint32(b[1028:]))+1, 4096)
+	},
+	func(b []byte, _ int64) (string, int64) {
+		if s := b[512:]; string(s[:8]) == "LABELONE" && string(s[24:32]) == "LVM2 001" {
+			return "a physical volume of LVM", span(le.Uint64(s[min(le.Uint32(s[20:]), 480)+32:]), 1)
+		}
+		return "", 0
+	},
+	func(b []byte, size int64) (string, int64) {
+		if string(b[:6]) != "LUKS\xba\xbe" {
+			return "", 0
+		}
+		return "an encrypted volume (LUKS)", size
+	},
+}
