@@ -47,8 +47,9 @@ func (im *Image) Resize(ctx context.Context, size int64) error {
 }
 
 // CanResize says why the disk cannot have that many bytes, with an error that matches ErrSize.
-func (im *Image) CanResize(size int64) error {
-	l := im.top
+func (im *Image) CanResize(size int64) error { return im.top.canResize(size) }
+
+func (l *layer) canResize(size int64) error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %s", ErrSize, fmt.Sprintf(format, args...))
 	}
