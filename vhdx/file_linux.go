@@ -19,9 +19,13 @@ type osFile struct {
 }
 
 // openFile opens the image file at path. It does not wait, as opening a named pipe would, and refuses what is
-// neither a regular file nor a block device.
+// neither a regular file nor a block device. It waits only for an NFS or SMB server to take the file back from a
+// client, which the kernel allows 45 seconds.
 func openFile(path string, flags int) (*osFile, error) {
 	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0o666)
+	if errors.Is(err, unix.EWOULDBLOCK) { // a lease is on the file; only a regular one can have any
+		f, err = os.OpenFile(path, flags, 0o666)
+	}
 	if err != nil {
 		return nil, err
 	}
