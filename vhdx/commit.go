@@ -360,7 +360,7 @@ func (w *writer) untilClean() bool {
 			continue
 		}
 		var err error
-		switch idle := now.Sub(time.Unix(0, w.lastUsed.Load())); {
+		switch idle := now.Sub(began.Add(time.Duration(w.lastUsed.Load()))); {
 		case w.idleAfter > 0 && idle >= w.idleAfter:
 			err = w.clean()
 		case w.commitAfter > 0 && now.Sub(committed) >= w.commitAfter:

@@ -59,7 +59,7 @@ type writer struct {
 	header    header       // as in the current copy on disk; guarded by headerMu
 	slot      int          // of the current copy; guarded by headerMu
 
-	lastUsed atomic.Int64  // time of the last change, ns
+	lastUsed atomic.Int64  // time of the last change, ns since began
 	wake     chan struct{} // something is to be committed
 	quit     chan struct{}
 	ended    chan struct{}
@@ -248,12 +248,15 @@ func (w *writer) reserveLog() error {
 	return nil
 }
 
+// began is what times are measured from, so that it does not matter when the system's clock is set.
+var began = time.Now()
+
 // inUse reports whether a change was announced since the image was clean.
 func (w *writer) inUse() bool { return writeKind(w.announced.Load()) > noWrite }
 
 // changed says that a change was made, which a sync has to make durable.
 func (w *writer) changed() {
-	w.lastUsed.Store(time.Now().UnixNano())
+	w.lastUsed.Store(int64(time.Since(began)))
 	if !w.unsynced.Load() {
 		w.unsynced.Store(true)
 		select {
