@@ -1,0 +1,234 @@
+package test
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+)
+
+// loose makes an image of the kind whose file holds blocks of data, of zeros, and trimmed ones, in no order.
+func loose(t *testing.T, v variant) (img string) {
+	t.Helper()
+	img = v.create(t, "256MiB")
+	s := serve(t, img, "-o", "discard=unmap")
+	f := openDisk(t, s.disk, 0)
+	rng := rand.New(rand.NewPCG(1, 11))
+	for _, b := range rng.Perm(60) {
+		versions := [][]byte{fill(byte(b + 1))}
+		if b%3 == 0 {
+			versions = append(versions, make([]byte, mib)) // zeros over what was there
+		}
+		for _, p := range versions {
+			for part := range int64(2) { // whole blocks, of 1 MiB or of 2
+				if _, err := f.WriteAt(p, int64(b)*2*mib+part*mib); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := f.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	must(t, "fallocate", "--punch-hole", "--offset", "20MiB", "--length", "20MiB", s.disk)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.end(t)
+	return img
+}
+
+// reclaimable is what the JSON of info says of what can be won.
+func reclaimable(t *testing.T, img string) (total int64) {
+	t.Helper()
+	var in struct {
+		Reclaimable map[string]int64 `json:"reclaimable"`
+	}
+	text := mustVhdxfs(t, "info", "--zeros", "--json", img)
+	if err := json.Unmarshal([]byte(text), &in); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range in.Reclaimable {
+		total += n
+	}
+	return total
+}
+
+// A compaction wins what info says, and changes nothing of the disk: of an image that nobody uses, and of a mount.
+func TestCompact(t *testing.T) {
+	for _, v := range variants {
+		for _, mounted := range []bool{false, true} {
+			name := v.name
+			if mounted {
+				name += ", mounted"
+			}
+			t.Run(name, func(t *testing.T) {
+				requireFUSE(t)
+				img := loose(t, v)
+				before, can := info(t, img), reclaimable(t, img)
+				ro := readOnly(t, img)
+				sum := sha256File(t, ro.disk)
+				if r := vhdxfs(t, "compact", ro.dir); r.status != usageStatus || !strings.Contains(r.stderr, "read-only") {
+					t.Errorf("compact of a read-only mount: status %d, %s", r.status, r.stderr)
+				}
+				ro.end(t)
+				target := img
+				if mounted {
+					s := serve(t, img)
+					defer s.end(t)
+					target = s.dir
+				}
+				out := mustVhdxfs(t, "compact", "--json", target)
+				var r map[string]int64
+				if err := json.Unmarshal([]byte(out), &r); err != nil {
+					t.Fatal(err)
+				}
+				st, err := os.Stat(img)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if won := before.FileSize - st.Size(); won != can || r["file_size_before"] != before.FileSize || r["file_size_after"] != st.Size() {
+					t.Errorf("%d bytes won, want %d; %v", won, can, r)
+				}
+				if v.name != "fixed" && r["zero_bytes"] == 0 {
+					t.Errorf("no zeros were found: %v", r)
+				}
+				if mounted {
+					if got := sha256File(t, filepath.Join(target, "disk.raw")); got != sum {
+						t.Error("the disk reads otherwise in the mount")
+					}
+					unmount(t, target)
+				}
+				again := readOnly(t, img)
+				if got := sha256File(t, again.disk); got != sum {
+					t.Error("the disk reads otherwise")
+				}
+				again.end(t)
+				checkClean(t, img)
+				if g, w := info(t, img), before; g.Headers[g.CurrentHeader-1].DataWriteGUID != w.Headers[w.CurrentHeader-1].DataWriteGUID {
+					t.Error("DataWriteGuid has changed, so children do not fit any more")
+				}
+			})
+		}
+	}
+}
+
+// Writers go on while their mount is compacted; then the program is killed in the middle. Whatever it was about, the
+// image is sound, and holds what was synced.
+func TestCompactIsKilled(t *testing.T) {
+	requireFUSE(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to unmount what is left behind")
+	}
+	v := variants[0]
+	img := loose(t, v)
+	const first = 130 * mib // of what the writers have for themselves
+	rng := rand.New(rand.NewPCG(2, 12))
+	for range *kills {
+		ro := readOnly(t, img)
+		want := readAt(t, ro.disk, 0, first)
+		ro.end(t)
+		s := serveToKill(t, img)
+		f := openDisk(t, s.disk, 0)
+		var synced atomic.Int64
+		var wg sync.WaitGroup
+		enough := make(chan struct{})
+		wg.Go(func() {
+			defer close(enough)
+			for i := range int64(3 + rng.IntN(20)) {
+				if _, err := f.WriteAt(fill(byte(i+1)), first+i*mib); err != nil {
+					t.Error(err)
+					return
+				}
+				if err := f.Sync(); err != nil {
+					t.Error(err)
+					return
+				}
+				synced.Store(i + 1)
+			}
+		})
+		compacting := exec.Command(program.path(t), "compact", "-q", s.dir)
+		if err := compacting.Start(); err != nil {
+			t.Fatal(err)
+		}
+		<-enough
+		s.kill()
+		wg.Wait()
+		compacting.Wait() // it fails, or was done
+		f.Close()
+		if r := vhdxfs(t, "check", img); r.status != 0 && r.status != warningsStatus {
+			t.Fatalf("vhdxfs check: exit status %d\n%s%s", r.status, r.stdout, r.stderr)
+		}
+		again := serve(t, img)
+		sameStart(t, again.disk, want)
+		for i := range synced.Load() {
+			if got := readAt(t, again.disk, first+i*mib, mib); string(got) != string(fill(byte(i+1))) {
+				t.Errorf("MiB %d of what was synced reads otherwise", i)
+			}
+		}
+		again.end(t)
+	}
+	mustVhdxfs(t, "compact", img)
+	checkClean(t, img)
+}
+
+// An interrupted compaction says so, leaves nothing half done, and can be run again.
+func TestCompactIsInterrupted(t *testing.T) {
+	for _, mounted := range []bool{false, true} {
+		img := loose(t, variants[0])
+		ro := readOnly(t, img)
+		sum := sha256File(t, ro.disk)
+		ro.end(t)
+		target := img
+		if mounted {
+			target = serve(t, img).dir
+		}
+		cmd := exec.Command(program.path(t), "compact", "-q", target)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		cmd.Process.Signal(syscall.SIGINT)
+		cmd.Wait() // it may have been done before, or not have begun to listen
+		if status := cmd.ProcessState.ExitCode(); status != 0 && status != 130 && status != -1 {
+			t.Errorf("exit status %d", status)
+		}
+		if mounted {
+			unmount(t, target)
+		}
+		eventually(t, "the image to be free", func() bool { return vhdxfs(t, "compact", img).status == 0 })
+		again := readOnly(t, img)
+		if got := sha256File(t, again.disk); got != sum {
+			t.Error("the disk reads otherwise")
+		}
+		again.end(t)
+		checkClean(t, img)
+	}
+}
+
+// Only root and who mounted may have a mount compacted; one that hangs does not hang the command.
+func TestCompactRefuses(t *testing.T) {
+	requireFUSE(t)
+	img := create(t, "64MiB")
+	s := serve(t, img, "-o", "allow_other")
+	if os.Geteuid() == 0 {
+		args := asNobody("setfattr", "-n", "user.vhdx.compact", "-v", "start", s.disk)
+		if out, err := command(args[0], args[1:]...); err == nil {
+			t.Errorf("another user may: %s", out)
+		}
+	}
+	if out, err := command("setfattr", "-n", "user.vhdx.compact", "-v", "faster", s.disk); err == nil {
+		t.Errorf("a word that means nothing is taken: %s", out)
+	}
+	s.end(t)
+	release := qemuHolds(t, img)
+	if r := vhdxfs(t, "compact", img); r.status == 0 || !strings.Contains(r.stderr, "in use") && !strings.Contains(r.stderr, "lock") {
+		t.Errorf("of an image that QEMU has: status %d, %s", r.status, r.stderr)
+	}
+	release()
+}

@@ -1,0 +1,123 @@
+package test
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// diskWithGPT makes an image with a GPT and one partition from 1 MiB on that holds a file system with a tree of files.
+func diskWithGPT(t *testing.T, sector int64) (img, tree string) {
+	t.Helper()
+	requireTools(t, "sfdisk", "mkfs.ext4")
+	tree = sampleTree(t)
+	img = create(t, "200MiB", "--block-size", "1MiB", "--logical-sector-size", strconv.FormatInt(sector, 10))
+	part := filepath.Join(t.TempDir(), "part.raw")
+	must(t, "truncate", "--size", "100M", part)
+	must(t, "mkfs.ext4", "-q", "-b", "4096", "-d", tree, part) // blocks that sectors of both sizes fit into
+	s := serve(t, img)
+	dev := strings.TrimSpace(must(t, "losetup", "--find", "--show", "--sector-size", strconv.FormatInt(sector, 10), s.disk))
+	_, err := command("sh", "-c", "printf 'label: gpt\\nstart=1MiB, size=100MiB\\n' | sfdisk --quiet --no-reread --no-tell-kernel "+dev)
+	if err == nil {
+		_, err = command("dd", "if="+part, "of="+dev, "bs=1M", "seek=1", "conv=notrunc,fsync", "status=none")
+	}
+	must(t, "losetup", "--detach", dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.end(t)
+	return img, tree
+}
+
+// A disk with a GPT becomes larger and smaller, and stays one with a sound GPT and the same files, for sfdisk, the
+// kernel and QEMU. What would cut something off is refused, and leaves the image as it is.
+func TestResize(t *testing.T) {
+	for _, sector := range []int64{512, 4096} {
+		t.Run(strconv.FormatInt(sector, 10), func(t *testing.T) {
+			requireLoop(t)
+			img, tree := diskWithGPT(t, sector)
+			before := sha256File(t, img)
+			for _, tc := range []struct {
+				args []string
+				want string
+			}{
+				{[]string{img, "90M"}, "partition 1 ends at byte"},
+				{[]string{img, "150M"}, "--fix-gpt moves it"},
+				{[]string{"--fix-gpt", img, "101M"}, "there is room up to"},
+				{[]string{img, "65T"}, "up to 64 TiB"},
+				{[]string{img, "+17"}, "whole sectors"},
+				{[]string{img, "+64T"}, "up to 64 TiB"},
+				{[]string{img, "much"}, "it is a size"},
+			} {
+				r := vhdxfs(t, append([]string{"resize"}, tc.args...)...)
+				if r.status != usageStatus || !strings.Contains(r.stderr, tc.want) {
+					t.Errorf("resize %v: status %d, %s; want %q", tc.args, r.status, r.stderr, tc.want)
+				}
+			}
+			unchanged(t, img, before)
+			s := serve(t, img)
+			if r := vhdxfs(t, "resize", img, "300M"); r.status == 0 {
+				t.Error("resize of a mounted image succeeded")
+			}
+			s.end(t)
+			for _, size := range []string{"+100M", "700G", "150M"} {
+				t.Run(size, func(t *testing.T) {
+					var r struct {
+						After int64 `json:"disk_size_after"`
+						Fits  bool  `json:"gpt_backup_at_end"`
+					}
+					if err := json.Unmarshal([]byte(mustVhdxfs(t, "resize", "--json", "--fix-gpt", img, size)), &r); err != nil {
+						t.Fatal(err)
+					}
+					if got := info(t, img).DiskSize; got != r.After || !r.Fits {
+						t.Errorf("after resize to %s the disk has %d bytes; the command says %+v", size, got, r)
+					}
+					checkClean(t, img)
+					ro := readOnly(t, img)
+					dev := attach(t, ro.disk, sector)
+					if out := must(t, "sfdisk", "--verify", dev); !strings.Contains(out, "No errors detected") {
+						t.Errorf("sfdisk of the disk resized to %s: %s", size, out)
+					}
+					inside := mountInside(t, partition(t, dev, 1, sector, mib/sector), "ext4")
+					if got, want := withoutLostFound(readTree(t, inside)), readTree(t, tree); !maps.Equal(got, want) {
+						t.Errorf("files after resize to %s:\n%v\nwant\n%v", size, got, want)
+					}
+				})
+			}
+		})
+	}
+}
+
+// What nothing is known of is not cut off, unless it is forced; then the space is given up. QEMU has the same image.
+func TestResizeUnknown(t *testing.T) {
+	requireTools(t, "qemu-img")
+	img := create(t, "100MiB", "--block-size", "1MiB")
+	s := serve(t, img)
+	writeAt(t, s.disk, fill(7), 3*mib)
+	writeAt(t, s.disk, fill(8), 70*mib)
+	s.end(t)
+	before := sha256File(t, img)
+	if r := vhdxfs(t, "resize", img, "50M"); r.status != usageStatus || !strings.Contains(r.stderr, "data at byte 73400320") {
+		t.Errorf("status %d, %s", r.status, r.stderr)
+	}
+	unchanged(t, img, before)
+	mustVhdxfs(t, "resize", "--force", img, "50M")
+	checkClean(t, img)
+	mustVhdxfs(t, "resize", img, "100M")
+	checkClean(t, img)
+	raw := qemuRaw(t, img)
+	if got := readAt(t, raw, 3*mib, mib); string(got) != string(fill(7)) {
+		t.Error("what the smaller disk had is gone")
+	}
+	if got := readAt(t, raw, 50*mib, 50*mib); !bytes.Equal(got, make([]byte, 50*mib)) {
+		t.Error("what was cut off came back")
+	}
+	if st, err := os.Stat(img); err != nil || st.Size() > 8*mib {
+		t.Errorf("the file has %d bytes", st.Size())
+	}
+}
