@@ -112,7 +112,7 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 				l.path, l.geo.diskSize, above.path, above.geo.diskSize)}
 		}
 		if err := l.canResize(im.Size()); i == depth && err != nil {
-			return nil, fmt.Errorf("%s: %w", l.path, err)
+			return nil, optionsError{fmt.Errorf("%s: %w", l.path, err)}
 		}
 		if l.headers.header().DataWriteGUID == uuid.Nil {
 			return nil, fmt.Errorf("%s has no DataWriteGuid by which it could be known; flatten makes a new image", l.path)
