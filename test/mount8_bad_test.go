@@ -231,6 +231,7 @@ var userRows = []row{
 	}},
 	{"setuid=", func(t *testing.T, p *place) {
 		p.forNobody(t)
+		p.bad(t, 1, "there is no such user", "mount", "-t", "vhdx", "-o", "setuid=no-one", p.img, p.dir)
 		p.mount(t, "setuid=nobody")
 		p.mounted(t, "rw")
 		pid := p.daemons()

@@ -22,7 +22,7 @@ func (o *options) becomeUser() error {
 		u, err = user.LookupId(o.user)
 	}
 	if err != nil {
-		return fmt.Errorf("option setuid=%s: there is no such user", o.user)
+		return usageError("option setuid=%s: there is no such user", o.user)
 	}
 	uid, uerr := strconv.Atoi(u.Uid)
 	gid, gerr := strconv.Atoi(u.Gid)
