@@ -108,8 +108,9 @@ func TestQemuImageAcrossChunks(t *testing.T) {
 	if want, _ := sparseDigest(t, raw); got != want {
 		t.Errorf("sparse digest %s, want %s", got, want)
 	}
-	if want := int64(len(commands)) * mib; data != want {
-		t.Errorf("SEEK_DATA and SEEK_HOLE tell of %d bytes of data, want %d", data, want)
+	// A file system that knows its holes knows those inside the blocks, too.
+	if least, most := int64(len(commands))*8192, int64(len(commands))*mib; data < least || data > most {
+		t.Errorf("SEEK_DATA and SEEK_HOLE tell of %d bytes of data, want %d to %d", data, least, most)
 	}
 }
 
