@@ -58,6 +58,7 @@ func Attach(ctx context.Context, file string, o Options) (*Device, error) {
 		return nil, err
 	}
 	path := strings.TrimSpace(out)
+	settle(ctx)
 	d, err := scan(ctx, path)
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
@@ -65,6 +66,15 @@ func Attach(ctx context.Context, file string, o Options) (*Device, error) {
 		return nil, errors.Join(err, Detach(undo, path))
 	}
 	return d, nil
+}
+
+// settle waits until udev has seen a new device. It reads the partition table once more, and while it does, the partitions
+// are away for a moment. Where no udev runs, there is nothing to wait for.
+func settle(ctx context.Context) {
+	if _, err := os.Stat("/run/udev/control"); err != nil {
+		return
+	}
+	run(ctx, "udevadm", "settle", "--timeout=10") // if it fails, all is as without udev
 }
 
 // scan returns the device at path with its partitions. A kernel that is built without partition tables knows none;
