@@ -73,9 +73,9 @@ func (c *compaction) needless(b int64, e batEntry) (bool, error) {
 // readsZero reports whether block b, which has entry e, reads as zero. Holes of the file are not read.
 func (im *Image) readsZero(b int64, e batEntry) (bool, error) {
 	const firstLook = 64 * kib
-	g := &im.top.geo
-	holes, _ := im.top.file.(holeSeeker)
-	if e.state() != FullyPresent || im.top.replay != nil {
+	g := &im.current().geo
+	holes, _ := im.current().file.(holeSeeker)
+	if e.state() != FullyPresent || im.current().replay != nil {
 		holes = nil
 	}
 	start, end := b<<g.blockShift, g.blockEnd(b)
@@ -121,7 +121,7 @@ func (r Reclaimable) Total() int64 { return r.Free + r.Unmapped + r.Zero }
 
 // Reclaimable tells what Compact could win. With zeros it reads every block until something in it is not zero.
 func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) (Reclaimable, error) {
-	l := im.top
+	l := im.current()
 	r := Reclaimable{Free: im.Info().FreeBytes}
 	if l.keepsBlocks() {
 		return r, nil

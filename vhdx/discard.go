@@ -26,7 +26,7 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 	}
 	first := off
 	for end := off + n; off < end; {
-		e, err := im.run(off, end)
+		e, err := im.look(off, end)
 		if err != nil {
 			return err
 		}
@@ -35,8 +35,9 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 			continue
 		}
 		// The block may begin with what reads as zero, and is to be treated as a whole all the same.
-		b := off >> w.l.geo.blockShift
-		from, to := max(first, b<<w.l.geo.blockShift), min(end, w.l.geo.blockEnd(b))
+		g := &im.current().geo
+		b := off >> g.blockShift
+		from, to := max(first, b<<g.blockShift), min(end, g.blockEnd(b))
 		if err := w.alone(b, func() error { return do(w, b, from, to) }); err != nil {
 			return fmt.Errorf("zero %d bytes of the disk at %#x: %w", to-from, from, err)
 		}
@@ -154,11 +155,12 @@ func (im *Image) Allocate(off, n int64) error {
 		return err
 	}
 	for end := off + n; off < end; {
-		b := off >> w.l.geo.blockShift
+		g := &im.current().geo
+		b := off >> g.blockShift
 		if err := w.alone(b, func() error { return w.allocateBlock(b, off) }); err != nil {
 			return fmt.Errorf("allocate the block of the disk at %#x: %w", off, err)
 		}
-		off = w.l.geo.blockEnd(b)
+		off = g.blockEnd(b)
 	}
 	return nil
 }

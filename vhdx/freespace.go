@@ -7,7 +7,7 @@ func (im *Image) FreeRanges(do func(off, n int64)) {
 		w.spaceMu.Lock()
 		defer w.spaceMu.Unlock()
 	}
-	m := im.top.space
+	m := im.current().space
 	start := int64(-1)
 	for i := int64(0); i <= m.n; i++ {
 		free := i < m.n && m.words[i/64]&(1<<(i%64)) == 0

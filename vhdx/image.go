@@ -139,13 +139,22 @@ func (im *Image) EndRead(epoch uint64) {
 }
 
 // Size returns the size of the virtual disk in bytes.
-func (im *Image) Size() int64 { return im.top.geo.diskSize }
+func (im *Image) Size() int64 { return im.current().geo.diskSize }
+
+// current returns the image's own layer as it is now: a disk that grows while it is in use gets another one. Whoever
+// goes on to use it has to have called BeginRead, unless nothing can grow meanwhile.
+func (im *Image) current() *layer {
+	if im.writer != nil {
+		return im.writer.current.Load()
+	}
+	return im.top
+}
 
 // AllocatedBytes returns how many bytes of the disk are held in files, parents included. A block that is
 // present in several layers counts in each, but the sum is never above the size of the disk.
 func (im *Image) AllocatedBytes() int64 {
 	var n int64
-	for l := im.top; l != nil; l = l.parent {
+	for l := im.current(); l != nil; l = l.parent {
 		n += l.allocated()
 	}
 	return min(n, im.Size())

@@ -111,11 +111,11 @@ type ParentInfo struct {
 func (im *Image) Info() *Info {
 	w := im.writer
 	if w == nil {
-		return im.top.info()
+		return im.current().info()
 	}
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
-	in := im.top.info()
+	in := im.current().info()
 	in.FileSize = w.size
 	if in.Headers[in.CurrentHeader-1].LogGUID != uuid.Nil {
 		in.Log.State = LogInUse

@@ -5,7 +5,7 @@ package vhdx
 // read all the same, where a page is given up in between. It takes no lock.
 func (im *Image) InMemory(off, n int64) bool {
 	last := off + n - 1
-	for l := im.top; l != nil && off < l.geo.diskSize; l = l.parent {
+	for l := im.current(); l != nil && off < l.geo.diskSize; l = l.parent {
 		g := &l.geo
 		from, to := g.payloadEntry(off>>g.blockShift), g.payloadEntry(min(last, g.diskSize-1)>>g.blockShift)
 		for i := from / entriesPerPage; i <= to/entriesPerPage; i++ {

@@ -92,7 +92,8 @@ func (f *memFile) Truncate(size int64) error {
 	if size < 0 {
 		return errors.New("memFile: negative size")
 	}
-	if end := (size + pageSize - 1) / pageSize * pageSize; size < end && size < f.size {
+	old, _ := f.Size()
+	if end := (size + pageSize - 1) / pageSize * pageSize; size < end && size < old {
 		f.zero(size, end)
 	}
 	f.changes.Add(1)
@@ -111,7 +112,8 @@ func (f *memFile) zero(off, end int64) {
 }
 
 func (f *memFile) PunchHole(off, n int64) error {
-	_, err := f.WriteAt(make([]byte, min(n, f.size-off)), off)
+	size, _ := f.Size()
+	_, err := f.WriteAt(make([]byte, max(0, min(n, size-off))), off)
 	return err
 }
 

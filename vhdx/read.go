@@ -89,12 +89,12 @@ func (im *Image) Extent(off int64) (Extent, error) {
 	if off < 0 || off >= im.Size() {
 		return Extent{}, io.EOF
 	}
-	e, err := im.run(off, im.Size())
+	e, err := im.look(off, im.Size())
 	if err != nil {
 		return Extent{}, err
 	}
 	for e.End() < im.Size() {
-		next, err := im.run(e.End(), im.Size())
+		next, err := im.look(e.End(), im.Size())
 		if err != nil {
 			return Extent{}, err
 		}
@@ -106,12 +106,19 @@ func (im *Image) Extent(off int64) (Extent, error) {
 	return e, nil
 }
 
+// look does what run does, for a caller who has not called BeginRead: the metadata that run reads stay where they are
+// until it has read them.
+func (im *Image) look(off, end int64) (Extent, error) {
+	defer im.EndRead(im.BeginRead())
+	return im.run(off, end)
+}
+
 // run returns the extent that begins at byte off, inside the disk, and ends at or before end. It is as long as
 // can be told at once: at most to the end of a present block, further through blocks that are not there.
 // It walks down the chain until a layer decides.
 func (im *Image) run(off, end int64) (Extent, error) {
 	e, limit := Extent{DiskOff: off}, end
-	for l := im.top; ; l = l.parent {
+	for l := im.current(); ; l = l.parent {
 		if off >= l.geo.diskSize { // a parent smaller than its child
 			e.Len = end - off
 			return e, nil

@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // ErrSize is matched by the error of a size that a disk cannot have.
 var ErrSize = errors.New("the disk cannot have this size")
 
 // Resize gives the disk another size in bytes. What it gains reads as zero, what it loses is gone; a fixed disk gets
-// the space for its new blocks at once. DataWriteGuid changes, so children of the image become useless. No other
-// method may be called meanwhile. Until the new size is in the log everything can be undone: an error, ctx, or a
+// the space for its new blocks at once. DataWriteGuid changes, so children of the image become useless. While a disk
+// becomes larger reads go on, and changes wait; while it becomes smaller no other method may be called. Until the new size is in the log everything can be undone: an error, ctx, or a
 // power cut leave the disk as it was. Where the block allocation table outgrows its region it moves: the new one is
 // durable before the region tables name it, and they do so in the log entry that holds the new size (MS-VHDX 2.2.3).
 func (im *Image) Resize(ctx context.Context, size int64) error {
@@ -42,12 +43,13 @@ func (im *Image) Resize(ctx context.Context, size int64) error {
 	if err := r.commit(); err != nil {
 		return err
 	}
+	w.awaitReads() // before the next change
 	im.top = w.l
 	return nil
 }
 
 // CanResize says why the disk cannot have that many bytes, with an error that matches ErrSize.
-func (im *Image) CanResize(size int64) error { return im.top.canResize(size) }
+func (im *Image) CanResize(size int64) error { return im.current().canResize(size) }
 
 func (l *layer) canResize(size int64) error {
 	bad := func(format string, args ...any) error {
@@ -284,8 +286,24 @@ func (w *writer) reload() error {
 	w.metaMu.Unlock()
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
+	w.reclaim()
 	w.l, w.space, w.freed = l, l.space, nil
+	w.current.Store(l)
 	w.fresh = max(roundUp(w.size, mib), w.space.n*mib)
 	w.space.grow(w.fresh)
 	return nil
+}
+
+// awaitReads waits until every read has ended that began before the call, and may know the layer that was replaced:
+// where its BAT was other bytes may come.
+func (w *writer) awaitReads() {
+	w.spaceMu.Lock()
+	epoch := w.reads.turn()
+	w.spaceMu.Unlock()
+	for !w.reads.ended(epoch) {
+		time.Sleep(time.Millisecond)
+		w.spaceMu.Lock()
+		w.reads.turn()
+		w.spaceMu.Unlock()
+	}
 }

@@ -25,11 +25,11 @@ type Stats struct {
 
 // Stats returns the numbers as they are now. It waits for no input or output, so it answers even while a write hangs.
 func (im *Image) Stats() Stats {
-	hits, misses := im.top.cache.Lookups()
+	hits, misses := im.current().cache.Lookups()
 	s := Stats{
 		CacheHits:    hits,
 		CacheMisses:  misses,
-		CachePages:   int64(im.top.cache.Pages()),
+		CachePages:   int64(im.current().cache.Pages()),
 		AllocatedNow: im.AllocatedBytes(),
 	}
 	w := im.writer

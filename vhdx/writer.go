@@ -29,7 +29,7 @@ import (
 // Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headerMu, metaMu, spaceMu.
 // metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
 type writer struct {
-	l    *layer
+	l    *layer // replaced with the gate and roundMu held
 	file File
 	log  logrus.FieldLogger
 
@@ -42,6 +42,7 @@ type writer struct {
 
 	reshaping sync.Mutex // held by Compact and Resize
 
+	current  atomic.Pointer[layer] // l, for reads
 	reads    readEpochs
 	counters counters
 	failed   atomic.Pointer[error]
@@ -139,6 +140,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		}
 		w.log.Warnf("%s was not closed cleanly; its log was replayed", l.path)
 	}
+	w.current.Store(w.l)
 	w.space, w.size = w.l.space, w.l.fileSize
 	// Behind the last MiB of the file, and behind a last block that the end of the file cuts.
 	w.fresh = max(roundUp(w.size, mib), w.space.n*mib)

@@ -1,0 +1,76 @@
+package vhdx
+
+import (
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+)
+
+// While a disk grows, in steps, with a BAT that moves at last, reads, writes, trims and syncs go on, and each finds what
+// it should; so do questions that are asked of the image.
+func TestGrowWhileInUse(t *testing.T) {
+	for name, newChain := range looseChains() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newChain()
+			sector, m := c[0].sectorSize, newModel(c)
+			im := c.openWritable(t, Options{Discard: DiscardPunch, Commit: time.Millisecond, IdleClean: 2 * time.Millisecond, CacheSize: 1})
+			const workers = 4
+			disk := make([]model, workers)
+			var wg sync.WaitGroup
+			for w := range int64(workers) {
+				disk[w] = model{m.clone()}
+				wg.Go(func() {
+					rng := rand.New(rand.NewPCG(uint64(w), 5))
+					for i := range 200 {
+						if err := workInOwnSectors(im, disk[w], rng, w, workers, sector); err != nil {
+							t.Errorf("worker %d, step %d: %v", w, i, err)
+							return
+						}
+						if _, err := im.SeekHole(rng.Int64N(m.size)); err != nil {
+							t.Errorf("worker %d, step %d: seek: %v", w, i, err)
+							return
+						}
+						im.Info()
+						im.InMemory(0, sector)
+					}
+				})
+			}
+			size := m.size
+			for _, n := range []int64{mib, 5 * mib, 300 * mib, (1<<17 + 5) * c[0].blockSize} {
+				size += n
+				if err := im.Resize(t.Context(), size); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := im.Compact(t.Context(), CompactOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			wg.Wait()
+			if t.Failed() {
+				return
+			}
+			for off, i := int64(0), int64(0); off < m.size; off, i = off+sector, i+1 {
+				b := make([]byte, sector)
+				disk[i%workers].ReadAt(b, off)
+				m.WriteAt(b, off)
+			}
+			m = m.resized(size)
+			p := c[0].random(2 * sector)
+			m.WriteAt(p, size-2*sector)
+			if _, err := im.WriteAt(p, size-2*sector); err != nil {
+				t.Fatal(err)
+			}
+			m.compareParts(t, im)
+			if err := im.Close(); err != nil {
+				t.Fatal(err)
+			}
+			ro, err := loadReadOnly(c.files()...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.compareParts(t, ro)
+		})
+	}
+}
