@@ -89,6 +89,7 @@ func (f *fileSystem) attr(node uint64) *fuse.Attr {
 		return &f.root
 	case diskNode:
 		a := f.file
+		a.Size = uint64(f.disk.Size())
 		a.Blocks = (uint64(f.disk.AllocatedBytes()) + statUnit - 1) / statUnit
 		f.times.fill(&a)
 		return &a
@@ -147,5 +148,6 @@ func (f *fileSystem) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 
 func (f *fileSystem) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	*out = f.statfs
+	out.Blocks = uint64(f.disk.Size()) / uint64(out.Frsize)
 	return fuse.OK
 }

@@ -30,6 +30,10 @@ func (f *fileSystem) errno(op string, off int64, err error) fuse.Status {
 		f.failed.refused()
 	case errors.Is(err, vhdx.ErrBeyondEnd): // the caller's error, as is the next
 		e, level = syscall.EFBIG, logrus.DebugLevel
+	case errors.Is(err, vhdx.ErrSize):
+		e = syscall.EINVAL
+	case errors.Is(err, vhdx.ErrReshaping):
+		e = syscall.EBUSY
 	case errors.Is(err, vhdx.ErrNoDiscard):
 		e, level = syscall.EOPNOTSUPP, logrus.DebugLevel
 	case errors.As(err, &e) && e != 0: // from the image file, such as ENOSPC or ESTALE

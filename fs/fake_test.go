@@ -93,6 +93,14 @@ func (d *fakeDisk) Allocate(off, n int64) error { return d.called("allocate", []
 func (d *fakeDisk) Sync() error                 { return d.called("sync", nil) }
 func (d *fakeDisk) Clean() error                { return d.called("clean", nil) }
 
+func (d *fakeDisk) Grow(_ context.Context, size int64) error {
+	err := d.called("grow", []any{size})
+	if err == nil {
+		d.add(size-d.Size(), nil, 0)
+	}
+	return err
+}
+
 func (d *fakeDisk) Compact(ctx context.Context, o vhdx.CompactOptions) (*vhdx.CompactResult, error) {
 	o.Phase("working", 10)
 	o.Progress(3)

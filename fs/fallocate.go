@@ -22,9 +22,10 @@ func (f *fileSystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 	case in.Offset > math.MaxInt64 || in.Length > math.MaxInt64:
 		return fuse.Status(unix.EFBIG)
 	}
-	off := int64(min(in.Offset, uint64(f.size)))
-	n := int64(min(in.Length, uint64(f.size-off)))
-	cut := in.Offset+in.Length > uint64(f.size)
+	size := f.disk.Size()
+	off := int64(min(in.Offset, uint64(size)))
+	n := int64(min(in.Length, uint64(size-off)))
+	cut := in.Offset+in.Length > uint64(size)
 	var do func(off, n int64) error
 	requests, bytes := &f.counters.zeroings, &f.counters.zeroedBytes
 	switch in.Mode {

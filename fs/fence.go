@@ -56,6 +56,10 @@ func (d *fencedDisk) Allocate(off, n int64) error {
 	return d.change(func() error { return d.Disk.Allocate(off, n) })
 }
 
+func (d *fencedDisk) Grow(ctx context.Context, size int64) error {
+	return d.change(func() error { return d.Disk.Grow(ctx, size) })
+}
+
 func (d *fencedDisk) Compact(ctx context.Context, o vhdx.CompactOptions) (r *vhdx.CompactResult, err error) {
 	err = d.change(func() error {
 		r, err = d.Disk.Compact(ctx, o)

@@ -64,6 +64,10 @@ type Disk interface {
 	Sync() error
 	Clean() error
 
+	// Grow makes the disk larger, durably, while it is in use. The error matches vhdx.ErrSize where it cannot have
+	// that size.
+	Grow(ctx context.Context, size int64) error
+
 	// Compact makes the image file smaller, in small steps, until it is done or ctx ends.
 	Compact(ctx context.Context, o vhdx.CompactOptions) (*vhdx.CompactResult, error)
 }
@@ -76,7 +80,6 @@ type fileSystem struct {
 	fuse.RawFileSystem // ENOSYS for what this mount has no use for
 
 	disk     Disk
-	size     int64 // of the disk, in bytes
 	writable bool
 	sync     bool // every change is durable when it is answered
 	directIO bool // nothing is cached by the kernel
@@ -101,7 +104,6 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 	f := &fileSystem{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		disk:          disk,
-		size:          disk.Size(),
 		writable:      disk.Writable(),
 		sync:          o.Flags&unix.MS_SYNCHRONOUS != 0,
 		directIO:      o.DirectIO,

@@ -55,11 +55,11 @@ func (f *fileSystem) read(in *fuse.ReadIn, buf []byte, slow func()) (fuse.ReadRe
 	if in.NodeId != diskNode {
 		return nil, fuse.EISDIR
 	}
-	if in.Offset >= uint64(f.size) {
+	if in.Offset >= uint64(f.disk.Size()) {
 		return endOfFile, fuse.OK
 	}
 	off := int64(in.Offset)
-	buf = buf[:min(int64(len(buf)), f.size-off)]
+	buf = buf[:min(int64(len(buf)), f.disk.Size()-off)]
 	if len(buf) == 0 {
 		return endOfFile, fuse.OK
 	}
@@ -139,7 +139,7 @@ func (f *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekO
 	if in.NodeId != diskNode {
 		return fuse.EINVAL
 	}
-	if in.Offset > math.MaxInt64 || int64(in.Offset) >= f.size {
+	if in.Offset > math.MaxInt64 || int64(in.Offset) >= f.disk.Size() {
 		return fuse.Status(syscall.ENXIO)
 	}
 	off := int64(in.Offset)

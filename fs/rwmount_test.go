@@ -183,7 +183,7 @@ func TestMountedLimits(t *testing.T) {
 		"write at the end":       {second(unix.Pwrite(fd, []byte{1}, rwSize)), unix.EFBIG},
 		"truncate to the size":   {unix.Ftruncate(fd, rwSize), nil},
 		"shrink":                 {unix.Ftruncate(fd, 0), unix.EPERM},
-		"grow":                   {unix.Truncate(path, rwSize+1), unix.EPERM},
+		"grow by half a sector":  {unix.Truncate(path, rwSize+1), unix.EINVAL},
 		"grow by fallocate":      {unix.Fallocate(fd, 0, rwSize, 1), unix.EFBIG},
 		"collapse":               {unix.Fallocate(fd, unix.FALLOC_FL_COLLAPSE_RANGE, 0, 4096), unix.EOPNOTSUPP},
 		"open with O_TRUNC":      {openError(path, unix.O_RDWR|unix.O_TRUNC), unix.EPERM},

@@ -1,10 +1,13 @@
 package fs
 
 import (
+	"context"
+	"math"
 	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // times are those of disk.raw: the image's at first, then those of the last write or utimes. They live as long as
@@ -30,8 +33,9 @@ func (t *times) fill(a *fuse.Attr) {
 	a.SetTimes(&atime, &mtime, &ctime)
 }
 
-// SetAttr sets the times of disk.raw. Its size, owner and mode are given by the image and the options of the mount:
-// to set them to what they are is no change, anything else is EPERM.
+// SetAttr sets the times of disk.raw, and makes the disk larger, which is durable when it is answered. Its owner and mode
+// are given by the image and the options of the mount: to set them to what they are is no change, anything else is
+// EPERM, and so is a smaller disk: a program that means to write disk.raw anew would destroy it.
 func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	a := f.attr(in.NodeId)
 	switch {
@@ -49,11 +53,20 @@ func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 	gid, gidSet := in.GetGID()
 	switch {
 	case in.NodeId != diskNode,
-		sizeSet && size != a.Size,
+		sizeSet && size < a.Size,
 		modeSet && mode&permissions != a.Mode&permissions,
 		uidSet && uid != a.Uid,
 		gidSet && gid != a.Gid:
 		return fuse.EPERM
+	}
+	if sizeSet && size > a.Size {
+		if size > math.MaxInt64 {
+			return fuse.Status(unix.EFBIG)
+		}
+		if err := f.disk.Grow(context.Background(), int64(size)); err != nil {
+			return f.errno("resize", int64(size), err)
+		}
+		f.times.modified()
 	}
 	t, set := in.GetATime()
 	if set {

@@ -24,15 +24,15 @@ func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) 
 		return 0, fuse.EROFS
 	case in.NodeId != diskNode:
 		return 0, fuse.EISDIR
-	case in.Offset >= uint64(f.size):
+	case in.Offset >= uint64(f.disk.Size()):
 		return 0, f.tooLong(in)
 	}
 	defer f.times.modified()
-	off := int64(in.Offset)
+	off, size := int64(in.Offset), f.disk.Size()
 	pos := off
 	cut := false
 	for _, p := range data {
-		if room := f.size - pos; room < int64(len(p)) {
+		if room := size - pos; room < int64(len(p)) {
 			p, cut = p[:room], true
 		}
 		if len(p) == 0 {
@@ -62,7 +62,7 @@ func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) 
 // heard of no error, and the kernel holds disk.raw to be longer than the disk, whatever it is told.
 func (f *fileSystem) tooLong(in *fuse.WriteIn) fuse.Status {
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
-		err := fmt.Errorf("a program wrote beyond the end of the disk, and disk.raw looks longer than it is until truncate -s %d sets its size", f.size)
+		err := fmt.Errorf("a program wrote beyond the end of the disk, and disk.raw looks longer than it is until truncate -s %d sets its size", f.disk.Size())
 		f.failures.log(logrus.WarnLevel, "write", int64(in.Offset), unix.EFBIG, err)
 	}
 	return fuse.Status(unix.EFBIG)

@@ -310,7 +310,6 @@ func TestSetAttr(t *testing.T) {
 	}{
 		{"same size", set(fuse.FATTR_SIZE, func(in *fuse.SetAttrIn) { in.Size = size }), fuse.OK},
 		{"shrink", set(fuse.FATTR_SIZE, func(in *fuse.SetAttrIn) { in.Size = size - 1 }), fuse.EPERM},
-		{"grow", set(fuse.FATTR_SIZE, func(in *fuse.SetAttrIn) { in.Size = size + 1 }), fuse.EPERM},
 		{"empty", set(fuse.FATTR_SIZE|fuse.FATTR_FH, func(in *fuse.SetAttrIn) {}), fuse.EPERM},
 		{"same mode", set(fuse.FATTR_MODE, func(in *fuse.SetAttrIn) { in.Mode = syscall.S_IFREG | 0o640 }), fuse.OK},
 		{"mode", set(fuse.FATTR_MODE, func(in *fuse.SetAttrIn) { in.Mode = 0o666 }), fuse.EPERM},

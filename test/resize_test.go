@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -119,5 +120,66 @@ func TestResizeUnknown(t *testing.T) {
 	}
 	if st, err := os.Stat(img); err != nil || st.Size() > 8*mib {
 		t.Errorf("the file has %d bytes", st.Size())
+	}
+}
+
+// A disk grows while a file system on it is mounted and written; the loop device is told, and then the file system takes
+// the new space.
+func TestGrowMounted(t *testing.T) {
+	requireLoop(t)
+	requireKernelFS(t, "ext4")
+	requireTools(t, "mkfs.ext4", "resize2fs")
+	img := create(t, "64MiB", "--block-size", "1MiB")
+	s := serve(t, img)
+	dev := strings.TrimSpace(must(t, "losetup", "--find", "--show", s.disk))
+	t.Cleanup(func() { must(t, "losetup", "--detach", dev) })
+	must(t, "mkfs.ext4", "-q", dev)
+	inside := newDir(t)
+	must(t, "mount", dev, inside)
+	mounted := true
+	t.Cleanup(func() {
+		if mounted {
+			unmount(t, inside)
+		}
+	})
+	stop, end := make(chan struct{}), make(chan int, 1)
+	go func() { // who goes on to write meanwhile
+		n := 0
+		defer func() { end <- n }()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := os.WriteFile(filepath.Join(inside, strconv.Itoa(n%20)), fill(byte(n)), 0o600); err != nil {
+				t.Errorf("write %d: %v", n, err)
+				return
+			}
+			n++
+		}
+	}()
+	written := sync.OnceValue(func() int { close(stop); return <-end })
+	t.Cleanup(func() { written() })
+	for _, size := range []string{"96M", "+32M", "140G"} { // the last one moves the block table
+		must(t, "truncate", "--size", size, s.disk)
+		must(t, "losetup", "--set-capacity", dev)
+	}
+	n := written()
+	for i := max(0, n-20); i < n; i++ {
+		if b, err := os.ReadFile(filepath.Join(inside, strconv.Itoa(i%20))); err != nil || string(b) != string(fill(byte(i))) {
+			t.Errorf("file %d reads otherwise: %v", i%20, err)
+		}
+	}
+	unmount(t, inside)
+	mounted = false
+	for _, args := range [][]string{{"e2fsck", "-fn", dev}, {"e2fsck", "-fp", dev}, {"resize2fs", dev, "1G"}, {"e2fsck", "-fn", dev}} {
+		must(t, args[0], args[1:]...) // without the mount, since resize2fs of a mounted one needs CAP_SYS_RESOURCE
+	}
+	if st, err := os.Stat(s.disk); err != nil || st.Size() != 140<<30 {
+		t.Errorf("disk.raw has %d bytes, %v", st.Size(), err)
+	}
+	if err := os.Truncate(s.disk, 64*mib); err == nil {
+		t.Error("the disk became smaller")
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -12,10 +13,18 @@ var ErrSize = errors.New("the disk cannot have this size")
 
 // Resize gives the disk another size in bytes. What it gains reads as zero, what it loses is gone; a fixed disk gets
 // the space for its new blocks at once. DataWriteGuid changes, so children of the image become useless. While a disk
-// becomes larger reads go on, and changes wait; while it becomes smaller no other method may be called. Until the new size is in the log everything can be undone: an error, ctx, or a
+// becomes larger reads go on and changes wait; while it becomes smaller no other method may be called. Until the new size is in the log everything can be undone: an error, ctx, or a
 // power cut leave the disk as it was. Where the block allocation table outgrows its region it moves: the new one is
 // durable before the region tables name it, and they do so in the log entry that holds the new size (MS-VHDX 2.2.3).
 func (im *Image) Resize(ctx context.Context, size int64) error {
+	return im.resize(ctx, size, math.MaxInt64)
+}
+
+// Grow is Resize for a disk that is in use: it does not make it smaller, whoever else resizes it at the same time.
+func (im *Image) Grow(ctx context.Context, size int64) error { return im.resize(ctx, size, size) }
+
+// resize does what Resize does, unless the disk has more than most bytes.
+func (im *Image) resize(ctx context.Context, size, most int64) error {
 	w := im.writer
 	if w == nil {
 		return ErrReadOnly
@@ -24,6 +33,9 @@ func (im *Image) Resize(ctx context.Context, size int64) error {
 		return ErrReshaping
 	}
 	defer w.reshaping.Unlock()
+	if now := im.Size(); now > most {
+		return fmt.Errorf("%w: it has %d bytes already, and cannot become smaller while it is in use", ErrSize, now)
+	}
 	if err := im.CanResize(size); err != nil || size == im.Size() {
 		return err
 	}
