@@ -52,12 +52,10 @@ func (im *Image) resize(ctx context.Context, size, most int64) error {
 		r.undo()
 		return err
 	}
-	if err := r.commit(); err != nil {
-		return err
-	}
+	err := r.commit()
 	w.awaitReads() // before the next change
 	im.top = w.l
-	return nil
+	return err
 }
 
 // CanResize says why the disk cannot have that many bytes, with an error that matches ErrSize.
@@ -263,14 +261,14 @@ func (r *resizing) commit() error {
 	if err := w.makeClean(); err != nil {
 		return w.fail(err) // the size of the disk is not known
 	}
+	if err := w.reload(); err != nil {
+		return w.fail(err)
+	}
 	if r.shrinks() {
 		// Nobody looks at these entries any more, but a program that lets the disk grow may.
 		if err := r.clearEntries(); err != nil {
 			return w.fail(err)
 		}
-	}
-	if err := w.reload(); err != nil {
-		return w.fail(err)
 	}
 	return nil
 }
