@@ -27,7 +27,7 @@ func newResize() *cobra.Command {
 		Use:   "resize [flags] IMAGE SIZE",
 		Short: "Make a disk larger or smaller",
 		Long: `Give the disk in IMAGE the size SIZE, or make it larger by +SIZE. What it gains reads as zero. The image must not be
-mounted. A power cut or an error leaves the disk with the old size or with the new one, and nothing in between.
+mounted; a mounted disk becomes larger with truncate -s of disk.raw, and losetup -c. A power cut or an error leaves the disk with the old size or with the new one, and nothing in between.
 
 A disk is made smaller only if what is on it ends before: partitions, or a file system or the like that vhdxfs knows
 (ext2 to ext4, XFS, Btrfs, NTFS, exFAT, FAT, swap, LVM, LUKS). Make those smaller first. Where there is data behind the
@@ -75,6 +75,9 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
 		return usageError("size %q: %w", size, err)
 	}
 	c.size, c.relative = n, relative
+	if m, err := findMounted(path); err == nil {
+		return fmt.Errorf("%s is mounted at %s; truncate -s makes %s larger there, or unmount it first", path, m.MountPoint, m.disk())
+	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	o.image.Writable = true
