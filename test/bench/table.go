@@ -62,7 +62,7 @@ func (t *table) print(w io.Writer, contestants []contestant) {
 	for _, c := range contestants[1:] {
 		fmt.Fprintf(w, " x %s |", c.name)
 	}
-	fmt.Fprint(w, " µs per request")
+	fmt.Fprintf(w, " µs per request: %s", us)
 	for _, c := range contestants[1:] {
 		if c.format == "vhdx" {
 			fmt.Fprintf(w, ", %s", c.name)
