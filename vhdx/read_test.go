@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -464,6 +465,29 @@ func TestSeekInsideABlock(t *testing.T) {
 	}
 	if want := []int64{3 * mib, 4 * mib, 35 * mib, 36 * mib}; !slices.Equal(got, want) {
 		t.Errorf("data and holes at %d, want %d", got, want)
+	}
+}
+
+// What the file has lost is no hole: who copies the disk has to hear of it.
+func TestSeekInAFileCutShortWhileOpen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.vhdx")
+	if err := Create(path, CreateOptions{Size: 2 * mib, BlockSize: mib, Type: Fixed}); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	if err := os.Truncate(path, im.top.size-mib-mib/2); err != nil {
+		t.Fatal(err)
+	}
+	data, err := im.SeekData(0)
+	if err != nil {
+		t.Fatalf("SeekData = %d, %v", data, err)
+	}
+	if _, err := im.ReadAt(make([]byte, mib), data); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("read the data at %d: %v", data, err)
 	}
 }
 

@@ -59,6 +59,7 @@ type fileRun struct {
 
 // holeFinder is a holeSeeker that knows both ends of its holes.
 type holeFinder interface {
+	File
 	holeSeeker
 
 	// NextHole returns the first offset at or after off that is known to read as zero; the end of the file is one.
@@ -79,8 +80,12 @@ func (r *fileRun) find(e Extent) error {
 	next, err := f.NextData(e.FileOff)
 	switch {
 	case err == io.EOF:
-		r.data = false
-		return nil
+		// Or the file was cut short while it was open: then a read has to say so.
+		size, err := f.Size()
+		if r.data, r.end = e.FileOff+e.Len > size, size; r.data {
+			r.end = e.FileOff + e.Len
+		}
+		return err
 	case err != nil:
 		return err
 	case next > e.FileOff:

@@ -100,14 +100,18 @@ func (d *Disk) Data(off int64) (from, to int64, err error) {
 	if off >= d.size {
 		return 0, 0, io.EOF
 	}
-	if d.Image != nil {
-		if from, err = d.Image.SeekData(off); err == nil {
-			to, err = d.Image.SeekHole(from)
+	for d.Image != nil {
+		// Not by SeekData: what the image file knows of its own holes changes while it is read.
+		e, err := d.Image.Extent(off)
+		switch {
+		case err != nil:
+			return 0, 0, err
+		case e.DiskOff >= d.size:
+			return 0, 0, io.EOF
+		case e.File != nil:
+			return e.DiskOff, min(e.End(), d.size), nil
 		}
-		if err == nil && from >= d.size {
-			err = io.EOF
-		}
-		return from, min(to, d.size), err
+		off = e.End()
 	}
 	from, err = unix.Seek(int(d.raw.Fd()), off, unix.SEEK_DATA)
 	switch {
