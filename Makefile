@@ -33,7 +33,7 @@ demo: ## Mount an image (IMAGE=path, else a new one), show what is inside, put e
 test: ## Set up what the tests need and run them all, with the race detector; skipped tests are listed at the end
 	@internal/scripts/need $(test_needs)
 	CGO_ENABLED=1 $(GO) tool gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
-		-race -count=1 -timeout 30m $(TESTFLAGS) ./...
+		-race -count=1 -timeout 55m $(TESTFLAGS) ./...
 	$(GO) test -count=1 -run 'Allocat' ./cache ./fs ./vhdx # what the race detector does not let be counted
 
 test-vm: ## Boot a virtual machine with systemd, which is kept in the folder VM, to test mounts at boot and at its end
