@@ -3,6 +3,8 @@ package vhdx
 import (
 	"errors"
 	"io"
+
+	"vhdxfs/cache"
 )
 
 // errNoHole says that there is no free space below a block into which it could move.
@@ -29,32 +31,13 @@ func (w *writer) moveBlock(b, from int64) (bool, error) {
 	if err != nil || entry.fileOff() != from || entry.state() != FullyPresent && entry.state() != PartiallyPresent {
 		return false, err
 	}
-	to, err := w.allocateBelow(g.blockSize, from)
+	e, at, to, err := w.copyBelow(g.blockSize, from, g.payloadEntry(b), w.copyPlace)
 	if err != nil {
-		return false, err
-	}
-	err = w.announce(fileWrite) // nobody who reads the disk can tell
-	if err == nil {
-		err = w.copyPlace(from, to)
-	}
-	if err != nil {
-		w.release(to)
-		return false, err
-	}
-	e, err := w.edit(1)
-	if err != nil {
-		w.release(to)
-		return false, err
-	}
-	bat, word, err := e.batPage(g.payloadEntry(b))
-	if err != nil {
-		w.release(to)
-		e.cancel()
 		return false, err
 	}
 	e.apply(func() {
 		w.giveUp(entry)
-		w.setEntry(bat, word, newBATEntry(entry.state(), to.off))
+		w.setEntry(at.page, at.word, newBATEntry(entry.state(), to.off))
 		w.barrier = true // the copy has to be durable before anything says that it counts
 	})
 	return true, nil
@@ -76,37 +59,50 @@ func (w *writer) moveBitmap(chunk, from int64) (bool, error) {
 	if e := batEntry(p.Word(int(i % entriesPerPage))); e.state() != bitmapPresent || e.fileOff() != from {
 		return false, nil
 	}
-	to, err := w.allocateBelow(bitmapBlockSize, from)
+	e, at, to, err := w.copyBelow(bitmapBlockSize, from, i, w.copyBitmap)
 	if err != nil {
-		return false, err
-	}
-	err = w.announce(fileWrite)
-	if err == nil {
-		err = w.copyBitmap(from, to)
-	}
-	if err != nil {
-		w.release(to)
-		return false, err
-	}
-	e, err := w.edit(1)
-	if err != nil {
-		w.release(to)
-		return false, err
-	}
-	bat, word, err := e.batPage(i)
-	if err != nil {
-		w.release(to)
-		e.cancel()
 		return false, err
 	}
 	moved := w.l.cache.Span(w.file, to.off, bitmapBlockSize/pageSize)
 	e.apply(func() {
-		bat.SetWord(word, uint64(newBATEntry(bitmapPresent, to.off)))
+		at.page.SetWord(at.word, uint64(newBATEntry(bitmapPresent, to.off)))
 		w.l.bitmaps[chunk].Store(moved)
 		w.unmapped = append(w.unmapped, place{off: from, size: bitmapBlockSize})
 		w.barrier = true
 	})
 	return true, nil
+}
+
+// batWord is where a BAT entry is, in a page that an edit has pinned.
+type batWord struct {
+	page *cache.Page
+	word int
+}
+
+// copyBelow copies the size bytes at file offset from to a place below, and begins the edit of BAT entry i that is to
+// name that place. Where it fails it leaves neither.
+func (w *writer) copyBelow(size, from, i int64, copyTo func(from int64, to place) error) (e *edit, at batWord, to place, err error) {
+	if to, err = w.allocateBelow(size, from); err != nil {
+		return nil, at, to, err
+	}
+	defer func() {
+		if err != nil {
+			w.release(to)
+		}
+	}()
+	if err = w.announce(fileWrite); err != nil { // nobody who reads the disk can tell
+		return nil, at, to, err
+	}
+	if err = copyTo(from, to); err != nil {
+		return nil, at, to, err
+	}
+	if e, err = w.edit(1); err != nil {
+		return nil, at, to, err
+	}
+	if at.page, at.word, err = e.batPage(i); err != nil {
+		e.cancel()
+	}
+	return e, at, to, err
 }
 
 // placeAll makes everything durable that is dirty, and puts every logged page into its place. The caller holds the

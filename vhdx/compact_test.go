@@ -214,11 +214,7 @@ func TestCompactWhileInUse(t *testing.T) {
 			if t.Failed() {
 				return
 			}
-			for off, i := int64(0), int64(0); off < m.size; off, i = off+sector, i+1 {
-				b := make([]byte, sector)
-				disk[i%workers].ReadAt(b, off)
-				m.WriteAt(b, off)
-			}
+			m.gather(disk, sector)
 			m.compare(t, im)
 			if err := im.Close(); err != nil {
 				t.Fatal(err)

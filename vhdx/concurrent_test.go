@@ -38,25 +38,26 @@ func TestConcurrentUse(t *testing.T) {
 			if t.Failed() {
 				return
 			}
-			for off, i := int64(0), int64(0); off < m.size; off, i = off+sector, i+1 {
-				b := make([]byte, sector)
-				disk[i%workers].ReadAt(b, off)
-				m.WriteAt(b, off)
-			}
+			m.gather(disk, sector)
 			m.compare(t, im)
 			if err := im.Close(); err != nil {
 				t.Fatal(err)
 			}
-			var files []File
-			for _, l := range c {
-				files = append(files, l.memFile)
-			}
-			ro, err := loadReadOnly(files...)
+			ro, err := loadReadOnly(c.files()...)
 			if err != nil {
 				t.Fatal(err)
 			}
 			m.compare(t, ro)
 		})
+	}
+}
+
+// gather takes each sector from the model of the worker whose own it is.
+func (m model) gather(workers []model, sector int64) {
+	b := make([]byte, sector)
+	for off, i := int64(0), 0; off < m.size; off, i = off+sector, i+1 {
+		workers[i%len(workers)].ReadAt(b, off)
+		m.WriteAt(b, off)
 	}
 }
 

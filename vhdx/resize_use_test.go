@@ -51,11 +51,7 @@ func TestGrowWhileInUse(t *testing.T) {
 			if t.Failed() {
 				return
 			}
-			for off, i := int64(0), int64(0); off < m.size; off, i = off+sector, i+1 {
-				b := make([]byte, sector)
-				disk[i%workers].ReadAt(b, off)
-				m.WriteAt(b, off)
-			}
+			m.gather(disk, sector)
 			m = m.resized(size)
 			p := c[0].random(2 * sector)
 			m.WriteAt(p, size-2*sector)
