@@ -171,11 +171,11 @@ func (a *attachCommand) mountArgs(image, dir string) []string {
 
 // mountedNow describes the mount at dir, which is there.
 func mountedNow(dir string) (*activeMount, error) {
-	m, err := mount.MountAt(dir)
+	m, err := imageMountAt(dir)
 	if err != nil {
 		return nil, err
 	}
-	if m == nil || m.FSType != mount.Type {
+	if m == nil {
 		return nil, fmt.Errorf("another program has unmounted %s", dir)
 	}
 	return describeMount(m)

@@ -88,6 +88,15 @@ func listMounts() ([]*activeMount, error) {
 	return list, errors.Join(errs...)
 }
 
+// imageMountAt returns the mount that is on top at a directory, and nil where that is none of an image.
+func imageMountAt(dir string) (*mountinfo.Info, error) {
+	m, err := mount.MountAt(dir)
+	if err != nil || m == nil || m.FSType != mount.Type {
+		return nil, err
+	}
+	return m, nil
+}
+
 // describeMount asks a mount for what the mount table does not tell.
 func describeMount(m *mountinfo.Info) (*activeMount, error) {
 	d := &activeMount{Image: m.Source, MountPoint: m.Mountpoint, Mode: "rw", Devices: []loop.Device{}}

@@ -22,11 +22,11 @@ func remount(image, path string, lists []string, fake bool) error {
 	if err != nil {
 		return err
 	}
-	m, err := mount.MountAt(dir)
+	m, err := imageMountAt(dir)
 	switch {
 	case err != nil:
 		return err
-	case m == nil || m.FSType != mount.Type:
+	case m == nil:
 		return fmt.Errorf("remount: no VHDX image is mounted on %s", dir)
 	}
 	if err := sameImage(m, dir, image); err != nil {

@@ -66,11 +66,11 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	m, err := mount.MountAt(dir)
+	m, err := imageMountAt(dir)
 	switch {
 	case err != nil:
 		return err
-	case m == nil || m.FSType != mount.Type:
+	case m == nil:
 		return fmt.Errorf("%s is no mount point of a VHDX image", dir)
 	}
 	if uid := os.Geteuid(); uid != 0 && !hasOption(m.VFSOptions, fmt.Sprint("user_id=", uid)) {
