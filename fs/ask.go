@@ -139,6 +139,9 @@ func ask(as *syscall.Credential, mountPoint string, names []string) (map[string]
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("ask the mount at %s: %w", mountPoint, err)
+	case a.Errno == unix.ECONNABORTED: // the program died while it was asked
+		a.Errno = unix.ENOTCONN
+		fallthrough
 	case a.Errno != 0:
 		return nil, &os.PathError{Op: "getxattr", Path: mountPoint, Err: a.Errno}
 	}

@@ -85,7 +85,7 @@ func mountPointError(path string, err error) error {
 		return fmt.Errorf("mount point %s does not exist; make it with: mkdir -p %s", path, path)
 	case errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("mount point %s is not a directory; name one", path)
-	case errors.Is(err, unix.ENOTCONN):
+	case errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED):
 		return fmt.Errorf("mount point %s holds the mount of a FUSE program that has died; remove it with: umount %s", path, path)
 	}
 	return fmt.Errorf("mount point: %w", err)

@@ -221,12 +221,14 @@ func readThrough(pid int) error {
 	return err
 }
 
-// killServer kills the process that serves the mount.
+// killServer kills the process that serves dir, and waits until the kernel has cut the connection: that comes after the
+// process has lost its program, when the last of its threads has closed its descriptors.
 func (p *place) killServer(t *testing.T) {
 	t.Helper()
-	pid := p.server(t)
-	syscall.Kill(pid, syscall.SIGKILL)
-	p.eventuallyEnded(t, pid)
+	syscall.Kill(p.server(t), syscall.SIGKILL)
+	eventually(t, "the mount to be dead", func() bool {
+		return strings.Contains(p.in(nil, "ls", p.dir).stderr, "not connected")
+	})
 }
 
 // eventuallyEnded waits for the end of a process.
