@@ -100,9 +100,20 @@ func (o CreateOptions) childOf(im *Image, path string) (CreateOptions, error) {
 		return o, fmt.Errorf("disk size %d; it is not below that of the parent, %d", o.Size, like.Size)
 	case im.Holds(path):
 		return o, fmt.Errorf("%s is the parent, or one of its parents", path)
+	case im.layers() == maxLayers:
+		return o, fmt.Errorf("the chain has %d images already, which is the most that can be opened; merge some of them", maxLayers)
 	}
 	o.locator, err = parentKeys(path, o.Parent, o.ParentPaths, im.top.headers.header().DataWriteGUID)
 	return o, err
+}
+
+// layers returns how many files the chain has.
+func (im *Image) layers() int {
+	n := 0
+	for l := im.current(); l != nil; l = l.parent {
+		n++
+	}
+	return n
 }
 
 // Holds reports whether the file at path is the image or one of its parents.
@@ -135,11 +146,11 @@ const (
 // them, that know no other key and look for its last part. Whoever follows it to another file finds that the
 // linkage differs.
 func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([][2]string, error) {
-	child, parent = absolute(child), absolute(parent)
-	rel, err := filepath.Rel(filepath.Dir(child), parent)
+	rel, err := relativePath(child, parent)
 	if err != nil {
 		return nil, fmt.Errorf("no path leads from %s to %s: %w", child, parent, err)
 	}
+	parent = absolute(parent)
 	if strings.ContainsAny(rel, `\:`) || !utf8.ValidString(rel) {
 		return nil, fmt.Errorf("the path %q cannot stand in an image: it has a backslash, a colon or what is no UTF-8; rename the parent", rel)
 	}
@@ -172,6 +183,21 @@ func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([]
 		}
 	}
 	return keys, nil
+}
+
+// relativePath returns the path from the folder of child to parent: as both are written, or, where that leads out of the
+// folder, as it is without symbolic links.
+func relativePath(child, parent string) (string, error) {
+	homes := foldersOf(child)
+	rel, err := filepath.Rel(absolute(homes[len(homes)-1]), absolute(parent))
+	if err == nil && filepath.IsLocal(rel) {
+		return rel, nil
+	}
+	real := filepath.Join(realPath(filepath.Dir(parent)), filepath.Base(parent))
+	if short, rerr := filepath.Rel(realPath(homes[len(homes)-1]), real); rerr == nil && filepath.IsLocal(short) {
+		return short, nil
+	}
+	return rel, err
 }
 
 const maxLocatorValue = 1<<16 - 2 // bytes; a 16-bit field holds the length

@@ -46,7 +46,8 @@ const mergePiece = 4 * mib
 //     durably: one entry of the log.
 //  2. P gets the new DataWriteGuid, durably: one update of the headers. Other children of P do not accept it any
 //     more, and rightly so.
-//  3. P gets the size of C, what C holds is written to it, and it is made clean.
+//  3. P gets the size of C, also where that is smaller: C shows nothing of P behind its own end. What C holds is
+//     written to P, which is made clean.
 //  4. C gets the DataWriteGuid that P has as its parent_linkage, and its own one as its parent_linkage2, durably.
 //  5. P gets the DataWriteGuid of C, durably. It holds the same disk with the same data, so that children of C may
 //     take P as their parent from here on.
@@ -115,7 +116,7 @@ func (m *merge) push(child, parent *Image) error {
 	if err := handOver(child, parent, uuid.New()); err != nil {
 		return err
 	}
-	if child.Size() > parent.Size() {
+	if child.Size() != parent.Size() {
 		if err := parent.Resize(m.ctx, child.Size()); err != nil {
 			return err
 		}

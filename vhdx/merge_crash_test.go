@@ -283,6 +283,9 @@ func mergeSpecs() map[string]func() chain {
 		"larger than its parent": func() chain {
 			return mergeChain(spec{diskSize: 8 * mib, blocks: child}, spec{diskSize: 5*mib - 512, blocks: base[:4]})
 		},
+		"smaller than its parent": func() chain {
+			return mergeChain(spec{diskSize: 5*mib - 512, blocks: child[:4]}, spec{diskSize: 8 * mib, blocks: base})
+		},
 		"4K sectors": func() chain {
 			return mergeChain(spec{sectorSize: 4096, blocks: child[:3]}, spec{sectorSize: 4096, blocks: base[:3]})
 		},

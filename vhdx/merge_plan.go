@@ -27,30 +27,42 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 			return nil, err
 		}
 	}
-	var above *layer
-	for l, i := im.top, 0; i <= depth; above, l, i = l, l.parent, i+1 {
+	var run []*layer
+	for l := im.top; len(run) <= depth; l = l.parent {
 		f, err := openFile(l.path, os.O_RDWR)
 		if err != nil {
 			return nil, fmt.Errorf("all images that take part in a merge are changed: %w", err)
 		}
 		_ = f.Close() // nothing was written
-		if above != nil && l.geo.diskSize > above.geo.diskSize {
-			return nil, optionsError{fmt.Errorf("the disk of %s has %d bytes, that of its child %s only %d; flatten makes a new image of what the child shows",
-				l.path, l.geo.diskSize, above.path, above.geo.diskSize)}
-		}
-		if err := l.canResize(im.Size()); i == depth && err != nil {
-			return nil, optionsError{fmt.Errorf("%s: %w", l.path, err)}
-		}
 		if l.headers.header().DataWriteGUID == uuid.Nil {
 			return nil, fmt.Errorf("%s has no DataWriteGuid by which it could be known; flatten makes a new image", l.path)
 		}
-		layers = append(layers, l.path)
+		run, layers = append(run, l), append(layers, l.path)
+	}
+	if err := checkSizes(run); err != nil {
+		return nil, err
 	}
 	result := layers[depth]
 	if o.KeepName && filepath.Dir(realPath(result)) != filepath.Dir(realPath(path)) {
 		return nil, optionsError{fmt.Errorf("%s cannot take the name of %s, which is in another folder", result, path)}
 	}
 	return layers, nil
+}
+
+// checkSizes makes sure that the last of the layers can get the sizes of the others, one after the other: what its own
+// parent holds behind its end must not come to light when it becomes larger.
+func checkSizes(run []*layer) error {
+	into := run[len(run)-1]
+	size := into.geo.diskSize
+	for i := len(run) - 2; i >= 0; i-- {
+		next := run[i].geo.diskSize
+		if next > size && into.parent != nil && into.parent.geo.diskSize > size {
+			return optionsError{fmt.Errorf("%s: %w: it would have to grow from %d bytes to the %d of %s, and its parent is larger; flatten makes a new image",
+				into.path, ErrSize, size, next, run[i].path)}
+		}
+		size = next
+	}
+	return nil
 }
 
 // depthOf returns how far below the image the file at path is in its chain.

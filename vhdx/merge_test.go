@@ -207,6 +207,50 @@ func TestMergeLargerChildren(t *testing.T) {
 	sound(t, p[0])
 }
 
+// A child that is smaller than its parent makes that as small. What the parent held behind the end stays away, also
+// when a larger child follows.
+func TestMergeSmallerChildren(t *testing.T) {
+	for name, into := range map[string]func(p []string) []string{ // what is merged, one after the other, into p[0]
+		"one by one": func(p []string) []string { return p[1:] },
+		"a run":      func(p []string) []string { return p[2:] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newWrittenChain(t, 2)
+			resize(t, p[1], 2*mib+512)
+			p = append(p, filepath.Join(filepath.Dir(p[0]), "larger.vhdx"))
+			if err := Create(p[2], CreateOptions{Parent: p[1], Size: 3 * mib}); err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range into(p) {
+				if path == p[2] && name == "one by one" {
+					if _, err := SetParent(path, p[0], SetParentOptions{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want := diskSum(t, path, Options{})
+				if _, err := Merge(context.Background(), path, MergeOptions{Into: p[0]}); err != nil {
+					t.Fatal(err)
+				}
+				if diskSum(t, p[0], Options{}) != want || diskSum(t, path, Options{}) != want {
+					t.Errorf("%s: the result reads differently, or the child", path)
+				}
+				sound(t, p[0])
+			}
+		})
+	}
+}
+
+func resize(t *testing.T, path string, size int64) {
+	t.Helper()
+	im, err := Open(path, Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(im.Resize(context.Background(), size), im.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // What a merge cannot do leaves every file as it was.
 func TestMergeRefuses(t *testing.T) {
 	p := newWrittenChain(t, 3)
@@ -220,11 +264,9 @@ func TestMergeRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	im, err := Open(path("smaller.vhdx"), Options{Writable: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(im.Resize(context.Background(), 2*mib), im.Close()); err != nil {
+	resize(t, path("smaller.vhdx"), 2*mib)
+	larger := path("larger.vhdx") // than its parent, which is smaller than its own
+	if err := Create(larger, CreateOptions{Parent: path("smaller.vhdx"), Size: 3 * mib}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(path("folder"), 0o700); err != nil {
@@ -253,7 +295,7 @@ func TestMergeRefuses(t *testing.T) {
 		{"into a stranger", p[2], MergeOptions{Into: path("other.vhdx")}, "no parent of", ErrOptions},
 		{"into itself", p[2], MergeOptions{Into: p[2]}, "no parent of", ErrOptions},
 		{"into nothing", p[2], MergeOptions{Into: path("missing")}, "no such file", os.ErrNotExist},
-		{"smaller than its parent", path("smaller.vhdx"), MergeOptions{}, "flatten", ErrOptions},
+		{"larger than its parent can become", larger, MergeOptions{}, "flatten", ErrSize},
 		{"a name in another folder", moved, MergeOptions{KeepName: true, Open: Options{ParentDirs: []string{dir}}}, "another folder", ErrOptions},
 		{"damaged", broken, MergeOptions{}, "R2", ErrCorrupt},
 		{"another parent", strange, MergeOptions{}, "R63", ErrCorrupt},

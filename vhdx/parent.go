@@ -3,6 +3,7 @@ package vhdx
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -67,12 +68,13 @@ type candidate struct {
 
 // candidates returns where the parent of l may be, in the order in which the places are tried. A path that the
 // image gives is taken only as far as it stays in the folder of the image or in one of those that the mounter
-// allows: an image from elsewhere must not choose which files of this machine are shown.
+// allows: an image from elsewhere must not choose which files of this machine are shown. Where the image is opened by a
+// symbolic link, both the folder of the link and that of the file are its own.
 func (o *opener) candidates(l *layer) []candidate {
 	if level := len(o.chain) - 1; level < len(o.Parents) {
 		return []candidate{{path: o.Parents[level], origin: "parent= option", explicit: true}}
 	}
-	home := filepath.Dir(l.path)
+	homes := foldersOf(l.path)
 	var list []candidate
 	add := func(dir, path, origin string) {
 		path = filepath.Join(dir, path)
@@ -80,7 +82,7 @@ func (o *opener) candidates(l *layer) []candidate {
 			return
 		}
 		c := candidate{path: path, origin: origin}
-		if !o.mayHold(home, path) {
+		if !o.mayHold(homes, path) {
 			c.refused = errors.New("it is outside the folder of the image and those given with parent_dir=")
 		}
 		list = append(list, c)
@@ -93,12 +95,16 @@ func (o *opener) candidates(l *layer) []candidate {
 		path := strings.ReplaceAll(value, `\`, "/")
 		base := path[strings.LastIndexAny(path, "/:")+1:]
 		if key == keyRelativePath && !strings.HasPrefix(path, "/") && !strings.Contains(path, ":") {
-			add(home, path, key)
+			for _, home := range homes {
+				add(home, path, key)
+			}
 		}
 		if base == "" || base == "." || base == ".." {
 			continue
 		}
-		add(home, base, "name in "+key)
+		for _, home := range homes {
+			add(home, base, "name in "+key)
+		}
 		for _, dir := range o.ParentDirs {
 			add(dir, base, "parent_dir= option")
 		}
@@ -106,9 +112,18 @@ func (o *opener) candidates(l *layer) []candidate {
 	return list
 }
 
-// mayHold reports whether a parent may be at path, that of an image in the folder home.
-func (o *opener) mayHold(home, path string) bool {
-	for _, dir := range append([]string{home}, o.ParentDirs...) {
+// foldersOf returns the folder of the image at path, and, where that is a symbolic link, also that of the file.
+func foldersOf(path string) []string {
+	homes := []string{filepath.Dir(path)}
+	if st, err := os.Lstat(path); err == nil && st.Mode().Type() == fs.ModeSymlink {
+		homes = append(homes, filepath.Dir(realPath(path)))
+	}
+	return homes
+}
+
+// mayHold reports whether a parent may be at path, that of an image with the given folders.
+func (o *opener) mayHold(homes []string, path string) bool {
+	for _, dir := range slices.Concat(homes, o.ParentDirs) {
 		if rel, err := filepath.Rel(absolute(dir), absolute(path)); err == nil && filepath.IsLocal(rel) {
 			return true
 		}

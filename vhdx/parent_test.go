@@ -1,6 +1,8 @@
 package vhdx
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -226,6 +228,39 @@ func TestChainHoldsAFileOnce(t *testing.T) {
 	}
 }
 
+// Where the image or its folder is a symbolic link, the parent beside the file is found, and named so.
+func TestParentBesideTheFile(t *testing.T) {
+	f := newFamily(t)
+	if err := Create(f.path("vm/base.vhdx"), CreateOptions{Size: mib}); err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range [][2]string{{"../vm/child.avhdx", "other/link.avhdx"}, {"vm", "linked"}} {
+		if err := os.Symlink(link[0], f.path(link[1])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Create(f.path("linked/child.avhdx"), CreateOptions{Parent: f.path("vm/base.vhdx")}); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"vm/child.avhdx", "linked/child.avhdx", "other/link.avhdx"} {
+		im, err := Open(f.path(path), Options{})
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if rel := im.Info().Parent.RelativePath; rel != `.\base.vhdx` {
+			t.Errorf("%s: the relative path is %s", path, rel)
+		}
+		im.Close()
+	}
+	if _, err := SetParent(f.path("other/link.avhdx"), f.path("vm/base.vhdx"), SetParentOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if rel := diskInfo(t, f.path("vm/child.avhdx"), Options{}).Parent.RelativePath; rel != `.\base.vhdx` {
+		t.Errorf("set through a link, the relative path is %s", rel)
+	}
+}
+
 // A wrong turn that leads through many files leaves nothing behind when the right one is taken.
 func TestWrongParentsDoNotCount(t *testing.T) {
 	if testing.Short() {
@@ -281,6 +316,13 @@ func TestLongestChain(t *testing.T) {
 	got, err := taken(writeChain(t, t.TempDir(), "c", maxLayers), Options{})
 	if got != "the end of the chain" || err != nil {
 		t.Errorf("a chain of %d: read %q, %v", maxLayers, got, err)
+	}
+	longest := writeChain(t, t.TempDir(), "c", maxLayers)
+	if _, err := Snapshot(context.Background(), longest, "", SnapshotOptions{KeepName: true}); !errors.Is(err, ErrOptions) {
+		t.Errorf("a child that nobody could open: %v", err)
+	}
+	if _, err := taken(longest, Options{}); err != nil {
+		t.Error(err)
 	}
 	_, err = taken(writeChain(t, t.TempDir(), "c", maxLayers+1), Options{})
 	if err := brokenRule(err, ondisk.R65); err != nil {

@@ -28,26 +28,35 @@ func (im *Image) seek(off int64, data bool) (int64, error) {
 	}
 	var run fileRun
 	for off < im.Size() {
-		e, err := im.run(off, im.Size())
-		if err != nil {
-			return 0, err
+		next, found, err := im.seekRun(&run, off, data)
+		if err != nil || found {
+			return next, err
 		}
-		if e.File == nil {
-			if !data {
-				return off, nil
-			}
-			off = e.End()
-			continue
-		}
-		if err := run.find(e); err != nil {
-			return 0, err
-		}
-		if run.data == data {
-			return off, nil
-		}
-		off += min(e.Len, run.end-e.FileOff)
+		off = next
 	}
 	return 0, io.EOF
+}
+
+// seekRun looks at the extent at byte off. It returns that byte if it is what is looked for, and else one behind it at
+// which to go on.
+func (im *Image) seekRun(run *fileRun, off int64, data bool) (next int64, found bool, err error) {
+	defer im.EndRead(im.BeginRead()) // not around all of a seek, which may take long
+	e, err := im.run(off, im.Size())
+	switch {
+	case err != nil:
+		return 0, false, err
+	case e.File == nil && !data:
+		return off, true, nil
+	case e.File == nil:
+		return e.End(), false, nil
+	}
+	if err := run.find(e); err != nil {
+		return 0, false, err
+	}
+	if run.data == data {
+		return off, true, nil
+	}
+	return off + min(e.Len, run.end-e.FileOff), false, nil
 }
 
 // A fileRun is a run of bytes of a file all of which are data, or all of which are in a hole.

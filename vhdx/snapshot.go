@@ -11,6 +11,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/newfile"
 )
@@ -90,21 +93,35 @@ func openSettled(path string, o Options) (*Image, error) {
 
 // freeName returns the path of a new file beside the image, named after it and the time.
 func freeName(image string, keepName bool) string {
-	ext := filepath.Ext(image)
-	stem := strings.TrimSuffix(image, ext)
+	dir, base := filepath.Split(image)
+	ext := filepath.Ext(base)
+	stem := strings.TrimSuffix(base, ext)
 	if !keepName {
 		ext = ".avhdx" // as Hyper-V names children
 	}
-	stem += "-" + time.Now().Format("20060102-150405")
 	for i := 1; ; i++ {
-		name := stem + ext
+		end := "-" + time.Now().Format("20060102-150405") + ext
 		if i > 1 {
-			name = fmt.Sprintf("%s-%d%s", stem, i, ext)
+			end = fmt.Sprintf("%s-%d%s", strings.TrimSuffix(end, ext), i, ext)
 		}
+		name := filepath.Join(dir, shortened(stem, maxName-len(end))+end)
 		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) || i == 1000 {
 			return name
 		}
 	}
+}
+
+// maxName is how long the name of a file can be, in bytes.
+const maxName = 255
+
+// shortened returns as many characters of s, from its begin, as fit into n bytes.
+func shortened(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n = max(n, 0); n > 0 && !utf8.RuneStart(s[n]); n-- {
+	}
+	return s[:n]
 }
 
 // A snapshot is one call of Snapshot.
@@ -154,6 +171,8 @@ func linkBeside(file, name string) (linked bool, err error) {
 	switch {
 	case err == nil:
 		return true, newfile.SyncDir(filepath.Dir(name))
+	case !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.EPERM) && !errors.Is(err, errors.ErrUnsupported):
+		return false, err
 	case !errors.Is(err, fs.ErrExist):
 		return false, fmt.Errorf("%w; on a file system without hard links, rename the image and make its child with create --parent", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 func TestSnapshot(t *testing.T) {
@@ -92,7 +93,10 @@ func TestSnapshotThroughALink(t *testing.T) {
 	if _, err := os.Readlink(link); err != nil || diskSum(t, p[0], Options{}) != want {
 		t.Errorf("the link is gone, or the disk reads differently: %v", err)
 	}
-	if r, err := Merge(context.Background(), link, MergeOptions{KeepName: true, Open: Options{ParentDirs: []string{filepath.Dir(p[0])}}}); err != nil {
+	if diskSum(t, link, Options{}) != want {
+		t.Error("by the link, the disk reads differently")
+	}
+	if r, err := Merge(context.Background(), link, MergeOptions{KeepName: true}); err != nil {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	if _, err := os.Readlink(link); err != nil || diskSum(t, link, Options{}) != want || diskInfo(t, link, Options{}).Parent != nil {
@@ -129,6 +133,27 @@ func TestSnapshotReplaysTheLog(t *testing.T) {
 	}
 	if in := diskInfo(t, r.Frozen, Options{}); in.Log.State != LogClean || diskSum(t, r.Child, Options{}) != want {
 		t.Errorf("the log is %s, or the disk reads differently", in.Log.State)
+	}
+}
+
+// Where the name of the image leaves no room for the time, the new one is shorter.
+func TestSnapshotOfALongName(t *testing.T) {
+	for _, stem := range []string{strings.Repeat("x", 250), strings.Repeat("é", 125)} {
+		for _, keep := range []bool{false, true} {
+			p := newWrittenChain(t, 1)
+			image := filepath.Join(filepath.Dir(p[0]), stem+".vhdx")
+			if err := os.Rename(p[0], image); err != nil {
+				t.Fatal(err)
+			}
+			want := diskSum(t, image, Options{})
+			r, err := Snapshot(context.Background(), image, "", SnapshotOptions{KeepName: keep})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !utf8.ValidString(r.Frozen+r.Child) || diskSum(t, r.Child, Options{}) != want {
+				t.Errorf("%+v", r)
+			}
+		}
 	}
 }
 

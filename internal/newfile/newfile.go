@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -65,7 +66,9 @@ func Create(path string, replace bool) (*File, error) {
 // TempName returns a name that no file has yet, in the folder of path.
 func TempName(path string) string {
 	dir, base := filepath.Split(path)
-	base = base[:min(len(base), maxBase)]
+	if len(base) > maxBase {
+		base = strings.ToValidUTF8(base[:maxBase], "") // there are file systems that take nothing else
+	}
 	return filepath.Join(dir, fmt.Sprintf(".%s.%s.part", base, rand.Text()[:8]))
 }
 
