@@ -95,6 +95,24 @@ type BlockCounts struct {
 	SectorBitmaps    int64 `json:"sector_bitmaps"`
 }
 
+// add counts n more payload blocks in the given state.
+func (c *BlockCounts) add(s BlockState, n int64) {
+	switch s {
+	case NotPresent:
+		c.NotPresent += n
+	case Undefined:
+		c.Undefined += n
+	case Zero:
+		c.Zero += n
+	case Unmapped, unmappedDraft:
+		c.Unmapped += n
+	case FullyPresent:
+		c.FullyPresent += n
+	case PartiallyPresent:
+		c.PartiallyPresent += n
+	}
+}
+
 // ParentInfo describes a differencing disk's parent locator (MS-VHDX 2.6.2.6) and the parent that was found.
 type ParentInfo struct {
 	Linkage  uuid.UUID  `json:"parent_linkage"`

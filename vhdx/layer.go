@@ -175,21 +175,7 @@ func (l *layer) replayLog() error {
 func (l *layer) count(s BlockState, n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := &l.counts
-	switch s {
-	case NotPresent:
-		c.NotPresent += n
-	case Undefined:
-		c.Undefined += n
-	case Zero:
-		c.Zero += n
-	case Unmapped, unmappedDraft:
-		c.Unmapped += n
-	case FullyPresent:
-		c.FullyPresent += n
-	case PartiallyPresent:
-		c.PartiallyPresent += n
-	}
+	l.counts.add(s, n)
 }
 
 // countBitmap notes that there is one more sector bitmap block.

@@ -115,19 +115,62 @@ func (s *batScan) pages(b []byte, i int64) error {
 		page := b[:min(pageSize, len(b))]
 		if allZero(page) {
 			s.layer.bat.MarkZero(i/entriesPerPage, 1)
-		} else {
-			for j := 0; j < len(page); j += batEntrySize {
-				if e := batEntry(le.Uint64(page[j:])); e != 0 {
-					if err := s.entry(i+int64(j/batEntrySize), e); err != nil {
-						return err
-					}
-				}
-			}
+		} else if err := s.page(page, i); err != nil {
+			return err
 		}
 		b = b[len(page):]
 		i += entriesPerPage
 	}
 	return nil
+}
+
+// page validates the entries in b, the first of which is entry i. QEMU writes tables that say of each block that it is
+// zero, and for the largest disk there are 64 Mi of these; so equal entries are taken together where nothing has to be
+// said of each.
+func (s *batScan) page(b []byte, i int64) error {
+	for len(b) > 0 {
+		e, n := batEntry(le.Uint64(b)), equalWords(b)
+		blocks, plain := s.plain(i, n, e)
+		s.layer.counts.add(e.state(), blocks)
+		for j := i; j < i+n && !plain; j++ {
+			if err := s.entry(j, e); err != nil {
+				return err
+			}
+		}
+		i += n
+		b = b[n*batEntrySize:]
+	}
+	return nil
+}
+
+// plain reports whether the n entries from i on, which are all e, keep the rules and describe payload blocks without a
+// place in the file, or nothing, and how many blocks these are.
+func (s *batScan) plain(i, n int64, e batEntry) (blocks int64, plain bool) {
+	if e == 0 {
+		return 0, true // blocks that are not present are counted as the rest
+	}
+	if e != batEntry(Undefined) && e != batEntry(Zero) && e != batEntry(Unmapped) {
+		return 0, false
+	}
+	first, bitmap := s.layer.geo.entry(i)
+	last, lastBitmap := s.layer.geo.entry(i + n - 1)
+	if bitmap || lastBitmap || last-first != n-1 {
+		return 0, false // the entry of a sector bitmap block is among them
+	}
+	end := s.layer.geo.payloadBlocks()
+	return max(0, min(last+1, end)-first), true
+}
+
+// equalWords returns how many words at the beginning of b are the same.
+func equalWords(b []byte) int64 {
+	if bytes.Equal(b[batEntrySize:], b[:len(b)-batEntrySize]) { // several times as fast as to look at words
+		return int64(len(b) / batEntrySize)
+	}
+	n, first := batEntrySize, le.Uint64(b)
+	for n < len(b) && le.Uint64(b[n:]) == first {
+		n += batEntrySize
+	}
+	return int64(n / batEntrySize)
 }
 
 // allZero reports whether all of b is zero. To compare with zeros is several times as fast as to look at words.
@@ -191,23 +234,16 @@ func (s *batScan) payload(i, b int64, e batEntry) error {
 	if e.reserved() != 0 {
 		l.warn("BAT entry", s.entryOffset(i), "reserved bits %#x", e.reserved())
 	}
+	if e.state() != NotPresent { // which is counted as the rest
+		l.counts.add(e.state(), 1)
+	}
 	switch e.state() {
-	case NotPresent:
-		// counted as the rest
-	case Undefined:
-		l.counts.Undefined++
-	case Zero:
-		l.counts.Zero++
-	case Unmapped:
-		l.counts.Unmapped++
+	case NotPresent, Undefined, Zero, Unmapped:
 	case unmappedDraft:
-		l.counts.Unmapped++
 		l.warn("BAT entry", s.entryOffset(i), "state 5 of block %d, which a draft of the format called unmapped; it is read as zeros", b)
 	case FullyPresent:
-		l.counts.FullyPresent++
 		return s.place(i, b, e)
 	case PartiallyPresent:
-		l.counts.PartiallyPresent++
 		if !l.geo.hasParent {
 			return s.bad(i, ondisk.R45, "block %d is partially present, but the disk has no parent", b)
 		}
