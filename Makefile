@@ -23,7 +23,7 @@ helpers := mount.vhdx mount.vhdxfs mount.fuse.vhdxfs umount.fuse.vhdxfs
 .PHONY: build demo test test-vm lint fuzz install package clean help
 
 build: ## Build bin/vhdxfs, a static binary
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/vhdxfs .
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/vhdxfs .
 
 demo: ## Mount an image (IMAGE=path, else a new one), show what is inside, put everything away
 	@internal/scripts/need $(demo_needs)

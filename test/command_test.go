@@ -293,11 +293,6 @@ func TestCommandsExplainThemselves(t *testing.T) {
 			t.Errorf("vhdxfs %s:\n%s", strings.Join(args, " "), out)
 		}
 	}
-	dir := newDir(t)
-	mustVhdxfs(t, "man", dir)
-	if pages, _ := filepath.Glob(filepath.Join(dir, "vhdxfs*.8")); len(pages) < 5 {
-		t.Errorf("manual pages: %v", pages)
-	}
 }
 
 func TestInfoAndCheckForPeople(t *testing.T) {

@@ -206,6 +206,11 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("the name %s is not ours alone", name)
 		}
 	}
+	for _, name := range []string{"process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"} {
+		if v, err := strconv.ParseFloat(values[name], 64); err != nil || v <= 0 && name != "process_cpu_seconds_total" {
+			t.Errorf("%s is %q", name, values[name])
+		}
+	}
 	about := ""
 	for name, v := range values {
 		if strings.HasPrefix(name, "vhdxfs_mount_info{") && v == "1" {

@@ -1,47 +1,30 @@
 package cli
 
 import (
-	"embed"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/cpuguy83/go-md2man/v2/md2man"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
-// manual holds the sections that the manual has beyond the help, for some pages.
-//
-//go:embed manual
-var manual embed.FS
-
-// newMan is for who packages the program: the manual is made of what --help is made of.
-func newMan() *cobra.Command {
-	return &cobra.Command{
-		Use:    "man DIRECTORY",
-		Short:  "Write manual pages, one for each command, into a directory",
-		Hidden: true,
-		Args:   exactArgs("DIRECTORY"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return writeManual(cmd.Root(), args[0])
-		},
-	}
+// A ManualPage is a page of section 8 in Markdown, as go-md2man has it.
+type ManualPage struct {
+	Name string // such as vhdxfs-check
+	Text string
 }
 
 // helperPages are the pages of the helpers that mount(8) and umount(8) call. Other names of the first are links to it.
 var helperPages = []string{"mount.vhdx", "umount.fuse.vhdxfs"}
 
-// writeManual writes the pages in section 8: vhdxfs, vhdxfs-COMMAND for each command, and those of the helpers. The
-// same source gives the same pages.
-func writeManual(root *cobra.Command, dir string) error {
+// Manual returns the manual, which is made of what --help is made of: vhdxfs, vhdxfs-COMMAND for each command, and the
+// helpers. For each page, sections returns what it has beyond the help. The same source gives the same pages.
+func Manual(sections func(page string) (string, error)) ([]ManualPage, error) {
+	root := newRoot(nil)
 	commands := []*cobra.Command{root}
 	for _, name := range helperPages {
 		commands = append(commands, newHelper(name, nil))
@@ -51,19 +34,17 @@ func writeManual(root *cobra.Command, dir string) error {
 			commands = append(commands, c)
 		}
 	}
+	var pages []ManualPage
 	for _, c := range commands {
 		name := pageName(c)
-		extra, err := manual.ReadFile("manual/" + name + ".md")
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+		extra, err := sections(name)
+		if err != nil {
+			return nil, err
 		}
 		text := fmt.Sprintf("%% %q \"8\" %q \"vhdxfs\" \"System administration\"\n\n", strings.ToUpper(name), sourceDate())
-		text += commandPage(c, string(extra)) + seeAlso(c, commands)
-		if err := os.WriteFile(filepath.Join(dir, name+".8"), md2man.Render([]byte(text)), 0o644); err != nil {
-			return err
-		}
+		pages = append(pages, ManualPage{name, text + commandPage(c, extra) + seeAlso(c, commands)})
 	}
-	return nil
+	return pages, nil
 }
 
 func pageName(c *cobra.Command) string { return strings.ReplaceAll(c.CommandPath(), " ", "-") }

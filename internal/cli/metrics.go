@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -12,9 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/VictoriaMetrics/metrics"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
@@ -97,25 +96,22 @@ func (m *metricsServer) serve(server *mount.Server, im *vhdx.Image, log *logrus.
 	if im.Writable() {
 		mode = "rw"
 	}
-	about := prometheus.NewGauge(prometheus.GaugeOpts{
-		Namespace: metricsNamespace,
-		Name:      "mount_info",
-		Help:      "What is mounted where; the value is always 1.",
-		ConstLabels: prometheus.Labels{
-			"image":       strings.ToValidUTF8(info.Path, "\uFFFD"),
-			"mount_point": strings.ToValidUTF8(server.MountPoint(), "\uFFFD"),
-			"type":        string(info.Type),
-			"mode":        mode,
-			"version":     buildVersion(),
-		},
-	})
-	about.Set(1)
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(about, statsCollector{server.Stats},
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: metricsNamespace}))
-
+	about := fmt.Sprintf("mount_info{image=%s,mount_point=%s,type=%s,mode=%s,version=%s}", label(info.Path), label(server.MountPoint()),
+		label(string(info.Type)), label(mode), label(buildVersion()))
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		writeMetric(w, about, "gauge", "What is mounted where; the value is always 1.", 1)
+		for _, s := range server.Stats() {
+			name, kind := s.Name, "gauge"
+			if !s.Gauge {
+				name, kind = name+"_total", "counter"
+			}
+			writeMetric(w, name, kind, "Number of "+s.Help+".", s.Value)
+		}
+		metrics.WriteProcessMetrics(w)
+		metrics.WriteFDMetrics(w)
+	})
 	m.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		if err := m.http.Serve(m.socket); !errors.Is(err, http.ErrServerClosed) {
@@ -132,18 +128,17 @@ func (m *metricsServer) close() {
 	m.socket.Close()
 }
 
-// A statsCollector hands the statistics of a mount to Prometheus.
-type statsCollector struct{ stats func() mount.Stats }
+// writeMetric writes a metric in the text format of Prometheus. The name can have labels.
+func writeMetric(w io.Writer, name, kind, help string, v int64) {
+	name = metricsNamespace + "_" + name
+	family, _, _ := strings.Cut(name, "{")
+	fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", family, help, family, kind, name, v)
+}
 
-func (c statsCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+// labelEscapes are those that the value of a label knows.
+var labelEscapes = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
-func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
-	for _, s := range c.stats() {
-		name, kind := s.Name, prometheus.GaugeValue
-		if !s.Gauge {
-			name, kind = name+"_total", prometheus.CounterValue
-		}
-		desc := prometheus.NewDesc(metricsNamespace+"_"+name, "Number of "+s.Help+".", nil, nil)
-		ch <- prometheus.MustNewConstMetric(desc, kind, float64(s.Value))
-	}
+// label returns v as the value of a label.
+func label(v string) string {
+	return `"` + labelEscapes.Replace(strings.ToValidUTF8(v, "\uFFFD")) + `"`
 }
