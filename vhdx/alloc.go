@@ -185,9 +185,12 @@ func (w *writer) reclaim() {
 }
 
 // find returns the first free run of n bytes below the limit.
-func (m *spaceMap) find(n, limit int64) (off int64, ok bool) {
+func (m *spaceMap) find(n, limit int64) (off int64, ok bool) { return m.findFrom(n, 0, limit) }
+
+// findFrom returns the first free run of n bytes from the file offset from on, and below the limit.
+func (m *spaceMap) findFrom(n, from, limit int64) (off int64, ok bool) {
 	need, run := n/mib, int64(0)
-	for i := m.firstFree(); i < min(m.n, limit/mib); i++ {
+	for i := max(m.firstFree(), from/mib); i < min(m.n, limit/mib); i++ {
 		if i%64 == 0 && m.words[i/64] == ^uint64(0) {
 			run, i = 0, i+63
 			continue

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxMovables bounds the memory for the blocks to be moved in one pass over the BAT: 1.5 MiB.
@@ -17,10 +19,29 @@ type movable struct {
 	bitmap  bool
 }
 
-// move moves the blocks that lie highest in the file into free space below them, the highest first, until none finds
-// any.
+// kind returns 0 for a payload block, and 1 for a sector bitmap block.
+func (m movable) kind() int {
+	if m.bitmap {
+		return 1
+	}
+	return 0
+}
+
+// move moves blocks and the BAT into free space below them. What a packing foretells of it is what it does.
 func (c *compaction) move() error {
 	c.o.Phase("moving blocks", c.w.misplaced())
+	if err := c.moveBlocks(); err != nil {
+		return err
+	}
+	if moved, err := c.moveBAT(); err != nil || !moved {
+		return err
+	}
+	return c.moveBlocks() // those that were stuck above the BAT
+}
+
+// moveBlocks moves the blocks that lie highest in the file into free space below them, the highest first, until none
+// finds any.
+func (c *compaction) moveBlocks() error {
 	counts := c.w.l.blockCounts()
 	// Who writes meanwhile may put blocks at the end as fast as they are moved: each block is moved once.
 	left := counts.FullyPresent + counts.PartiallyPresent + counts.SectorBitmaps
@@ -30,8 +51,15 @@ func (c *compaction) move() error {
 			return err
 		}
 		moved, err := c.moveAll(blocks)
-		if left -= moved; err != nil || moved == 0 || left <= 0 {
+		if err != nil || moved == 0 {
 			return err
+		}
+		// Where blocks have been there may be room for others, or for the BAT.
+		if err := c.settle(); err != nil {
+			return err
+		}
+		if left -= moved; left <= 0 {
+			return nil
 		}
 	}
 }
@@ -57,8 +85,7 @@ func (c *compaction) highest() ([]movable, error) {
 		blocks = blocks[:min(len(blocks), maxMovables)]
 	}
 	err := c.w.l.eachEntry(func(n int64, bitmap bool, e batEntry) error {
-		switch st := e.state(); {
-		case bitmap && st == bitmapPresent, !bitmap && (st == FullyPresent || st == PartiallyPresent):
+		if isMovable(bitmap, e) {
 			blocks = append(blocks, movable{e.fileOff(), n, bitmap})
 		}
 		if len(blocks) == 2*maxMovables {
@@ -68,6 +95,12 @@ func (c *compaction) highest() ([]movable, error) {
 	})
 	cut()
 	return blocks, err
+}
+
+// isMovable reports whether entry e, of a sector bitmap block or of a payload block, is that of one that may be moved.
+func isMovable(bitmap bool, e batEntry) bool {
+	st := e.state()
+	return bitmap && st == bitmapPresent || !bitmap && (st == FullyPresent || st == PartiallyPresent)
 }
 
 func (c *compaction) interrupted() error {
@@ -81,9 +114,9 @@ func (c *compaction) interrupted() error {
 func (c *compaction) moveAll(blocks []movable) (moved int64, err error) {
 	var stuck [2]bool // payload blocks, sector bitmap blocks: those that lie lower find no place either
 	for _, m := range blocks {
-		kind, size := 0, c.w.l.geo.blockSize
+		kind, size := m.kind(), c.w.l.geo.blockSize
 		if m.bitmap {
-			kind, size = 1, bitmapBlockSize
+			size = bitmapBlockSize
 		}
 		if stuck[kind] {
 			continue
@@ -91,14 +124,11 @@ func (c *compaction) moveAll(blocks []movable) (moved int64, err error) {
 		if err := c.interrupted(); err != nil {
 			return moved, err
 		}
-		ok := false
-		if m.bitmap {
-			ok, err = c.w.moveBitmap(m.n, m.fileOff)
-		} else {
-			err = c.w.alone(m.n, func() error {
-				ok, err = c.w.moveBlock(m.n, m.fileOff)
-				return err
-			})
+		ok, err := c.moveOne(m)
+		if errors.Is(err, unix.ENOSPC) && c.unsynced > 0 { // the places of what was moved are space, too
+			if err = c.settle(); err == nil {
+				ok, err = c.moveOne(m)
+			}
 		}
 		if errors.Is(err, errNoHole) {
 			stuck[kind] = true
@@ -121,4 +151,15 @@ func (c *compaction) moveAll(blocks []movable) (moved int64, err error) {
 		}
 	}
 	return moved, nil
+}
+
+func (c *compaction) moveOne(m movable) (ok bool, err error) {
+	if m.bitmap {
+		return c.w.moveBitmap(m.n, m.fileOff)
+	}
+	err = c.w.alone(m.n, func() error {
+		ok, err = c.w.moveBlock(m.n, m.fileOff)
+		return err
+	})
+	return ok, err
 }

@@ -43,6 +43,11 @@ func looseChains() map[string]func() chain {
 			loosen(im)
 			return chain{im}
 		},
+		"dynamic, the BAT behind all": func() chain {
+			im := build(spec{diskSize: 8 * mib, dataOff: 3 * mib, batOff: 30 * mib, batLen: 2 * mib, blocks: full(6)[1:]})
+			loosen(im)
+			return chain{im}
+		},
 		"differencing": func() chain {
 			parent := build(spec{diskSize: 8 * mib, blocks: full(8)})
 			for b := range parent.entries {
@@ -93,8 +98,8 @@ func TestCompact(t *testing.T) {
 			}
 			m.compare(t, im)
 			after := im.Info()
-			if r.Before != before.FileSize || r.After != after.FileSize || r.Before-r.After != can.Total() {
-				t.Errorf("the file has %d bytes, had %d, and %d could be won: %+v", after.FileSize, before.FileSize, can.Total(), r)
+			if r.Before != before.FileSize || r.After != after.FileSize || r.Before-r.After != can.Total {
+				t.Errorf("the file has %d bytes, had %d, and %d could be won: %+v", after.FileSize, before.FileSize, can.Total, r)
 			}
 			if r.Zero != can.Zero || r.Unmapped != can.Unmapped || r.Moved == 0 {
 				t.Errorf("%+v; want what Reclaimable says: %+v", r, can)
@@ -293,7 +298,7 @@ func newCompactTest(name string, seed uint64) *crashTest {
 // A power cut at any moment of a compaction loses nothing. Sectors of 4096 bytes are left out, since the power may
 // fail between the parts of one that is overwritten in its place.
 func TestPowerCutWhileCompacting(t *testing.T) {
-	for _, name := range []string{"dynamic", "dynamic 2 MiB, ends inside a block", "differencing"} {
+	for _, name := range []string{"dynamic", "dynamic 2 MiB, ends inside a block", "dynamic, the BAT behind all", "differencing"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for seed := range uint64(*crashRounds) {

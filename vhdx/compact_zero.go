@@ -1,7 +1,6 @@
 package vhdx
 
 import (
-	"context"
 	"errors"
 	"io"
 )
@@ -107,50 +106,4 @@ func (im *Image) readsZero(b int64, e batEntry) (bool, error) {
 		}
 	}
 	return true, nil
-}
-
-// Reclaimable is what Compact could win, in bytes.
-type Reclaimable struct {
-	Free     int64 `json:"free_bytes"`     // of the file, that nothing uses
-	Unmapped int64 `json:"unmapped_bytes"` // places that blocks keep without being present
-	Zero     int64 `json:"zero_bytes"`     // blocks that read as zero; 0 unless they were looked for
-}
-
-// Total returns the sum.
-func (r Reclaimable) Total() int64 { return r.Free + r.Unmapped + r.Zero }
-
-// Reclaimable tells what Compact could win. With zeros it reads every block until something in it is not zero.
-func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) (Reclaimable, error) {
-	l := im.current()
-	r := Reclaimable{Free: im.Info().FreeBytes}
-	if l.keepsBlocks() {
-		return r, nil
-	}
-	if zeros && o.Phase != nil {
-		o.Phase("looking for zeros", l.allocated())
-	}
-	err := l.eachEntry(func(b int64, bitmap bool, e batEntry) error {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		st := e.state()
-		switch {
-		case bitmap:
-		case mayKeepPlace(st) && e.offset() != 0 && !l.keptShared:
-			r.Unmapped += l.geo.blockSize
-		case zeros && (st == FullyPresent || st == PartiallyPresent):
-			zero, err := im.readsZero(b, e)
-			if err != nil {
-				return err
-			}
-			if zero {
-				r.Zero += l.geo.blockSize
-			}
-			if o.Progress != nil {
-				o.Progress(l.geo.blockSize)
-			}
-		}
-		return nil
-	})
-	return r, err
 }

@@ -13,9 +13,10 @@ var ErrSize = errors.New("the disk cannot have this size")
 
 // Resize gives the disk another size in bytes. What it gains reads as zero, what it loses is gone; a fixed disk gets
 // the space for its new blocks at once. DataWriteGuid changes, so children of the image become useless. While a disk
-// becomes larger reads go on and changes wait; while it becomes smaller no other method may be called. Until the new size is in the log everything can be undone: an error, ctx, or a
-// power cut leave the disk as it was. Where the block allocation table outgrows its region it moves: the new one is
-// durable before the region tables name it, and they do so in the log entry that holds the new size (MS-VHDX 2.2.3).
+// becomes larger reads go on and changes wait; while it becomes smaller no other method may be called. Until the new
+// size is in the log everything can be undone: an error, ctx, or a power cut leave the disk as it was. Where the block
+// allocation table outgrows its region it moves: the new one is durable before the region tables name it, and they do
+// so in the log entry that holds the new size (MS-VHDX 2.2.3).
 func (im *Image) Resize(ctx context.Context, size int64) error {
 	return im.resize(ctx, size, math.MaxInt64)
 }
@@ -191,40 +192,6 @@ func (r *resizing) allocateBlocks() error {
 		}
 		if err != nil {
 			return err
-		}
-	}
-	return nil
-}
-
-// moveBAT finds a place for the BAT where it outgrows its region.
-func (r *resizing) moveBAT() error {
-	t := r.w.l.tables
-	bat, _ := t.find(batRegionGUID)
-	need := r.new.batEntries() * batEntrySize
-	if need <= int64(bat.Length) {
-		return nil
-	}
-	at, err := r.allocate(roundUp(need, mib))
-	if err != nil {
-		return err
-	}
-	if !at.fresh {
-		if err := r.w.zero(at.off, at.size); err != nil {
-			return err
-		}
-	}
-	r.moves, r.batOff = true, at.off
-	table := make([]region, len(t.regions))
-	for i, reg := range t.regions {
-		if reg.GUID == batRegionGUID {
-			reg.Offset, reg.Length = uint64(at.off), uint32(at.size)
-		}
-		table[i] = reg
-	}
-	b := encodeRegionTable(table)
-	for _, off := range regionTableOffsets {
-		for i := int64(0); i < regionTableSize; i += pageSize {
-			r.pages[off+i] = (*[pageSize]byte)(b[i:])
 		}
 	}
 	return nil

@@ -2,6 +2,48 @@ package vhdx
 
 import "context"
 
+// batLength returns how long the region of the BAT has to be, in bytes.
+func (g *geometry) batLength() int64 { return roundUp(g.batEntries()*batEntrySize, mib) }
+
+// moveBAT finds a place for the BAT where it outgrows its region.
+func (r *resizing) moveBAT() error {
+	bat, _ := r.w.l.tables.find(batRegionGUID)
+	need := r.new.batLength()
+	if need <= int64(bat.Length) {
+		return nil
+	}
+	at, err := r.allocate(need)
+	if err != nil {
+		return err
+	}
+	return r.placeBAT(at)
+}
+
+// placeBAT has the BAT come to the place at, which reads as zero afterwards, and the region tables name it.
+func (r *resizing) placeBAT(at place) error {
+	if !at.fresh {
+		if err := r.w.zero(at.off, at.size); err != nil {
+			return err
+		}
+	}
+	r.moves, r.batOff = true, at.off
+	t := r.w.l.tables
+	table := make([]region, len(t.regions))
+	for i, reg := range t.regions {
+		if reg.GUID == batRegionGUID {
+			reg.Offset, reg.Length = uint64(at.off), uint32(at.size)
+		}
+		table[i] = reg
+	}
+	b := encodeRegionTable(table)
+	for _, off := range regionTableOffsets {
+		for i := int64(0); i < regionTableSize; i += pageSize {
+			r.pages[off+i] = (*[pageSize]byte)(b[i:])
+		}
+	}
+	return nil
+}
+
 // describes reports whether BAT entry i describes something.
 func (g *geometry) describes(i int64) bool {
 	n, bitmap := g.entry(i)

@@ -134,7 +134,7 @@ func (p *infoPrinter) reclaimable(r vhdx.Reclaimable, zeros bool) {
 	if zeros {
 		found = humanSize(r.Zero) + " in blocks of zeros"
 	}
-	p.line("compact can win", "%s: %s unused, %s trimmed and kept, %s", humanSize(r.Total()), humanSize(r.Free), humanSize(r.Unmapped), found)
+	p.line("compact can win", "%s: %s unused, %s trimmed and kept, %s", humanSize(r.Total), humanSize(r.Free), humanSize(r.Unmapped), found)
 }
 
 func (p *infoPrinter) header(n int, h vhdx.HeaderInfo, current int) {

@@ -1,0 +1,66 @@
+package vhdx
+
+import "context"
+
+// Reclaimable is what Compact could win, in bytes.
+type Reclaimable struct {
+	Total    int64 `json:"total_bytes"`    // by how much the file becomes smaller; without what has to stay of the rest
+	Free     int64 `json:"free_bytes"`     // of the file, that nothing uses
+	Unmapped int64 `json:"unmapped_bytes"` // places that blocks keep without being present
+	Zero     int64 `json:"zero_bytes"`     // blocks that read as zero; 0 unless they were looked for
+}
+
+// Reclaimable tells what Compact could win. With zeros it reads every block until something in it is not zero.
+func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) (Reclaimable, error) {
+	l := im.current()
+	r, pack, size := im.foretell()
+	keep := l.keepsBlocks()
+	if zeros = zeros && !keep; zeros && o.Phase != nil {
+		o.Phase("looking for zeros", l.allocated())
+	}
+	err := l.eachEntry(func(n int64, bitmap bool, e batEntry) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		switch {
+		case isMovable(bitmap, e):
+			zero := false
+			if zeros && !bitmap {
+				var err error
+				if zero, err = im.readsZero(n, e); err != nil {
+					return err
+				}
+				if o.Progress != nil {
+					o.Progress(l.geo.blockSize)
+				}
+			}
+			if !zero {
+				pack.add(movable{e.fileOff(), n, bitmap})
+				return nil
+			}
+			r.Zero += l.geo.blockSize
+		case !bitmap && mayKeepPlace(e.state()) && e.offset() != 0 && !l.keptShared && !keep:
+			r.Unmapped += l.geo.blockSize
+		default:
+			return nil
+		}
+		pack.give(e.fileOff())
+		return nil
+	})
+	if f, ok := l.file.(interface{ Device() bool }); !ok || !f.Device() { // a device stays as large as it is
+		r.Total = max(size-pack.end(), 0)
+	}
+	return r, err
+}
+
+// foretell returns what is free already, what a compaction would be made of, and the size of the file in bytes.
+func (im *Image) foretell() (r Reclaimable, pack *packing, size int64) {
+	l := im.current()
+	space, size := l.space, l.fileSize
+	if w := im.writer; w != nil {
+		w.spaceMu.Lock()
+		defer w.spaceMu.Unlock()
+		space, size = w.space, w.size
+	}
+	return Reclaimable{Free: space.free()}, newPacking(l, space), size
+}

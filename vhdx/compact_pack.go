@@ -1,0 +1,81 @@
+package vhdx
+
+import (
+	"math/bits"
+	"slices"
+)
+
+// A packing foretells where a file ends when it has been compacted, without the file: the moves that a compaction would
+// make are made in maps with a bit for each MiB.
+type packing struct {
+	space   *spaceMap
+	begins  [2]*spaceMap // where payload blocks begin, and sector bitmap blocks
+	sizes   [2]int64     // of these, bytes
+	bat     region
+	batNeed int64 // bytes that the BAT takes where it moves to
+}
+
+// newPacking takes the space of l's file as it is now.
+func newPacking(l *layer, space *spaceMap) *packing {
+	bat, _ := l.tables.find(batRegionGUID)
+	p := &packing{
+		space:   &spaceMap{words: slices.Clone(space.words), n: space.n},
+		sizes:   [2]int64{l.geo.blockSize, bitmapBlockSize},
+		bat:     bat,
+		batNeed: l.geo.batLength(),
+	}
+	for kind := range p.begins {
+		p.begins[kind] = newSpaceMap(space.n * mib)
+	}
+	return p
+}
+
+// add tells of a block that is present and may move.
+func (p *packing) add(m movable) { p.begins[m.kind()].mark(m.fileOff, mib) }
+
+// give tells of a payload block whose place at file offset off is given up.
+func (p *packing) give(off int64) { p.space.clear(off, p.sizes[0]) }
+
+// end returns the file offset at which the file ends when everything has moved that can.
+func (p *packing) end() int64 {
+	p.moveBlocks()
+	if to, ok := p.space.find(p.batNeed, int64(p.bat.Offset)); ok {
+		p.space.mark(to, p.batNeed)
+		p.space.clear(int64(p.bat.Offset), int64(p.bat.Length))
+		p.moveBlocks()
+	}
+	return p.space.end()
+}
+
+func (p *packing) moveBlocks() {
+	for p.pass() {
+	}
+}
+
+// pass moves blocks down, the highest first, and reports whether one found a place.
+func (p *packing) pass() (moved bool) {
+	var from [2]int64 // a block of the kind has no place before: what becomes free lies above all that is to be moved yet
+	payload, bitmaps := p.begins[0], p.begins[1]
+	for w := len(payload.words) - 1; w >= 0; w-- {
+		for left := payload.words[w] | bitmaps.words[w]; left != 0; {
+			bit := 63 - bits.LeadingZeros64(left)
+			left &^= 1 << bit
+			off, kind := int64(w*64+bit)*mib, 0
+			if bitmaps.words[w]&(1<<bit) != 0 {
+				kind = 1
+			}
+			size := p.sizes[kind]
+			to, ok := p.space.findFrom(size, from[kind], off)
+			if !ok {
+				from[kind] = off
+				continue
+			}
+			p.space.mark(to, size)
+			p.space.clear(off, size)
+			p.begins[kind].clear(off, mib)
+			p.begins[kind].mark(to, mib)
+			from[kind], moved = to+size, true
+		}
+	}
+	return moved
+}
