@@ -297,3 +297,48 @@ func TestCompactRefuses(t *testing.T) {
 	}
 	release()
 }
+
+// A compaction needs little space of its own, also where many blocks move and the file system has no more to give: each
+// place that a block has left is space again. Without any, it says so, and nothing is lost.
+func TestCompactOnAFullDisk(t *testing.T) {
+	requireFUSE(t)
+	dir := smallFS(t, "tmpfs", "64")
+	made := create(t, "256MiB", "--block-size", "1MiB")
+	img := filepath.Join(dir, "disk.vhdx")
+	must(t, "cp", "--sparse=always", made, img)
+	s := serve(t, img)
+	for i := range int64(50) {
+		writeAt(t, s.disk, fill(byte(i+1)), i*mib)
+	}
+	must(t, "fallocate", "--punch-hole", "--offset", "0", "--length", "25MiB", s.disk)
+	want := readAt(t, s.disk, 0, 60*mib)
+	s.end(t)
+	before := reclaimable(t, img)
+	ballast := openDisk(t, filepath.Join(dir, "ballast"), os.O_CREATE)
+	for off := int64(0); ; off += mib { // all that is left
+		if _, err := ballast.WriteAt(fill(1), off); err != nil {
+			break
+		}
+	}
+	for _, tc := range []struct {
+		room   int64 // MiB
+		status int
+	}{{0, 2}, {3, 0}} {
+		size := sizeOf(t, ballast)
+		if err := ballast.Truncate(size - tc.room*mib); err != nil {
+			t.Fatal(err)
+		}
+		r := vhdxfs(t, "compact", "-q", img)
+		if r.status != tc.status {
+			t.Errorf("with %d MiB free: status %d, %s", tc.room, r.status, r.stderr)
+		}
+		ro := readOnly(t, img)
+		sameStart(t, ro.disk, want)
+		ro.end(t)
+		checkClean(t, img)
+	}
+	if after := reclaimable(t, img); before != 25*mib || after != 0 {
+		t.Errorf("%d bytes could be won before, %d after", before, after)
+	}
+	ballast.Close()
+}
