@@ -1,4 +1,4 @@
-// Package partition tells how far what is on a disk reaches, by partition tables and the file systems that it knows,
-// and moves the backup of a GPT to the end of a disk that has another size now. Whatever bytes a disk holds, it reads
-// 1 MiB of them at most.
+// Package partition knows partition tables, GPT and MBR: where a partition is, and how far what is on a disk reaches, by
+// its partitions and the file systems that are known; and it moves the backup of a GPT to the end of a disk that has
+// another size now. Whatever bytes a disk holds, it reads some MiB of them at most.
 package partition

@@ -161,7 +161,7 @@ func (g *GPT) MoveBackup(disk Disk, size int64) error {
 
 // protect gives the partition of the MBR that stands for the GPT its new size.
 func protect(disk Disk, last int64) error {
-	const entry, protective = 446, 0xEE
+	const entry = 446
 	b := make([]byte, 512)
 	if err := readAt(disk, b, 0); err != nil {
 		return err

@@ -84,22 +84,48 @@ func span(n, unit uint64) int64 {
 
 const mbrSignature = "\x55\xaa" // at byte 510
 
-// mbrUses are the partitions of an MBR, but for the one that protects a GPT. An extended one holds its logical ones.
-func mbrUses(head []byte, sector int64) (uses []Use) {
-	const (
-		table, entry = 446, 16
-		protective   = 0xEE
-	)
-	if string(head[510:512]) != mbrSignature {
-		return nil
+// protective is the type of the partition of an MBR that stands for a GPT.
+const protective = 0xEE
+
+// An mbrEntry is an entry of the table of an MBR, or of that of a logical partition.
+type mbrEntry struct {
+	kind     byte
+	first, n uint64 // sectors
+}
+
+// mbrEntries returns the four entries of the table in b, if there is one, and whether all of them are sound.
+func mbrEntries(b []byte) (entries []mbrEntry, sound bool) {
+	const table, entry = 446, 16
+	if string(b[510:512]) != mbrSignature {
+		return nil, false
 	}
-	for i := range 4 {
-		e := head[table+i*entry:]
-		first, n := uint64(le.Uint32(e[8:])), uint64(le.Uint32(e[12:]))
-		if e[0]&0x7F != 0 || e[4] == 0 || e[4] == protective || n == 0 {
+	entries, sound = make([]mbrEntry, 4), true
+	for i := range entries {
+		e := b[table+i*entry:]
+		if e[0]&0x7F != 0 { // neither active nor not: there is likely code where the table would be
+			sound = false
 			continue
 		}
-		uses = append(uses, Use{fmt.Sprintf("partition %d", i+1), span(first+n, uint64(sector))})
+		entries[i] = mbrEntry{e[4], uint64(le.Uint32(e[8:])), uint64(le.Uint32(e[12:]))}
+	}
+	return entries, sound
+}
+
+func (e mbrEntry) empty() bool    { return e.kind == 0 || e.n == 0 }
+func (e mbrEntry) extended() bool { return e.kind == 0x05 || e.kind == 0x0F || e.kind == 0x85 }
+
+// partition returns the partition that the entry describes, counted from the sector base.
+func (e mbrEntry) partition(number int, base uint64, sector int64) Partition {
+	return Partition{number, span(base+e.first, uint64(sector)), span(e.n, uint64(sector))}
+}
+
+// mbrUses are the partitions of an MBR, but for the one that protects a GPT. An extended one holds its logical ones.
+func mbrUses(head []byte, sector int64) (uses []Use) {
+	entries, _ := mbrEntries(head)
+	for i, e := range entries {
+		if !e.empty() && e.kind != protective {
+			uses = append(uses, Use{fmt.Sprintf("partition %d", i+1), span(e.first+e.n, uint64(sector))})
+		}
 	}
 	return uses
 }
