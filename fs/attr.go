@@ -43,6 +43,9 @@ func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
 	if disk.Writable() {
 		possible = 0o666
 	}
+	if o.Overlay != "" { // the owner of an image that nobody may write can still write over it
+		im.perm |= im.perm & 0o400 >> 1
+	}
 	root = fuse.Attr{Ino: rootNode, Mode: syscall.S_IFDIR | 0o555, Nlink: 2}
 	file = fuse.Attr{Ino: diskNode, Mode: syscall.S_IFREG | im.perm&possible, Nlink: 1}
 	file.Size = uint64(disk.Size())

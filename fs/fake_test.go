@@ -224,6 +224,7 @@ func newTestFileSystem(t testing.TB, d Disk, o Options) *fileSystem {
 	if o.Log == nil {
 		o.Log = quiet()
 	}
+	o.Image = d.Info().Path
 	return newFileSystem(d, &o, imageAttr{uid: 7, gid: 8, perm: 0o640})
 }
 

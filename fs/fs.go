@@ -117,7 +117,7 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 	f.root, f.file = o.attributes(disk, im)
 	f.times.set(im.atime, im.mtime, im.ctime)
 	f.statfs = diskStatfs(disk)
-	f.xattrs = f.xattrGroups()
+	f.xattrs = f.xattrGroups(o)
 	return f
 }
 

@@ -36,6 +36,9 @@ type Options struct {
 	Source     string // what the mount table names as the source; "" is the image's path
 	Image      string // path of the image file, whose owner, mode and times disk.raw takes on
 
+	Overlay string  // what takes the writes in place of the image; "" if nothing does
+	Window  *Window // what disk.raw shows of the disk; nil is all
+
 	AllowOther         bool // users other than the one who mounts may use the mount
 	AllowRoot          bool // root may use it, and no other user
 	DefaultPermissions bool // the kernel checks the permissions of disk.raw
@@ -78,6 +81,11 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	}
 	if err := o.CheckMountPoint(); err != nil {
 		return nil, err
+	}
+	if o.Window != nil {
+		if disk, err = newWindow(disk, *o.Window); err != nil {
+			return nil, err
+		}
 	}
 	fence := &fencedDisk{Disk: disk}
 	fsys := newFileSystem(fence, &o, im)

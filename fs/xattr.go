@@ -25,8 +25,8 @@ type xattrGroup func() map[string]string
 
 // xattrGroups returns the groups in the order in which a name is looked for. Who serves the mount comes first: that
 // can be asked while a write hangs, and with it what else there is to know of the image.
-func (f *fileSystem) xattrGroups() []xattrGroup {
-	served := servedXAttrs(f.disk.Info().Path, f.writable)
+func (f *fileSystem) xattrGroups(o *Options) []xattrGroup {
+	served := servedXAttrs(o, f.writable)
 	image := func() map[string]string { return imageXAttrs(f.disk.Info()) }
 	if !f.writable {
 		image = sync.OnceValue(image)
@@ -34,15 +34,22 @@ func (f *fileSystem) xattrGroups() []xattrGroup {
 	return []xattrGroup{func() map[string]string { return served }, f.compactor.xattrs, f.statXAttrs, image}
 }
 
-// servedXAttrs tell which process serves which image, and how.
-func servedXAttrs(path string, writable bool) map[string]string {
+// servedXAttrs tell which process serves which image, and how. With an overlay, all others tell of the child.
+func servedXAttrs(o *Options, writable bool) map[string]string {
 	mode := "ro"
 	if writable {
 		mode = "rw"
 	}
-	values := map[string]string{"pid": strconv.Itoa(os.Getpid()), "mode": mode, "path": path}
+	values := map[string]string{"pid": strconv.Itoa(os.Getpid()), "mode": mode, "path": o.Image}
 	if ns, err := os.Readlink("/proc/self/ns/pid"); err == nil { // the number of a process means nothing in another
 		values["pid_namespace"] = ns
+	}
+	if o.Overlay != "" {
+		values["overlay"] = o.Overlay
+	}
+	if w := o.Window; w != nil {
+		values["partition"] = strconv.Itoa(w.Partition)
+		values["partition_offset"] = strconv.FormatInt(w.Off, 10)
 	}
 	return values
 }
