@@ -136,12 +136,12 @@ func pretend(o *options, args []string, stderr io.Writer) error {
 	if err := o.mount.CheckMountPoint(); err != nil {
 		return err
 	}
-	o.readOnly = true // or a log would be replayed into the image
+	o.readOnly, o.mount.Overlay = true, "" // or a log would be replayed into the image, and an overlay made
 	im, err := open(o, log)
 	if err != nil {
 		return err
 	}
-	return im.Close()
+	return errors.Join(o.findPartition(im), im.Close())
 }
 
 func commandNames(cmd *cobra.Command) []string {

@@ -18,13 +18,15 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	io := o.image
 	io.Log = log
 	io.Writable = !o.readOnly
-	if err := o.checkReplay(io); err != nil {
-		return nil, err
+	if o.replay == replayNo {
+		if err := checkReplay(o.mount.Image, io); err != nil {
+			return nil, err
+		}
 	}
 	if io.AnyParent {
 		log.Warnf("whether the parents of %s are those of its disk is not checked", o.mount.Image)
 	}
-	im, err := openUnlocked(o.mount.Image, io)
+	im, err := o.openOnce(io)
 	var broken *vhdx.FormatError
 	switch {
 	case err == nil:
@@ -35,7 +37,7 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 		return nil, fmt.Errorf("%w; qemu-img info may tell what it is", err)
 	case errors.Is(err, vhdx.ErrCorrupt):
 		return nil, fmt.Errorf("%w; vhdxfs check tells all that is wrong", err)
-	case o.readOnly || !unwritable(err) && !o.roFallback:
+	case o.readOnly || o.mount.Overlay != "" || !unwritable(err) && !o.roFallback:
 		return nil, mayNotRead(err)
 	}
 	io.Writable = false
@@ -48,6 +50,14 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	}
 	log.WithError(err).Warnf("%s is mounted read-only", o.mount.Image)
 	return im, nil
+}
+
+// openOnce opens what the options name, which is the image or an overlay of it.
+func (o *options) openOnce(io vhdx.Options) (*vhdx.Image, error) {
+	if o.mount.Overlay != "" {
+		return openOverlay(o, io)
+	}
+	return openUnlocked(o.mount.Image, io)
 }
 
 // Two programs that lock an image at the same moment may each find the other and both give up, as when mount -a runs
@@ -78,13 +88,10 @@ func mayNotRead(err error) error {
 	return err
 }
 
-// checkReplay returns an error where an image needs what replay=no forbids.
-func (o *options) checkReplay(io vhdx.Options) error {
-	if o.replay != replayNo {
-		return nil
-	}
+// checkReplay returns an error where the image at path needs what replay=no forbids.
+func checkReplay(path string, io vhdx.Options) error {
 	io.Writable = false
-	im, err := vhdx.Open(o.mount.Image, io)
+	im, err := vhdx.Open(path, io)
 	if err != nil {
 		return nil // to be told when it is opened in earnest
 	}
@@ -93,7 +100,7 @@ func (o *options) checkReplay(io vhdx.Options) error {
 		return err
 	}
 	return fmt.Errorf("%s was not closed cleanly: its log has to be replayed, which replay=no forbids; "+
-		"replay=auto does it, in memory alone with ro", o.mount.Image)
+		"replay=auto does it, in memory alone with ro", path)
 }
 
 // unwritable reports whether an image that could not be opened for writing may be one to read.

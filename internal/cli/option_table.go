@@ -45,6 +45,16 @@ var optionTable = []option{
 		o.roFallback = true
 		return nil
 	}},
+	{"overlay", "FILE|" + overlayTmp, aboutMount, "leave the image as it is, and write to FILE, a differencing image that is made if it\n" +
+		"is not there, and used again if it is; with " + overlayTmp + ", to a file that is gone with the mount", func(o *options, v string) (err error) {
+		if o.mount.Overlay = v; v != overlayTmp {
+			o.mount.Overlay, err = absPath(v)
+		}
+		return err
+	}},
+	{"partition", "NUMBER", aboutMount, "disk.raw is this partition, of a GPT or an MBR, and not the whole disk", func(o *options, v string) error {
+		return parsePartition(&o.partition, v)
+	}},
 	{"replay", strings.Join(replayModes, "|"), aboutMount, "the log of an image that was not closed cleanly: auto, the default, replays it in\n" +
 		"the file, with ro in memory; memory is auto that needs ro; no refuses the image", func(o *options, v string) error {
 		o.replay = v

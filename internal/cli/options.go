@@ -19,6 +19,7 @@ type options struct {
 	mount      mount.Options
 	readOnly   bool
 	roFallback bool // read-only where the image cannot be written
+	partition  int  // what disk.raw shows of the disk; 0 is all
 	remount    bool
 	foreground bool
 	allowAsked bool   // who may use the mount was said
@@ -44,7 +45,13 @@ var replayModes = []string{replayAuto, replayMemory, replayNo}
 // check returns an error where options do not go together.
 func (o *options) check() error {
 	switch {
-	case o.readOnly || o.remount:
+	case o.remount:
+		return nil
+	case o.mount.Overlay != "" && o.readOnly:
+		return usageError("option overlay is for writing, and does not go with ro; to see what an overlay holds, mount it with -o ro,parent=IMAGE")
+	case o.mount.Overlay != "" && o.roFallback:
+		return usageError("option overlay does not go with ro_fallback: it never writes to the image")
+	case o.readOnly:
 		return nil
 	case o.replay == replayMemory:
 		return usageError("option replay=memory needs ro: who writes has to replay the log in the file")

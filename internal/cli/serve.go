@@ -36,6 +36,9 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 			err = errors.Join(err, cerr)
 		}
 	}()
+	if err := o.findPartition(im); err != nil {
+		return err
+	}
 	for _, w := range im.Info().Warnings {
 		log.Infof("%s: %s", o.mount.Image, w)
 	}

@@ -1,0 +1,76 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx"
+)
+
+// overlayTmp is the value of the option overlay for one that is gone with the mount.
+const overlayTmp = "tmp"
+
+// openOverlay opens the differencing child of the image that takes what is written in its place: the file that the
+// option names, which is made if there is none, or one without a name.
+func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
+	path := o.mount.Overlay
+	child := io
+	child.Writable = true
+	child.Parents = append([]string{o.mount.Image}, io.Parents...)
+	if path == overlayTmp {
+		dir, err := os.MkdirTemp(overlayDir(), "vhdxfs-overlay-")
+		if err != nil {
+			return nil, fmt.Errorf("no temporary file for what is written; TMPDIR can name another folder: %w", err)
+		}
+		defer os.RemoveAll(dir) // the file itself goes when it is closed
+		path = filepath.Join(dir, "overlay.vhdx")
+		child.Commit, child.IdleClean = 0, 0 // nobody will ever open it again
+	}
+	switch err := createOverlay(path, o.mount.Image, io); {
+	case err == nil:
+	case !errors.Is(err, fs.ErrExist):
+		return nil, fmt.Errorf("overlay: %w", err)
+	case o.replay == replayNo:
+		if err := checkReplay(path, child); err != nil {
+			return nil, err
+		}
+	}
+	im, err := openUnlocked(path, child)
+	var broken *vhdx.FormatError
+	switch {
+	case errors.As(err, &broken) && broken.Structure == "parent locator": // and the image was found good just now
+		return nil, fmt.Errorf("overlay %s is not one of %s as it is now: that was changed after the overlay was made, or is another disk; name a new file", path, o.mount.Image)
+	case err != nil:
+		return nil, fmt.Errorf("overlay: %w", err)
+	case im.Info().Parent == nil:
+		return nil, errors.Join(fmt.Errorf("%s is no overlay, for it has no parent; name a new file", path), im.Close())
+	}
+	return im, nil
+}
+
+// createOverlay makes a child of the image. Nobody may read it who may not read the image, since both hold parts of the
+// same disk.
+func createOverlay(path, image string, io vhdx.Options) error {
+	st, err := os.Stat(image)
+	if err != nil {
+		return err
+	}
+	mask := unix.Umask(0o077)
+	unix.Umask(mask | int(^st.Mode().Perm()&0o077))
+	defer unix.Umask(mask)
+	io.Writable = false
+	return vhdx.Create(path, vhdx.CreateOptions{Parent: image, Open: io})
+}
+
+// overlayDir is where temporary overlays are. They may be large, and /tmp is often held in memory.
+func overlayDir() string {
+	if dir := os.Getenv("TMPDIR"); dir != "" {
+		return dir
+	}
+	return "/var/tmp"
+}

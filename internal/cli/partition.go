@@ -1,0 +1,35 @@
+package cli
+
+import (
+	"fmt"
+	"strconv"
+
+	mount "vhdxfs/fs"
+	"vhdxfs/internal/partition"
+	"vhdxfs/vhdx"
+)
+
+// maxPartition bounds the number of a partition; the kernel has no higher ones, either.
+const maxPartition = 65535
+
+func parsePartition(p *int, v string) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 || n > maxPartition {
+		return fmt.Errorf("it is the number of a partition, from 1, as in /dev/loop0p1")
+	}
+	*p = n
+	return nil
+}
+
+// findPartition has disk.raw show the partition that the options name, if they do.
+func (o *options) findPartition(im *vhdx.Image) error {
+	if o.partition == 0 {
+		return nil
+	}
+	p, err := partition.Get(im, im.Size(), im.Info().LogicalSectorSize, o.partition)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.mount.Image, err)
+	}
+	o.mount.Window = &mount.Window{Partition: p.Number, Off: p.Off, Len: p.Len}
+	return nil
+}
