@@ -29,6 +29,7 @@ var optionTrials = []struct {
 	{"commit=1,idle_clean=0", ""}, {"commit=soon", "it is a number of seconds"},
 	{"errors=eio", ""}, {"errors=remount-ro", ""}, {"errors=never", "it can be eio or remount-ro"},
 	{"replay=auto", ""}, {"replay=no", ""}, {"ro,replay=memory", ""}, {"replay=memory", "needs ro"}, {"replay=often", "it can be auto, memory or no"},
+	{"overlay=tmp", ""}, {"ro,overlay=tmp", "does not go with ro"}, {"partition=first", "it is the number of a partition"},
 	{"sync", ""}, {"async", ""}, {"direct_io", ""},
 	{"loglevel=debug", ""}, {"loglevel=loud", "it can be error, warn, info or debug"},
 	{"oom_score_adj=keep", ""}, {"clean_stale", ""}, {"noclean_stale", ""},

@@ -45,8 +45,8 @@ var optionTable = []option{
 		o.roFallback = true
 		return nil
 	}},
-	{"overlay", "FILE|" + overlayTmp, aboutMount, "leave the image as it is, and write to FILE, a differencing image that is made if it\n" +
-		"is not there, and used again if it is; with " + overlayTmp + ", to a file that is gone with the mount", func(o *options, v string) (err error) {
+	{"overlay", "FILE|" + overlayTmp, aboutMount, "leave the image as it is, and write to FILE, a differencing image that is made\n" +
+		"if there is none, and else used again; or to a file that is gone with the mount", func(o *options, v string) (err error) {
 		if o.mount.Overlay = v; v != overlayTmp {
 			o.mount.Overlay, err = absPath(v)
 		}

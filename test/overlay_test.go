@@ -1,0 +1,224 @@
+package test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// overlaid mounts img with an overlay.
+func overlaid(t *testing.T, img, overlay string) *served {
+	t.Helper()
+	return serve(t, img, "-o", "overlay="+overlay)
+}
+
+// writeInPlaces writes the pattern to some places of a mounted disk, discards one, and syncs.
+func writeInPlaces(t *testing.T, disk string, pattern byte) {
+	t.Helper()
+	f := openDisk(t, disk, 0)
+	defer f.Close()
+	writePattern(t, f, pattern, 512, 3*mib)
+	writePattern(t, f, pattern, 17*mib+4096, 4096)
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 10*mib, 2*mib); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What is written over an image of any kind is in the overlay, also the next time. The image stays what it was, until the
+// overlay is merged into it.
+func TestOverlayIsKept(t *testing.T) {
+	for _, v := range variants {
+		t.Run(v.name, func(t *testing.T) {
+			img := v.create(t, "32MiB")
+			before := sha256File(t, img)
+			over := filepath.Join(t.TempDir(), "over.vhdx")
+
+			s := overlaid(t, img, over)
+			writeInPlaces(t, s.disk, 0x5A)
+			want := sha256File(t, s.disk)
+			if r := vhdxfs(t, "info", img); r.status != 0 { // it is open for reading alone
+				t.Errorf("info of the image while it is overlaid: %s", r.stderr)
+			}
+			s.end(t)
+			unchanged(t, img, before)
+			if got := stat(t, over).Mode & 0o777; got != stat(t, img).Mode&0o777 {
+				t.Errorf("the overlay has mode %o, the image another", got)
+			}
+
+			again := overlaid(t, img, over)
+			if got := sha256File(t, again.disk); got != want {
+				t.Error("what was written is not there at the next mount")
+			}
+			again.end(t)
+			plain := readOnly(t, img)
+			if got := sha256File(t, plain.disk); got == want {
+				t.Error("the image shows what was written over it")
+			}
+			plain.end(t)
+			unchanged(t, img, before)
+			mustVhdxfs(t, "check", "-o", "parent="+img, over)
+
+			if v.child { // the folder of its own parent is not that of the overlay; and the parent must stay as it is
+				return
+			}
+			mustVhdxfs(t, "merge", "-o", "parent="+img, over)
+			merged := readOnly(t, img)
+			if got := sha256File(t, merged.disk); got != want {
+				t.Error("the merged image does not show what was written over it")
+			}
+		})
+	}
+}
+
+// A throw-away overlay has no name while it is used, and is gone however its mount ends. Several mounts of one image each
+// have their own.
+func TestOverlayIsThrownAway(t *testing.T) {
+	img, _ := sampleImage(t)
+	before := sha256File(t, img)
+	tmp := newDir(t)
+	t.Setenv("TMPDIR", tmp)
+	empty := func(when string) {
+		t.Helper()
+		if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+			t.Errorf("%s: %v, %v in TMPDIR", when, left, err)
+		}
+	}
+	one, other := overlaid(t, img, "tmp"), overlaid(t, img, "tmp")
+	untouched := sha256File(t, other.disk)
+	empty("while it is mounted")
+	writeInPlaces(t, one.disk, 0x77)
+	if got := sha256File(t, other.disk); got != untouched {
+		t.Error("another mount shows what was written")
+	}
+	if got := sha256File(t, one.disk); got == untouched {
+		t.Error("what was written does not show")
+	}
+	one.end(t)
+	if got := mustVhdxfs(t, "list"); !strings.Contains(got, img) {
+		t.Errorf("the mount that is left is not listed by its image:\n%s", got)
+	}
+	other.end(t)
+	empty("after the mounts")
+
+	killed := serveToKill(t, img, "-o", "overlay=tmp")
+	writeInPlaces(t, killed.disk, 0x78)
+	killed.cmd.Process.Kill()
+	<-killed.done
+	unmount(t, killed.dir)
+	empty("after a kill")
+	unchanged(t, img, before)
+}
+
+// An image that was not closed cleanly can be written over; its log is replayed in memory. So can an overlay be used
+// again that was not closed, and replay=no refuses both.
+func TestOverlayOfDirtyImages(t *testing.T) {
+	img := create(t, "32MiB", "--block-size", "1MiB")
+	over := filepath.Join(t.TempDir(), "over.vhdx")
+	dirty := func(file string, pattern byte, options string) (sum string) {
+		t.Helper()
+		s := serveToKill(t, img, "-o", "commit=0,idle_clean=0"+options)
+		f := openDisk(t, s.disk, 0)
+		writePattern(t, f, pattern, 5*mib, 3*mib)
+		if err := f.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		sum = sha256File(t, s.disk)
+		s.cmd.Process.Kill()
+		<-s.done
+		f.Close()
+		unmount(t, s.dir)
+		args := []string{"info", "--json", file}
+		if file == over {
+			args = append(args, "-o", "parent="+img)
+		}
+		if got := mustVhdxfs(t, args...); !strings.Contains(got, "replayed in memory") {
+			t.Fatalf("the kill left nothing to replay:\n%s", got)
+		}
+		return sum
+	}
+	refused := func() {
+		t.Helper()
+		if r := vhdxfs(t, "-o", "replay=no,overlay="+over, img, newDir(t)); r.status != mountStatus || !strings.Contains(r.stderr, "replay=no forbids") {
+			t.Errorf("replay=no: status %d, %s", r.status, r.stderr)
+		}
+	}
+	dirty(img, 0x31, "")
+	before := sha256File(t, img)
+	refused()
+	want := dirty(over, 0x32, ",overlay="+over)
+	unchanged(t, img, before)
+	s := overlaid(t, img, over)
+	if got := sha256File(t, s.disk); got != want {
+		t.Error("what was synced before the kill is not there")
+	}
+	s.end(t)
+	unchanged(t, img, before)
+}
+
+// What cannot be an overlay, or does not fit, is refused, and stays what it is.
+func TestOverlayRefused(t *testing.T) {
+	img, dir := create(t, "32MiB"), t.TempDir()
+	plain, over, folder := create(t, "8MiB"), filepath.Join(dir, "over.vhdx"), newDir(t)
+	text := filepath.Join(dir, "text")
+	if err := os.WriteFile(text, []byte("no image"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(img, link); err != nil {
+		t.Fatal(err)
+	}
+	s := overlaid(t, img, over)
+	writeInPlaces(t, s.disk, 1)
+	s.end(t)
+	files := []string{img, plain, over, text}
+	refuse := func(options string, status int, says string) {
+		t.Helper()
+		var sums []string
+		for _, f := range files {
+			sums = append(sums, sha256File(t, f))
+		}
+		mnt := newDir(t)
+		r := vhdxfs(t, "-o", options, img, mnt)
+		if r.status != status || !strings.Contains(r.stderr, says) {
+			t.Errorf("-o %s: status %d, %s; want %d and %q", options, r.status, r.stderr, status, says)
+		}
+		if _, mounted := mountAt(mnt); mounted {
+			unmount(t, mnt)
+			t.Errorf("-o %s: it is mounted", options)
+		}
+		for i, f := range files {
+			unchanged(t, f, sums[i])
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
+			t.Errorf("-o %s leaves %v", options, left)
+		}
+	}
+	refuse("ro,overlay="+over, usageStatus, "does not go with ro")
+	refuse("ro_fallback,overlay=tmp", usageStatus, "does not go with ro_fallback")
+	refuse("overlay=", usageStatus, "needs a value")
+	refuse("overlay="+img, mountStatus, "is the parent")
+	refuse("overlay="+link, mountStatus, "is the parent")
+	refuse("overlay="+plain, mountStatus, "is no overlay, for it has no parent")
+	refuse("overlay="+text, mountStatus, "a VHDX file has at least")
+	refuse("overlay="+folder, mountStatus, "is a directory")
+	refuse("overlay="+filepath.Join(dir, "none", "over.vhdx"), mountStatus, "no such file or directory")
+	refuse("overlay="+"/proc/over.vhdx", mountStatus, "overlay:")
+	t.Run("in use", func(t *testing.T) {
+		overlaid(t, img, over)
+		refuse("overlay="+over, mountStatus, "has the image open")
+	})
+	t.Run("image in use", func(t *testing.T) {
+		serve(t, img)
+		refuse("overlay=tmp", mountStatus, "has the image open")
+	})
+	changed := serve(t, img)
+	writeInPlaces(t, changed.disk, 2)
+	changed.end(t)
+	refuse("overlay="+over, mountStatus, "is not one of")
+}
