@@ -90,6 +90,15 @@ func TestResize(t *testing.T) {
 					}
 				})
 			}
+			// A disk that grew without its GPT can go back to where that ends.
+			mustVhdxfs(t, "resize", img, "400M")
+			if r := vhdxfs(t, "resize", img, "149M"); r.status != usageStatus || !strings.Contains(r.stderr, "--fix-gpt moves it") {
+				t.Errorf("below the backup of the GPT: status %d, %s", r.status, r.stderr)
+			}
+			mustVhdxfs(t, "resize", img, "150M")
+			if out := mustVhdxfs(t, "resize", "--json", img, "150M"); !strings.Contains(out, `"gpt_backup_at_end": true`) {
+				t.Errorf("after going back: %s", out)
+			}
 		})
 	}
 }

@@ -27,10 +27,11 @@ func newResize() *cobra.Command {
 		Use:   "resize [flags] IMAGE SIZE",
 		Short: "Make a disk larger or smaller",
 		Long: `Give the disk in IMAGE the size SIZE, or make it larger by +SIZE. What it gains reads as zero. The image must not be
-mounted; a mounted disk becomes larger with truncate -s of disk.raw, and losetup -c. A power cut or an error leaves the disk with the old size or with the new one, and nothing in between.
+mounted; a mounted disk becomes larger with truncate -s of disk.raw, and losetup -c. A power cut or an error leaves the
+disk with the old size or with the new one, and nothing in between.
 
 A disk is made smaller only if what is on it ends before: partitions, or a file system or the like that vhdxfs knows
-(ext2 to ext4, XFS, Btrfs, NTFS, exFAT, FAT, swap, LVM, LUKS). Make those smaller first. Where there is data behind the
+(ext2 to ext4, XFS, Btrfs, F2FS, NTFS, ReFS, exFAT, FAT, swap, LVM, LUKS, BitLocker, md). Make those smaller first. Where there is data behind the
 new end that belongs to nothing known, that is refused, too. With --force what lies behind the new end is lost.
 
 A GPT has a backup at the end of the disk. --fix-gpt moves it to the new end, also of a disk that has the right size
@@ -154,10 +155,10 @@ func (c *resizeCommand) checkShrink(im *vhdx.Image, l *partition.Layout, size in
 	if u, beyond := l.Beyond(size); beyond {
 		return fmt.Errorf("%w: %s ends at byte %d, behind the new end at %d; make it smaller first, or give --force and lose it", errBeyond, u.What, u.End, size)
 	}
-	if l.GPT != nil && !c.fixGPT {
-		return fmt.Errorf("%w without the backup of its GPT, which is at the end: --fix-gpt moves it", errBeyond)
+	if l.GPT != nil && !c.fixGPT && !l.GPT.BackupWithin(size) {
+		return fmt.Errorf("%w without the backup of its GPT, which lies behind the new end: --fix-gpt moves it", errBeyond)
 	}
-	if l.GPT != nil {
+	if l.GPT != nil && c.fixGPT {
 		if err := l.GPT.Fits(size); err != nil {
 			return fmt.Errorf("%w: %w", errBeyond, err)
 		}

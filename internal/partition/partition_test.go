@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,6 +54,7 @@ func TestFileSystems(t *testing.T) {
 		{"exFAT", []string{"mkfs.exfat"}, size},
 		{"FAT", []string{"mkfs.vfat"}, size},
 		{"swap", []string{"mkswap"}, size},
+		{"F2FS", []string{"mkfs.f2fs", "-q"}, size},
 	} {
 		t.Run(strings.Join(tc.mkfs, " "), func(t *testing.T) {
 			l, err := Find(raw(t, size, "", tc.mkfs...), size, 512)
@@ -69,6 +71,42 @@ func TestFileSystems(t *testing.T) {
 				t.Error("it does not reach beyond a smaller disk")
 			}
 		})
+	}
+}
+
+// What tells no size needs all of the disk; what tells one needs that. Only their first bytes are here, since they are
+// made by programs for Windows, or for devices.
+func TestSignatures(t *testing.T) {
+	const size = 4 * mib
+	head := func(put func(b []byte)) []byte {
+		b := make([]byte, size)
+		put(b)
+		return b
+	}
+	for _, tc := range []struct {
+		what string
+		b    []byte
+		end  int64
+	}{
+		{"BitLocker", head(func(b []byte) { copy(b[3:], "-FVE-FS-") }), size},
+		{"LUKS", head(func(b []byte) { copy(b, "LUKS\xba\xbe") }), size},
+		{"md", head(func(b []byte) { le.PutUint32(b, 0xA92B4EFC) }), size},
+		{"md", head(func(b []byte) { le.PutUint32(b[4096:], 0xA92B4EFC) }), size},
+		{"ReFS", head(func(b []byte) {
+			copy(b[3:], "ReFS")
+			le.PutUint64(b[24:], 1000)
+			le.PutUint32(b[32:], 4096)
+		}), 4096000},
+		{"ReFS", head(func(b []byte) {
+			copy(b[3:], "ReFS")
+			le.PutUint64(b[24:], math.MaxUint64)
+			le.PutUint32(b[32:], math.MaxUint32)
+		}), math.MaxInt64},
+	} {
+		l, err := Find(bytes.NewReader(tc.b), size, 512)
+		if err != nil || len(l.Uses) != 1 || !strings.Contains(l.Uses[0].What, tc.what) || l.Uses[0].End != tc.end {
+			t.Errorf("%+v, %v; want %s up to %d", l, err, tc.what, tc.end)
+		}
 	}
 }
 

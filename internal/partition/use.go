@@ -159,6 +159,18 @@ var bootSectors = []kind{
 		}
 		return "a FAT file system", span(sectors, uint64(le.Uint16(b[11:])))
 	},
+	func(b []byte, _ int64) (string, int64) {
+		if string(b[3:11]) != "ReFS\x00\x00\x00\x00" {
+			return "", 0
+		}
+		return "a ReFS file system", span(le.Uint64(b[24:]), uint64(le.Uint32(b[32:])))
+	},
+	func(b []byte, size int64) (string, int64) {
+		if string(b[3:11]) != "-FVE-FS-" {
+			return "", 0
+		}
+		return "an encrypted volume (BitLocker)", size
+	},
 }
 
 var fileSystems = []kind{
@@ -189,6 +201,13 @@ var fileSystems = []kind{
 		return "a Btrfs file system", span(le.Uint64(s[deviceItem+8:]), 1)
 	},
 	func(b []byte, _ int64) (string, int64) {
+		s := b[1024:]
+		if le.Uint32(s) != 0xF2F52010 {
+			return "", 0
+		}
+		return "an F2FS file system", span(le.Uint64(s[36:]), 1<<min(le.Uint32(s[16:]), 16))
+	},
+	func(b []byte, _ int64) (string, int64) {
 		if string(b[4086:4096]) != "SWAPSPACE2" {
 			return "", 0
 		}
@@ -205,5 +224,12 @@ var fileSystems = []kind{
 			return "", 0
 		}
 		return "an encrypted volume (LUKS)", size
+	},
+	func(b []byte, size int64) (string, int64) {
+		const magic = 0xA92B4EFC // at the begin, or behind the first 4 KiB; those at the end are data there
+		if le.Uint32(b) != magic && le.Uint32(b[4096:]) != magic {
+			return "", 0
+		}
+		return "a part of a RAID (md)", size
 	},
 }
