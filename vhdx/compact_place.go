@@ -96,7 +96,7 @@ func (w *writer) copyBelow(size, from, i int64, copyTo func(from int64, to place
 	if err = copyTo(from, to); err != nil {
 		return nil, at, to, err
 	}
-	if e, err = w.edit(1); err != nil {
+	if e, err = w.edit(fileWrite, 1); err != nil {
 		return nil, at, to, err
 	}
 	if at.page, at.word, err = e.batPage(i); err != nil {

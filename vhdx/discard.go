@@ -113,7 +113,7 @@ func (w *writer) writeZeroSectors(b, off, end int64) error {
 // unmap moves block b, which has the given entry, to state ZERO: of the states without a place it is the one that
 // promises zeros to every reader, and hides the parent. Its place is given up.
 func (w *writer) unmap(b int64, entry batEntry, kind writeKind) error {
-	e, err := w.edit(1)
+	e, err := w.edit(kind, 1)
 	if err != nil {
 		return err
 	}

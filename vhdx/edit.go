@@ -6,13 +6,14 @@ import "vhdxfs/cache"
 // bitmaps. It becomes visible, and part of one log entry, as a whole.
 type edit struct {
 	w     *writer
+	kind  writeKind
 	claim int
 	pages []dirtyPage // pinned
 }
 
-// edit begins a change that touches at most claim pages. It waits until so many may become dirty, which can take
-// a sync round. The caller ends it with apply or cancel.
-func (w *writer) edit(claim int) (*edit, error) {
+// edit begins a change of the given kind that touches at most claim pages. It waits until so many may become dirty,
+// which can take a sync round. The caller announces the change, and ends it with apply or cancel.
+func (w *writer) edit(kind writeKind, claim int) (*edit, error) {
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()
 	for {
@@ -22,7 +23,7 @@ func (w *writer) edit(claim int) (*edit, error) {
 		dirty := len(w.dirty)
 		if dirty+w.claimed+claim <= maxDirtyPages {
 			w.claimed += claim
-			return &edit{w: w, claim: claim}, nil
+			return &edit{w: w, kind: kind, claim: claim}, nil
 		}
 		if dirty == 0 {
 			w.roomFree.Wait() // for those who hold the claims
@@ -57,7 +58,7 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 			return nil, err
 		}
 		if p.Zero() {
-			if err := e.w.announce(fileWrite); err != nil {
+			if err := e.w.announce(e.kind); err != nil {
 				return nil, err
 			}
 			if err := e.w.fill(span.Offset(i), pageSize); err != nil {

@@ -129,13 +129,13 @@ func (l *layer) wholeBlock(b, off, n int64) bool {
 // which nobody can see.
 func (w *writer) newFull(b, off int64, p []byte) error {
 	g := &w.l.geo
-	e, err := w.edit(1)
-	if err != nil {
-		return err
-	}
 	kind := dataWrite
 	if len(p) == 0 {
 		kind = fileWrite
+	}
+	e, err := w.edit(kind, 1)
+	if err != nil {
+		return err
 	}
 	bat, word, err := e.batPage(g.payloadEntry(b))
 	if err == nil {
@@ -203,7 +203,7 @@ func (w *writer) writePartial(b int64, entry batEntry, off int64, p []byte) erro
 	if err != nil || here && end == off+int64(len(p)) {
 		return err
 	}
-	e, err := w.edit(w.l.bitmapPages() + 1)
+	e, err := w.edit(dataWrite, w.l.bitmapPages()+1)
 	if err != nil {
 		return err
 	}
@@ -236,7 +236,7 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 	}
 	g := &w.l.geo
 	// Two pages of the BAT, for the block and for its chunk's sector bitmap block, and the bits.
-	e, err := w.edit(w.l.bitmapPages() + 2)
+	e, err := w.edit(dataWrite, w.l.bitmapPages()+2)
 	if err != nil {
 		return err
 	}
