@@ -103,6 +103,23 @@ func TestResize(t *testing.T) {
 	}
 }
 
+// Blocks that hold nothing are cut off, also where they have been written, and those of a fixed disk.
+func TestResizeCutsZerosOff(t *testing.T) {
+	requireTools(t, "qemu-img")
+	dir := t.TempDir()
+	fixed, written := filepath.Join(dir, "fixed.vhdx"), filepath.Join(dir, "written.vhdx")
+	must(t, "qemu-img", "create", "-q", "-f", "vhdx", "-o", "subformat=fixed", fixed, "100M")
+	mustVhdxfs(t, "create", "--size", "100M", "--type", "fixed", written)
+	s := serve(t, written)
+	writeAt(t, s.disk, make([]byte, 30*mib), 60*mib)
+	s.end(t)
+	for _, img := range []string{fixed, written} {
+		mustVhdxfs(t, "resize", img, "150M")
+		mustVhdxfs(t, "resize", img, "50M")
+		checkClean(t, img)
+	}
+}
+
 // What nothing is known of is not cut off, unless it is forced; then the space is given up. QEMU has the same image.
 func TestResizeUnknown(t *testing.T) {
 	requireTools(t, "qemu-img")
