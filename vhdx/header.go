@@ -122,7 +122,8 @@ type headers struct {
 func (hs *headers) header() header { return hs.copies[hs.current] }
 
 // readHeaders reads both headers and chooses the current one: the only valid one, or the one with the larger
-// sequence number. Two that are alike in every byte are one (Disk2vhd writes them so).
+// sequence number. Two that are alike in every byte are one (Disk2vhd writes them so). With the error that both could
+// be it returns them all the same, the first as the current one, for a repair.
 func readHeaders(r io.ReaderAt) (*headers, error) {
 	var hs headers
 	var raw [2][headerSize]byte
@@ -142,7 +143,7 @@ func readHeaders(r io.ReaderAt) (*headers, error) {
 	case hs.err[1] != nil:
 		hs.current = 0
 	case a.SequenceNumber == b.SequenceNumber && raw[0] != raw[1]:
-		return nil, ondisk.Corrupt(ondisk.R4, "header", headerOffsets[1],
+		return &hs, ondisk.Corrupt(ondisk.R4, "header", headerOffsets[1],
 			"both headers have sequence number %d and differ", a.SequenceNumber)
 	case b.SequenceNumber > a.SequenceNumber:
 		hs.current = 1

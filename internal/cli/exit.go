@@ -31,7 +31,7 @@ var exitStatuses = []struct {
 	{statusOK, "done; of check: no error and no warning"},
 	{statusUsage, "wrong usage, or no permission"},
 	{statusSystem, "the system failed: a file that cannot be opened or read, no FUSE, no memory"},
-	{statusWarnings, "check: the image can be used, but there are warnings; chain: not all parents fit; convert: something was skipped"},
+	{statusWarnings, "check: the image can be used, but there are warnings, or a repair found that data is lost or suspect; chain: not all parents fit; convert: something was skipped"},
 	{statusDamaged, "the image breaks a rule of the format"},
 	{statusDiffers, "compare: the disks differ"},
 	{statusMount, "the mount failed: image damaged, locked or not there, the mount point no use; or what is to be unmounted is in use"},

@@ -1,0 +1,126 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vhdxfs/vhdx"
+)
+
+// mend repairs the image at path and says what was done.
+func (c *checkCommand) mend(cmd *cobra.Command, path string, o vhdx.Options) error {
+	if o.AnyParent {
+		return usageError("ignore_parent_mismatch is for reading; an image is repaired only where its parents fit")
+	}
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	c.repair.Open = o
+	r, err := vhdx.Repair(ctx, path, c.repair)
+	if err != nil {
+		return createError(interrupted(err, path+" is what it was"))
+	}
+	if c.json {
+		err = writeJSON(cmd.OutOrStdout(), r)
+	} else {
+		err = printRepair(cmd.OutOrStdout(), r)
+	}
+	switch {
+	case err != nil:
+		return err
+	case r.DryRun:
+		return reportStatus(r.Before)
+	case len(r.Left) > 0:
+		return &statusError{statusDamaged, nil}
+	}
+	if err := reportStatus(r.After); err != nil || !r.Damaged() {
+		return err
+	}
+	return &statusError{statusWarnings, nil}
+}
+
+// printRepair writes what was found, what was done, and what the image is like now.
+func printRepair(out io.Writer, r *vhdx.RepairReport) error {
+	if err := printReport(out, r.Before); err != nil {
+		return err
+	}
+	done := "repaired"
+	if r.DryRun {
+		done = "would be repaired"
+	}
+	var lines []string
+	for _, f := range r.Fixes {
+		lines = append(lines, fmt.Sprintf("%s: %s at offset %#x: %s: %s%s", done, f.Structure, f.Offset, oneLine(f.Message), f.Done, harm(f)))
+	}
+	for _, f := range r.Left {
+		lines = append(lines, fmt.Sprintf("cannot be repaired: %s at offset %#x: %s", f.Structure, f.Offset, oneLine(f.Message)))
+	}
+	switch {
+	case len(r.Left) > 0:
+		lines = append(lines, "nothing was changed")
+		for _, a := range r.Advice {
+			lines = append(lines, a)
+		}
+	case r.Changed:
+		lines = append(lines, fmt.Sprintf("what was there before is in %s, %s; vhdxfs check --undo %[1]s brings it back", r.UndoFile, roughSize(r.UndoSize)))
+	case len(r.Fixes) == 0:
+		lines = append(lines, "nothing to repair")
+	default:
+		lines = append(lines, fmt.Sprintf("nothing was changed; the undo file would be %s, %s", r.UndoFile, roughSize(r.UndoSize)))
+	}
+	for _, line := range lines {
+		if _, err := fmt.Fprintf(out, "%s: %s\n", r.Path, line); err != nil {
+			return err
+		}
+	}
+	if !r.Changed && !r.DryRun || len(r.Fixes) == 0 {
+		return nil
+	}
+	return printReport(out, r.After)
+}
+
+// harm says what a repair means for the disk.
+func harm(f vhdx.Fix) string {
+	if f.Effect == vhdx.Harmless {
+		return ""
+	}
+	var ranges []string
+	for _, g := range f.Ranges {
+		ranges = append(ranges, fmt.Sprintf("%d to %d", g.Start, g.Start+g.Length))
+	}
+	const most = 8 // the rest is in the JSON
+	if n := len(ranges); n > most {
+		ranges = append(slices.Clip(ranges[:most]), fmt.Sprintf("and %d more", n-most))
+	}
+	of := ""
+	if len(ranges) > 0 {
+		of = ": bytes " + strings.Join(ranges, ", ") + " of the disk"
+	}
+	return fmt.Sprintf(" [%s%s]", f.Effect, of)
+}
+
+// takeBack undoes a repair.
+func (c *checkCommand) takeBack(cmd *cobra.Command, args []string, o vhdx.Options) error {
+	u := vhdx.UndoOptions{Force: c.force, Lock: o.Lock}
+	if len(args) > 0 {
+		u.Image = args[0]
+	}
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	r, err := vhdx.Undo(ctx, c.undoFile, u)
+	if err != nil {
+		return interrupted(err, "the same command goes on")
+	}
+	if c.json {
+		return writeJSON(cmd.OutOrStdout(), r)
+	}
+	what := "restored from " + r.UndoFile
+	if r.Restored == 0 {
+		what = "as it was before the repair already"
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", r.Path, what)
+	return err
+}

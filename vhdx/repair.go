@@ -1,0 +1,156 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// RepairOptions says how to repair an image.
+type RepairOptions struct {
+	Open      Options // Parents, ParentDirs, CacheSize and Lock count
+	UndoFile  string  // where what is changed is kept; "" is beside the image, see Repair
+	DropLog   bool    // give up a log that cannot be replayed
+	KeepLeaks bool    // leave space that nothing uses as it is
+	DryRun    bool    // plan all of it and change nothing
+}
+
+// A RepairReport says what Repair found and did.
+type RepairReport struct {
+	Path     string    `json:"path"`
+	Before   *Report   `json:"before"`
+	Fixes    []Fix     `json:"repairs"`
+	Left     []Finding `json:"left"`             // broken rules that cannot be repaired; then nothing was changed
+	Advice   []string  `json:"advice,omitempty"` // what can be done about them
+	UndoFile string    `json:"undo_file,omitempty"`
+	UndoSize int64     `json:"undo_bytes"`
+	DryRun   bool      `json:"dry_run"`
+	Changed  bool      `json:"changed"`
+	After    *Report   `json:"after"`
+}
+
+// Damaged reports whether bytes of the disk were lost, or may be others than were written.
+func (r *RepairReport) Damaged() bool {
+	for _, f := range r.Fixes {
+		if f.Effect != Harmless {
+			return true
+		}
+	}
+	return false
+}
+
+// A Fix is one repair: what was found, what is done about it, and what that means for the disk.
+type Fix struct {
+	Finding
+	Done   string      `json:"done"`
+	Effect Effect      `json:"effect"`
+	Ranges []DiskRange `json:"ranges,omitempty"` // of the virtual disk, that are lost or suspect
+}
+
+// Effect says what a repair means for those who read the disk.
+type Effect string
+
+// The effects of a repair.
+const (
+	Harmless Effect = "none"
+	Suspect  Effect = "suspect" // the bytes may not be those that were written
+	Lost     Effect = "lost"    // the bytes are gone, and read as zeros
+)
+
+// A DiskRange is a range of the virtual disk, in bytes.
+type DiskRange struct {
+	Start  int64 `json:"start"`
+	Length int64 `json:"length"`
+}
+
+// Repair repairs the image at path, but not its parents. All of the work is planned on a draft in memory first, and
+// the draft is examined as Check does it: where a broken rule of the image remains, nothing is changed. Then every
+// byte that is going to change goes into the undo file, which has its name only when it is complete and durable, and
+// only then the image changes. So Undo restores it from there byte for byte, also after a power cut. What fails
+// halfway, as on a full disk, is undone at once.
+//
+// The undo file is PATH.undo, or PATH.undo2 and so on where that is taken. It is never written over another file.
+// An image with nothing to repair is not touched, and there is no undo file.
+//
+// DataWriteGuid stays what it is, so that children of the image still fit: they are no worse off than before. The
+// error tells that nothing could be examined or changed; what cannot be repaired is no error but in the report. It
+// matches ErrLocked where another program has the image open.
+func Repair(ctx context.Context, path string, o RepairOptions) (*RepairReport, error) {
+	o.Open.Writable, o.Open.Salvage = false, false
+	before, err := Check(path, o.Open)
+	if err != nil {
+		return nil, err
+	}
+	rep := &RepairReport{Path: path, Before: before, After: before, DryRun: o.DryRun, Fixes: []Fix{}, Left: []Finding{}}
+	op := newOpener(o.Open)
+	op.collect = true
+	flags, kind := os.O_RDWR, exclusiveLock
+	if o.DryRun {
+		flags, kind = os.O_RDONLY, sharedLock
+	}
+	top, err := op.openLayer(path, flags, kind)
+	if err != nil {
+		return nil, err
+	}
+	r, err := newRepairer(ctx, op, top, o)
+	if err == nil {
+		err = r.plan()
+	}
+	if err == nil {
+		err = r.carryOut(rep)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), top.close())
+	}
+	if err := top.close(); err != nil {
+		return nil, err
+	}
+	if rep.Changed {
+		if rep.After, err = Check(path, o.Open); err != nil {
+			return nil, fmt.Errorf("the image was repaired, and %s restores what it was: %w", rep.UndoFile, err)
+		}
+	}
+	return rep, nil
+}
+
+// carryOut does what was planned, unless that is nothing, or not enough, or not wanted yet.
+func (r *repairer) carryOut(rep *RepairReport) error {
+	if len(r.left) > 0 {
+		rep.Left, rep.Advice = r.left, r.advise()
+		return nil
+	}
+	rep.Fixes = append(rep.Fixes, r.fixes...)
+	if !r.d.changed() {
+		return nil
+	}
+	name, err := undoName(r.top.path, r.o.UndoFile)
+	if err != nil {
+		return err
+	}
+	rep.UndoFile = name
+	if r.o.DryRun {
+		rep.After = r.report()
+		rep.UndoSize, err = r.undoSize()
+		return err
+	}
+	rep.UndoSize, err = r.apply(undoAt(name))
+	rep.Changed = err == nil
+	return err
+}
+
+// report examines the draft as Check would the image.
+func (r *repairer) report() *Report {
+	l := r.last
+	err := r.op.openParent(l)
+	rep := l.newReport()
+	var fe *FormatError
+	if errors.As(err, &fe) {
+		rep.Errors = append(rep.Errors, newFinding(fe))
+	} else if err != nil {
+		rep.Errors = append(rep.Errors, Finding{Message: "the examination ended here: " + err.Error()})
+	} else {
+		rep.Info = l.info()
+	}
+	return rep
+}

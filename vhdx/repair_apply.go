@@ -1,0 +1,352 @@
+package vhdx
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"vhdxfs/internal/newfile"
+)
+
+// An undoPlace is where an undo file is going to be.
+type undoPlace interface {
+	create() (undoFile, error)
+	open() (*undoReader, io.Closer, error)
+	remove() error
+	String() string
+}
+
+// An undoFile is an undo file that is being written. It is there when Commit has made it durable, and not before.
+type undoFile interface {
+	io.Writer
+	Commit() error
+	Discard() error
+}
+
+// undoAt is the path of an undo file.
+type undoAt string
+
+func (p undoAt) create() (undoFile, error) { return newfile.Create(string(p), false) }
+func (p undoAt) remove() error             { return os.Remove(string(p)) }
+func (p undoAt) String() string            { return string(p) }
+
+func (p undoAt) open() (*undoReader, io.Closer, error) {
+	f, err := os.Open(string(p))
+	if err != nil {
+		return nil, nil, err
+	}
+	u, err := openUndo(f)
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return u, f, nil
+}
+
+// undoName returns the name for the undo file of a repair of image: the one that is wanted, or the first that is free.
+func undoName(image, want string) (string, error) {
+	free := func(name string) (bool, error) {
+		_, err := os.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return true, nil
+		}
+		return false, err
+	}
+	if want != "" {
+		ok, err := free(want)
+		if err == nil && !ok {
+			err = optionsError{fmt.Errorf("the undo file %s exists; it is left as it is", want)}
+		}
+		return want, err
+	}
+	for i := 1; ; i++ {
+		name := image + ".undo"
+		if i > 1 {
+			name += strconv.Itoa(i)
+		}
+		if ok, err := free(name); ok || err != nil {
+			return name, err
+		}
+	}
+}
+
+// writeUndo writes the undo file of the plan to w, and returns its size.
+func (r *repairer) writeUndo(w io.Writer) (int64, error) {
+	path, err := filepath.Abs(r.top.path)
+	if err != nil || len(path) > maxUndoPath {
+		path = filepath.Base(r.top.path) // as if it lay beside the undo file
+	}
+	out := bufio.NewWriterSize(w, mib)
+	u := &undoWriter{w: out}
+	h := undoHeader{oldSize: r.d.old, newSize: r.d.size, fileWrite: r.header.FileWriteGUID, made: time.Now(), path: path}
+	if err := u.write(h.encode()); err != nil {
+		return 0, err
+	}
+	if err := r.recordPages(u); err != nil {
+		return 0, err
+	}
+	// What is to be zeros, or gone, reads as zeros until it is restored.
+	for _, h := range r.d.holes {
+		if err := r.recordZeroed(u, h.off, min(h.end(), r.d.old)); err != nil {
+			return 0, err
+		}
+	}
+	if err := r.recordZeroed(u, min(r.d.size, r.d.old), r.d.old); err != nil {
+		return 0, err
+	}
+	if err := u.end(); err != nil {
+		return 0, err
+	}
+	return u.size, out.Flush()
+}
+
+// recordPages saves the old bytes of the pages that change.
+func (r *repairer) recordPages(u *undoWriter) error {
+	announced := sectorSums(r.announcement()[:])
+	for _, at := range r.d.offsets() {
+		n := min(pageSize, r.d.old-at)
+		if n <= 0 {
+			break
+		}
+		old := make([]byte, n)
+		if err := readFull(r.d.base, old, at, "the image"); err != nil {
+			return err
+		}
+		news := [][]byte{sectorSums(r.d.pages[at][:n])}
+		if at == headerOffsets[1-r.slot] {
+			news = append(news, announced)
+		}
+		if err := u.record(at, old, news...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordZeroed saves what is not zero of the bytes from off to end, which are to be.
+func (r *repairer) recordZeroed(u *undoWriter, off, end int64) error {
+	const piece = 64 * kib
+	buf := make([]byte, piece)
+	sums := sectorSums(buf)
+	for off < end {
+		if err := context.Cause(r.ctx); err != nil {
+			return err
+		}
+		if f, ok := r.d.base.(holeSeeker); ok {
+			next, err := f.NextData(off)
+			if err == io.EOF || err == nil && next >= end {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			off = max(off, next/pageSize*pageSize)
+		}
+		b := buf[:min(piece, end-off)]
+		if err := readFull(r.d.base, b, off, "the image"); err != nil {
+			return err
+		}
+		if !allZero(b) {
+			zeroed := sums
+			if len(b) < piece {
+				zeroed = sectorSums(make([]byte, len(b)))
+			}
+			if err := u.record(off, b, zeroed); err != nil {
+				return err
+			}
+		}
+		off += int64(len(b))
+	}
+	return nil
+}
+
+// undoSize returns how large the undo file would be.
+func (r *repairer) undoSize() (int64, error) {
+	if err := r.finish(); err != nil {
+		return 0, err
+	}
+	return r.writeUndo(io.Discard)
+}
+
+// finish has the headers tell of the change, whatever it is, with a new FileWriteGuid.
+func (r *repairer) finish() error {
+	if r.copies[r.slot].SequenceNumber > math.MaxUint64-3 {
+		return errors.New("the headers have used up their sequence numbers")
+	}
+	return r.setHeader(func(*header) {})
+}
+
+// apply writes the undo file, and then makes the image what the draft is. If that fails it restores the image at once.
+// It returns the size of the undo file.
+func (r *repairer) apply(undo undoPlace) (int64, error) {
+	if err := r.finish(); err != nil {
+		return 0, err
+	}
+	size, err := r.saveUndo(undo)
+	if err != nil {
+		return 0, fmt.Errorf("write the undo file %v: %w; the image was not touched, and the undo file can be put elsewhere", undo, err)
+	}
+	err = r.change()
+	if err == nil {
+		return size, nil
+	}
+	if uerr := r.rollBack(undo); uerr != nil {
+		return 0, fmt.Errorf("%w; the image is half repaired, and %v restores what it was: %w", err, undo, uerr)
+	}
+	return 0, fmt.Errorf("%w; the image is what it was", err)
+}
+
+func (r *repairer) saveUndo(undo undoPlace) (int64, error) {
+	f, err := undo.create()
+	if err != nil {
+		return 0, err
+	}
+	size, err := r.writeUndo(f)
+	if err != nil {
+		return 0, errors.Join(err, f.Discard())
+	}
+	return size, f.Commit()
+}
+
+func (r *repairer) rollBack(undo undoPlace) error {
+	u, c, err := undo.open()
+	if err != nil {
+		return err
+	}
+	// Nobody else has written meanwhile, and a user who interrupts wants just this.
+	_, err = u.restore(context.WithoutCancel(r.ctx), r.top.file, true)
+	if err := errors.Join(err, c.Close()); err != nil {
+		return err
+	}
+	return undo.remove()
+}
+
+// change makes the image what the draft is, in an order in which a power cut leaves an image that can be repaired
+// again, should the undo file be lost. First the headers say that the image changes (MS-VHDX 2.2.2). What nothing
+// points to yet is durable before anything points there; of the two copies of the region table one is always whole; and
+// a log is named until its pages are in their places.
+func (r *repairer) change() error {
+	f, d := r.top.file, r.d
+	if err := writeSynced(f, r.announcement()[:], headerOffsets[1-r.slot]); err != nil {
+		return err
+	}
+	if err := r.growFile(); err != nil {
+		return err
+	}
+	current := int64(-1)
+	if t, err := readRegionTables(f); err == nil {
+		current = t.offset()
+	}
+	inTable := func(at, table int64) bool { return table >= 0 && table <= at && at < table+regionTableSize }
+	other := regionTableOffsets[0] + regionTableOffsets[1] - current
+	for _, part := range []func(at int64) bool{
+		func(at int64) bool { return current >= 0 && inTable(at, other) },
+		func(at int64) bool { return inTable(at, current) },
+		func(at int64) bool {
+			header := at == headerOffsets[0] || at == headerOffsets[1]
+			return !header && (current < 0 || !inTable(at, other) && !inTable(at, current))
+		},
+	} {
+		if err := r.writePages(0, d.old, part); err != nil {
+			return err
+		}
+	}
+	for i, slot := range []int{r.slot, 1 - r.slot} {
+		if err := writeSynced(f, r.headerCopy(i)[:], headerOffsets[slot]); err != nil {
+			return err
+		}
+	}
+	return r.shrinkFile()
+}
+
+func writeSynced(f File, b []byte, off int64) error {
+	if _, err := f.WriteAt(b, off); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// writePages writes the changed pages between two offsets for which want holds, and syncs them.
+func (r *repairer) writePages(from, to int64, want func(at int64) bool) error {
+	wrote := false
+	for _, at := range r.d.offsets() {
+		if at < from || at >= to || !want(at) {
+			continue
+		}
+		if err := context.Cause(r.ctx); err != nil {
+			return err
+		}
+		n := min(pageSize, r.d.size-at)
+		if _, err := r.top.file.WriteAt(r.d.pages[at][:n], at); err != nil {
+			return err
+		}
+		wrote = true
+	}
+	if !wrote {
+		return nil
+	}
+	return r.top.file.Sync()
+}
+
+// growFile makes the file larger, where the draft is, and fills what was added.
+func (r *repairer) growFile() error {
+	f, d := r.top.file, r.d
+	if d.size <= d.old {
+		return nil
+	}
+	if s, ok := f.(interface{ Sparse() bool }); ok && !s.Sparse() {
+		if err := writeZeros(f, d.old, d.size-d.old); err != nil {
+			return err
+		}
+	} else if err := f.Truncate(d.size); err != nil {
+		return err
+	}
+	buf := make([]byte, mib)
+	for _, c := range d.copies {
+		for done := int64(0); done < c.n; done += mib {
+			if err := context.Cause(r.ctx); err != nil {
+				return err
+			}
+			b := buf[:min(mib, c.n-done)]
+			if err := readZeroPast(f, b, c.from+done, d.old); err != nil {
+				return err
+			}
+			if allZero(b) {
+				continue // as it is already
+			}
+			if _, err := f.WriteAt(b, c.off+done); err != nil {
+				return err
+			}
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return r.writePages(d.old, d.size, func(at int64) bool { return at >= d.old })
+}
+
+// shrinkFile gives space back that nothing uses.
+func (r *repairer) shrinkFile() error {
+	f, d := r.top.file, r.d
+	for _, h := range d.holes {
+		if err := f.PunchHole(h.off, h.n); err != nil && !unsupported(err) {
+			return err
+		}
+	}
+	if d.size < d.old {
+		if err := f.Truncate(d.size); err != nil {
+			return err
+		}
+	}
+	if d.size < d.old || len(d.holes) > 0 {
+		return f.Sync()
+	}
+	return nil
+}

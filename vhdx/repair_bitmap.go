@@ -1,0 +1,135 @@
+package vhdx
+
+import (
+	"maps"
+	"slices"
+)
+
+// mendBitmaps mends chunks whose sector bitmap block cannot be found or used.
+func (r *repairer) mendBitmaps(l *layer, list []Finding) error {
+	chunks := make(map[int64]Finding)
+	for _, f := range list {
+		n, bitmap := l.describes(f.Offset)
+		if !bitmap { // the first partially present block of a chunk that has no bitmap block
+			n >>= l.geo.chunkShift
+		}
+		if _, ok := chunks[n]; !ok {
+			chunks[n] = f
+		}
+	}
+	for _, c := range slices.Sorted(maps.Keys(chunks)) {
+		if err := r.mendBitmap(l, c, chunks[c]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *repairer) mendBitmap(l *layer, c int64, f Finding) error {
+	at := l.batOffset() + l.geo.bitmapEntry(c)*batEntrySize
+	e, err := r.entryAt(at)
+	if err != nil {
+		return err
+	}
+	blocks, err := r.partial(l, c)
+	if err != nil {
+		return err
+	}
+	if len(blocks) == 0 {
+		r.fixed(f, "chunk %d has no sector bitmap block any more, and needs none; the disk reads as before", c)
+		return r.setEntry(at, 0)
+	}
+	off, size := e.offset(), r.d.size
+	if off >= headerSectionSize && off < uint64(size) && l.space.mark(int64(off), bitmapBlockSize) {
+		// Nothing else is there, so it is what the entry meant: with a flipped bit in its state, or cut by the end of the file.
+		return r.keepBitmap(l, c, f, int64(off), blocks)
+	}
+	place, err := r.d.append(bitmapBlockSize)
+	if err != nil {
+		return err
+	}
+	for _, b := range blocks {
+		if err := r.guessSectors(l, b, place); err != nil {
+			return err
+		}
+	}
+	r.hurt(f, Suspect, l.diskRanges(blocks), "the sector bitmap of chunk %d is lost, and a new one at %#x is guessed from the data: "+
+		"sectors that hold anything are taken as the image's own, those of zeros as the parent's", c, place)
+	return r.setEntry(at, newBATEntry(bitmapPresent, place))
+}
+
+// keepBitmap makes the sector bitmap block at file offset off that of chunk c. Bits behind the end of the file are lost.
+func (r *repairer) keepBitmap(l *layer, c int64, f Finding, off int64, blocks []int64) error {
+	end := r.d.size - off // bytes of the bitmap that are there
+	if err := r.d.Truncate(max(r.d.size, off+bitmapBlockSize)); err != nil {
+		return err
+	}
+	if err := r.setEntry(l.batOffset()+l.geo.bitmapEntry(c)*batEntrySize, newBATEntry(bitmapPresent, off)); err != nil {
+		return err
+	}
+	perBlock := l.geo.sectorsPerBlock() / 8 // bytes
+	cut := slices.DeleteFunc(slices.Clone(blocks), func(b int64) bool { return (b&(l.geo.chunkRatio()-1)+1)*perBlock <= end })
+	for _, b := range cut {
+		if err := r.guessSectors(l, b, off); err != nil {
+			return err
+		}
+	}
+	if end < bitmapBlockSize {
+		blocks = cut
+	}
+	r.hurt(f, Suspect, l.diskRanges(blocks), "the sector bitmap block of chunk %d is the one at %#x, which no other has; "+
+		"of what the end of the file cuts off, sectors that hold anything are taken as the image's own", c, off)
+	return nil
+}
+
+// diskRanges returns what payload blocks are of the disk.
+func (l *layer) diskRanges(blocks []int64) []DiskRange {
+	ranges := make([]DiskRange, len(blocks))
+	for i, b := range blocks {
+		ranges[i] = l.diskRange(b, 0)
+	}
+	return ranges
+}
+
+// partial returns the partially present blocks of chunk c.
+func (r *repairer) partial(l *layer, c int64) (blocks []int64, err error) {
+	first := c << l.geo.chunkShift
+	n := min(l.geo.chunkRatio(), l.geo.payloadBlocks()-first)
+	table := make([]byte, n*batEntrySize)
+	if err := readFull(r.d, table, l.batOffset()+l.geo.payloadEntry(first)*batEntrySize, "BAT"); err != nil {
+		return nil, err
+	}
+	for i := range n {
+		if batEntry(le.Uint64(table[i*batEntrySize:])).state() == PartiallyPresent {
+			blocks = append(blocks, first+i)
+		}
+	}
+	return blocks, nil
+}
+
+// guessSectors sets the bits of the partially present block b in the new sector bitmap block at file offset place: of
+// those sectors that are not zero. New space in an image is zero, so what is not was written.
+func (r *repairer) guessSectors(l *layer, b, place int64) error {
+	g := &l.geo
+	e, err := r.entryAt(l.batOffset() + g.payloadEntry(b)*batEntrySize)
+	if err != nil {
+		return err
+	}
+	bits := make([]byte, g.sectorsPerBlock()/8)
+	used := g.blockEnd(b) - b<<g.blockShift
+	piece := make([]byte, mib)
+	for at := int64(0); at < used; at += mib {
+		p := piece[:min(mib, used-at)]
+		if err := readFull(r.d, p, e.fileOff()+at, "block"); err != nil {
+			return err
+		}
+		for s := int64(0); s < int64(len(p)); s += g.sectorSize {
+			if !allZero(p[s:min(s+g.sectorSize, int64(len(p)))]) {
+				i := (at + s) >> g.sectorShift
+				bits[i/8] |= 1 << (i % 8)
+			}
+		}
+	}
+	_, err = r.d.WriteAt(bits, place+(b&(g.chunkRatio()-1))*g.sectorsPerBlock()/8)
+	return err
+}

@@ -1,0 +1,216 @@
+package vhdx
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"vhdxfs/internal/ondisk"
+)
+
+// entryAt returns the BAT entry at a file offset of the draft.
+func (r *repairer) entryAt(off int64) (batEntry, error) {
+	var b [batEntrySize]byte
+	err := readFull(r.d, b[:], off, "BAT entry")
+	return batEntry(le.Uint64(b[:])), err
+}
+
+func (r *repairer) setEntry(off int64, e batEntry) error {
+	_, err := r.d.WriteAt(le.AppendUint64(nil, uint64(e)), off)
+	return err
+}
+
+// describes says what the BAT entry at file offset off is about; see geometry.entry.
+func (l *layer) describes(off int64) (n int64, bitmap bool) {
+	return l.geo.entry((off - l.batOffset()) / batEntrySize)
+}
+
+// diskRange returns what payload block b is of the disk, from byte from of the block on.
+func (l *layer) diskRange(b, from int64) DiskRange {
+	start := b<<l.geo.blockShift + from
+	return DiskRange{start, max(0, l.geo.blockEnd(b)-start)}
+}
+
+// mendBlocks mends entries of payload blocks that say what cannot be.
+func (r *repairer) mendBlocks(l *layer, list []Finding) error {
+	size := r.d.size // before it grows for one of them
+	for _, f := range list {
+		e, err := r.entryAt(f.Offset)
+		if err != nil {
+			return err
+		}
+		b, _ := l.describes(f.Offset)
+		if err := r.setEntry(f.Offset, r.mendBlock(l, f, b, e, size)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mendBlock returns the entry that is to take the place of e, that of block b. A block whose bytes cannot be found is
+// UNDEFINED from now on. That is the truth about it, and hides the parent of a child, where NOT_PRESENT would have old
+// bytes show as if they were right.
+func (r *repairer) mendBlock(l *layer, f Finding, b int64, e batEntry, size int64) batEntry {
+	whole := []DiskRange{l.diskRange(b, 0)}
+	switch f.Rule {
+	case ondisk.R45.Name():
+		r.hurt(f, Suspect, whole, "%s is fully present now", blockName(b))
+		return newBATEntry(FullyPresent, 0) | e&batEntry(batOffsetMask)
+	case ondisk.R44.Name():
+		// A flipped bit makes a reserved state of FULLY_PRESENT. Where it points to a place that nobody else has, the
+		// block's bytes are there.
+		if off := e.offset(); off >= headerSectionSize && off <= uint64(size) && l.geo.blockSize <= size-int64(off) && l.space.mark(int64(off), l.geo.blockSize) {
+			r.hurt(f, Suspect, whole, "%s is fully present now, at %#x, which no other has", blockName(b), off)
+			return newBATEntry(FullyPresent, int64(off))
+		}
+	case ondisk.R47.Name():
+		if off := e.offset(); off < uint64(size) && l.objectAt(int64(off), l.geo.blockSize) == "" {
+			if err := r.d.Truncate(max(r.d.size, int64(off)+l.geo.blockSize)); err != nil {
+				break // as on a device
+			}
+			lost := l.diskRange(b, size-int64(off))
+			r.hurt(f, Lost, []DiskRange{lost}, "the file ends inside %s: what is there is kept, the rest reads as zeros", blockName(b))
+			return newBATEntry(e.state(), int64(off))
+		}
+	}
+	r.hurt(f, Lost, whole, "%s has no bytes that can be found: its state is %v now, which reads as zeros", blockName(b), Undefined)
+	return newBATEntry(Undefined, 0)
+}
+
+// tidyEntries mends entries that break no rule, but say more than they should.
+func (r *repairer) tidyEntries(l *layer, list []Finding) error {
+	for _, f := range list {
+		e, err := r.entryAt(f.Offset)
+		if err != nil {
+			return err
+		}
+		_, bitmap := l.describes(f.Offset)
+		tidied, done := tidy(e, bitmap, l.geo.hasParent)
+		if tidied == e {
+			continue
+		}
+		r.fixed(f, "%s; the disk reads as before", done)
+		if err := r.setEntry(f.Offset, tidied); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tidy returns what an entry that gives cause for a warning should be, and how that is done.
+func tidy(e batEntry, bitmap, hasParent bool) (tidied batEntry, done string) {
+	switch {
+	case bitmap && !hasParent:
+		return 0, "cleared"
+	case e.reserved() != 0:
+		return e &^ batReservedMask, "the reserved bits are cleared"
+	case bitmap:
+		return e, ""
+	case e.state() == unmappedDraft:
+		return e&^batStateMask | batEntry(Unmapped), "the state is that of the format now"
+	case e.state() != FullyPresent && e.state() != PartiallyPresent:
+		return newBATEntry(e.state(), 0), "the file offset is cleared"
+	}
+	return e, ""
+}
+
+// dropKeptPlaces has blocks that are not present keep no places any more, since some of these are used otherwise.
+func (r *repairer) dropKeptPlaces(l *layer, list []Finding) error {
+	var blocks []int64
+	err := l.eachEntry(func(n int64, bitmap bool, e batEntry) error {
+		if !bitmap && mayKeepPlace(e.state()) && e.offset() != 0 {
+			blocks = append(blocks, n)
+			return r.setEntry(l.batOffset()+l.geo.payloadEntry(n)*batEntrySize, newBATEntry(e.state(), 0))
+		}
+		return nil
+	})
+	if len(blocks) > 0 {
+		r.fixed(list[0], "the file offsets of %d blocks that are not present are cleared; the disk reads as before", len(blocks))
+	}
+	return err
+}
+
+// separate gives blocks that share a place with others one of their own, with a copy of what is there. Whose bytes
+// these are nobody can tell, so both are suspect.
+func (r *repairer) separate(l *layer, list []Finding) error {
+	others, err := r.partners(l, list)
+	if err != nil {
+		return err
+	}
+	for i, f := range list {
+		e, err := r.entryAt(f.Offset)
+		if err != nil {
+			return err
+		}
+		b, _ := l.describes(f.Offset)
+		off, err := r.d.appendCopy(e.fileOff(), l.geo.blockSize)
+		if err != nil {
+			return err
+		}
+		if err := r.setEntry(f.Offset, newBATEntry(e.state(), off)); err != nil {
+			return err
+		}
+		ranges := []DiskRange{l.diskRange(b, 0)}
+		var names []string
+		for _, o := range others[i] {
+			names = append(names, o.name)
+			ranges = append(ranges, o.ranges...)
+		}
+		r.hurt(f, Suspect, ranges, "%s has a copy of its own now, at %#x; the other is %s", blockName(b), off, strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// A partner is a block whose place another one lies in too.
+type partner struct {
+	name   string
+	ranges []DiskRange
+}
+
+// partners returns, for each of the findings, the other blocks in its place. They are looked for once for all.
+func (r *repairer) partners(l *layer, list []Finding) ([][]partner, error) {
+	type place struct {
+		off, entry int64
+		i          int
+	}
+	var places []place
+	for i, f := range list {
+		e, err := r.entryAt(f.Offset)
+		if err != nil {
+			return nil, err
+		}
+		places = append(places, place{e.fileOff(), f.Offset, i})
+	}
+	slices.SortFunc(places, func(a, b place) int { return int((a.off - b.off) / mib) })
+	found := make([][]partner, len(list))
+	err := l.eachEntry(func(n int64, bitmap bool, e batEntry) error {
+		p, entry, size := partner{name: fmt.Sprintf("the sector bitmap block of chunk %d", n)}, l.geo.bitmapEntry(n), int64(bitmapBlockSize)
+		switch {
+		case bitmap && e.state() == bitmapPresent:
+		case !bitmap && (e.state() == FullyPresent || e.state() == PartiallyPresent):
+			p, entry, size = partner{blockName(n), []DiskRange{l.diskRange(n, 0)}}, l.geo.payloadEntry(n), l.geo.blockSize
+		default:
+			return nil
+		}
+		entry = l.batOffset() + entry*batEntrySize
+		first, _ := slices.BinarySearchFunc(places, e.fileOff()-l.geo.blockSize+1, func(p place, off int64) int {
+			if p.off < off {
+				return -1
+			}
+			return 1
+		})
+		for _, q := range places[first:] {
+			if q.off >= e.fileOff()+size {
+				break
+			}
+			if q.entry != entry && len(found[q.i]) < maxPartners {
+				found[q.i] = append(found[q.i], p)
+			}
+		}
+		return nil
+	})
+	return found, err
+}
+
+// maxPartners bounds how many blocks are listed that share one place.
+const maxPartners = 16

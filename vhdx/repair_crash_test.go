@@ -1,0 +1,208 @@
+package vhdx
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/test/powercut"
+)
+
+// planOn plans the repair of the image in f, of which there has to be one.
+func planOn(t *testing.T, f File) *repairer {
+	t.Helper()
+	r := planLeft(t, f)
+	if len(r.left) > 0 || !r.d.changed() {
+		t.Fatalf("repairs %+v, left %+v", r.fixes, r.left)
+	}
+	return r
+}
+
+// planLeft plans the repair of what is left in f, which may need none.
+func planLeft(t *testing.T, f File) *repairer {
+	t.Helper()
+	op := newOpener(Options{})
+	op.collect = true
+	r, err := newRepairer(t.Context(), op, op.newLayer(f, "image.vhdx"), RepairOptions{})
+	if err == nil {
+		err = r.plan()
+	}
+	if err != nil {
+		t.Fatalf("plan: %v", err)
+	}
+	return r
+}
+
+// An undoDouble is an undo file in memory, on the same circuit as the image. It is there once Commit has begun to
+// make it so; before, the power cut has lost it.
+type undoDouble struct {
+	c     *circuit // nil is always on
+	limit int      // bytes for which there is space; 0 is any number
+	b     bytes.Buffer
+	there bool
+}
+
+func (u *undoDouble) step() error {
+	if u.c == nil {
+		return nil
+	}
+	if _, after := u.c.step(); !after {
+		return powercut.ErrCut
+	}
+	return nil
+}
+
+func (u *undoDouble) Write(p []byte) (int, error) {
+	if u.limit > 0 && u.b.Len()+len(p) > u.limit {
+		return 0, unix.ENOSPC
+	}
+	if err := u.step(); err != nil {
+		return 0, err
+	}
+	return u.b.Write(p)
+}
+
+func (u *undoDouble) Commit() error {
+	if err := u.step(); err != nil {
+		return err
+	}
+	u.there = true
+	return nil
+}
+
+func (u *undoDouble) create() (undoFile, error) { return u, nil }
+func (u *undoDouble) Discard() error            { return nil }
+func (u *undoDouble) String() string            { return "double.undo" }
+
+func (u *undoDouble) remove() error {
+	u.there = false
+	return nil
+}
+
+func (u *undoDouble) open() (*undoReader, io.Closer, error) {
+	r, err := newUndoReader(bytes.NewReader(u.b.Bytes()), int64(u.b.Len()))
+	return r, io.NopCloser(nil), err
+}
+
+func sameBytes(a, b io.ReaderAt) bool {
+	read := func(r io.ReaderAt) []byte {
+		b, err := io.ReadAll(io.NewSectionReader(r, 0, 1<<40))
+		if err != nil {
+			panic(err)
+		}
+		return b
+	}
+	return bytes.Equal(read(a), read(b))
+}
+
+// crashImages are damaged images, which need every kind of change together.
+func crashImages() map[string]*image {
+	dirty := build(spec{dataOff: 5 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	dirty.setBlockEntry(2, dirty.entries[0])
+	dirty.setBlockEntry(3, newBATEntry(FullyPresent, tib))
+	dirty.logPages(dirty.batOff)
+
+	tables := build(spec{regions: []region{{GUID: otherGUID, Offset: 1 << 62, Length: mib}}, blocks: oneBlock})
+	tables.setBlockEntry(1, newBATEntry(unmappedDraft, 0))
+	tables.changeItem(diskSizeGUID, func(m *metadataItem) { m.Flags = 0 })
+
+	copy2 := build(spec{regions: []region{{GUID: otherGUID, Offset: 1 << 62, Length: mib}}, blocks: oneBlock})
+	copy2.write([]byte{1}, regionTableOffsets[0]+60000)
+
+	noLog := build(spec{noLog: true, blocks: oneBlock})
+	return map[string]*image{
+		"grows": damagedForUndo(false), "shrinks": damagedForUndo(true), "dirty": dirty, "region tables": tables, "one region table": copy2, "no log": noLog,
+	}
+}
+
+// Wherever the power is cut, the undo file restores the image to the byte, or the image was not touched yet; and without
+// it the repair can be run again.
+func TestPowerCutInRepair(t *testing.T) {
+	for name, im := range crashImages() {
+		t.Run(name, func(t *testing.T) {
+			cuts := 0
+			for cut, done := 1, false; !done; cut++ {
+				c := &circuit{cut: cut}
+				disk := powercut.New(im.memFile, im.size)
+				undo := &undoDouble{c: c}
+				_, err := planOn(t, wiredFile{disk, c}).apply(undo)
+				done = c.powered()
+				if (err == nil) != done {
+					t.Fatalf("cut %d: %v", cut, err)
+				}
+				for seed := range uint64(8) {
+					if err := afterRepairCut(t, im, disk, undo, rand.New(rand.NewPCG(seed, 1))); err != nil {
+						t.Fatalf("cut %d, state %d: %v", cut, seed, err)
+					}
+				}
+				cuts++
+			}
+			if cuts < 10 {
+				t.Errorf("%d cuts only", cuts)
+			}
+		})
+	}
+}
+
+func afterRepairCut(t *testing.T, im *image, disk *powercut.Disk, undo *undoDouble, rng *rand.Rand) error {
+	left := disk.AfterCut(rng)
+	if !undo.there {
+		if !sameBytes(left, im.memFile) {
+			return errors.New("the image was changed before the undo file was there")
+		}
+		return nil
+	}
+	again := powercut.New(left, sizeOfDisk(t, left))
+	if r := planLeft(t, again); len(r.left) > 0 {
+		return fmt.Errorf("the repair cannot be run again: %+v", r.left)
+	} else if r.d.changed() {
+		if _, err := r.apply(&undoDouble{}); err != nil {
+			return fmt.Errorf("run again: %w", err)
+		}
+		if r := planLeft(t, again); len(r.left) > 0 || len(r.fixes) > 0 && !r.onlyLeaks() {
+			return fmt.Errorf("after it was run again: %+v, %+v", r.left, r.fixes)
+		}
+	}
+
+	// The undo loses power, too, and is run again.
+	u, _, err := undo.open()
+	if err != nil {
+		return err
+	}
+	left.CutAt(1 + rng.IntN(12))
+	if _, err := u.restore(t.Context(), left, false); err != nil && !errors.Is(err, powercut.ErrCut) {
+		return fmt.Errorf("undo: %w", err)
+	}
+	left = left.AfterCut(rng)
+	if _, err := u.restore(t.Context(), left, false); err != nil {
+		return fmt.Errorf("undo again: %w", err)
+	}
+	if !sameBytes(left, im.memFile) {
+		return errors.New("the undo file did not bring back what was there")
+	}
+	return nil
+}
+
+// onlyLeaks reports whether space is all that there is to repair.
+func (r *repairer) onlyLeaks() bool {
+	for _, f := range r.fixes {
+		if f.Structure != "file" {
+			return false
+		}
+	}
+	return true
+}
+
+func sizeOfDisk(t *testing.T, d *powercut.Disk) int64 {
+	t.Helper()
+	size, err := d.Size()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return size
+}

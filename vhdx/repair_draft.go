@@ -1,0 +1,229 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxDraftPages bounds the memory of a draft: 256 MiB of pages. It is the BAT of a disk of 32 TiB, all of it changed.
+const maxDraftPages = 64 << 10
+
+// errLargeDraft says that a repair would change too much. Who replays a log by opening the image needs no draft.
+var errLargeDraft = errors.New("more than 256 MiB of block tables or log are to be changed, which is too much for a repair; " +
+	"a log alone is replayed by mounting the image for writing")
+
+// A draft is an image file with changes that nobody has made yet. It reads as the file would with them, and leaves the
+// file as it is. It is for one goroutine.
+//
+// The file grows or is cut, not both: once it was cut below its old size it cannot grow again.
+type draft struct {
+	base   File
+	old    int64                     // size of base, bytes
+	size   int64                     // of the draft, bytes
+	pages  map[int64]*[pageSize]byte // changed, by file offset
+	copies []copied                  // by rising place, behind the old end and not in pages
+	holes  []fileRange               // that are to be punched, by rising offset; nothing uses them
+}
+
+// A fileRange is a range of the image file, in bytes.
+type fileRange struct{ off, n int64 }
+
+func (r fileRange) end() int64 { return r.off + r.n }
+
+// A copied is a range of the draft, at off, that holds a copy of the n bytes at from of the file.
+type copied struct {
+	fileRange
+	from int64
+}
+
+var (
+	_ File       = (*draft)(nil)
+	_ holeSeeker = (*draft)(nil)
+)
+
+func newDraft(base File) (*draft, error) {
+	size, err := base.Size()
+	if err != nil {
+		return nil, fmt.Errorf("size of the image: %w", err)
+	}
+	return &draft{base: base, old: size, size: size, pages: make(map[int64]*[pageSize]byte)}, nil
+}
+
+// changed reports whether anything of the draft differs from the file.
+func (d *draft) changed() bool { return d.size != d.old || len(d.pages)+len(d.holes) > 0 }
+
+// offsets returns the file offsets of the changed pages, in order.
+func (d *draft) offsets() []int64 { return slices.Sorted(maps.Keys(d.pages)) }
+
+// ReadAt reads from the draft.
+func (d *draft) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, unix.EINVAL
+	}
+	var end error
+	if left := d.size - off; int64(len(p)) > left {
+		p, end = p[:max(left, 0)], io.EOF
+	}
+	if err := readZeroPast(d.base, p, off, min(d.old, d.size)); err != nil {
+		return 0, err
+	}
+	for _, h := range d.holes {
+		if part := overlap(p, off, h); part != nil {
+			clear(part)
+		}
+	}
+	for _, c := range d.copies {
+		if part := overlap(p, off, c.fileRange); part != nil {
+			at := max(off, c.off)
+			if err := readZeroPast(d.base, part, c.from+at-c.off, d.old); err != nil {
+				return 0, err
+			}
+		}
+	}
+	for at := off &^ (pageSize - 1); at < off+int64(len(p)) && len(d.pages) > 0; at += pageSize {
+		if pg := d.pages[at]; pg != nil {
+			copy(overlap(p, off, fileRange{at, pageSize}), pg[max(off-at, 0):])
+		}
+	}
+	return len(p), end
+}
+
+// overlap returns the part of p, which stands for the bytes at off of a file, that lies in r, or nil.
+func overlap(p []byte, off int64, r fileRange) []byte {
+	from, to := max(off, r.off), min(off+int64(len(p)), r.end())
+	if from >= to {
+		return nil
+	}
+	return p[from-off : to-off]
+}
+
+// readZeroPast fills p from byte off of f on, with zeros from byte end on.
+func readZeroPast(f io.ReaderAt, p []byte, off, end int64) error {
+	inside := p[:max(0, min(int64(len(p)), end-off))]
+	clear(p[len(inside):])
+	if len(inside) == 0 {
+		return nil
+	}
+	return readFull(f, inside, off, "the image")
+}
+
+// WriteAt changes the draft. A page that stays what it is does not count as changed.
+func (d *draft) WriteAt(p []byte, off int64) (int, error) {
+	if end := off + int64(len(p)); end > d.size {
+		if err := d.Truncate(end); err != nil {
+			return 0, err
+		}
+	}
+	for n := 0; n < len(p); {
+		at := (off + int64(n)) &^ (pageSize - 1)
+		var pg [pageSize]byte
+		if _, err := d.ReadAt(pg[:], at); err != nil && err != io.EOF {
+			return n, err
+		}
+		before := pg
+		n += copy(pg[off+int64(n)-at:], p[n:])
+		switch {
+		case pg == before:
+		case d.pages[at] == nil && len(d.pages) == maxDraftPages:
+			return n, errLargeDraft
+		default:
+			d.pages[at] = &pg
+		}
+	}
+	return len(p), nil
+}
+
+// Size returns the size in bytes that the file is going to have.
+func (d *draft) Size() (int64, error) { return d.size, nil }
+
+// Truncate changes the size. Added bytes read as zero.
+func (d *draft) Truncate(size int64) error {
+	switch f, ok := d.base.(interface{ Device() bool }); {
+	case size == d.size:
+		return nil
+	case ok && f.Device():
+		return fmt.Errorf("the image is a device of %d bytes, and the repair needs %d: %w", d.old, size, unix.ENOSPC)
+	case size > d.size && d.size < d.old:
+		return errors.New("a draft that was cut cannot grow")
+	}
+	d.size = size
+	maps.DeleteFunc(d.pages, func(at int64, _ *[pageSize]byte) bool { return at >= size })
+	return nil
+}
+
+// append makes room for n bytes, which read as zero, at the next MiB behind the end of the file.
+func (d *draft) append(n int64) (off int64, err error) {
+	off = roundUp(d.size, mib)
+	return off, d.Truncate(off + n)
+}
+
+// appendCopy makes room for n bytes in the same way, and has them hold a copy of what the file holds at from.
+func (d *draft) appendCopy(from, n int64) (off int64, err error) {
+	if off, err = d.append(n); err == nil {
+		d.copies = append(d.copies, copied{fileRange{off, n}, from})
+	}
+	return off, err
+}
+
+// PunchHole makes a range that nothing uses a hole.
+func (d *draft) PunchHole(off, n int64) error {
+	d.holes = append(d.holes, fileRange{off, n})
+	return nil
+}
+
+// NextData returns the first offset at or after off that may hold other bytes than zero.
+func (d *draft) NextData(off int64) (int64, error) {
+	next, err := d.nextOfBase(off)
+	if err != nil {
+		return 0, err
+	}
+	for at := range d.pages {
+		if at+pageSize > off {
+			next = min(next, max(at, off))
+		}
+	}
+	for _, c := range d.copies {
+		if c.end() > off {
+			next = min(next, max(c.off, off))
+		}
+	}
+	if next >= d.size {
+		return 0, io.EOF
+	}
+	return next, nil
+}
+
+// nextOfBase returns the first offset at or after off where the file may hold other bytes than zero and the draft has
+// no hole, and the end of the draft where there is none.
+func (d *draft) nextOfBase(off int64) (int64, error) {
+	f, _ := d.base.(holeSeeker)
+	for off < min(d.old, d.size) {
+		if f != nil {
+			next, err := f.NextData(off)
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				return 0, err
+			}
+			off = next
+		}
+		i := slices.IndexFunc(d.holes, func(h fileRange) bool { return h.off <= off && off < h.end() })
+		if i < 0 {
+			return off, nil
+		}
+		off = d.holes[i].end()
+	}
+	return d.size, nil
+}
+
+// Sync does nothing: a draft is not durable.
+func (d *draft) Sync() error { return nil }
+
+// Close does nothing: the file is not the draft's.
+func (d *draft) Close() error { return nil }

@@ -1,0 +1,218 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/internal/ondisk"
+)
+
+// A repairer plans the repair of one image on a draft of its file: it examines the draft, mends what the findings
+// tell of, and begins anew, until nothing is left that it can mend. What depends on a place in the file being right
+// is mended after what says where that place is.
+type repairer struct {
+	ctx  context.Context
+	op   *opener
+	top  *layer // of the file itself, with nothing loaded but path and file
+	o    RepairOptions
+	d    *draft
+	last *layer // of the draft, as it was examined last
+
+	copies [2]header // of the file; valid unless headless
+	slot   int       // of the current one
+	header header    // that the image is going to have
+
+	headless   bool // there is no header, so nothing can be repaired
+	triedOther bool // the other copy of the region table was taken
+	lossy      bool // a fix is not harmless
+
+	fixes  []Fix
+	left   []Finding
+	advice []string
+}
+
+func newRepairer(ctx context.Context, op *opener, top *layer, o RepairOptions) (*repairer, error) {
+	d, err := newDraft(top.file)
+	if err != nil {
+		return nil, err
+	}
+	r := &repairer{ctx: ctx, op: op, top: top, o: o, d: d}
+	if d.old < headerSectionSize {
+		r.headless = true
+		return r, nil
+	}
+	hs, err := readHeaders(top.file)
+	switch {
+	case ruleOf(err) == ondisk.R4: // the first is taken, where they agree on what matters
+	case errors.Is(err, ErrCorrupt):
+		r.headless = true
+		return r, nil
+	case err != nil:
+		return nil, err
+	}
+	r.copies, r.slot = hs.copies, hs.current
+	r.header = hs.header()
+	r.header.FileWriteGUID = uuid.New()
+	return r, nil
+}
+
+// A repair mends findings of one kind.
+type repair struct {
+	structure string        // that the findings are about
+	rules     []ondisk.Rule // that the findings say are broken; none is those that break no rule
+	mend      func(r *repairer, l *layer, list []Finding) error
+}
+
+// repairs are in stages: when one of a stage has mended something, the draft is examined anew, from its first byte.
+var repairs = [][]repair{
+	{
+		{"file type identifier", []ondisk.Rule{ondisk.R2}, (*repairer).mendIdentifier},
+		{"header", []ondisk.Rule{ondisk.R4}, (*repairer).mendEqualHeaders},
+		{"header", []ondisk.Rule{ondisk.R7, ondisk.R8, ondisk.R9}, (*repairer).mendLogPlace},
+		{"header", []ondisk.Rule{ondisk.R6, ondisk.R10}, (*repairer).dropLog},
+		{"log", []ondisk.Rule{ondisk.R11, ondisk.R13}, (*repairer).dropLog},
+		{"log descriptor", []ondisk.Rule{ondisk.R13}, (*repairer).dropLog},
+		{"log entry", []ondisk.Rule{ondisk.R13}, (*repairer).dropLog},
+		{"log entry", []ondisk.Rule{ondisk.R12}, (*repairer).replayTruncated},
+	},
+	{{structure: "log", mend: (*repairer).replay}},
+	{{"region table entry", []ondisk.Rule{ondisk.R16, ondisk.R17, ondisk.R18, ondisk.R22, ondisk.R23}, (*repairer).takeOtherTable},
+		{"region table", []ondisk.Rule{ondisk.R19, ondisk.R20, ondisk.R21}, (*repairer).takeOtherTable}},
+	{
+		{"header", nil, (*repairer).mendHeaders},
+		{"region table", nil, (*repairer).mendTables},
+		{"region table entry", nil, (*repairer).mendRegions},
+		{"region table entry", []ondisk.Rule{ondisk.R17, ondisk.R18}, (*repairer).mendRegions},
+		{"metadata table entry", nil, (*repairer).mendItems},
+		{"metadata table entry", []ondisk.Rule{ondisk.R27, ondisk.R28, ondisk.R29, ondisk.R31, ondisk.R36}, (*repairer).mendItems},
+		{"file parameters", nil, (*repairer).mendFileParameters},
+		{"physical sector size", []ondisk.Rule{ondisk.R39}, (*repairer).mendPhysicalSectorSize},
+	},
+	{
+		{"BAT entry", []ondisk.Rule{ondisk.R44, ondisk.R45, ondisk.R46, ondisk.R47, ondisk.R48}, (*repairer).mendBlocks},
+		{"BAT entry", nil, (*repairer).tidyEntries},
+		{"BAT", nil, (*repairer).dropKeptPlaces},
+	},
+	{{"BAT entry", []ondisk.Rule{ondisk.R49}, (*repairer).separate}},
+	{{"BAT entry", []ondisk.Rule{ondisk.R50, ondisk.R51, ondisk.R52}, (*repairer).mendBitmaps}},
+	{{structure: "log", mend: (*repairer).addLog}},
+	{{structure: "file", mend: (*repairer).giveBack}},
+}
+
+// takes returns the findings of the list that are this repair's.
+func (p *repair) takes(list []Finding) []Finding {
+	var mine []Finding
+	for _, f := range list {
+		byRule := slices.ContainsFunc(p.rules, func(r ondisk.Rule) bool { return r.Name() == f.Rule })
+		if f.Structure == p.structure && (byRule || len(p.rules) == 0 && f.Rule == "") {
+			mine = append(mine, f)
+		}
+	}
+	return mine
+}
+
+// maxRounds bounds the work. Each round mends up to maxFindings entries of the BAT, so it is reached only where so many
+// are damaged that to repair the image is of no use.
+const maxRounds = 64
+
+// plan mends all that can be mended. Afterwards left has the broken rules that remain.
+func (r *repairer) plan() error {
+	for range maxRounds {
+		if err := context.Cause(r.ctx); err != nil {
+			return err
+		}
+		l, list, err := r.examine()
+		if err != nil {
+			return err
+		}
+		r.last = l
+		mended, err := r.mendFirst(l, list)
+		if err != nil {
+			return err
+		}
+		if mended {
+			continue
+		}
+		r.left = slices.DeleteFunc(list, func(f Finding) bool { return f.Rule == "" })
+		return nil
+	}
+	r.left = []Finding{{Structure: "BAT", Message: fmt.Sprintf("after %d repairs there is still more to repair", len(r.fixes))}}
+	return nil
+}
+
+// examine loads the draft, and returns all that was found: broken rules, oddities, and what else there is to do.
+func (r *repairer) examine() (*layer, []Finding, error) {
+	l := r.op.newLayer(r.d, r.top.path)
+	err := l.load()
+	list := append(slices.Clone(l.errors), l.warnings...)
+	var fe *FormatError
+	switch {
+	case errors.As(err, &fe):
+		return l, append(list, newFinding(fe)), nil
+	case err != nil && len(l.errors) == 0: // else it follows from a broken rule, such as a read beyond the file
+		return nil, nil, err
+	case err != nil:
+		return l, list, nil
+	}
+	log := l.log()
+	switch {
+	case l.replay != nil:
+		list = append(list, Finding{Structure: "log", Offset: log.Offset, Message: fmt.Sprintf("the image was not closed cleanly; its log has %d updates to replay", l.sequence.Updates)})
+	case log.Length == 0:
+		list = append(list, Finding{Structure: "log", Offset: log.Offset, Message: "there is no log; the image can be read, but not be written safely"})
+	}
+	if free := l.space.free(); free > 0 {
+		list = append(list, Finding{Structure: "file", Message: fmt.Sprintf("%d MiB inside it are used by nothing", free/mib)})
+	}
+	return l, list, nil
+}
+
+// mendFirst runs the repairs of the first stage that mends something.
+func (r *repairer) mendFirst(l *layer, list []Finding) (bool, error) {
+	if r.headless {
+		return false, nil
+	}
+	before := len(r.fixes)
+	for _, stage := range repairs {
+		for _, p := range stage {
+			if mine := p.takes(list); len(mine) > 0 {
+				if err := p.mend(r, l, mine); err != nil {
+					return false, err
+				}
+			}
+		}
+		if len(r.fixes) > before {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// fixed notes a repair that changes nothing that a reader of the disk sees.
+func (r *repairer) fixed(f Finding, format string, args ...any) {
+	r.fixes = append(r.fixes, Fix{Finding: f, Done: fmt.Sprintf(format, args...), Effect: Harmless})
+}
+
+// hurt notes a repair after which ranges of the disk are lost or suspect.
+func (r *repairer) hurt(f Finding, e Effect, ranges []DiskRange, format string, args ...any) {
+	r.lossy = true
+	r.fixes = append(r.fixes, Fix{Finding: f, Done: fmt.Sprintf(format, args...), Effect: e, Ranges: ranges})
+}
+
+// advise says what can be done about what is left.
+func (r *repairer) advise() []string {
+	o := r.o.Open
+	o.Salvage, o.Lock = true, LockOff // it is locked already, by us
+	if im, err := Open(r.top.path, o); err == nil {
+		im.Close()
+		return append(r.advice, "vhdxfs convert --skip-errors IMAGE OUTPUT saves what can be read")
+	}
+	if len(r.advice) > 0 {
+		return r.advice
+	}
+	return []string{"what is damaged is needed to find anything in the image; without a backup, a tool that looks for files in raw data may find some"}
+}

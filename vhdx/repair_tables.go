@@ -1,0 +1,136 @@
+package vhdx
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/internal/ondisk"
+)
+
+// takeOtherTable takes the other copy of the region table, where the one that counts says what cannot be. Whether the
+// other one is better shows when the draft is examined again.
+func (r *repairer) takeOtherTable(l *layer, list []Finding) error {
+	if r.triedOther || !l.tables.differ {
+		return nil
+	}
+	r.triedOther = true
+	r.fixed(list[0], "copy 2 of the region table is taken for both")
+	return r.copyTable(1, 0)
+}
+
+// mendTables writes the copy of the region table that is damaged, or another one, from the one that counts.
+func (r *repairer) mendTables(l *layer, list []Finding) error {
+	cur := l.tables.current
+	r.fixed(list[0], "copy %d is written from copy %d", 2-cur, cur+1)
+	return r.copyTable(cur, 1-cur)
+}
+
+func (r *repairer) copyTable(from, to int) error {
+	var b [regionTableSize]byte
+	if err := readFull(r.d, b[:], regionTableOffsets[from], "region table"); err != nil {
+		return err
+	}
+	_, err := r.d.WriteAt(b[:], regionTableOffsets[to])
+	return err
+}
+
+// mendRegions clears reserved flags, and takes out regions that nobody has to know and that lie where none can be:
+// until then no block can be put into the file.
+func (r *repairer) mendRegions(l *layer, list []Finding) error {
+	before := len(r.fixes)
+	var table []region
+	for _, reg := range l.tables.regions {
+		misplaced := reg.Offset%mib != 0 || reg.Offset < headerSectionSize || reg.Length == 0 || reg.Length%mib != 0
+		if reg.name() == "unknown" && reg.Flags&regionRequired == 0 && (misplaced || !reg.inside(l.size)) {
+			r.fixed(list[0], "the optional region %v at %#x is taken out of the table; it held nothing of the disk", reg.GUID, reg.Offset)
+			r.o.KeepLeaks = true
+			continue
+		}
+		if reg.Flags&^regionRequired != 0 {
+			r.fixed(list[0], "the reserved flags of the %s region are cleared", reg.name())
+			reg.Flags &= regionRequired
+		}
+		table = append(table, reg)
+	}
+	if len(r.fixes) == before {
+		return nil
+	}
+	b := encodeRegionTable(table)
+	for _, off := range regionTableOffsets {
+		if _, err := r.d.WriteAt(b[:], off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mendItems mends entries of the metadata table that the disk does not depend on.
+func (r *repairer) mendItems(l *layer, list []Finding) error {
+	for _, f := range list {
+		i := int((f.Offset - l.metadataOffset() - metadataHeaderSize) / metadataEntrySize)
+		if i < 0 || i >= len(l.items) {
+			continue
+		}
+		m := l.items[i]
+		known, isKnown := m.known()
+		switch {
+		case f.Rule == "" && isKnown:
+			m.Flags = known.flags
+			if m.ID != parentLocatorGUID {
+				m.Length = min(m.Length, known.size)
+			}
+			r.fixed(f, "flags and length of the %s are the usual ones now", known.name)
+		case f.Rule == ondisk.R27.Name() && slices.Contains(l.items[:i], m), // the same item twice
+			f.Rule != ondisk.R27.Name() && needless(m):
+			r.fixed(f, "the entry of item %v is made one of nothing; the disk reads as before", m.ID)
+			m = metadataItem{ID: uuid.New()} // so no other entry has to move, which could not be done in one write
+		default:
+			continue
+		}
+		if err := r.setItem(f.Offset, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// needless reports whether a disk can be read without the metadata item.
+func needless(m metadataItem) bool {
+	_, isKnown := m.known()
+	return !isKnown && m.Flags&itemIsRequired == 0 ||
+		isKnown && (m.ID == diskIDGUID || m.ID == physicalSectorSizeGUID)
+}
+
+// setItem stores the entry of the metadata table at file offset off.
+func (r *repairer) setItem(off int64, m metadataItem) error {
+	b := encodeMetadataTable([]metadataItem{m})[metadataHeaderSize:][:metadataEntrySize]
+	_, err := r.d.WriteAt(b, off)
+	return err
+}
+
+// mendFileParameters clears the reserved flags.
+func (r *repairer) mendFileParameters(_ *layer, list []Finding) error {
+	at := list[0].Offset + 4 // behind the block size
+	var b [4]byte
+	if err := readFull(r.d, b[:], at, "file parameters"); err != nil {
+		return err
+	}
+	le.PutUint32(b[:], le.Uint32(b[:])&(paramLeaveBlockAllocated|paramHasParent))
+	r.fixed(list[0], "the reserved flags are cleared")
+	_, err := r.d.WriteAt(b[:], at)
+	return err
+}
+
+// mendPhysicalSectorSize puts the usual value in the place of one that cannot be. It changes no byte of the disk.
+func (r *repairer) mendPhysicalSectorSize(_ *layer, list []Finding) error {
+	r.fixed(list[0], "set to %d bytes, as disks usually have; the disk reads as before", defaultPhysicalSector)
+	_, err := r.d.WriteAt(le.AppendUint32(nil, defaultPhysicalSector), list[0].Offset)
+	return err
+}
+
+const defaultPhysicalSector = 4096 // bytes
+
+// blockName is how messages call a payload block.
+func blockName(b int64) string { return fmt.Sprintf("block %d", b) }

@@ -1,0 +1,436 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/internal/ondisk"
+)
+
+// mustRepair repairs the image at path.
+func mustRepair(t *testing.T, path string, o RepairOptions) *RepairReport {
+	t.Helper()
+	r, err := Repair(t.Context(), path, o)
+	if err != nil {
+		t.Fatalf("Repair: %v", err)
+	}
+	return r
+}
+
+// undo takes the repair back, and checks that the image is what it was.
+func (f *memFile) undo(t *testing.T, path string, r *RepairReport) {
+	t.Helper()
+	if u, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); err != nil || u.Path != path {
+		t.Fatalf("Undo: %+v, %v", u, err)
+	}
+	if !f.sameAs(t, path) {
+		t.Error("Undo did not bring back what was there")
+	}
+}
+
+// untouched checks that nothing was changed, and that the folder of the image holds n files.
+func (f *memFile) untouched(t *testing.T, path string, n int) {
+	t.Helper()
+	if !f.sameAs(t, path) {
+		t.Error("the image was changed")
+	}
+	if list, err := os.ReadDir(filepath.Dir(path)); err != nil || len(list) != n {
+		t.Errorf("the folder holds %v, %v; want %d files", list, err, n)
+	}
+}
+
+// What becomes of an image that breaks a rule.
+const (
+	repaired = iota // it is sound
+	refused         // it is as before
+	either          // it depends on what is damaged
+	dropped         // it is sound if the log is given up, and refused otherwise
+	parents         // nothing is wrong with the image itself
+)
+
+var repairOutcomes = map[int]string{
+	repaired: "R2 R4 R7 R8 R12 R27 R31 R39 R44 R45 R46 R47 R48 R49 R50 R51 R52",
+	refused:  "R1 R3 R5 R14 R15 R20 R21 R22 R23 R24 R25 R26 R30 R32 R33 R34 R35 R37 R38 R40 R41 R42 R43 R53 R54 R55 R56 R57 R58 R59 R60",
+	either:   "R9 R16 R17 R18 R19 R28 R29 R36",
+	dropped:  "R6 R10 R11 R13",
+	parents:  "R61 R62 R63 R64 R65",
+}
+
+func outcomeOf(t *testing.T, r ondisk.Rule) int {
+	t.Helper()
+	for o, list := range repairOutcomes {
+		if slices.Contains(strings.Fields(list), r.Name()) {
+			return o
+		}
+	}
+	t.Fatalf("no outcome for %v", r)
+	return 0
+}
+
+// Each image that breaks a rule is repaired, and the repair can be undone to the byte, or it is refused and untouched.
+func TestRepairOfEveryRule(t *testing.T) {
+	for _, list := range allRuleCases {
+		for _, c := range list {
+			if c.good {
+				continue
+			}
+			t.Run(c.rule.Name()+" "+c.name, func(t *testing.T) {
+				t.Parallel()
+				outcome := outcomeOf(t, c.rule)
+				if outcome == dropped {
+					c.repair(t, RepairOptions{}, refused)
+					outcome = repaired
+				}
+				c.repair(t, RepairOptions{DropLog: true}, outcome)
+			})
+		}
+	}
+}
+
+func (c *ruleCase) repair(t *testing.T, o RepairOptions, want int) {
+	s := &scene{image: build(c.spec), others: make(map[string]*image)}
+	if c.spec.typ == Differencing {
+		s.parent = build(spec{diskSize: s.diskSize, blockSize: s.blockSize, sectorSize: s.sectorSize, blocks: []blockSpec{{0, FullyPresent}}})
+	}
+	c.damage(s)
+	dir, files := t.TempDir(), 1
+	path := filepath.Join(dir, "image.vhdx")
+	s.image.writeTo(t, path)
+	if s.parent != nil {
+		s.parent.writeTo(t, filepath.Join(dir, "parent.vhdx"))
+		files++
+	}
+	o.Open = s.opts
+	r := mustRepair(t, path, o)
+	switch {
+	case want == parents:
+		if len(r.Left)+len(r.Fixes) > 0 || r.After.Sound() {
+			t.Errorf("report %+v; want nothing done, and the error of the parent", r)
+		}
+		s.untouched(t, path, files)
+	case want == refused, want == either && len(r.Left) > 0:
+		if len(r.Left) == 0 || len(r.Advice) == 0 || r.Changed || len(r.Fixes) > 0 {
+			t.Errorf("report %+v; want a refusal with advice", r)
+		}
+		s.untouched(t, path, files)
+	default:
+		if len(r.Left) > 0 || !r.Changed || len(r.Fixes) == 0 {
+			t.Fatalf("report %+v; want a repair", r)
+		}
+		for _, f := range r.After.Errors {
+			t.Errorf("after the repair: %+v", f)
+		}
+		o.KeepLeaks = true // the first has left them, where anything was lost
+		if again := mustRepair(t, path, o); again.Changed || len(again.Fixes) > 0 {
+			t.Errorf("a second repair has something to do: %+v", again.Fixes)
+		}
+		s.undo(t, path, r)
+	}
+}
+
+// What breaks no rule is repaired too, and the disk reads as before.
+func TestRepairOfOddities(t *testing.T) {
+	stay := []string{"O4 ", "O7 "} // what is missing cannot be known
+	quiet := []string{"T4", "T6", "T7 junk", "T8", "T9 entries", "T11", "T12", "O9"}
+	has := func(list []string, name string) bool {
+		return slices.ContainsFunc(list, func(p string) bool { return strings.HasPrefix(name, p) })
+	}
+	for _, c := range tolerances {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := &scene{image: build(c.spec)}
+			disk := chain{s.image}
+			if c.spec.typ == Differencing {
+				s.parent = build(spec{diskSize: s.diskSize, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+				disk = append(disk, s.parent)
+			}
+			c.change(s)
+			path := disk.writeTo(t, t.TempDir())
+			r := mustRepair(t, path, RepairOptions{})
+			if r.After.Clean() == has(stay, c.name) || r.Damaged() {
+				t.Errorf("after the repairs %+v: %+v", r.Fixes, r.After)
+			}
+			if still := has(quiet, c.name) || has(stay, c.name); still == r.Changed {
+				t.Errorf("changed is %v, by %+v", r.Changed, r.Fixes)
+			}
+			im, err := Open(path, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			disk.verify(t, im)
+			im.Close()
+			if r.Changed {
+				s.undo(t, path, r)
+			} else {
+				s.untouched(t, path, len(disk))
+			}
+		})
+	}
+}
+
+// A repaired disk reads as before, but for what is lost, and that as the report says: zeros, never the parent's data.
+func TestRepairedDisk(t *testing.T) {
+	all := []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}}
+	part := []blockSpec{{0, FullyPresent}, {1, PartiallyPresent}, {2, PartiallyPresent}}
+	at := func(b int64) DiskRange { return DiskRange{b * mib, mib} }
+	for _, tc := range []struct {
+		name    string
+		spec    spec
+		damage  func(im *image)
+		lost    []DiskRange // read as zeros
+		suspect []DiskRange // read as before, but nobody can know
+	}{
+		{"outside the file", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(FullyPresent, tib)) }, []DiskRange{at(1)}, nil},
+		{"in the header section", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(FullyPresent, 0)) }, []DiskRange{at(1)}, nil},
+		{"on the BAT, in a child", spec{typ: Differencing, blocks: part}, func(im *image) { im.setBlockEntry(1, newBATEntry(PartiallyPresent, im.batOff)) }, []DiskRange{at(1)}, nil},
+		{"flipped state", spec{blocks: all}, func(im *image) { im.setEntry(1, newBATEntry(4, im.entries[1].fileOff())) }, nil, []DiskRange{at(1)}},
+		{"flipped state without a place", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(4, 0)) }, []DiskRange{at(1)}, nil},
+		{"partially present", spec{blocks: all}, func(im *image) { im.setEntry(1, newBATEntry(PartiallyPresent, im.entries[1].fileOff())) }, nil, []DiskRange{at(1)}},
+		{"cut file", spec{blocks: all}, func(im *image) { im.Truncate(im.entries[1].fileOff() + 5000) },
+			[]DiskRange{{mib + 5000, mib - 5000}, at(2)}, nil},
+		{"cut file with a log", spec{blocks: all}, func(im *image) {
+			im.logPages(im.batOff)
+			im.Truncate(im.entries[2].fileOff() + 512)
+		}, []DiskRange{{2*mib + 512, mib - 512}}, nil},
+		{"overlap", spec{blocks: all}, func(im *image) {
+			im.setBlockEntry(1, im.entries[0])
+			b := make([]byte, mib)
+			im.disk.ReadAt(b, 0)
+			im.disk.WriteAt(b, mib)
+		}, nil, []DiskRange{at(1), at(0)}},
+		{"overlap of three", spec{blocks: all}, func(im *image) {
+			b := make([]byte, mib)
+			im.disk.ReadAt(b, 0)
+			for i := range int64(2) {
+				im.setBlockEntry(i+1, im.entries[0])
+				im.disk.WriteAt(b, (i+1)*mib)
+			}
+		}, nil, []DiskRange{at(1), at(0), at(2), at(2), at(0), at(1)}},
+		{"sector bitmap with a flipped state", spec{typ: Differencing, blocks: part}, func(im *image) {
+			im.setEntry(im.geo.bitmapEntry(0), newBATEntry(7, im.bitmaps[0]))
+		}, nil, []DiskRange{at(1), at(2)}},
+		{"sector bitmap cut off behind its bits", spec{typ: Differencing, blocks: part, dataOff: 6 * mib}, func(im *image) {
+			b := im.read(im.bitmaps[0], mib)
+			im.write(b, im.size)
+			im.setEntry(im.geo.bitmapEntry(0), newBATEntry(bitmapPresent, im.size-mib))
+			im.Truncate(im.size - mib + 1000)
+		}, nil, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			im := build(tc.spec)
+			disk := chain{im}
+			if tc.spec.typ == Differencing {
+				disk = append(disk, build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}, {3, FullyPresent}}}))
+			}
+			tc.damage(im)
+			path := disk.writeTo(t, t.TempDir())
+			r := mustRepair(t, path, RepairOptions{})
+			if !r.After.Clean() {
+				t.Fatalf("after the repairs %+v: %+v", r.Fixes, r.After)
+			}
+			var lost, suspect []DiskRange
+			for _, f := range r.Fixes {
+				switch f.Effect {
+				case Lost:
+					lost = append(lost, f.Ranges...)
+				case Suspect:
+					suspect = append(suspect, f.Ranges...)
+				}
+			}
+			if !slices.Equal(lost, tc.lost) || !slices.Equal(suspect, tc.suspect) {
+				t.Errorf("lost %v, suspect %v; want %v, %v", lost, suspect, tc.lost, tc.suspect)
+			}
+			compareRepaired(t, disk, path, lost)
+			im.undo(t, path, r)
+		})
+	}
+}
+
+// compareRepaired compares the disk of the image at path with the model, in which the ranges that are lost are zeros.
+func compareRepaired(t *testing.T, disk chain, path string, lost []DiskRange) {
+	t.Helper()
+	want := make([]byte, disk[0].diskSize)
+	for b, e := range disk[0].entries { // a model of a broken entry is none
+		if st := e.state(); st == 4 || st == PartiallyPresent && disk[0].sectors[b] == nil {
+			disk[0].entries[b] = newBATEntry(FullyPresent, e.fileOff())
+		}
+	}
+	disk.want(want, 0)
+	for _, r := range lost {
+		clear(want[r.Start : r.Start+r.Length])
+	}
+	im, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	got := make([]byte, len(want))
+	if _, err := im.ReadAt(got, 0); err != nil {
+		t.Fatal(err)
+	}
+	if i := firstDifference(got, want); i >= 0 {
+		t.Errorf("byte %#x of the disk is %#x, want %#x", i, got[i], want[i])
+	}
+}
+
+// A sector bitmap that is gone is guessed from the data: a sector that was written with zeros becomes the parent's, and
+// that is all that is wrong then.
+func TestRepairGuessesSectorBitmaps(t *testing.T) {
+	im := build(spec{typ: Differencing, blocks: []blockSpec{{1, PartiallyPresent}}})
+	b := make([]byte, mib)
+	for s := range int64(2048) { // what is not here is zero
+		if here := im.sectors[1][s]; here {
+			copy(b[s*512:], im.random(512))
+		}
+	}
+	im.put(b, mib)
+	disk := chain{im, build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})}
+	im.setEntry(im.geo.bitmapEntry(0), newBATEntry(bitmapPresent, im.logOff))
+	path := disk.writeTo(t, t.TempDir())
+	r := mustRepair(t, path, RepairOptions{})
+	if !r.After.Clean() || !r.Damaged() {
+		t.Fatalf("after the repairs %+v: %+v", r.Fixes, r.After)
+	}
+	compareRepaired(t, disk, path, nil)
+	im.undo(t, path, r)
+}
+
+func TestRepairGivesSpaceBack(t *testing.T) {
+	leaky := func(typ DiskType) *image {
+		im := build(spec{typ: typ, dataOff: 7 * mib, blocks: oneBlock})
+		im.write(im.random(mib), 5*mib)
+		im.write(im.random(100), im.size+3*mib)
+		return im
+	}
+	im := leaky(Dynamic)
+	path := chain{im}.writeTo(t, t.TempDir())
+	if r := mustRepair(t, path, RepairOptions{KeepLeaks: true}); r.Changed {
+		t.Errorf("--keep-leaks: %+v", r.Fixes)
+	}
+	r := mustRepair(t, path, RepairOptions{})
+	if st, err := os.Stat(path); err != nil || st.Size() != 8*mib || len(r.Fixes) != 2 {
+		t.Errorf("repairs %+v, file %v, %v; want one of 8 MiB", r.Fixes, st, err)
+	}
+	f, err := openFile(path, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if next, err := f.NextData(5 * mib); err != nil || next != 7*mib {
+		t.Errorf("behind 5 MiB the data begins at %#x, %v; want a hole up to 7 MiB", next, err)
+	}
+	if r.UndoSize < mib || r.UndoSize > 2*mib {
+		t.Errorf("an undo file of %d bytes for one MiB of data", r.UndoSize)
+	}
+	im.undo(t, path, r)
+
+	// What is lost may be in the space that nothing uses, and that of a fixed disk is meant to stay.
+	im = leaky(Dynamic)
+	im.setBlockEntry(1, newBATEntry(FullyPresent, tib))
+	if r := mustRepair(t, chain{im}.writeTo(t, t.TempDir()), RepairOptions{}); len(r.Fixes) != 1 || r.After.Leaked == 0 {
+		t.Errorf("with a lost block: %+v", r.Fixes)
+	}
+	im = leaky(Fixed)
+	if r := mustRepair(t, chain{im}.writeTo(t, t.TempDir()), RepairOptions{}); r.Changed {
+		t.Errorf("of a fixed disk: %+v", r.Fixes)
+	}
+}
+
+// A dry run tells what a repair does, and changes nothing.
+func TestRepairDryRun(t *testing.T) {
+	im := build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	im.setBlockEntry(2, im.entries[0])
+	im.setBlockEntry(3, newBATEntry(FullyPresent, tib))
+	path := chain{im}.writeTo(t, t.TempDir())
+	if err := os.Chmod(path, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	dry := mustRepair(t, path, RepairOptions{DryRun: true})
+	im.untouched(t, path, 1)
+	r := mustRepair(t, path, RepairOptions{})
+	if fmt.Sprint(dry.Fixes) != fmt.Sprint(r.Fixes) || dry.UndoFile != r.UndoFile || dry.UndoSize != r.UndoSize || dry.After.Clean() != r.After.Clean() ||
+		dry.After.Leaked != r.After.Leaked || dry.Changed || !r.Changed {
+		t.Errorf("the dry run tells\n%+v\nthe repair did\n%+v", dry, r)
+	}
+}
+
+func TestRepairInUse(t *testing.T) {
+	im := build(spec{blocks: oneBlock})
+	im.setHeaders(func(h *header) { h.SequenceNumber = 1 }) // which is a warning only
+	path := chain{im}.writeTo(t, t.TempDir())
+	for _, writable := range []bool{false, true} {
+		o, err := Open(path, Options{Writable: writable})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Repair(t.Context(), path, RepairOptions{}); !errors.Is(err, ErrLocked) {
+			t.Errorf("Repair of an image in use: %v", err)
+		}
+		o.Close()
+		im.untouched(t, path, 1)
+	}
+	r := mustRepair(t, path, RepairOptions{})
+	o, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); !errors.Is(err, ErrLocked) {
+		t.Errorf("Undo of an image in use: %v", err)
+	}
+	o.Close()
+	im.undo(t, path, r)
+}
+
+// The undo file never takes the place of another, and an interrupted repair leaves none.
+func TestRepairUndoFileNames(t *testing.T) {
+	im := build(spec{blocks: oneBlock})
+	im.setHeaders(func(h *header) { h.SequenceNumber = 1 })
+	path := chain{im}.writeTo(t, t.TempDir())
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stop := errors.New("stop")
+	cancel(stop)
+	if _, err := Repair(ctx, path, RepairOptions{}); !errors.Is(err, stop) {
+		t.Errorf("interrupted: %v", err)
+	}
+	im.untouched(t, path, 1)
+	taken := path + ".undo"
+	if err := os.WriteFile(taken, []byte("mine"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Repair(t.Context(), path, RepairOptions{UndoFile: taken}); !errors.Is(err, ErrOptions) {
+		t.Errorf("an undo file that exists: %v", err)
+	}
+	if _, err := Repair(t.Context(), path, RepairOptions{UndoFile: filepath.Join(path, "under", "it")}); err == nil {
+		t.Error("an undo file that cannot be made: no error")
+	}
+	im.untouched(t, path, 2)
+	r := mustRepair(t, path, RepairOptions{})
+	if b, err := os.ReadFile(taken); string(b) != "mine" || err != nil || r.UndoFile != taken+"2" {
+		t.Errorf("undo file %s, the other has %q, %v", r.UndoFile, b, err)
+	}
+	im.undo(t, path, r)
+}
+
+// Children of a repaired image fit it as before.
+func TestRepairKeepsTheDataWriteGUID(t *testing.T) {
+	im := build(spec{blocks: oneBlock, dataWrite: uuid.New()})
+	im.setBlockEntry(1, newBATEntry(FullyPresent, tib))
+	path := chain{im}.writeTo(t, t.TempDir())
+	r := mustRepair(t, path, RepairOptions{})
+	o, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	if h := o.top.headers.header(); h.DataWriteGUID != im.dataWrite || h.FileWriteGUID == otherGUID || !r.Changed {
+		t.Errorf("DataWriteGuid %v, want %v; FileWriteGuid %v", h.DataWriteGUID, im.dataWrite, h.FileWriteGUID)
+	}
+}

@@ -1,0 +1,156 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// UndoOptions says what to restore.
+type UndoOptions struct {
+	Image string   // "" is the one that the undo file names: beside it, or where it was
+	Force bool     // restore although the image is not as the repair has left it
+	Lock  LockMode // "" is LockOn
+}
+
+// An UndoResult says what Undo did.
+type UndoResult struct {
+	Path     string `json:"path"`
+	UndoFile string `json:"undo_file"`
+	Restored int64  `json:"restored_bytes"` // 0 where the image was as before the repair already
+}
+
+// ErrChanged is matched by the error for an image that is not as its repair has left it.
+var ErrChanged = errors.New("it is not as the repair has left it")
+
+// Undo takes a repair back: the image has every byte again that it had before, and its size. The undo file is read to
+// its end and the image is compared with it before anything is changed: each sector has to be as the repair has found
+// it or as it has left it, so a repair or an undo that was interrupted can be undone, and an image that was written
+// since cannot, unless Force is set. Every program that writes an image changes its headers, which the repair did too,
+// so that shows. Undo can be run again; the undo file stays.
+func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, err error) {
+	in, err := os.Open(undoFile)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	u, err := openUndo(in)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", undoFile, err)
+	}
+	path := o.Image
+	if path == "" {
+		path = u.image(undoFile)
+	}
+	f, err := openFile(path, os.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := f.lock(o.Lock, exclusiveLock); err != nil {
+		return nil, err
+	}
+	n, err := u.restore(ctx, f, o.Force)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return &UndoResult{Path: path, UndoFile: undoFile, Restored: n}, nil
+}
+
+func openUndo(f *os.File) (*undoReader, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return newUndoReader(f, st.Size())
+}
+
+// image returns where the image is that the undo file at path belongs to.
+func (u *undoReader) image(path string) string {
+	beside := filepath.Join(filepath.Dir(path), filepath.Base(u.path))
+	if _, err := os.Stat(beside); err == nil {
+		return beside
+	}
+	return u.path
+}
+
+// restore brings f back to what it was before the repair, and returns how many bytes of it were compared and put back.
+func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, error) {
+	size, err := f.Size()
+	if err != nil {
+		return 0, err
+	}
+	as, err := u.compare(f, size)
+	if err != nil {
+		return 0, err
+	}
+	switch {
+	case as.foreign != nil && !force:
+		return 0, as.foreign
+	case as.old && size == u.oldSize:
+		return 0, nil
+	}
+	if err := context.Cause(ctx); err != nil {
+		return 0, err
+	}
+	if size < u.oldSize {
+		if err := f.Truncate(u.oldSize); err != nil {
+			return 0, err
+		}
+	}
+	var n int64
+	err = u.each(func(rec *undoRecord) error {
+		n += int64(len(rec.old))
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		_, err := f.WriteAt(rec.old, rec.off)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("the undo did not come to its end, and can be run again: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return 0, err
+	}
+	if size > u.oldSize {
+		if err := f.Truncate(u.oldSize); err != nil {
+			return 0, err
+		}
+	}
+	return n, f.Sync()
+}
+
+// A comparison is what an image is like, beside its undo file.
+type comparison struct {
+	old     bool  // all that the repair was to change is as before
+	foreign error // something is neither as the repair has found it nor as it has left it
+}
+
+// compare reads all of the undo file, and compares f, of size bytes, with it.
+func (u *undoReader) compare(f File, size int64) (*comparison, error) {
+	c := &comparison{old: true}
+	if size < min(u.oldSize, u.newSize) || size > max(u.oldSize, u.newSize) {
+		c.foreign = fmt.Errorf("%w, which made a file of %d bytes of one of %d; now it has %d. It was changed since, or is another file; --force restores what was there all the same",
+			ErrChanged, u.newSize, u.oldSize, size)
+	}
+	buf := make([]byte, maxUndoRecord)
+	err := u.each(func(rec *undoRecord) error {
+		now := buf[:len(rec.old)]
+		if err := readZeroPast(f, now, rec.off, size); err != nil {
+			return err
+		}
+		for i := 0; i*undoSector < len(now); i++ {
+			sector := now[i*undoSector : min((i+1)*undoSector, len(now))]
+			if !rec.knows(i, sector) && c.foreign == nil {
+				c.foreign = fmt.Errorf("%w, at offset %#x: it was changed since, or is another file; a later repair is to be undone first; --force restores what was there all the same",
+					ErrChanged, rec.off+int64(i*undoSector))
+			}
+		}
+		c.old = c.old && string(now) == string(rec.old)
+		return nil
+	})
+	return c, err
+}

@@ -1,0 +1,246 @@
+package vhdx
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// damagedForUndo is an image whose repair changes all that a repair can: pages, the size, and, without the lost block,
+// space that nothing uses.
+func damagedForUndo(shrinks bool) *image {
+	im := build(spec{dataOff: 7 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	im.write(im.random(3*pageSize), 5*mib+17)
+	if shrinks {
+		im.setBlockEntry(2, newBATEntry(Zero, mib))
+		im.write(im.random(777), im.size+mib)
+	} else {
+		im.setBlockEntry(2, im.entries[0])
+		im.write([]byte{1}, headerOffsets[1]+9)
+	}
+	return im
+}
+
+func TestUndoRefusesWhatWasChanged(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(t *testing.T, path string)
+	}{
+		{"written", func(t *testing.T, path string) {
+			im, err := Open(path, Options{Writable: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := im.WriteAt([]byte("new"), 100); err != nil {
+				t.Fatal(err)
+			}
+			if err := im.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"longer", func(t *testing.T, path string) { truncate(t, path, 40*mib) }},
+		{"shorter", func(t *testing.T, path string) { truncate(t, path, 2*mib) }},
+		{"another image", func(t *testing.T, path string) { build(spec{}).writeTo(t, path) }},
+		{"a repaired sector", func(t *testing.T, path string) {
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if _, err := f.WriteAt([]byte{9}, headerOffsets[0]+4000); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		for _, shrinks := range []bool{false, true} {
+			im := damagedForUndo(shrinks)
+			path := chain{im}.writeTo(t, t.TempDir())
+			r := mustRepair(t, path, RepairOptions{})
+			tc.change(t, path)
+			now, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); !errors.Is(err, ErrChanged) {
+				t.Errorf("%s: Undo: %v, want ErrChanged", tc.name, err)
+			}
+			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(now, after) {
+				t.Errorf("%s: the refused undo changed the image, %v", tc.name, err)
+			}
+			u, err := Undo(t.Context(), r.UndoFile, UndoOptions{Force: true})
+			if err != nil || u.Restored == 0 {
+				t.Errorf("%s: with Force: %+v, %v", tc.name, u, err)
+			}
+			if tc.name == "a repaired sector" && !im.sameAs(t, path) {
+				t.Errorf("%s: with Force it is not what it was", tc.name)
+			}
+		}
+	}
+}
+
+func truncate(t *testing.T, path string, size int64) {
+	t.Helper()
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Undo can be run again, finds the image beside the undo file when both have moved, and takes one that is named.
+func TestUndoAgainAndElsewhere(t *testing.T) {
+	im := damagedForUndo(false)
+	path := chain{im}.writeTo(t, t.TempDir())
+	r := mustRepair(t, path, RepairOptions{})
+	dir := t.TempDir()
+	moved, undoFile := filepath.Join(dir, "image.vhdx"), filepath.Join(dir, "some.undo")
+	for from, to := range map[string]string{path: moved, r.UndoFile: undoFile} {
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if u, err := Undo(t.Context(), undoFile, UndoOptions{}); err != nil || u.Path != moved || u.Restored == 0 || !im.sameAs(t, moved) {
+		t.Fatalf("beside the image: %+v, %v", u, err)
+	}
+	if u, err := Undo(t.Context(), undoFile, UndoOptions{}); err != nil || u.Restored != 0 || !im.sameAs(t, moved) {
+		t.Errorf("again: %+v, %v", u, err)
+	}
+	r = mustRepair(t, moved, RepairOptions{UndoFile: filepath.Join(t.TempDir(), "far away")})
+	if u, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); err != nil || u.Path != moved || !im.sameAs(t, moved) {
+		t.Errorf("from another folder: %+v, %v", u, err)
+	}
+	r = mustRepair(t, moved, RepairOptions{})
+	other := filepath.Join(dir, "other.vhdx")
+	if err := os.Rename(moved, other); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an image with another name: %v", err)
+	}
+	if u, err := Undo(t.Context(), r.UndoFile, UndoOptions{Image: other}); err != nil || u.Path != other || !im.sameAs(t, other) {
+		t.Errorf("an image that is named: %+v, %v", u, err)
+	}
+}
+
+// Two repairs are undone in the order in which they have to be, and not otherwise.
+func TestUndoOfTwoRepairs(t *testing.T) {
+	im := build(spec{blocks: oneBlock})
+	im.setBlockEntry(1, newBATEntry(FullyPresent, tib))
+	im.write(im.random(5), im.size+mib)
+	path := chain{im}.writeTo(t, t.TempDir())
+	first := mustRepair(t, path, RepairOptions{})
+	second := mustRepair(t, path, RepairOptions{}) // of the space, which the first has left
+	if !first.Changed || !second.Changed {
+		t.Fatalf("repairs %+v, %+v", first.Fixes, second.Fixes)
+	}
+	if _, err := Undo(t.Context(), first.UndoFile, UndoOptions{}); !errors.Is(err, ErrChanged) {
+		t.Errorf("the first repair first: %v", err)
+	}
+	if _, err := Undo(t.Context(), second.UndoFile, UndoOptions{}); err != nil {
+		t.Errorf("the second: %v", err)
+	}
+	im.undo(t, path, first)
+}
+
+// A damaged undo file is refused before anything is changed.
+func TestUndoFileDamaged(t *testing.T) {
+	im := damagedForUndo(true)
+	path := chain{im}.writeTo(t, t.TempDir())
+	r := mustRepair(t, path, RepairOptions{})
+	whole, err := os.ReadFile(r.UndoFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refuse := func(what string, b []byte) {
+		t.Helper()
+		if err := os.WriteFile(r.UndoFile, b, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Undo(t.Context(), r.UndoFile, UndoOptions{Image: path, Force: true}); err == nil || errors.Is(err, ErrChanged) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if after, err := os.ReadFile(path); err != nil || !bytes.Equal(now, after) {
+			t.Fatalf("%s: the image was changed, %v", what, err)
+		}
+	}
+	step := len(whole)/97 + 1
+	for n := 0; n < len(whole); n += step {
+		refuse("cut", whole[:n])
+		b := bytes.Clone(whole)
+		b[n] ^= 4
+		refuse("a flipped bit", b)
+	}
+	refuse("cut by a byte", whole[:len(whole)-1])
+	refuse("without its end", whole[:len(whole)-undoRecordSize])
+	if err := os.WriteFile(r.UndoFile, whole, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	im.undo(t, path, r)
+}
+
+// What an undo file says is checked, whoever has written it.
+func FuzzUndo(f *testing.F) {
+	var b bytes.Buffer
+	u := &undoWriter{w: &b}
+	h := undoHeader{oldSize: 3 * pageSize, newSize: 2 * pageSize, path: "/image.vhdx"}
+	if err := errors.Join(u.write(h.encode()), u.record(pageSize, make([]byte, 1000), sectorSums(make([]byte, 1000))), u.end()); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b.Bytes())
+	f.Fuzz(func(t *testing.T, in []byte) {
+		u, err := newUndoReader(bytes.NewReader(in), int64(len(in)))
+		if err != nil {
+			return
+		}
+		file := newMemFile(2 * pageSize)
+		if _, err := u.restore(t.Context(), file, true); err == nil && file.size != u.oldSize {
+			t.Errorf("the file has %d bytes, the undo file says %d", file.size, u.oldSize)
+		}
+	})
+}
+
+// A disk that is full before the undo file is complete leaves the image untouched; one that is full later has the image
+// restored.
+func TestRepairOnAFullDisk(t *testing.T) {
+	im := damagedForUndo(false)
+	full := &undoDouble{limit: 5000}
+	if _, err := planOn(t, im.clone()).apply(full); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "not touched") || full.there {
+		t.Errorf("the undo file does not fit: %v", err)
+	}
+	base := im.clone()
+	file := &faultFile{File: base, limit: im.size + 100}
+	undo := &undoDouble{}
+	if _, err := planOn(t, file).apply(undo); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "is what it was") || undo.there {
+		t.Errorf("the image cannot grow: %v", err)
+	}
+	if !sameBytes(base, im.memFile) {
+		t.Error("the image was not restored")
+	}
+	// So does any other failure.
+	for n := int64(1); ; n++ {
+		base := im.clone()
+		file := &faultFile{File: base}
+		left := n
+		file.failWrite = func(int64) error {
+			if left--; left == 0 {
+				return errInjected
+			}
+			return nil
+		}
+		undo := &undoDouble{}
+		_, err := planOn(t, file).apply(undo)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errInjected) || undo.there || !sameBytes(base, im.memFile) {
+			t.Fatalf("write %d fails: %v; the undo file is there: %v", n, err, undo.there)
+		}
+	}
+}
