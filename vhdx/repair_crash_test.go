@@ -89,15 +89,27 @@ func (u *undoDouble) open() (*undoReader, io.Closer, error) {
 	return r, io.NopCloser(nil), err
 }
 
-func sameBytes(a, b io.ReaderAt) bool {
-	read := func(r io.ReaderAt) []byte {
-		b, err := io.ReadAll(io.NewSectionReader(r, 0, 1<<40))
-		if err != nil {
+// sameBytes reports whether two files hold the same.
+func sameBytes(a, b File) bool {
+	an, aerr := a.Size()
+	bn, berr := b.Size()
+	if err := errors.Join(aerr, berr); err != nil {
+		panic(err)
+	}
+	if an != bn {
+		return false
+	}
+	x, y := make([]byte, mib), make([]byte, mib)
+	for off := int64(0); off < an; off += mib {
+		n := min(mib, an-off)
+		if err := errors.Join(readFull(a, x[:n], off, "one"), readFull(b, y[:n], off, "other")); err != nil {
 			panic(err)
 		}
-		return b
+		if !bytes.Equal(x[:n], y[:n]) {
+			return false
+		}
 	}
-	return bytes.Equal(read(a), read(b))
+	return true
 }
 
 // crashImages are damaged images, which need every kind of change together.
@@ -135,7 +147,7 @@ func TestPowerCutInRepair(t *testing.T) {
 				if (err == nil) != done {
 					t.Fatalf("cut %d: %v", cut, err)
 				}
-				for seed := range uint64(8) {
+				for seed := range uint64(5) {
 					if err := afterRepairCut(t, im, disk, undo, rand.New(rand.NewPCG(seed, 1))); err != nil {
 						t.Fatalf("cut %d, state %d: %v", cut, seed, err)
 					}

@@ -60,10 +60,7 @@ func printRepair(out io.Writer, r *vhdx.RepairReport) error {
 	}
 	switch {
 	case len(r.Left) > 0:
-		lines = append(lines, "nothing was changed")
-		for _, a := range r.Advice {
-			lines = append(lines, a)
-		}
+		lines = append(append(lines, "nothing was changed"), r.Advice...)
 	case r.Changed:
 		lines = append(lines, fmt.Sprintf("what was there before is in %s, %s; vhdxfs check --undo %[1]s brings it back", r.UndoFile, roughSize(r.UndoSize)))
 	case len(r.Fixes) == 0:

@@ -18,7 +18,7 @@ func TestManualHasTheUsualSections(t *testing.T) {
 		"vhdxfs":             "NAME SYNOPSIS DESCRIPTION OPTIONS|MOUNT OPTIONS|EXIT STATUS|FILES SIGNALS NOTES EXAMPLES SEE ALSO",
 		"mount.vhdx":         "NAME SYNOPSIS DESCRIPTION OPTIONS|MOUNT OPTIONS|EXIT STATUS|FSTAB FILES EXAMPLES SEE ALSO",
 		"umount.fuse.vhdxfs": "NAME SYNOPSIS DESCRIPTION OPTIONS EXIT STATUS|SEE ALSO",
-		"vhdxfs-check":       "NAME SYNOPSIS DESCRIPTION OPTIONS EXIT STATUS|SEE ALSO",
+		"vhdxfs-check":       "NAME SYNOPSIS DESCRIPTION OPTIONS EXIT STATUS|EXAMPLES SEE ALSO",
 	} {
 		text, err := os.ReadFile(filepath.Join(dir, name+".8"))
 		if err != nil {
