@@ -197,7 +197,7 @@ func (b *Builder) place(n int64) (int64, error) {
 	return off, nil
 }
 
-// Finish completes the image and makes it durable: it opens from now on, under the name that TempPath returns. Only
+// Finish completes the image and makes it durable: it opens from now on, by the path that TempPath returns. Only
 // Commit and Discard may be called afterwards.
 func (b *Builder) Finish() error { return b.wrap(b.finish()) }
 
@@ -227,8 +227,8 @@ func (b *Builder) finish() error {
 	return b.file.Sync()
 }
 
-// TempPath returns the name of the file until Commit.
-func (b *Builder) TempPath() string { return b.new.Name() }
+// TempPath returns a path by which this process can open the file until Commit.
+func (b *Builder) TempPath() string { return b.new.TempPath() }
 
 // Commit gives the finished image its name. When that fails, the file is removed.
 func (b *Builder) Commit() error {

@@ -51,10 +51,10 @@ func (t *rawFile) Discard() error             { return errors.Join(t.File.Discar
 func (t *rawFile) SetSize(size int64) (int64, error) { return size, t.Truncate(size) }
 
 func (t *rawFile) Open() (*disk.Disk, error) {
-	if err := dropCache(t.Name()); err != nil {
+	if err := dropCache(t.TempPath()); err != nil {
 		return nil, err
 	}
-	return disk.Open(t.Name(), disk.Raw, vhdx.Options{Lock: vhdx.LockOff}) // nobody else knows the name
+	return disk.Open(t.TempPath(), disk.Raw, vhdx.Options{Lock: vhdx.LockOff}) // nobody else knows the name
 }
 
 // device is a block device that is overwritten.

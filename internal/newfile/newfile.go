@@ -1,5 +1,6 @@
-// Package newfile makes files that appear under their name only when they are complete. Until then they have
-// another name in the same folder, which begins with a dot and ends in ".part".
+// Package newfile makes files that appear under their name only when they are complete. Until then they have none, and
+// go when the program ends, however it does. Where the file system knows no files without a name, they have another one
+// in the same folder, which begins with a dot and ends in ".part".
 package newfile
 
 import (
@@ -18,10 +19,14 @@ import (
 // maxBase is how much of the final name the temporary one has, in bytes: names have at most 255.
 const maxBase = 200
 
-// A File is open for reading and writing under its temporary name.
+// tmpFile has open(2) make a file without a name; a variable so that tests can do without.
+var tmpFile = unix.O_TMPFILE
+
+// A File is open for reading and writing. Its errors speak of it by its final name.
 type File struct {
 	*os.File
 	path    string // the final one
+	temp    string // the name that it has until then; "" if it has none
 	replace bool
 
 	mu   sync.Mutex
@@ -43,24 +48,41 @@ func Create(path string, replace bool) (*File, error) {
 	case err != nil:
 		return nil, err
 	case !replace:
-		return nil, existsError(path)
+		return nil, existsError{path, "exists"}
 	case !st.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is no regular file; it is left as it is", path)
+		return nil, existsError{path, "is no regular file"}
 	default:
 		mode, there = st.Mode().Perm(), true
 	}
-	name := TempName(path)
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
+	f := &File{path: path, replace: replace}
+	if err := f.create(mode); err != nil {
 		return nil, err
 	}
 	if there {
-		err = f.Chmod(mode) // whatever the umask is now
+		if err := f.Chmod(mode); err != nil { // whatever the umask is now
+			return nil, errors.Join(err, f.Discard())
+		}
 	}
+	return f, nil
+}
+
+// create makes the file, without a name if that can be.
+func (f *File) create(mode fs.FileMode) error {
+	fd, err := unix.Open(filepath.Dir(f.path), tmpFile|unix.O_RDWR|unix.O_CLOEXEC, uint32(mode))
+	if err == nil {
+		f.File = os.NewFile(uintptr(fd), f.path)
+		if _, err := os.Stat(f.TempPath()); err == nil {
+			return nil
+		}
+		_ = f.Close() // without /proc it could not be given a name
+	}
+	f.temp = TempName(f.path)
+	fd, err = unix.Open(f.temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(mode))
 	if err != nil {
-		return nil, errors.Join(err, f.Close(), os.Remove(name))
+		return &fs.PathError{Op: "create", Path: f.path, Err: err}
 	}
-	return &File{File: f, path: path, replace: replace}, nil
+	f.File = os.NewFile(uintptr(fd), f.path)
+	return nil
 }
 
 // TempName returns a name that no file has yet, in the folder of path.
@@ -72,14 +94,22 @@ func TempName(path string) string {
 	return filepath.Join(dir, fmt.Sprintf(".%s.%s.part", base, rand.Text()[:8]))
 }
 
-// An existsError says that something is at a path already. It matches fs.ErrExist.
-type existsError string
+// An existsError says that something is in the way. It matches fs.ErrExist.
+type existsError struct{ path, what string }
 
-func (e existsError) Error() string        { return string(e) + " exists; it is left as it is" }
+func (e existsError) Error() string        { return e.path + " " + e.what + "; it is left as it is" }
 func (e existsError) Is(target error) bool { return target == fs.ErrExist }
 
 // Path returns the name that the file is going to have.
 func (f *File) Path() string { return f.path }
+
+// TempPath returns a path by which this process can open the file until Commit.
+func (f *File) TempPath() string {
+	if f.temp != "" {
+		return f.temp
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+}
 
 // Commit makes the file durable, gives it its name, makes that durable too, and closes it. When it fails, the
 // file is gone, and what had the name before still has it.
@@ -91,7 +121,7 @@ func (f *File) Commit() error {
 	}
 	err := f.Sync()
 	if err == nil {
-		err = f.rename()
+		err = f.appear()
 	}
 	if err != nil {
 		return errors.Join(err, f.remove())
@@ -112,24 +142,49 @@ func (f *File) Discard() error {
 
 func (f *File) remove() error {
 	f.done = true
-	return errors.Join(f.Close(), os.Remove(f.Name()))
+	err := f.Close()
+	if f.temp != "" {
+		err = errors.Join(err, os.Remove(f.temp))
+	}
+	return err
 }
 
-func (f *File) rename() error {
-	if f.replace {
-		return os.Rename(f.Name(), f.path)
+// appear gives the file its name.
+func (f *File) appear() error {
+	switch {
+	case f.temp == "" && !f.replace:
+		return f.link(f.path)
+	case f.temp == "": // there is no way to put a file without a name in the place of another one
+		temp := TempName(f.path)
+		if err := f.link(temp); err != nil {
+			return err
+		}
+		f.temp = temp
 	}
-	err := unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, f.path, unix.RENAME_NOREPLACE)
+	if f.replace {
+		return os.Rename(f.temp, f.path)
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, f.temp, unix.AT_FDCWD, f.path, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // some file systems, such as NFS, know links alone
-		if err = unix.Link(f.Name(), f.path); err == nil {
-			return os.Remove(f.Name())
+		if err = unix.Link(f.temp, f.path); err == nil {
+			return os.Remove(f.temp)
 		}
 	}
+	return f.named(err)
+}
+
+// link gives a file without a name one that no other has.
+func (f *File) link(name string) error {
+	return f.named(unix.Linkat(unix.AT_FDCWD, f.TempPath(), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW))
+}
+
+// named completes the error of an attempt to give the file its name.
+func (f *File) named(err error) error {
 	switch {
 	case errors.Is(err, unix.EEXIST):
-		return existsError(f.path)
+		return existsError{f.path, "exists"}
 	case err != nil:
-		return &os.LinkError{Op: "rename", Old: f.Name(), New: f.path, Err: err}
+		return &fs.PathError{Op: "name", Path: f.path, Err: err}
 	}
 	return nil
 }

@@ -5,8 +5,31 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+// eachWay runs a test with files that have no name until they are complete, and with such that have one.
+func eachWay(t *testing.T, test func(t *testing.T)) {
+	t.Run("without a name", func(t *testing.T) {
+		f, err := Create(filepath.Join(t.TempDir(), "new"), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Discard()
+		if f.temp != "" {
+			t.Skip("the file system knows no files without a name")
+		}
+		test(t)
+	})
+	t.Run("with a name", func(t *testing.T) {
+		defer func(was int) { tmpFile = was }(tmpFile)
+		tmpFile = unix.O_DIRECTORY // which cannot be opened for writing
+		test(t)
+	})
+}
 
 // holds fails the test unless the folder holds exactly the files given, by name and content.
 func holds(t *testing.T, dir string, want map[string]string) {
@@ -40,7 +63,9 @@ func write(t *testing.T, f *File, s string) {
 	}
 }
 
-func TestCommit(t *testing.T) {
+func TestCommit(t *testing.T) { eachWay(t, commit) }
+
+func commit(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "new")
 	f, err := Create(path, false)
@@ -61,13 +86,18 @@ func TestCommit(t *testing.T) {
 	holds(t, dir, map[string]string{"new": "content"})
 }
 
-func TestDiscard(t *testing.T) {
+func TestDiscard(t *testing.T) { eachWay(t, discard) }
+
+func discard(t *testing.T) {
 	dir := t.TempDir()
 	f, err := Create(filepath.Join(dir, "new"), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	write(t, f, "content")
+	if b, err := os.ReadFile(f.TempPath()); err != nil || string(b) != "content" {
+		t.Errorf("by TempPath it holds %q, %v", b, err)
+	}
 	for range 2 {
 		if err := f.Discard(); err != nil {
 			t.Error(err)
@@ -92,7 +122,9 @@ func TestExistingFileStays(t *testing.T) {
 }
 
 // A file that somebody else makes meanwhile is not replaced either.
-func TestFileThatComesMeanwhileStays(t *testing.T) {
+func TestFileThatComesMeanwhileStays(t *testing.T) { eachWay(t, fileThatComesMeanwhileStays) }
+
+func fileThatComesMeanwhileStays(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "there")
 	f, err := Create(path, false)
@@ -109,7 +141,9 @@ func TestFileThatComesMeanwhileStays(t *testing.T) {
 	holds(t, dir, map[string]string{"there": "theirs"})
 }
 
-func TestReplace(t *testing.T) {
+func TestReplace(t *testing.T) { eachWay(t, replace) }
+
+func replace(t *testing.T) {
 	dir := t.TempDir()
 	path, link := filepath.Join(dir, "there"), filepath.Join(t.TempDir(), "link")
 	if err := os.WriteFile(path, []byte("old"), 0o640); err != nil {
@@ -147,5 +181,31 @@ func holdsPart(t *testing.T, path, want string) {
 	t.Helper()
 	if b, err := os.ReadFile(path); err != nil || string(b) != want {
 		t.Errorf("%s holds %q, %v; want %q", path, b, err, want)
+	}
+}
+
+// What is no regular file, or cannot be made, is named as the caller named it.
+func TestErrors(t *testing.T) { eachWay(t, errorsNameThePath) }
+
+func errorsNameThePath(t *testing.T) {
+	dir := t.TempDir()
+	for path, want := range map[string]string{
+		filepath.Join(dir, "none", "new"): "no such file or directory",
+		"/proc/new":                       "no such file or directory",
+		dir:                               "is no regular file; it is left as it is",
+		"/dev/null":                       "is no regular file; it is left as it is",
+	} {
+		f, err := Create(path, true)
+		if err == nil {
+			f.Discard()
+		}
+		if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
+	}
+	full, err := Create("/dev/full/new", false)
+	if err == nil {
+		full.Discard()
+		t.Error("a file in a device was made")
 	}
 }
