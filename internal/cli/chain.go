@@ -33,8 +33,11 @@ all are linked.`,
 		Example: `  vhdxfs chain child.avhdx
   vhdxfs chain /srv/vm`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
+			switch {
+			case len(args) == 0:
 				return exactArgs("IMAGE")(cmd, args)
+			case slices.Contains(args, ""):
+				return exactArgs("IMAGE")(cmd, []string{""})
 			}
 			return nil
 		},

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Run executes a command line, which begins with the name of the program, and returns the exit status. By the
@@ -81,6 +82,7 @@ Exit status:
 		Args:              exactArgs("IMAGE", "MOUNTPOINT"),
 		RunE:              m.run,
 		ValidArgsFunction: completeMount,
+		PersistentPreRunE: refuseEmptyFlags,
 		SilenceErrors:     true, // Run reports them
 		SilenceUsage:      true,
 	}
@@ -101,6 +103,17 @@ Exit status:
 		c.DisableFlagsInUseLine = true
 	}
 	return root
+}
+
+// refuseEmptyFlags returns an error where a flag has the value of a variable that is not set, which would count as a flag
+// that was not given. Lists are taken, as in -o "".
+func refuseEmptyFlags(cmd *cobra.Command, _ []string) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if err == nil && f.Value.Type() == "string" && f.Value.String() == "" {
+			err = usageError("--%s is empty; see %s --help", f.Name, cmd.CommandPath())
+		}
+	})
+	return err
 }
 
 // exactArgs wants one argument for each name, and names the first that is missing.

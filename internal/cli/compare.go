@@ -154,7 +154,7 @@ Each range has a kind: data, or zero where there is nothing to copy.`,
   vhdxfs diff monday.avhdx tuesday.avhdx`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
-				return nil
+				return exactArgs("FIRST", "SECOND")(cmd, args)
 			}
 			return exactArgs("IMAGE")(cmd, args)
 		},

@@ -20,8 +20,8 @@ import (
 	"vhdxfs/vhdx"
 )
 
-// standardInput is the name of an input that is read from standard input.
-const standardInput = "-"
+// standardStream is the name of an input that is read from standard input.
+const standardStream = "-"
 
 // copyFlags are the flags of commands that copy a disk.
 type copyFlags struct {
@@ -88,6 +88,9 @@ For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk
 }
 
 func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
+	if output == standardStream {
+		return usageError("a disk is not written in order, as standard output would need it; give a file, or mount %s and read disk.raw", input)
+	}
 	format := disk.Format(c.copy.output)
 	switch {
 	case format == disk.Auto && slices.Contains(imageExtensions, strings.ToLower(strings.TrimPrefix(filepath.Ext(output), "."))):
@@ -118,6 +121,9 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 // toImage copies input to a new image. What the options leave open is as in an input that is an image; with keepID
 // it stands for the same disk.
 func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.CreateOptions, keepID bool) error {
+	if isDevice(output) {
+		return usageError("%s is a block device, and an image is a file that grows; to put the disk itself on the device use convert -O raw", output)
+	}
 	return c.copy(cmd, input, output, disk.VHDX, func(ctx context.Context, in convert.Input) (convert.Target, error) {
 		o, err := imageOptions(in, o, keepID)
 		if err != nil {
@@ -132,6 +138,9 @@ func imageOptions(in convert.Input, o vhdx.CreateOptions, keepID bool) (vhdx.Cre
 	if in.Disk == nil {
 		o.SizeLater = o.Size == 0
 		return o, nil
+	}
+	if in.Disk.Size() == 0 {
+		return o, usageError("%s is empty, and the smallest disk has one sector", in.Disk.Path)
 	}
 	if o.Size != 0 && o.Size < in.Disk.Size() {
 		return o, usageError("a disk of %d bytes cannot hold the %d of %s", o.Size, in.Disk.Size(), in.Disk.Path)
@@ -194,7 +203,7 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 
 // openInput opens what is copied.
 func (c *copyFlags) openInput(input, output string) (convert.Input, error) {
-	if input == standardInput {
+	if input == standardStream {
 		if c.input != "" && c.input != string(disk.Raw) {
 			return convert.Input{}, usageError("standard input can only be a raw disk: an image has to be read here and there")
 		}
@@ -209,8 +218,11 @@ func (c *copyFlags) openInput(input, output string) (convert.Input, error) {
 	}
 	o.image.Salvage = c.skipErrors
 	d, err := disk.Open(input, disk.Format(c.input), o.image)
-	if err != nil {
-		return convert.Input{}, err
+	switch {
+	case errors.Is(err, vhdx.ErrCorrupt) && !c.skipErrors:
+		return convert.Input{}, fmt.Errorf("%w; convert --skip-errors may save what can be read", withAdvice(err))
+	case err != nil:
+		return convert.Input{}, withAdvice(err)
 	}
 	if d.Holds(output) {
 		return convert.Input{}, errors.Join(usageError("%s is what is read, or one of its parents", output), d.Close())
@@ -220,10 +232,16 @@ func (c *copyFlags) openInput(input, output string) (convert.Input, error) {
 
 // left says what an interrupted copy has left.
 func left(output string) string {
-	if st, err := os.Stat(output); err == nil && st.Mode().Type() == fs.ModeDevice {
+	if isDevice(output) {
 		return output + " holds a part of the disk"
 	}
 	return "nothing was left behind"
+}
+
+// isDevice reports whether there is a block device at path.
+func isDevice(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().Type() == fs.ModeDevice
 }
 
 // A copyReport is what the JSON of a copy says.

@@ -36,7 +36,7 @@ func (c *imageCommand) command(cmd *cobra.Command, run func(cmd *cobra.Command, 
 func withImage(path string, o vhdx.Options, do func(*vhdx.Image) error) (err error) {
 	im, err := vhdx.Open(path, o)
 	if err != nil {
-		return err
+		return withAdvice(err)
 	}
 	defer func() {
 		if cerr := im.Close(); err == nil {

@@ -44,6 +44,9 @@ pieces is speckled. --svg and --png write such a picture to a file.`,
 				forms++
 			}
 		}
+		if c.svg != "" && c.svg == c.png {
+			return usageError("%s cannot be an SVG and a PNG", c.svg)
+		}
 		if forms > 1 {
 			return usageError("map shows the disk in one form: --json, --qemu-json, --draw, or --svg and --png")
 		}

@@ -27,16 +27,13 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 		log.Warnf("whether the parents of %s are those of its disk is not checked", o.mount.Image)
 	}
 	im, err := o.openOnce(io)
-	var broken *vhdx.FormatError
 	switch {
 	case err == nil:
 		return im, nil
 	case errors.Is(err, unix.EISDIR):
 		return nil, fmt.Errorf("%w; name the VHDX file in it", err)
-	case errors.As(err, &broken) && broken.Structure == "file type identifier":
-		return nil, fmt.Errorf("%w; qemu-img info may tell what it is", err)
 	case errors.Is(err, vhdx.ErrCorrupt):
-		return nil, fmt.Errorf("%w; vhdxfs check tells all that is wrong", err)
+		return nil, withAdvice(err)
 	case o.readOnly || o.mount.Overlay != "" || !unwritable(err) && !o.roFallback:
 		return nil, mayNotRead(err)
 	}
@@ -50,6 +47,18 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	}
 	log.WithError(err).Warnf("%s is mounted read-only", o.mount.Image)
 	return im, nil
+}
+
+// withAdvice says what to do next where an image was found to break a rule.
+func withAdvice(err error) error {
+	var broken *vhdx.FormatError
+	switch {
+	case !errors.As(err, &broken), broken.Structure == "parent locator": // which has told where a parent was looked for
+		return err
+	case broken.Structure == "file type identifier":
+		return fmt.Errorf("%w; qemu-img info may tell what it is", err)
+	}
+	return fmt.Errorf("%w; vhdxfs check tells all that is wrong", err)
 }
 
 // openOnce opens what the options name, which is the image or an overlay of it.

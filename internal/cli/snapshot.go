@@ -31,7 +31,7 @@ child.`,
   vhdxfs merge --keep-name data.vhdx`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
-				return nil
+				return exactArgs("IMAGE", "NEW")(cmd, args)
 			}
 			return exactArgs("IMAGE")(cmd, args)
 		},

@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"errors"
 
 	"vhdxfs/internal/disk"
 	"vhdxfs/vhdx"
@@ -57,6 +58,9 @@ func (t image) Zero(int64, int64) error { return nil } // as a new image reads
 func (t image) SetSize(size int64) (int64, error) {
 	if !t.o.SizeLater {
 		return t.o.Size, nil
+	}
+	if size == 0 {
+		return 0, errors.New("the input is empty, and the smallest disk has one sector")
 	}
 	size = padded(size, t.o.LogicalSectorSize)
 	return size, t.Builder.SetSize(size)
