@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -38,19 +39,43 @@ type loggedPage struct {
 // one round: one fdatasync for payload and log together, and one before it where a mapping must not be durable
 // before its payload. Without changes it does nothing.
 func (w *writer) sync() error {
-	before := w.begun.Load()
-	w.roundMu.Lock()
-	defer w.roundMu.Unlock()
-	if w.begun.Load() > before { // a whole round has passed since we came
-		return w.roundErr
+	return w.rounds.run(func() error {
+		w.roundMu.Lock()
+		defer w.roundMu.Unlock()
+		return w.round()
+	})
+}
+
+// A sharedRun is something that many want done, of which one run serves all who came before it began.
+type sharedRun struct {
+	mu           sync.Mutex
+	cond         sync.Cond // a run has ended; its L is mu
+	begun, ended uint64    // runs; they differ while one is under way
+	err          error     // of the last run that ended
+}
+
+// run returns when a run has ended that began after the call, with its error or that of a later one. One of those who
+// wait does what is to be done; the others sleep until it is done for them, and hold nobody up.
+func (r *sharedRun) run(do func() error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for mine := r.begun + 1; r.ended < mine; {
+		if r.begun > r.ended {
+			r.cond.Wait()
+			continue
+		}
+		r.begun++
+		r.mu.Unlock()
+		err := do()
+		r.mu.Lock()
+		r.ended, r.err = r.begun, err
+		r.cond.Broadcast()
 	}
-	w.roundErr = w.round()
-	return w.roundErr
+	return r.err
 }
 
 // round runs a sync round. The caller holds roundMu.
 func (w *writer) round() error {
-	w.begun.Add(1)
 	if err := w.err(); err != nil {
 		return err
 	}
@@ -304,8 +329,8 @@ func (w *writer) cleanAndShrink() error {
 
 // makeClean does what clean does. The caller holds the gate alone, and roundMu.
 func (w *writer) makeClean() error {
-	if w.roundErr = w.round(); w.roundErr != nil {
-		return w.roundErr
+	if err := w.round(); err != nil {
+		return err
 	}
 	if w.session != nil {
 		if err := w.checkpoint(); err != nil {
@@ -380,8 +405,8 @@ func (w *writer) tidy() error {
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
 	if w.anyDirty() {
-		if w.roundErr = w.round(); w.roundErr != nil {
-			return w.roundErr
+		if err := w.round(); err != nil {
+			return err
 		}
 	}
 	w.giveBack()

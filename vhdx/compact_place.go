@@ -110,8 +110,8 @@ func (w *writer) copyBelow(size, from, i int64, copyTo func(from int64, to place
 func (w *writer) placeAll() error {
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
-	if w.roundErr = w.round(); w.roundErr != nil || w.session == nil {
-		return w.roundErr
+	if err := w.round(); err != nil || w.session == nil {
+		return err
 	}
 	return w.checkpoint()
 }

@@ -66,9 +66,8 @@ type writer struct {
 	ended    chan struct{}
 	stopOnce sync.Once
 
-	roundMu  sync.Mutex    // held by a sync round; guards what follows
-	begun    atomic.Uint64 // rounds begun, changed with roundMu held
-	roundErr error         // of the last round
+	rounds   sharedRun  // of those who sync
+	roundMu  sync.Mutex // held by a sync round; guards what follows
 	session  *session      // nil while the image is clean
 	unsynced atomic.Bool   // something was written since the last round began
 
@@ -125,7 +124,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		dirty:        make(map[int64]dirtyPage),
 		raw:          make(map[int64]*[pageSize]byte),
 	}
-	w.roomFree.L = &w.metaMu
+	w.roomFree.L, w.rounds.cond.L = &w.metaMu, &w.rounds.mu
 	w.reads.current.Store(1) // epoch 0 has ended
 	if w.log == nil {
 		w.log = &logrus.Logger{Out: io.Discard, Formatter: new(logrus.TextFormatter)}
