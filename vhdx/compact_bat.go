@@ -3,8 +3,8 @@ package vhdx
 import "errors"
 
 // moveBAT moves the BAT to free space before it, if there is any: one that has outgrown its region was put at the end
-// of the file. It is a resize to the size that the disk has already: changes wait, reads go on. It reports whether the
-// BAT has moved.
+// of the file. Where it stays, it loses what its region has too much, as after the disk became smaller. Either is a
+// resize to the size that the disk has already: changes wait, reads go on. It reports whether there was something to do.
 func (c *compaction) moveBAT() (moved bool, err error) {
 	w := c.w
 	w.gate.Lock()
@@ -12,15 +12,20 @@ func (c *compaction) moveBAT() (moved bool, err error) {
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
 	r := newResizing(c.ctx, w, w.l.geo.diskSize)
-	to, err := w.allocateBelow(w.l.geo.batLength(), r.batOff)
-	if errors.Is(err, errNoHole) {
+	bat, _ := w.l.tables.find(batRegionGUID)
+	need := w.l.geo.batLength()
+	to, err := w.allocateBelow(need, r.batOff)
+	switch {
+	case err == nil:
+		r.places = append(r.places, to)
+		err = r.copyBAT(to)
+	case !errors.Is(err, errNoHole):
+	case need < int64(bat.Length):
+		err = r.cutBAT(need)
+	default:
 		return false, nil
 	}
 	if err != nil {
-		return false, err
-	}
-	r.places = append(r.places, to)
-	if err := r.copyBAT(to); err != nil {
 		r.undo()
 		return false, err
 	}
@@ -32,14 +37,29 @@ func (c *compaction) moveBAT() (moved bool, err error) {
 
 // copyBAT copies the BAT to another place, which nobody looks at before the log says so.
 func (r *resizing) copyBAT(to place) error {
-	if err := r.w.makeClean(); err != nil { // or pages of the BAT might be newer in the log
-		return err
-	}
-	if err := r.w.announce(fileWrite); err != nil { // nobody who reads the disk can tell
+	if err := r.begin(); err != nil {
 		return err
 	}
 	if err := r.placeBAT(to); err != nil {
 		return err
 	}
 	return r.changeEntries(true)
+}
+
+// cutBAT has the region of the BAT end size bytes after its begin.
+func (r *resizing) cutBAT(size int64) error {
+	if err := r.begin(); err != nil {
+		return err
+	}
+	r.nameBAT(place{off: r.batOff, size: size})
+	return nil
+}
+
+// begin makes the image clean, or pages of the BAT might be newer in the log, and announces a change that nobody who
+// reads the disk can tell.
+func (r *resizing) begin() error {
+	if err := r.w.makeClean(); err != nil {
+		return err
+	}
+	return r.w.announce(fileWrite)
 }

@@ -7,6 +7,7 @@ type Reclaimable struct {
 	Total    int64 `json:"total_bytes"`    // by how much the file becomes smaller; without what has to stay of the rest
 	Free     int64 `json:"free_bytes"`     // of the file, that nothing uses
 	Unmapped int64 `json:"unmapped_bytes"` // places that blocks keep without being present
+	BAT      int64 `json:"bat_bytes"`      // of the region of the block table, that a larger disk would need
 	Zero     int64 `json:"zero_bytes"`     // blocks that read as zero; 0 unless they were looked for
 }
 
@@ -48,7 +49,8 @@ func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) 
 		return nil
 	})
 	if f, ok := l.file.(interface{ Device() bool }); !ok || !f.Device() { // a device stays as large as it is
-		r.Total = max(size-pack.end(), 0)
+		pack.run()
+		r.Total = max(size-pack.space.end(), 0)
 	}
 	return r, err
 }
@@ -62,5 +64,6 @@ func (im *Image) foretell() (r Reclaimable, pack *packing, size int64) {
 		defer w.spaceMu.Unlock()
 		space, size = w.space, w.size
 	}
-	return Reclaimable{Free: space.free()}, newPacking(l, space), size
+	pack = newPacking(l, space)
+	return Reclaimable{Free: space.free(), BAT: pack.batExcess()}, pack, size
 }

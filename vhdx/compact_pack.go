@@ -12,7 +12,7 @@ type packing struct {
 	begins  [2]*spaceMap // where payload blocks begin, and sector bitmap blocks
 	sizes   [2]int64     // of these, bytes
 	bat     region
-	batNeed int64 // bytes that the BAT takes where it moves to
+	batNeed int64 // bytes that the BAT takes after a compaction
 }
 
 // newPacking takes the space of l's file as it is now.
@@ -36,16 +36,24 @@ func (p *packing) add(m movable) { p.begins[m.kind()].mark(m.fileOff, mib) }
 // give tells of a payload block whose place at file offset off is given up.
 func (p *packing) give(off int64) { p.space.clear(off, p.sizes[0]) }
 
-// end returns the file offset at which the file ends when everything has moved that can.
-func (p *packing) end() int64 {
+// run makes all moves.
+func (p *packing) run() {
 	p.moveBlocks()
-	if to, ok := p.space.find(p.batNeed, int64(p.bat.Offset)); ok {
-		p.space.mark(to, p.batNeed)
-		p.space.clear(int64(p.bat.Offset), int64(p.bat.Length))
-		p.moveBlocks()
+	off := int64(p.bat.Offset)
+	to, ok := p.space.find(p.batNeed, off)
+	if !ok && p.batExcess() == 0 {
+		return
 	}
-	return p.space.end()
+	p.space.clear(off, int64(p.bat.Length))
+	if !ok {
+		to = off
+	}
+	p.space.mark(to, p.batNeed)
+	p.moveBlocks()
 }
+
+// batExcess returns how many bytes the region of the BAT has too much.
+func (p *packing) batExcess() int64 { return int64(p.bat.Length) - p.batNeed }
 
 func (p *packing) moveBlocks() {
 	for p.pass() {

@@ -19,7 +19,7 @@ func (r *resizing) moveBAT() error {
 	return r.placeBAT(at)
 }
 
-// placeBAT has the BAT come to the place at, which reads as zero afterwards, and the region tables name it.
+// placeBAT has the BAT come to the place at, which reads as zero afterwards.
 func (r *resizing) placeBAT(at place) error {
 	if !at.fresh {
 		if err := r.w.zero(at.off, at.size); err != nil {
@@ -27,6 +27,12 @@ func (r *resizing) placeBAT(at place) error {
 		}
 	}
 	r.moves, r.batOff = true, at.off
+	r.nameBAT(at)
+	return nil
+}
+
+// nameBAT puts region tables into the log entry that have the BAT at the place at.
+func (r *resizing) nameBAT(at place) {
 	t := r.w.l.tables
 	table := make([]region, len(t.regions))
 	for i, reg := range t.regions {
@@ -41,7 +47,6 @@ func (r *resizing) placeBAT(at place) error {
 			r.pages[off+i] = (*[pageSize]byte)(b[i:])
 		}
 	}
-	return nil
 }
 
 // describes reports whether BAT entry i describes something.

@@ -134,6 +134,9 @@ func (p *infoPrinter) reclaimable(r vhdx.Reclaimable, zeros bool) {
 	if zeros {
 		found = humanSize(r.Zero) + " in blocks of zeros"
 	}
+	if r.BAT > 0 {
+		found = humanSize(r.BAT) + " of the BAT, " + found
+	}
 	p.line("compact can win", "%s: %s unused, %s trimmed and kept, %s", humanSize(r.Total), humanSize(r.Free), humanSize(r.Unmapped), found)
 }
 
