@@ -456,6 +456,13 @@ func (w *writer) shrink() error {
 	return w.syncFile()
 }
 
+// dataWriteGUID returns the DataWriteGuid as the headers have it now.
+func (l *layer) dataWriteGUID() uuid.UUID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.headers.header().DataWriteGUID
+}
+
 // setHeader remembers what the copy of the header in the given slot says now, for Info.
 func (l *layer) setHeader(h header, slot int) {
 	l.mu.Lock()

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// ErrReshaping is what Compact and Resize return while one of them is under way.
-var ErrReshaping = errors.New("the image is being compacted or resized already")
+// ErrReshaping is what Compact, Resize and Snapshot return while one of them is under way.
+var ErrReshaping = errors.New("the image is being compacted, resized or frozen already")
 
 // CompactOptions says how to compact an image. The functions may be nil.
 type CompactOptions struct {

@@ -38,6 +38,11 @@ func NewBuilder(ctx context.Context, path string, o CreateOptions) (*Builder, er
 		return nil, fmt.Errorf("create %s: %w", path, err)
 	}
 	defer release() // the locks of the parents, which are to stay as they are until they were looked at
+	return newBuilder(ctx, path, o)
+}
+
+// newBuilder is NewBuilder with options that say all about the parent.
+func newBuilder(ctx context.Context, path string, o CreateOptions) (_ *Builder, err error) {
 	if o, err = o.withDefaults(); err != nil {
 		return nil, optionsError{err}
 	}

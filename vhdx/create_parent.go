@@ -103,7 +103,7 @@ func (o CreateOptions) childOf(im *Image, path string) (CreateOptions, error) {
 	case im.layers() == maxLayers:
 		return o, fmt.Errorf("the chain has %d images already, which is the most that can be opened; merge some of them", maxLayers)
 	}
-	o.locator, err = parentKeys(path, o.Parent, o.ParentPaths, im.top.headers.header().DataWriteGUID)
+	o.locator, err = parentKeys(path, o.Parent, o.ParentPaths, im.top.dataWriteGUID())
 	return o, err
 }
 

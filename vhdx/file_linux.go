@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,6 +40,28 @@ func openFile(path string, flags int) (*osFile, error) {
 		return nil, fmt.Errorf("%s is neither a regular file nor a block device", path)
 	}
 	return &osFile{File: f}, nil
+}
+
+// named returns another descriptor of the same open file, with its locks, whose errors name it so. Either may be closed
+// before the other.
+func (f *osFile) named(path string) (*osFile, error) {
+	var fd int
+	err := f.control("duplicate", func(old int) (err error) {
+		fd, err = unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{File: os.NewFile(uintptr(fd), path)}, nil
+}
+
+// deviceOf returns the device of the file system that a file is on.
+func deviceOf(st os.FileInfo) uint64 {
+	if s, ok := st.Sys().(*syscall.Stat_t); ok {
+		return uint64(s.Dev)
+	}
+	return 0
 }
 
 // Size returns the size in bytes, of a block device too.

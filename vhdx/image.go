@@ -138,6 +138,9 @@ func (im *Image) EndRead(epoch uint64) {
 	}
 }
 
+// Path returns where the image is, as it was opened: after a Snapshot without KeepName, the child. It takes no lock.
+func (im *Image) Path() string { return im.current().path }
+
 // Size returns the size of the virtual disk in bytes.
 func (im *Image) Size() int64 { return im.current().geo.diskSize }
 

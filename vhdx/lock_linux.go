@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -63,11 +64,30 @@ func (f *osFile) lock(mode LockMode, k lockKind) error {
 	if dropErr := f.setLock(unix.F_UNLCK, 0, unsharedLocks+permResize+1); dropErr != nil && errors.Is(err, ErrLocked) {
 		err = errors.Join(err, dropErr)
 	}
-	noLocks := errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)
-	if noLocks || mode == LockTry && errors.Is(err, ErrLocked) {
+	if noLocks(err) || mode == LockTry && errors.Is(err, ErrLocked) {
 		return nil
 	}
 	return err
+}
+
+// share turns the locks of a file that nobody else may use into those of one that is read. At no moment others could
+// write it.
+func (f *osFile) share() error {
+	for _, p := range exclusiveLock.used {
+		if slices.Contains(sharedLock.used, p) {
+			continue
+		}
+		// Where there are no locks, there is none to drop.
+		if err := f.setLock(unix.F_UNLCK, usedLocks+p, 1); err != nil && !noLocks(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// noLocks reports whether an error says that the file system knows no locks.
+func noLocks(err error) bool {
+	return errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)
 }
 
 func (f *osFile) takeLocks(k lockKind) error {

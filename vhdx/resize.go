@@ -264,10 +264,9 @@ func (w *writer) reload() error {
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
 	w.reclaim()
-	w.l, w.space, w.freed = l, l.space, nil
+	w.l = l
+	w.useSpace()
 	w.current.Store(l)
-	w.fresh = max(roundUp(w.size, mib), w.space.n*mib)
-	w.space.grow(w.fresh)
 	return nil
 }
 

@@ -23,6 +23,14 @@ type SnapshotOptions struct {
 	Open        Options  // Parents, ParentDirs, CacheSize and Lock count
 	ParentPaths []string // as in CreateOptions
 	KeepName    bool     // the child gets the name of the image
+
+	step func(name string) // called after each step that changes a folder, by tests
+}
+
+func (o *SnapshotOptions) done(step string) {
+	if o.step != nil {
+		o.step(step)
+	}
 }
 
 // SnapshotResult says where the two files are.

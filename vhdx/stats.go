@@ -25,18 +25,19 @@ type Stats struct {
 
 // Stats returns the numbers as they are now. It waits for no input or output, so it answers even while a write hangs.
 func (im *Image) Stats() Stats {
-	hits, misses := im.current().cache.Lookups()
+	l := im.current()
+	hits, misses := l.cache.Lookups()
 	s := Stats{
 		CacheHits:    hits,
 		CacheMisses:  misses,
-		CachePages:   int64(im.current().cache.Pages()),
+		CachePages:   int64(l.cache.Pages()),
 		AllocatedNow: im.AllocatedBytes(),
 	}
 	w := im.writer
 	if w == nil {
 		return s
 	}
-	if f, ok := w.file.(syncCounter); ok {
+	if f, ok := l.file.(syncCounter); ok {
 		s.FileSyncs = f.Syncs()
 	}
 	s.HeaderUpdates = w.counters.headerUpdates.Load()

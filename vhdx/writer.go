@@ -30,17 +30,19 @@ import (
 // metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
 type writer struct {
 	l    *layer // replaced with the gate and roundMu held
-	file File
+	file File   // that of l; replaced with spaceMu held, too
 	log  logrus.FieldLogger
 
 	detectZeroes bool
 	trims        bool // discards change the mapping
 	punch        bool // and leave holes in the file
 	holes        bool // the file may have holes at all
+	lockMode     LockMode
+	byOption     bool // Options.Parents names parents
 	commitAfter  time.Duration
 	idleAfter    time.Duration
 
-	reshaping sync.Mutex // held by Compact and Resize
+	reshaping sync.Mutex // held by Compact, Resize and Snapshot
 
 	current  atomic.Pointer[layer] // l, for reads
 	reads    readEpochs
@@ -114,6 +116,8 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		file:         l.file,
 		log:          op.Log,
 		detectZeroes: op.DetectZeroes,
+		lockMode:     op.Lock,
+		byOption:     len(op.Parents) > 0,
 		commitAfter:  op.Commit,
 		idleAfter:    op.IdleClean,
 		header:       l.headers.header(),
@@ -140,12 +144,17 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		w.log.Warnf("%s was not closed cleanly; its log was replayed", l.path)
 	}
 	w.current.Store(w.l)
-	w.space, w.size = w.l.space, w.l.fileSize
+	w.useSpace()
+	go w.background()
+	return w, nil
+}
+
+// useSpace has the writer use the space of its layer's file. The caller holds spaceMu, if anybody else has the writer.
+func (w *writer) useSpace() {
+	w.space, w.size, w.freed = w.l.space, w.l.fileSize, nil
 	// Behind the last MiB of the file, and behind a last block that the end of the file cuts.
 	w.fresh = max(roundUp(w.size, mib), w.space.n*mib)
 	w.space.grow(w.fresh)
-	go w.background()
-	return w, nil
 }
 
 // replay replays the log into the file and loads the layer anew from there (MS-VHDX 2.3.3). What the disk's user

@@ -1,0 +1,294 @@
+package vhdx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/internal/newfile"
+)
+
+// Snapshot freezes the image while it is in use: at one moment it becomes the parent of a new differencing child, and
+// the disk goes on in that. What was written before is in the frozen image, durably, and it has no log to replay; what
+// is written later goes to the child. Changes and syncs wait meanwhile, for as long as it takes to make a small file;
+// reads go on. Of the options only KeepName and ParentPaths count. name is the name that the new file gets in the
+// folder of the image, without a path, or "".
+//
+// The child is complete, durable, locked, loaded and checked before it gets its name, and nothing is written to it
+// before that name is durable. Until then an error leaves everything as it was. So after a cut either the image has
+// everything, or the child with the image as its parent; with KeepName whichever has the image's name.
+//
+// The image's locks stay throughout, so that at no moment another program could write to it; in the end those are
+// dropped that keep readers off.
+func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (*SnapshotResult, error) {
+	w := im.writer
+	if w == nil {
+		return nil, ErrReadOnly
+	}
+	if !w.reshaping.TryLock() {
+		return nil, ErrReshaping
+	}
+	defer w.reshaping.Unlock()
+	s, err := im.planSnapshot(ctx, name, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.begin(); err != nil {
+		return nil, errors.Join(err, s.undo())
+	}
+	if err := w.clean(); err != nil { // most of what is to be synced is before anybody has to wait
+		return nil, errors.Join(err, s.undo())
+	}
+	if err := s.freeze(); err != nil {
+		return nil, errors.Join(err, s.undo())
+	}
+	w.log.Infof("%s is frozen; the disk goes on in %s", s.frozen, s.child)
+	return &SnapshotResult{Frozen: s.frozen, Child: s.child}, nil
+}
+
+// A liveSnapshot is one call of Image.Snapshot.
+type liveSnapshot struct {
+	ctx   context.Context
+	im    *Image
+	w     *writer
+	o     SnapshotOptions
+	file  *osFile     // of the image
+	st    os.FileInfo // likewise
+	image string      // its path, no symbolic link
+
+	frozen string   // what the image is called in the end
+	child  string   // what the child is called in the end
+	first  string   // and at first: with KeepName it takes the name of the image later
+	linked bool     // the image got the name frozen from us
+	b      *Builder // of the child
+	named  bool     // the child may have its final name: nothing can be undone any more
+}
+
+// planSnapshot looks at what can be known before something is done.
+func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOptions) (*liveSnapshot, error) {
+	w := im.writer
+	s := &liveSnapshot{ctx: ctx, im: im, w: w, o: o}
+	path := w.l.path
+	var ok bool
+	if s.file, ok = w.file.(*osFile); !ok || s.file.Device() {
+		return nil, optionsError{fmt.Errorf("%s is no regular file; unmount it, and name a child for it", path)}
+	}
+	var err error
+	if s.st, err = s.file.Stat(); err != nil {
+		return nil, err
+	}
+	s.image = path
+	if homes := foldersOf(path); len(homes) > 1 {
+		s.image = realPath(path) // its folder is where parent and child belong
+	}
+	if err := s.inPlace(s.image); err != nil {
+		return nil, err
+	}
+	folder, err := os.Stat(filepath.Dir(s.image))
+	if err != nil {
+		return nil, err
+	}
+	if deviceOf(folder) != deviceOf(s.st) {
+		return nil, optionsError{fmt.Errorf("%s is a mount by itself, as in a container; a child in this folder would not be beside it", s.image)}
+	}
+	switch {
+	case o.KeepName && w.byOption:
+		return nil, optionsError{errors.New("it was mounted with parent=, which would name the wrong file from then on; mount it with parent_dir= instead, or do without --keep-name")}
+	case name == "":
+		name = freeName(s.image, o.KeepName)
+	case name != filepath.Base(name) || strings.Trim(name, ".") == "" || name == "/":
+		return nil, optionsError{fmt.Errorf("%q is no name of a file; the new one is beside the image", name)}
+	default:
+		name = filepath.Join(filepath.Dir(s.image), name)
+	}
+	s.frozen, s.child, s.first = s.image, name, name
+	if o.KeepName {
+		s.frozen, s.child, s.first = name, path, newfile.TempName(s.image)
+	}
+	return s, nil
+}
+
+// inPlace returns an error unless the image is at the path.
+func (s *liveSnapshot) inPlace(path string) error {
+	st, err := os.Lstat(path)
+	if err == nil && !os.SameFile(st, s.st) {
+		err = errors.New("another file is there now")
+	}
+	if err != nil {
+		return fmt.Errorf("%s is not where the image is any more: %w", path, err)
+	}
+	return nil
+}
+
+// begin gives the image its second name, and begins the child.
+func (s *liveSnapshot) begin() (err error) {
+	if s.o.KeepName {
+		if s.linked, err = linkBeside(s.image, s.frozen); err != nil {
+			return err
+		}
+		s.o.done("link")
+	}
+	o, err := CreateOptions{Parent: s.frozen, ParentPaths: s.o.ParentPaths}.childOf(s.im, s.first)
+	if err != nil {
+		return optionsError{err}
+	}
+	if s.b, err = newBuilder(s.ctx, s.first, o); err != nil {
+		return err
+	}
+	s.o.done("begin")
+	return nil
+}
+
+// undo removes what begin has made.
+func (s *liveSnapshot) undo() (err error) {
+	if s.named {
+		return nil
+	}
+	if s.b != nil {
+		err = s.b.Discard()
+	}
+	if s.linked {
+		err = errors.Join(err, os.Remove(s.frozen)) // the image still has its own name
+	}
+	return err
+}
+
+// freeze makes the switch: nothing is changed from its begin to its end but by itself.
+func (s *liveSnapshot) freeze() error {
+	w := s.w
+	w.gate.Lock()
+	defer w.gate.Unlock()
+	w.roundMu.Lock()
+	defer w.roundMu.Unlock()
+	if err := w.makeClean(); err != nil {
+		return err
+	}
+	if w.opened {
+		if err := w.shrink(); err != nil { // nobody can do it later
+			return err
+		}
+	}
+	child, temp, err := s.complete()
+	if err != nil {
+		return err
+	}
+	if err := s.giveNames(temp); err != nil {
+		return errors.Join(err, child.file.Close(), child.parent.file.Close())
+	}
+	w.goOn(child)
+	if err := child.parent.file.(*osFile).share(); err != nil {
+		w.log.WithError(err).Warnf("%s stays locked against readers until the unmount", s.frozen)
+	}
+	// Who still reads may do so from the file by the name it was opened with.
+	w.awaitReads()
+	s.im.top = child
+	_ = s.file.Close() // what was written by it is durable, and another descriptor remains
+	return nil
+}
+
+// complete completes the child, locks it and loads it on top of the image, by the names that both are going to have.
+// Only reads use what it returns before goOn.
+func (s *liveSnapshot) complete() (child *layer, st os.FileInfo, err error) {
+	w := s.w
+	if s.b.o.locator, err = parentKeys(s.first, s.frozen, s.o.ParentPaths, w.header.DataWriteGUID); err != nil {
+		return nil, nil, err
+	}
+	if err := s.b.Finish(); err != nil {
+		return nil, nil, err
+	}
+	f, err := openFile(s.b.TempPath(), os.O_RDWR)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close() // another descriptor of it remains
+	if err := f.lock(w.lockMode, exclusiveLock); err != nil {
+		return nil, nil, err
+	}
+	if st, err = f.Stat(); err != nil {
+		return nil, nil, err
+	}
+	if err := copyMode(s.b.TempPath(), s.st); err != nil {
+		return nil, nil, err
+	}
+	own, err := f.named(s.child)
+	if err != nil {
+		return nil, nil, err
+	}
+	own.syncs.Store(s.file.Syncs()) // it goes on to count
+	below, err := s.file.named(s.frozen)
+	if err != nil {
+		return nil, nil, errors.Join(err, own.Close())
+	}
+	child = &layer{path: s.child, file: own, cache: w.l.cache}
+	parent := &layer{path: s.frozen, file: below, cache: w.l.cache, parent: w.l.parent}
+	if err = child.load(); err == nil {
+		err = new(opener).checkParent(child, parent)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, own.Close(), below.Close())
+	}
+	child.parent = parent
+	s.o.done("complete")
+	return child, st, nil
+}
+
+// giveNames gives the complete child, the file st, its name, durably. An error leaves the image with its own; if that is
+// not known, nothing is written any more.
+func (s *liveSnapshot) giveNames(st os.FileInfo) error {
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
+	}
+	for _, path := range []string{s.image, s.frozen} {
+		if err := s.inPlace(path); err != nil {
+			return err
+		}
+	}
+	if err := s.b.Commit(); err != nil {
+		return errors.Join(err, removeFile(s.first, st))
+	}
+	s.o.done("commit")
+	if !s.o.KeepName {
+		s.named = true
+		return nil
+	}
+	if err := os.Rename(s.first, s.image); err != nil {
+		return errors.Join(err, removeFile(s.first, st))
+	}
+	s.named = true
+	s.o.done("rename")
+	if err := newfile.SyncDir(filepath.Dir(s.image)); err != nil {
+		// The name may be that of the one or of the other after a cut, and they must not differ.
+		return s.w.fail(fmt.Errorf("make the name %s durable: %w", s.image, err))
+	}
+	return nil
+}
+
+// removeFile removes the name path, if it is one of the file st.
+func removeFile(path string, st os.FileInfo) error {
+	if there, err := os.Lstat(path); err != nil || !os.SameFile(there, st) {
+		return nil
+	}
+	return os.Remove(path)
+}
+
+// goOn makes the writer write to l, which reads as its own layer does. The image is clean; the caller holds the gate
+// alone, and roundMu.
+func (w *writer) goOn(l *layer) {
+	w.headerMu.Lock()
+	defer w.headerMu.Unlock()
+	w.metaMu.Lock()
+	w.unmapped = nil
+	w.metaMu.Unlock()
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	w.file, w.l = l.file, l
+	w.header, w.slot = l.headers.header(), l.headers.current
+	w.opened, w.repaired, w.dataWrite = false, false, uuid.Nil
+	w.useSpace()
+	w.current.Store(l)
+}
