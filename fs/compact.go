@@ -5,12 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
 	"vhdxfs/vhdx"
 )
@@ -114,21 +112,13 @@ func (c *compactor) xattrs() map[string]string {
 	return map[string]string{compactXAttr: string(b)}
 }
 
-// SetXAttr takes the words for a compaction, and no other attribute.
-func (f *fileSystem) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
-	switch {
-	case !f.writable:
-		return fuse.EROFS
-	case name != xattrPrefix+compactXAttr:
-		return f.noXAttr()
-	case in.Uid != 0 && in.Uid != uint32(os.Geteuid()):
-		return fuse.EPERM
-	}
+// set begins or stops a compaction, as data says.
+func (c *compactor) set(data []byte) fuse.Status {
 	switch word := strings.TrimRight(string(data), "\x00\n"); word {
 	case CompactStart, CompactKeepZeros:
-		return f.compactor.start(vhdx.CompactOptions{KeepZeros: word == CompactKeepZeros})
+		return c.start(vhdx.CompactOptions{KeepZeros: word == CompactKeepZeros})
 	case CompactStop:
-		f.compactor.stop()
+		c.stop()
 		return fuse.OK
 	}
 	return fuse.EINVAL
@@ -138,14 +128,7 @@ func (f *fileSystem) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name strin
 // matches unix.EBUSY while one is running, unix.EROFS where the mount is read-only, and unix.EOPNOTSUPP where it is one
 // of an older program.
 func TellCompaction(mountPoint, word string) error {
-	// A mount that hangs would take the caller with it; one that has just answered will take this, too.
-	if _, err := Attribute(mountPoint, "pid"); err != nil {
-		return err
-	}
-	if err := unix.Lsetxattr(mountPoint, xattrPrefix+compactXAttr, []byte(word), 0); err != nil {
-		return &os.PathError{Op: "compact", Path: mountPoint, Err: err}
-	}
-	return nil
+	return tell(mountPoint, compactXAttr, []byte(word))
 }
 
 // AskCompaction returns how far the compaction of the mount at mountPoint is.

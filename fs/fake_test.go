@@ -30,7 +30,8 @@ type fakeDisk struct {
 	err      error // of every Resolve and Seek, when set
 	writable bool
 
-	reading atomic.Int64 // reads that have not ended
+	reading   atomic.Int64  // reads that have not ended
+	snapshots chan struct{} // one for each Snapshot that may go on; nil for all
 
 	mu    sync.Mutex       // guards what follows
 	calls []string         // of the methods that change something or make it durable
@@ -106,6 +107,19 @@ func (d *fakeDisk) Compact(ctx context.Context, o vhdx.CompactOptions) (*vhdx.Co
 	o.Progress(3)
 	<-ctx.Done()
 	return &vhdx.CompactResult{Moved: 3}, context.Cause(ctx)
+}
+
+func (d *fakeDisk) Path() string { return d.info.Path }
+
+// Snapshot waits until a test lets it go on.
+func (d *fakeDisk) Snapshot(_ context.Context, name string, o vhdx.SnapshotOptions) (*vhdx.SnapshotResult, error) {
+	if d.snapshots != nil {
+		<-d.snapshots
+	}
+	if err := d.called("snapshot", []any{name, o.KeepName, o.ParentPaths}); err != nil {
+		return nil, err
+	}
+	return &vhdx.SnapshotResult{Frozen: d.info.Path, Child: name}, nil
 }
 
 // add appends n bytes that file holds from fileOff on, or zeros where file is nil.

@@ -68,5 +68,13 @@ func (d *fencedDisk) Compact(ctx context.Context, o vhdx.CompactOptions) (r *vhd
 	return r, err
 }
 
+func (d *fencedDisk) Snapshot(ctx context.Context, name string, o vhdx.SnapshotOptions) (r *vhdx.SnapshotResult, err error) {
+	err = d.change(func() error {
+		r, err = d.Disk.Snapshot(ctx, name, o)
+		return err
+	})
+	return r, err
+}
+
 // A sync that waits behind a closed fence would have nothing to do, but a caller who then writes must learn of it.
 func (d *fencedDisk) Sync() error { return d.change(d.Disk.Sync) }

@@ -27,6 +27,7 @@ const cacheTimeout = 365 * 24 * time.Hour
 // A Disk is the virtual disk that is served; *vhdx.Image is one. Offsets and lengths are in bytes. Its
 // methods are called from many goroutines at once.
 type Disk interface {
+	Path() string // of the image; it takes no lock
 	Size() int64
 	AllocatedBytes() int64
 	Info() *vhdx.Info
@@ -70,6 +71,9 @@ type Disk interface {
 
 	// Compact makes the image file smaller, in small steps, until it is done or ctx ends.
 	Compact(ctx context.Context, o vhdx.CompactOptions) (*vhdx.CompactResult, error)
+
+	// Snapshot freezes the image while it is in use, and goes on in a child of it.
+	Snapshot(ctx context.Context, name string, o vhdx.SnapshotOptions) (*vhdx.SnapshotResult, error)
 }
 
 var _ Disk = (*vhdx.Image)(nil)
@@ -91,7 +95,8 @@ type fileSystem struct {
 	failures *failureLog
 	failed   *failedMount // nil where a failure leaves the mount writable
 
-	compactor compactor
+	compactor   compactor
+	snapshotter snapshotter
 
 	writers  atomic.Int64 // handles open for writing
 	times    times        // of disk.raw
@@ -110,6 +115,7 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		access:        o.callerAllowed(),
 		failures:      newFailureLog(o.Log),
 		compactor:     compactor{disk: disk},
+		snapshotter:   snapshotter{disk: disk},
 	}
 	if o.ReadOnlyOnError {
 		f.failed = newFailedMount(o.MountPoint, o.Flags, o.Log)

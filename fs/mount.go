@@ -116,6 +116,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		defer close(s.done)
 		t.wait()
 		fsys.compactor.end()
+		fsys.snapshotter.end()
 	}()
 	if m, err := MountAt(o.MountPoint); err == nil && m != nil {
 		s.device = deviceOf(m)
@@ -141,6 +142,9 @@ func (o *Options) source() string {
 
 // MountPoint returns the absolute path of the mount point, without symbolic links.
 func (s *Server) MountPoint() string { return s.mountPoint }
+
+// Image returns the path of the image, which a snapshot may have changed.
+func (s *Server) Image() string { return s.disk.Path() }
 
 // Wait returns when the disk is unmounted and no longer used.
 func (s *Server) Wait() { <-s.done }

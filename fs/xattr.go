@@ -27,11 +27,15 @@ type xattrGroup func() map[string]string
 // can be asked while a write hangs, and with it what else there is to know of the image.
 func (f *fileSystem) xattrGroups(o *Options) []xattrGroup {
 	served := servedXAttrs(o, f.writable)
+	path := func() map[string]string { return map[string]string{"path": f.disk.Path()} } // which a snapshot may change
+	if o.Overlay != "" {
+		path = func() map[string]string { return map[string]string{"path": o.Image} }
+	}
 	image := func() map[string]string { return imageXAttrs(f.disk.Info()) }
 	if !f.writable {
 		image = sync.OnceValue(image)
 	}
-	return []xattrGroup{func() map[string]string { return served }, f.compactor.xattrs, f.statXAttrs, image}
+	return []xattrGroup{func() map[string]string { return served }, path, f.compactor.xattrs, f.snapshotter.xattrs, f.statXAttrs, image}
 }
 
 // servedXAttrs tell which process serves which image, and how. With an overlay, all others tell of the child.
@@ -40,7 +44,7 @@ func servedXAttrs(o *Options, writable bool) map[string]string {
 	if writable {
 		mode = "rw"
 	}
-	values := map[string]string{"pid": strconv.Itoa(os.Getpid()), "mode": mode, "path": o.Image}
+	values := map[string]string{"pid": strconv.Itoa(os.Getpid()), "mode": mode}
 	if ns, err := os.Readlink("/proc/self/ns/pid"); err == nil { // the number of a process means nothing in another
 		values["pid_namespace"] = ns
 	}
@@ -121,6 +125,26 @@ func (f *fileSystem) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte)
 	}
 	slices.Sort(names)
 	return copyXAttr(dest, strings.Join(names, ""))
+}
+
+// SetXAttr takes what a mount is told to do, and no other attribute.
+func (f *fileSystem) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
+	var set func([]byte) fuse.Status
+	switch name {
+	case xattrPrefix + compactXAttr:
+		set = f.compactor.set
+	case xattrPrefix + snapshotXAttr:
+		set = f.snapshotter.set
+	}
+	switch {
+	case !f.writable:
+		return fuse.EROFS
+	case set == nil:
+		return f.noXAttr()
+	case in.Uid != 0 && in.Uid != uint32(os.Geteuid()):
+		return fuse.EPERM
+	}
+	return set(data)
 }
 
 // copyXAttr returns the size of v, and ERANGE where dest has no room for it. A caller that asks for the

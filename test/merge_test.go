@@ -64,7 +64,7 @@ func TestChainCommandsKeepTheLocks(t *testing.T) {
 		options []string
 		refused [][]string
 	}{
-		{child, nil, [][]string{{"merge", child}, {"set-parent", child, base}, {"snapshot", child}, {"snapshot", "--keep-name", child}}},
+		{child, nil, [][]string{{"merge", child}, {"set-parent", child, base}}},
 		{child, []string{"-o", "ro"}, [][]string{{"merge", child}, {"set-parent", child, base}}},
 		{base, []string{"-o", "ro"}, [][]string{{"merge", child}}},
 	} {

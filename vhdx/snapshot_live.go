@@ -97,8 +97,8 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 		return nil, optionsError{fmt.Errorf("%s is a mount by itself, as in a container; a child in this folder would not be beside it", s.image)}
 	}
 	switch {
-	case o.KeepName && w.byOption:
-		return nil, optionsError{errors.New("it was mounted with parent=, which would name the wrong file from then on; mount it with parent_dir= instead, or do without --keep-name")}
+	case w.byOption:
+		return nil, optionsError{errors.New("its parents are named by the options parent= or overlay=, which would name the wrong files from then on; mount it with parent_dir= instead")}
 	case name == "":
 		name = freeName(s.image, o.KeepName)
 	case name != filepath.Base(name) || strings.Trim(name, ".") == "" || name == "/":

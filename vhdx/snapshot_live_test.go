@@ -194,7 +194,7 @@ func TestLiveSnapshotRefuses(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "there"), []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l := openLive(t, p[1], Options{Parents: []string{p[0]}})
+	l := openLive(t, p[1], Options{})
 	names := func() string {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
@@ -222,7 +222,6 @@ func TestLiveSnapshotRefuses(t *testing.T) {
 		{"the root", nil, "/", SnapshotOptions{}, ErrOptions, "no name"},
 		{"too long", nil, strings.Repeat("x", 256), SnapshotOptions{}, nil, "too long"},
 		{"what cannot stand in an image", nil, "a:b", SnapshotOptions{ParentPaths: []string{"nonsense"}}, ErrOptions, "form"},
-		{"parent=", nil, "", SnapshotOptions{KeepName: true}, ErrOptions, "parent_dir="},
 		{"interrupted", cancelled, "", SnapshotOptions{}, nil, "not now"},
 		{"moved at first", nil, moved, SnapshotOptions{}, nil, "not where the image is"},
 		{"moved meanwhile", nil, "", SnapshotOptions{step: func(step string) {
@@ -267,6 +266,14 @@ func TestLiveSnapshotRefuses(t *testing.T) {
 	}
 	reads(t, "in the end", p[1], Options{}, l.want)
 	sound(t, p[1])
+
+	l = openLive(t, p[1], Options{Parents: []string{p[0]}})
+	if _, err := l.im.Snapshot(context.Background(), "", SnapshotOptions{}); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), "parent_dir=") {
+		t.Errorf("with a parent named by level: %v", err)
+	}
+	if err := l.im.Close(); err != nil {
+		t.Fatal(err)
+	}
 
 	im, err := Open(p[1], Options{})
 	if err != nil {

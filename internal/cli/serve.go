@@ -29,7 +29,7 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	defer func() {
 		defer signal.Stop(signals) // only now: until the image is closed, no signal may end the process
 		if cerr := im.Close(); cerr != nil {
-			cerr = fmt.Errorf("close %s: %w; what was synced is safe, and is restored when it is mounted again", o.mount.Image, cerr)
+			cerr = fmt.Errorf("close %s: %w; what was synced is safe, and is restored when it is mounted again", im.Path(), cerr)
 			if ready != nil {
 				log.Error(cerr) // nobody else hears of it
 			}
@@ -69,7 +69,7 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	warnUnseen(server.MountPoint(), log)
 	stopWatchdog := notifyReady(o, server, im.Writable(), ready != nil, log)
 	defer stopWatchdog()
-	return serveUntilEnd(ctx, o, server, signals, log)
+	return serveUntilEnd(ctx, server, signals, log)
 }
 
 // announce tells who waits for the mount that it is there, by a file and over the pipe.
@@ -90,7 +90,7 @@ func (o *options) announce(server *mount.Server, log *logrus.Logger, ready *read
 
 // serveUntilEnd returns when the disk is unmounted and no longer used. The first signal unmounts; the second ends
 // the service for those who still use the disk.
-func serveUntilEnd(ctx context.Context, o *options, server *mount.Server, signals <-chan os.Signal, log *logrus.Logger) error {
+func serveUntilEnd(ctx context.Context, server *mount.Server, signals <-chan os.Signal, log *logrus.Logger) error {
 	for asked := false; ; {
 		var s os.Signal
 		select {
@@ -112,24 +112,24 @@ func serveUntilEnd(ctx context.Context, o *options, server *mount.Server, signal
 			log.WithError(err).Error("cannot unmount; the disk is served on")
 		}
 		if asked && s != nil && s != syscall.SIGHUP {
-			return stop(o, server, log)
+			return stop(server, log)
 		}
 		asked = asked || s == nil || s != syscall.SIGHUP
 	}
 }
 
 // stop ends the service while the disk is in use. The image is clean when it returns.
-func stop(o *options, server *mount.Server, log *logrus.Logger) error {
+func stop(server *mount.Server, log *logrus.Logger) error {
 	select {
 	case <-server.Done():
 		return server.DetachDead()
 	default:
 	}
-	log.Warnf("asked to end a second time: %s is written and made clean, and whoever still uses the disk gets errors", o.mount.Image)
+	log.Warnf("asked to end a second time: %s is written and made clean, and whoever still uses the disk gets errors", server.Image())
 	if err := server.Stop(); err != nil {
-		return fmt.Errorf("write %s: %w; what was synced is safe, and is restored when it is mounted again", o.mount.Image, err)
+		return fmt.Errorf("write %s: %w; what was synced is safe, and is restored when it is mounted again", server.Image(), err)
 	}
-	log.Warnf("%s is clean", o.mount.Image)
+	log.Warnf("%s is clean", server.Image())
 	return nil
 }
 

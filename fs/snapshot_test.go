@@ -1,0 +1,79 @@
+package fs
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"testing"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx"
+)
+
+// A snapshot is asked for and told of by an attribute, one at a time, by root and the owner alone.
+func TestSnapshotAttribute(t *testing.T) {
+	d := &fakeDisk{writable: true, info: vhdx.Info{Path: "/srv/data.vhdx"}, fail: map[string]error{}, snapshots: make(chan struct{})}
+	f := newTestFileSystem(t, d, Options{})
+	set := func(uid uint32, value string) fuse.Status {
+		in := fuse.SetXAttrIn{}
+		in.NodeId, in.Uid = rootNode, uid
+		return f.SetXAttr(nil, &in, xattrPrefix+snapshotXAttr, []byte(value))
+	}
+	get := func() (s Snapshot) {
+		t.Helper()
+		buf := make([]byte, maxXAttrSize)
+		n, status := f.GetXAttr(nil, &fuse.InHeader{NodeId: rootNode}, xattrPrefix+snapshotXAttr, buf)
+		if status != fuse.OK {
+			t.Fatal(status)
+		}
+		if err := json.Unmarshal(buf[:n], &s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	if _, status := f.GetXAttr(nil, &fuse.InHeader{NodeId: rootNode}, xattrPrefix+snapshotXAttr, nil); status != fuse.ENOATTR {
+		t.Errorf("before the first: %v", status)
+	}
+	if s := set(12345, `{"id":"a"}`); s != fuse.EPERM {
+		t.Errorf("a stranger: %v", s)
+	}
+	if s := set(0, `now`); s != fuse.EINVAL {
+		t.Errorf("no request: %v", s)
+	}
+	if s := set(0, `{"id":"a","name":"x.avhdx","parent_paths":["p"]}`); s != fuse.OK {
+		t.Fatal(s)
+	}
+	if s := get(); !s.Running || s.ID != "a" {
+		t.Errorf("%+v", s)
+	}
+	if s := set(0, `{"id":"b"}`); s != fuse.EBUSY {
+		t.Errorf("a second one: %v", s)
+	}
+	next := func() Snapshot {
+		d.snapshots <- struct{}{}
+		f.snapshotter.running.Wait()
+		return get()
+	}
+	if s := next(); s.Running || s.ID != "a" || s.Result == nil || s.Result.Child != "x.avhdx" || d.take() != "snapshot[x.avhdx false [p]]" {
+		t.Errorf("%+v", s)
+	}
+	for _, err := range []error{fs.ErrExist, vhdx.ErrOptions, fs.ErrPermission, unix.ENOSPC} {
+		d.fail["snapshot"] = fmt.Errorf("it is so: %w", err)
+		if s := set(0, `{"id":"c","keep_name":true}`); s != fuse.OK {
+			t.Fatal(s)
+		}
+		if s := next(); s.Running || s.Result != nil || s.Error != "it is so: "+err.Error() || s.Refused != (err != unix.ENOSPC) {
+			t.Errorf("%+v", s)
+		}
+	}
+	f.snapshotter.end()
+	if s := set(0, `{"id":"d"}`); s != fuse.EBUSY {
+		t.Errorf("behind the end: %v", s)
+	}
+	d.writable = false
+	if s := newTestFileSystem(t, d, Options{}).SetXAttr(nil, &fuse.SetXAttrIn{}, xattrPrefix+snapshotXAttr, []byte(`{}`)); s != fuse.EROFS {
+		t.Errorf("read-only: %v", s)
+	}
+}

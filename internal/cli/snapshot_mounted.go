@@ -1,0 +1,88 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	mount "vhdxfs/fs"
+	"vhdxfs/vhdx"
+)
+
+// online has the program that serves a mount make the snapshot, and waits for the end. It takes a moment, and is not
+// interrupted; ctx ends the waiting.
+func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name string) (*vhdx.SnapshotResult, error) {
+	if len(c.options) > 0 {
+		return nil, usageError("%s is mounted at %s, with options of its own; do without -o", m.Image, m.MountPoint)
+	}
+	if c.o.KeepName && !c.force {
+		if err := checkRenamed(m.Image, vhdx.Options{}); err != nil {
+			return nil, err
+		}
+	}
+	name, err := nameBeside(m.Image, name)
+	if err != nil {
+		return nil, err
+	}
+	request := mount.SnapshotRequest{ID: rand.Text(), Name: name, KeepName: c.o.KeepName, ParentPaths: c.o.ParentPaths}
+	if err := mount.TellSnapshot(m.MountPoint, request); err != nil {
+		return nil, snapshotError(m, err)
+	}
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		select {
+		case <-ctx.Done():
+			return nil, interrupted(context.Cause(ctx), "the snapshot may be made all the same, which vhdxfs list and chain tell")
+		case <-time.After(wait):
+		}
+		now, err := mount.AskSnapshot(m.MountPoint)
+		switch {
+		case err != nil:
+			return nil, snapshotError(m, err)
+		case now.ID != request.ID:
+			return nil, fmt.Errorf("another snapshot of %s followed at once; vhdxfs list and chain tell what there is", m.Image)
+		case now.Running:
+			continue
+		case now.Refused:
+			return nil, &statusError{statusUsage, errors.New(now.Error)}
+		case now.Error != "":
+			return nil, errors.New(now.Error)
+		}
+		return now.Result, nil
+	}
+}
+
+// nameBeside returns the name of a new file without its folder, which has to be that of the image.
+func nameBeside(image, name string) (string, error) {
+	if !strings.Contains(name, "/") {
+		return name, nil
+	}
+	if dir := filepath.Dir(name); !sameFile(dir, filepath.Dir(image)) {
+		real, err := filepath.EvalSymlinks(image)
+		if err != nil || !sameFile(dir, filepath.Dir(real)) {
+			return "", usageError("the image is mounted, so the new file has to be in its folder, %s", filepath.Dir(image))
+		}
+	}
+	return filepath.Base(name), nil
+}
+
+// snapshotError says what an error of a mount means for who wants a snapshot.
+func snapshotError(m *activeMount, err error) error {
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("a snapshot of %s is being made already, or it is unmounted", m.MountPoint)
+	case errors.Is(err, unix.EROFS):
+		return &statusError{statusUsage, fmt.Errorf("%s is mounted read-only; unmount it, or mount it for writing", m.MountPoint)}
+	case errors.Is(err, fs.ErrPermission):
+		return &statusError{statusUsage, fmt.Errorf("only root and who mounted %s may make a snapshot of it", m.MountPoint)}
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENODATA):
+		return fmt.Errorf("%s is served by an older vhdxfs, which cannot make a snapshot; unmount it first", m.MountPoint)
+	}
+	return fmt.Errorf("snapshot of %s: %w", m.MountPoint, err)
+}
