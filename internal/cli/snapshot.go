@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -76,9 +77,12 @@ func (c *snapshotCommand) run(cmd *cobra.Command, path, name string) error {
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	var r *vhdx.SnapshotResult
-	if m, merr := findMounted(path); merr == nil && (m.Mode == "rw" || !sameFile(path, m.Image)) {
+	switch m, notMounted := findMounted(path); {
+	case notMounted == nil && (m.Mode == "rw" || m.State != stateServing || !sameFile(path, m.Image)):
 		r, err = c.online(ctx, m, name)
-	} else {
+	case notMounted != nil && isDir(path):
+		return usageError("%w", notMounted)
+	default:
 		if c.o.KeepName && !c.force {
 			if err := checkRenamed(path, c.o.Open); err != nil {
 				return err
@@ -95,6 +99,11 @@ func (c *snapshotCommand) run(cmd *cobra.Command, path, name string) error {
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: frozen\n%s: the disk goes on here\n", r.Frozen, r.Child)
 	return err
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
 }
 
 // checkRenamed refuses to rename an image whose children would not find it any more.

@@ -53,6 +53,8 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 			return nil, &statusError{statusUsage, errors.New(now.Error)}
 		case now.Error != "":
 			return nil, errors.New(now.Error)
+		case now.Result == nil: // the mount went, and what is below it has answered
+			return nil, fmt.Errorf("%s was unmounted at this moment; vhdxfs chain tells what there is", m.MountPoint)
 		}
 		return now.Result, nil
 	}
