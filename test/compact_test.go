@@ -314,6 +314,24 @@ func TestCompactRefuses(t *testing.T) {
 	release()
 }
 
+// Blocks that hold little take as little space when they have moved.
+func TestCompactStaysSparse(t *testing.T) {
+	requireFUSE(t)
+	img := create(t, "256MiB", "--block-size", "2MiB")
+	s := serve(t, img)
+	for i := range int64(100) {
+		writeAt(t, s.disk, fill(byte(i + 1))[:4096], i*2*mib+i*4096)
+	}
+	must(t, "fallocate", "--punch-hole", "--offset", "0", "--length", "100MiB", s.disk)
+	s.end(t)
+	before := used(t, img)
+	mustVhdxfs(t, "compact", "-q", img)
+	if after := used(t, img); after > before {
+		t.Errorf("the file took %d bytes, and takes %d", before, after)
+	}
+	checkClean(t, img)
+}
+
 // A compaction needs little space of its own, also where many blocks move and the file system has no more to give: each
 // place that a block has left is space again. Without any, it says so, and nothing is lost.
 func TestCompactOnAFullDisk(t *testing.T) {

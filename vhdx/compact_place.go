@@ -116,9 +116,16 @@ func (w *writer) placeAll() error {
 	return w.checkpoint()
 }
 
-// copyPlace copies a block's bytes from file offset from to the place to.
+// copyPlace copies a block's bytes from file offset from to the place to. What holds nothing in the old place takes no
+// space in the new one either, where the file may have holes.
 func (w *writer) copyPlace(from int64, to place) error {
 	keep := w.l.keepsBlocks()
+	sparse := w.punch && !keep
+	if sparse {
+		if err := w.zero(to.off, to.size); err != nil {
+			return err
+		}
+	}
 	buf := make([]byte, min(mib, to.size))
 	for i := int64(0); i < to.size; i += int64(len(buf)) {
 		n, err := w.file.ReadAt(buf, from+i)
@@ -126,14 +133,34 @@ func (w *writer) copyPlace(from int64, to place) error {
 			return err
 		}
 		clear(buf[n:]) // the end of the file may cut the last block
-		if allZero(buf) {
+		switch {
+		case sparse:
+			err = w.writeData(buf, to.off+i)
+		case allZero(buf):
 			err = w.zeroPlace(to.off+i, int64(len(buf)), keep)
-		} else {
+		default:
 			_, err = w.file.WriteAt(buf, to.off+i)
 		}
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// writeData writes the pages of p that are not zero, to file offset off on, where the file reads as zero.
+func (w *writer) writeData(p []byte, off int64) error {
+	for i := 0; i < len(p); {
+		n := i
+		for n < len(p) && !allZero(p[n:n+pageSize]) {
+			n += pageSize
+		}
+		if n > i {
+			if _, err := w.file.WriteAt(p[i:n], off+int64(i)); err != nil {
+				return err
+			}
+		}
+		i = n + pageSize
 	}
 	return nil
 }

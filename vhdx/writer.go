@@ -68,10 +68,10 @@ type writer struct {
 	ended    chan struct{}
 	stopOnce sync.Once
 
-	rounds   sharedRun  // of those who sync
-	roundMu  sync.Mutex // held by a sync round; guards what follows
-	session  *session      // nil while the image is clean
-	unsynced atomic.Bool   // something was written since the last round began
+	rounds   sharedRun   // of those who sync
+	roundMu  sync.Mutex  // held by a sync round; guards what follows
+	session  *session    // nil while the image is clean
+	unsynced atomic.Bool // something was written since the last round began
 
 	metaMu   sync.Mutex
 	roomFree sync.Cond                 // claimed has become smaller
