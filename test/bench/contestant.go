@@ -24,6 +24,7 @@ type contestant struct {
 type mounted struct {
 	disk    string
 	pid     int // of who serves it; 0 if nobody does
+	began   time.Time
 	unmount func() error
 }
 
@@ -61,7 +62,7 @@ func serve(cmd *exec.Cmd, disk, point string) (*mounted, error) {
 		select {
 		case err := <-ended:
 			return nil, fmt.Errorf("%s: %w: %s", cmd.Path, err, &stderr)
-		case <-time.After(5 * time.Millisecond):
+		case <-time.After(time.Millisecond):
 		}
 	}
 	return &mounted{disk: disk, pid: cmd.Process.Pid, unmount: func() error {

@@ -1,5 +1,5 @@
-// Command bench measures how fast a mounted disk is, next to the same disk shown by qemu-storage-daemon and to a plain
-// file. It needs root, fio, fuse3 and qemu-utils, and takes some minutes:
+// Command bench measures how fast a mounted disk is, next to the same disk shown by qemu-storage-daemon, to a raw file
+// that go-fuse serves, and to a plain file. It needs root, fio, fuse3 and qemu-utils, and takes some minutes:
 //
 //	go run ./test/bench -rounds 5 -svg speed.svg
 //
@@ -13,13 +13,22 @@ import (
 	"log"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("bench: ")
+	if len(os.Args) == 4 && os.Args[1] == serveFlag {
+		if err := serveRawFile(os.Args[2], os.Args[3]); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	var (
 		program = flag.String("vhdxfs", "", "the program to measure; built from this checkout if not given")
 		rounds  = flag.Int("rounds", 3, "how often each is measured")
@@ -30,12 +39,12 @@ func main() {
 		svg     = flag.String("svg", "", "file to draw the ratios into")
 	)
 	flag.Parse()
-	if err := run(*program, *dir, *only, *svg, *rounds, bench{seconds: *seconds, size: *size << 20}); err != nil {
+	if err := measureAll(*program, *dir, *only, *svg, *rounds, bench{seconds: *seconds, size: *size << 20}); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(program, dir, only, svg string, rounds int, b bench) (err error) {
+func measureAll(program, dir, only, svg string, rounds int, b bench) (err error) {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("only root can empty the kernel's caches")
 	}
@@ -49,11 +58,11 @@ func run(program, dir, only, svg string, rounds int, b bench) (err error) {
 	defer os.RemoveAll(b.dir)
 	if program == "" {
 		program = filepath.Join(b.dir, "vhdxfs")
-		if out, err := exec.Command("go", "build", "-o", program, "vhdxfs").CombinedOutput(); err != nil {
-			return fmt.Errorf("build: %w\n%s", err, out)
+		if err := run("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "vhdxfs"); err != nil {
+			return err
 		}
 	}
-	contestants := present([]contestant{{"vhdxfs", mountVHDXFS(program), "vhdx"}, {"qemu", mountQEMU, "vhdx"}, {"plain file", mountNothing, "raw"}})
+	contestants := present([]contestant{{"vhdxfs", mountVHDXFS(program), "vhdx"}, {"qemu", mountQEMU, "vhdx"}, {"go-fuse", mountRawFile, "raw"}, {"plain file", mountNothing, "raw"}})
 	var results table
 	for round := range rounds {
 		for _, w := range workloads {
@@ -85,4 +94,11 @@ func present(all []contestant) []contestant {
 		return append(all[:1], all[2:]...)
 	}
 	return all
+}
+
+// awaitSignal returns when this process is asked to end.
+func awaitSignal() {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, unix.SIGTERM, unix.SIGINT)
+	<-c
 }

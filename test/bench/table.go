@@ -106,7 +106,7 @@ func (t *table) svg(contestants []contestant) []byte {
 	at := func(ratio float64) int {
 		return left + int((min(max(math.Log2(ratio), -span), span)+span)/(2*span)*width)
 	}
-	fills := []string{"#3b6ea5", "#b0b7c3"}
+	fills := []string{"#3b6ea5", "#e0a030", "#b0b7c3"}
 	var data struct {
 		Width, Height, One int
 		Rows               []rowOf

@@ -5,33 +5,60 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A workload is what fio does with a disk.
+// A workload is what is done with a disk.
 type workload struct {
 	name, unit string
-	cold       bool // the kernel's caches are emptied first; else the image is read into them
-	empty      bool // the image has no blocks yet; else all
-	args       []string
+	image      imageKind
+	caches     cacheState
+	args       []string // for fio
+	job        job      // instead of fio
 }
 
+// An imageKind says what an image holds.
+type imageKind string
+
+const (
+	fullImage   imageKind = "full"   // random bytes, in blocks of 32 MiB
+	emptyImage  imageKind = "empty"  // nothing, in blocks of 1 MiB
+	sparseImage imageKind = "sparse" // 1 MiB of each 64 MiB of a disk of 2 GiB, in blocks of 1 MiB
+	hugeImage   imageKind = "huge"   // nothing, in blocks of 1 MiB: the largest disk there is
+)
+
+// A cacheState says what the kernel's caches hold.
+type cacheState int
+
+const (
+	cold        cacheState = iota // nothing
+	imageCached                   // the image
+	diskCached                    // disk.raw, which was read before
+)
+
 var workloads = []workload{
-	{name: "sequential read", unit: "MB/s", cold: true, args: []string{"--rw=read", "--bs=1M"}},
-	{name: "sequential read, direct", unit: "MB/s", cold: true, args: []string{"--rw=read", "--bs=1M", "--direct=1"}},
-	{name: "random read", unit: "IOPS", cold: true, args: []string{"--rw=randread", "--bs=4k"}},
-	{name: "random read, cached", unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1"}},
-	{name: "random read, 16 deep", unit: "IOPS", cold: true, args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
-	{name: "random read, 4 jobs", unit: "IOPS", cold: true, args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--numjobs=4"}},
-	{name: "sequential write", unit: "MB/s", args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
-	{name: "random write, direct", unit: "IOPS", args: []string{"--rw=randwrite", "--bs=4k", "--direct=1"}},
-	{name: "random write, buffered", unit: "IOPS", args: []string{"--rw=randwrite", "--bs=4k", "--end_fsync=1"}},
-	{name: "random write, each synced", unit: "IOPS", args: []string{"--rw=randwrite", "--bs=4k", "--fdatasync=1"}},
-	{name: "sequential write, new blocks", unit: "MB/s", empty: true, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
-	{name: "random write, new blocks", unit: "IOPS", empty: true, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1", "--end_fsync=1"}},
+	{name: "sequential read", unit: "MB/s", args: []string{"--rw=read", "--bs=1M"}},
+	{name: "sequential read, again", unit: "MB/s", caches: diskCached, args: []string{"--rw=read", "--bs=1M"}},
+	{name: "sequential read, direct", unit: "MB/s", args: []string{"--rw=read", "--bs=1M", "--direct=1"}},
+	{name: "sequential read of nothing", unit: "MB/s", image: emptyImage, args: []string{"--rw=read", "--bs=1M"}},
+	{name: "random read", unit: "IOPS", args: []string{"--rw=randread", "--bs=4k"}},
+	{name: "random read, cached", unit: "IOPS", caches: imageCached, args: []string{"--rw=randread", "--bs=4k", "--direct=1"}},
+	{name: "random read, 16 deep", unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
+	{name: "random read, 4 jobs", unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--numjobs=4"}},
+	{name: "sequential write", unit: "MB/s", caches: imageCached, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
+	{name: "random write, direct", unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1"}},
+	{name: "random write, 16 deep", unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
+	{name: "random write, buffered", unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--end_fsync=1"}},
+	{name: "random write, each synced", unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--fdatasync=1"}},
+	{name: "random, 70 % reads, 16 deep", unit: "IOPS", caches: imageCached, args: []string{"--rw=randrw", "--rwmixread=70", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
+	{name: "sequential write, new blocks", unit: "MB/s", image: emptyImage, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
+	{name: "random write, new blocks", unit: "IOPS", image: emptyImage, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1", "--end_fsync=1"}},
+	{name: "open", unit: "1/s", job: openJob},
+	{name: "open 64 TiB", unit: "1/s", image: hugeImage, job: openJob},
+	{name: "copy of a sparse disk", unit: "MB/s", image: sparseImage, job: copyJob},
+	{name: "3000 files on a loop device", unit: "1/s", image: emptyImage, job: filesJob},
 }
 
 // A measurement is what one run of fio comes to.
@@ -49,7 +76,10 @@ type bench struct {
 
 // measure runs a workload on a fresh mount.
 func (b bench) measure(c contestant, w workload) (m measurement, err error) {
-	image, err := b.image(c, w)
+	if w.image == "" {
+		w.image = fullImage
+	}
+	image, err := b.image(c, w.image)
 	if err != nil {
 		return m, err
 	}
@@ -58,31 +88,50 @@ func (b bench) measure(c contestant, w workload) (m measurement, err error) {
 		return m, err
 	}
 	defer os.RemoveAll(dir)
-	if err := b.caches(image, w.cold); err != nil {
+	if err := b.caches(image, w.caches); err != nil {
 		return m, err
 	}
+	began := time.Now()
 	s, err := c.mount(image, dir)
 	if err != nil {
 		return m, err
 	}
+	s.began = began
 	defer func() {
 		if uerr := s.unmount(); err == nil {
 			err = uerr
 		}
 	}()
+	if w.caches == diskCached {
+		if err := readAll(s.disk); err != nil {
+			return m, err
+		}
+	}
 	before, err := cpu(s.pid)
 	if err != nil {
 		return m, err
 	}
+	requests := int64(1)
+	if w.job != nil {
+		m.rate, err = w.job(b, s)
+	} else {
+		m.rate, requests, err = b.fio(s, w)
+	}
+	if err != nil {
+		return m, err
+	}
+	after, err := cpu(s.pid)
+	m.cpu = (after - before) / time.Duration(max(requests, 1))
+	return m, err
+}
+
+// fio runs fio on the disk, and returns the rate and the number of reads and writes.
+func (b bench) fio(s *mounted, w workload) (rate float64, requests int64, err error) {
 	args := append([]string{"--name=bench", "--filename=" + s.disk, fmt.Sprintf("--size=%d", b.size),
 		fmt.Sprintf("--runtime=%d", b.seconds), "--time_based", "--group_reporting", "--allow_file_create=0", "--output-format=json"}, w.args...)
 	out, err := exec.Command("fio", args...).Output()
 	if err != nil {
-		return m, fmt.Errorf("fio: %w", err)
-	}
-	after, err := cpu(s.pid)
-	if err != nil {
-		return m, err
+		return 0, 0, fmt.Errorf("fio: %w", err)
 	}
 	type sums struct {
 		IOs  int64   `json:"total_ios"`
@@ -91,49 +140,22 @@ func (b bench) measure(c contestant, w workload) (m measurement, err error) {
 	}
 	var report struct{ Jobs []struct{ Read, Write sums } }
 	if err := json.Unmarshal(out, &report); err != nil || len(report.Jobs) != 1 {
-		return m, fmt.Errorf("the report of fio cannot be read: %v", err)
+		return 0, 0, fmt.Errorf("the report of fio cannot be read: %v", err)
 	}
 	r, wr := report.Jobs[0].Read, report.Jobs[0].Write
-	m.rate = r.IOPS + wr.IOPS
 	if w.unit == "MB/s" {
-		m.rate = (r.BW + wr.BW) / 1e6
+		return (r.BW + wr.BW) / 1e6, r.IOs + wr.IOs, nil
 	}
-	m.cpu = (after - before) / time.Duration(max(r.IOs+wr.IOs, 1))
-	return m, nil
+	return r.IOPS + wr.IOPS, r.IOs + wr.IOs, nil
 }
 
-// image returns an image that is as the workload wants it. The full one is made once for each format.
-func (b bench) image(c contestant, w workload) (string, error) {
-	name := filepath.Join(b.dir, "empty."+c.format)
-	if !w.empty {
-		name = filepath.Join(b.dir, "full."+c.format)
-		if _, err := os.Stat(name); err == nil {
-			return name, nil
-		}
-	}
-	args := []string{"create", "-q", "-f", c.format, name, fmt.Sprint(b.size)}
-	if w.empty && c.format == "vhdx" {
-		args = append(args, "-o", "block_size=1M")
-	}
-	if !w.empty {
-		raw := filepath.Join(b.dir, "random")
-		if out, err := exec.Command("dd", "if=/dev/urandom", "of="+raw, "bs=1M", fmt.Sprint("count=", b.size>>20)).CombinedOutput(); err != nil {
-			return "", fmt.Errorf("dd: %w\n%s", err, out)
-		}
-		defer os.Remove(raw)
-		args = []string{"convert", "-f", "raw", "-O", c.format, raw, name}
-	}
-	if out, err := exec.Command("qemu-img", args...).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("qemu-img: %w\n%s", err, out)
-	}
-	return name, nil
-}
-
-// caches leaves the image in the kernel's caches, or not.
-func (b bench) caches(image string, cold bool) error {
+// caches leaves in the kernel's caches what is wanted there of an image that is not mounted.
+func (b bench) caches(image string, state cacheState) error {
 	unix.Sync()
-	if cold {
-		return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+	if state == imageCached {
+		return readAll(image)
 	}
-	return exec.Command("dd", "if="+image, "of=/dev/null", "bs=1M").Run()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
+
+func readAll(path string) error { return run("dd", "if="+path, "of=/dev/null", "bs=1M") }

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	mib = 1 << 20
+	tib = 1 << 40
+
+	sparseSize = 2048 * mib
+)
+
+// image returns an image of a kind. It is made once for each format, but anew where it had been empty.
+func (b bench) image(c contestant, kind imageKind) (string, error) {
+	name := filepath.Join(b.dir, string(kind)+"."+c.format)
+	if _, err := os.Stat(name); err == nil && kind != emptyImage {
+		return name, nil
+	}
+	switch kind {
+	case hugeImage:
+		if c.format == "raw" {
+			return name, makeHugeFile(name)
+		}
+		return name, run("qemu-img", "create", "-q", "-f", c.format, "-o", "block_size=1M", name, "64T")
+	case emptyImage:
+		args := []string{"create", "-q", "-f", c.format}
+		if c.format == "vhdx" {
+			args = append(args, "-o", "block_size=1M")
+		}
+		return name, run("qemu-img", append(args, name, fmt.Sprint(b.size))...)
+	}
+	raw := filepath.Join(b.dir, "contents")
+	defer os.Remove(raw)
+	block := "32M"
+	err := makeRandom(raw, b.size, b.size, b.size)
+	if kind == sparseImage {
+		block = "1M"
+		err = makeRandom(raw, sparseSize, mib, 64*mib)
+	}
+	if err != nil {
+		return "", err
+	}
+	args := []string{"convert", "-f", "raw", "-O", c.format}
+	if c.format == "vhdx" {
+		args = append(args, "-o", "block_size="+block)
+	}
+	return name, run("qemu-img", append(args, raw, name)...)
+}
+
+// makeRandom makes a file of a size, with random bytes in the first n of each step.
+func makeRandom(path string, size, n, step int64) error {
+	random, err := os.Open("/dev/urandom")
+	if err != nil {
+		return err
+	}
+	defer random.Close()
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for off := int64(0); off < size; off += step {
+		if _, err := io.Copy(io.NewOffsetWriter(f, off), io.LimitReader(random, n)); err != nil {
+			return err
+		}
+	}
+	return errors.Join(f.Truncate(size), f.Close())
+}
+
+// makeHugeFile makes a file of 64 TiB that holds nothing, or as large a one as the file system has.
+func makeHugeFile(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for size := int64(64 * tib); ; size /= 2 {
+		if err := f.Truncate(size - 4096); !errors.Is(err, unix.EFBIG) || size < tib {
+			return err
+		}
+	}
+}
+
+// run runs a program, and returns what it says if it fails.
+func run(name string, args ...string) error {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", name, err, out)
+	}
+	return nil
+}
