@@ -297,7 +297,7 @@ func TestRepairInUse(t *testing.T) {
 
 	// It was written since, which an undo would destroy.
 	now := sha256File(t, img)
-	if r := vhdxfs(t, "check", "--undo", img+".undo"); r.status == 0 || !strings.Contains(r.stderr, "--force") {
+	if r := vhdxfs(t, "check", "--undo", img+".undo"); r.status != 1 || !strings.Contains(r.stderr, "--force") {
 		t.Errorf("undo after a write: exit status %d\n%s", r.status, r.stderr)
 	}
 	unchanged(t, img, now)
@@ -321,6 +321,36 @@ func TestRepairWithoutRoomForTheUndoFile(t *testing.T) {
 	}
 	mustVhdxfs(t, "check", "--repair", "--keep-leaks", img)
 	unchanged(t, img, before)
+}
+
+// The undo file of a device is not put among the devices. A device cannot grow, and stays as it is where it would have to.
+func TestRepairOfADevice(t *testing.T) {
+	requireLoop(t)
+	img, _ := repairSample(t)
+	writeAt(t, img, []byte{0xFF}, 128<<10+30)
+	before := sha256File(t, img)
+	dev := strings.TrimSpace(must(t, "losetup", "--find", "--show", img))
+	t.Cleanup(func() { must(t, "losetup", "--detach", dev) })
+	if r := vhdxfs(t, "check", "--repair", dev); r.status != 1 || !strings.Contains(r.stderr, "--undo-file") {
+		t.Errorf("without --undo-file: exit status %d\n%s%s", r.status, r.stdout, r.stderr)
+	}
+	undo := filepath.Join(t.TempDir(), "undo")
+	if r := vhdxfs(t, "check", "--repair", "--undo-file", undo, dev); r.status != soundStatus {
+		t.Errorf("exit status %d\n%s%s", r.status, r.stdout, r.stderr)
+	}
+	mustVhdxfs(t, "check", "--undo", undo)
+	if got := sha256File(t, dev); got != before {
+		t.Error("the undo did not restore the device")
+	}
+	first := binary.LittleEndian.Uint64(readAt(t, dev, batEntry(t, dev, 0), 8))
+	setBATEntry(t, dev, 3, first)
+	before = sha256File(t, dev)
+	if r := vhdxfs(t, "check", "--repair", "--undo-file", undo+"2", dev); r.status != 2 || !strings.Contains(r.stderr, "device") {
+		t.Errorf("overlap: exit status %d\n%s%s", r.status, r.stdout, r.stderr)
+	}
+	if got := sha256File(t, dev); got != before {
+		t.Error("the refused repair changed the device")
+	}
 }
 
 func TestRepairJSON(t *testing.T) {

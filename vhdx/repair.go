@@ -70,7 +70,8 @@ type DiskRange struct {
 // only then the image changes. So Undo restores it from there byte for byte, also after a power cut. What fails
 // halfway, as on a full disk, is undone at once.
 //
-// The undo file is PATH.undo, or PATH.undo2 and so on where that is taken. It is never written over another file.
+// The undo file is PATH.undo, or PATH.undo2 and so on where that is taken; of a device it has to be named. It is never
+// written over another file, and who may not read the image may not read it.
 // An image with nothing to repair is not touched, and there is no undo file.
 //
 // DataWriteGuid stays what it is, so that children of the image still fit: they are no worse off than before. The
@@ -124,17 +125,17 @@ func (r *repairer) carryOut(rep *RepairReport) error {
 	if !r.d.changed() {
 		return nil
 	}
-	name, err := undoName(r.top.path, r.o.UndoFile)
+	undo, err := newUndoPath(r.top.path, r.o.UndoFile)
 	if err != nil {
 		return err
 	}
-	rep.UndoFile = name
+	rep.UndoFile = undo.path
 	if r.o.DryRun {
 		rep.After = r.report()
 		rep.UndoSize, err = r.undoSize()
 		return err
 	}
-	rep.UndoSize, err = r.apply(undoAt(name))
+	rep.UndoSize, err = r.apply(undo)
 	rep.Changed = err == nil
 	return err
 }
@@ -144,6 +145,9 @@ func (r *repairer) report() *Report {
 	l := r.last
 	err := r.op.openParent(l)
 	rep := l.newReport()
+	if l.parent != nil {
+		defer l.parent.close()
+	}
 	var fe *FormatError
 	if errors.As(err, &fe) {
 		rep.Errors = append(rep.Errors, newFinding(fe))

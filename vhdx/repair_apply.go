@@ -31,15 +31,28 @@ type undoFile interface {
 	Discard() error
 }
 
-// undoAt is the path of an undo file.
-type undoAt string
+// undoPath is an undo file that goes to a path.
+type undoPath struct {
+	path string
+	mode fs.FileMode // of the image: who may not read that may not read bytes of it in the undo file
+}
 
-func (p undoAt) create() (undoFile, error) { return newfile.Create(string(p), false) }
-func (p undoAt) remove() error             { return os.Remove(string(p)) }
-func (p undoAt) String() string            { return string(p) }
+func (p undoPath) remove() error  { return os.Remove(p.path) }
+func (p undoPath) String() string { return p.path }
 
-func (p undoAt) open() (*undoReader, io.Closer, error) {
-	f, err := os.Open(string(p))
+func (p undoPath) create() (undoFile, error) {
+	f, err := newfile.Create(p.path, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Chmod(p.mode); err != nil {
+		return nil, errors.Join(err, f.Discard())
+	}
+	return f, nil
+}
+
+func (p undoPath) open() (*undoReader, io.Closer, error) {
+	f, err := os.Open(p.path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -50,7 +63,20 @@ func (p undoAt) open() (*undoReader, io.Closer, error) {
 	return u, f, nil
 }
 
-// undoName returns the name for the undo file of a repair of image: the one that is wanted, or the first that is free.
+// newUndoPath returns the undo file for a repair of image: the one that is wanted, or the first that is free.
+func newUndoPath(image, want string) (p undoPath, err error) {
+	st, err := os.Stat(image)
+	if err != nil {
+		return p, err
+	}
+	p.mode = st.Mode().Perm()
+	if want == "" && !st.Mode().IsRegular() {
+		return p, optionsError{fmt.Errorf("%s is a device, beside which no file can stay; --undo-file says where the undo file goes", image)}
+	}
+	p.path, err = undoName(image, want)
+	return p, err
+}
+
 func undoName(image, want string) (string, error) {
 	free := func(name string) (bool, error) {
 		_, err := os.Lstat(name)
@@ -198,7 +224,8 @@ func (r *repairer) apply(undo undoPlace) (int64, error) {
 		return size, nil
 	}
 	if uerr := r.rollBack(undo); uerr != nil {
-		return 0, fmt.Errorf("%w; the image is half repaired, and %v restores what it was: %w", err, undo, uerr)
+		// Not what has ended it: who was interrupted must not be told that nothing was changed.
+		return 0, fmt.Errorf("the image is half repaired, and %v restores what it was: %v: %w", undo, err, uerr)
 	}
 	return 0, fmt.Errorf("%w; the image is what it was", err)
 }

@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"context"
 	"maps"
 	"slices"
 )
@@ -110,6 +111,9 @@ func (r *repairer) partial(l *layer, c int64) (blocks []int64, err error) {
 // guessSectors sets the bits of the partially present block b in the new sector bitmap block at file offset place: of
 // those sectors that are not zero. New space in an image is zero, so what is not was written.
 func (r *repairer) guessSectors(l *layer, b, place int64) error {
+	if err := context.Cause(r.ctx); err != nil {
+		return err
+	}
 	g := &l.geo
 	e, err := r.entryAt(l.batOffset() + g.payloadEntry(b)*batEntrySize)
 	if err != nil {

@@ -394,6 +394,9 @@ func TestRepairUndoFileNames(t *testing.T) {
 	im := build(spec{blocks: oneBlock})
 	im.setHeaders(func(h *header) { h.SequenceNumber = 1 })
 	path := chain{im}.writeTo(t, t.TempDir())
+	if err := os.Chmod(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	stop := errors.New("stop")
 	cancel(stop)
@@ -415,6 +418,9 @@ func TestRepairUndoFileNames(t *testing.T) {
 	r := mustRepair(t, path, RepairOptions{})
 	if b, err := os.ReadFile(taken); string(b) != "mine" || err != nil || r.UndoFile != taken+"2" {
 		t.Errorf("undo file %s, the other has %q, %v", r.UndoFile, b, err)
+	}
+	if st, err := os.Stat(r.UndoFile); err != nil || st.Mode().Perm() != 0o640 {
+		t.Errorf("undo file %v, %v; want the mode of the image", st.Mode(), err)
 	}
 	im.undo(t, path, r)
 }

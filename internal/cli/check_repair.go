@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -108,6 +109,9 @@ func (c *checkCommand) takeBack(cmd *cobra.Command, args []string, o vhdx.Option
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	r, err := vhdx.Undo(ctx, c.undoFile, u)
+	if errors.Is(err, vhdx.ErrChanged) {
+		return &statusError{statusUsage, err}
+	}
 	if err != nil {
 		return interrupted(err, "the same command goes on")
 	}
