@@ -7,7 +7,17 @@ import (
 
 // SeekData returns the first byte at or after off that is held in a file, and io.EOF when none follows. What lies in a
 // hole of that file, as most of a block does of which little was written, is not held.
-func (im *Image) SeekData(off int64) (int64, error) { return im.seek(off, true) }
+func (im *Image) SeekData(off int64) (int64, error) { return im.seek(off, im.Size(), true) }
+
+// IsHole reports whether nothing holds any of the n bytes from off on, which all lie inside the disk: they read as zero,
+// and need not be read to know that.
+func (im *Image) IsHole(off, n int64) (bool, error) {
+	_, err := im.seek(off, off+n, true)
+	if err == io.EOF {
+		return true, nil
+	}
+	return false, err
+}
 
 // SeekHole returns the first byte at or after off that reads as zero because nothing holds it. The end of
 // the disk counts as one; beyond it there is io.EOF.
@@ -15,19 +25,20 @@ func (im *Image) SeekHole(off int64) (int64, error) {
 	if off < 0 || off >= im.Size() {
 		return 0, io.EOF
 	}
-	hole, err := im.seek(off, false)
+	hole, err := im.seek(off, im.Size(), false)
 	if err == io.EOF {
 		return im.Size(), nil
 	}
 	return hole, err
 }
 
-func (im *Image) seek(off int64, data bool) (int64, error) {
+// seek returns the first byte from off on, and before end, that is data or is not, and io.EOF where there is none.
+func (im *Image) seek(off, end int64, data bool) (int64, error) {
 	if off < 0 {
 		return 0, io.EOF
 	}
 	var run fileRun
-	for off < im.Size() {
+	for off < end {
 		next, found, err := im.seekRun(&run, off, data)
 		if err != nil || found {
 			return next, err

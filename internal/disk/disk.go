@@ -50,11 +50,25 @@ func Open(path string, format Format, o vhdx.Options) (*Disk, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &Disk{Path: path, Format: VHDX, Image: im, ReaderAt: im, size: im.Size()}, nil
+		return &Disk{Path: path, Format: VHDX, Image: im, ReaderAt: imageReader{im}, size: im.Size()}, nil
 	case Raw:
 		return openRaw(path, o.Lock)
 	}
 	return nil, fmt.Errorf("%w %q; it can be raw or vhdx", ErrFormat, format)
+}
+
+// An imageReader reads an image, but not what its file has as holes: of a fixed image that is hardly used, or of large
+// blocks, that may be most.
+type imageReader struct{ im *vhdx.Image }
+
+func (r imageReader) ReadAt(p []byte, off int64) (int, error) {
+	if n := int64(len(p)); off >= 0 && n <= r.im.Size()-off {
+		if hole, err := r.im.IsHole(off, n); err == nil && hole {
+			clear(p)
+			return len(p), nil
+		}
+	}
+	return r.im.ReadAt(p, off)
 }
 
 func openRaw(path string, lock vhdx.LockMode) (*Disk, error) {

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -116,6 +117,55 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	if _, err := Open(path, VHDX, vhdx.Options{}); !errors.Is(err, vhdx.ErrCorrupt) {
 		t.Errorf("zeros as an image: %v", err)
+	}
+}
+
+// What the file of an image has as holes is not read, and reads as the image does.
+func TestImageHoles(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.vhdx")
+	if err := vhdx.Create(path, vhdx.CreateOptions{Size: 64 << 20, Type: vhdx.Fixed}); err != nil {
+		t.Fatal(err)
+	}
+	im, err := vhdx.Open(path, vhdx.Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := bytes.Repeat([]byte("data"), 100_000)
+	if _, err := im.WriteAt(data, 20<<20+5); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d, err := Open(path, Auto, vhdx.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	holes, want, got := 0, make([]byte, 1<<20), make([]byte, 1<<20)
+	for off := int64(0); off < d.Size(); off += 1 << 20 {
+		if hole, err := d.Image.IsHole(off, 1<<20); err != nil {
+			t.Fatal(err)
+		} else if hole {
+			holes++
+		}
+		for i := range got {
+			got[i] = 0xEE
+		}
+		n, err := d.Image.ReadAt(want, off)
+		m, derr := d.ReadAt(got, off)
+		if n != m || err != derr || !bytes.Equal(got, want) {
+			t.Errorf("at %d: %d bytes, %v; the image reads %d, %v", off, m, derr, n, err)
+		}
+	}
+	if hole, err := d.Image.IsHole(20<<20, 1<<20); err != nil || hole {
+		t.Errorf("data is a hole: %v, %v", hole, err)
+	}
+	if holes == 0 {
+		t.Log("the file system shows no holes")
+	}
+	if n, err := d.ReadAt(got, d.Size()-10); n != 10 || err != io.EOF {
+		t.Errorf("over the end: %d bytes, %v", n, err)
 	}
 }
 
