@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // A liveImage is an image that is open for writing, and what its disk has to read as.
@@ -231,6 +232,13 @@ func TestLiveSnapshotRefuses(t *testing.T) {
 				}
 			}
 		}}, nil, "not where the image is"},
+		{"moved meanwhile, keep name", nil, "", SnapshotOptions{KeepName: true, step: func(step string) {
+			if step == "begin" {
+				if err := os.Rename(p[1], moved); err != nil {
+					t.Error(err)
+				}
+			}
+		}}, nil, "not where the image is"},
 	} {
 		ctx := tc.ctx
 		if ctx == nil {
@@ -283,6 +291,83 @@ func TestLiveSnapshotRefuses(t *testing.T) {
 	if _, err := im.Snapshot(context.Background(), "", SnapshotOptions{}); !errors.Is(err, ErrReadOnly) {
 		t.Errorf("open for reading: %v", err)
 	}
+}
+
+// The child has a log, free space and a size of its own, whatever those of the image were.
+func TestLiveSnapshotStartsAnew(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "disk.vhdx")
+	if err := Create(image, CreateOptions{Size: 64 * mib, BlockSize: mib, LogSize: 5 * mib}); err != nil {
+		t.Fatal(err)
+	}
+	l := openLive(t, image, Options{})
+	for i := range 40 {
+		l.write(byte(i), i*mib, mib)
+	}
+	l.zero(10*mib, 5*mib)
+	syncs := l.im.Stats().FileSyncs
+	r, err := l.im.Snapshot(context.Background(), "", SnapshotOptions{KeepName: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now := l.im.Stats().FileSyncs; now < syncs {
+		t.Errorf("%d syncs were counted, and now %d", syncs, now)
+	}
+	for i := range 3 {
+		l.write(0x55, (50+i)*mib, mib)
+		if err := l.im.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, "in the end", image, Options{}, l.want)
+	sound(t, image)
+	if in := diskInfo(t, image, Options{}); in.FileSize != 7*mib || in.Log.Length != DefaultLogSize {
+		t.Errorf("the child has %d bytes, its log %d", in.FileSize, in.Log.Length)
+	}
+	if in := diskInfo(t, r.Frozen, Options{}); in.FileSize > 48*mib {
+		t.Errorf("the frozen image has %d bytes", in.FileSize)
+	}
+}
+
+// A read that began before goes on in the file of the image, and the snapshot ends when it has ended.
+func TestLiveSnapshotAwaitsReads(t *testing.T) {
+	p := newWrittenChain(t, 2)
+	l := openLive(t, p[1], Options{})
+	l.write(0x42, 0, 4*mib)
+	epoch := l.im.BeginRead()
+	extents, err := l.im.Resolve(nil, 0, l.im.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := l.im.Snapshot(context.Background(), "", SnapshotOptions{})
+		ended <- err
+	}()
+	for l.im.Path() == p[1] && len(ended) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	l.check("a read that began later")
+	for range 20 {
+		for _, e := range extents {
+			got := make([]byte, e.Len)
+			if err := e.Read(got); err != nil || !bytes.Equal(got, l.want[e.DiskOff:e.End()]) {
+				t.Fatalf("a read that began before: %v", err)
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if len(ended) > 0 {
+		t.Error("it has not waited")
+	}
+	l.im.EndRead(epoch)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	l.write(0x43, mib, mib)
+	l.check("afterwards")
 }
 
 // While many write, read, seek, trim and sync, snapshots are made. Nobody gets an error, or reads anything else than he
