@@ -69,6 +69,19 @@ func survey(t *testing.T, disk, file int) *Survey {
 	return s
 }
 
+// A name cannot do anything to a terminal, and leaves room for what stands behind it.
+func TestShown(t *testing.T) {
+	long := strings.Repeat("ä", 100) + "end.vhdx"
+	for name, want := range map[string]string{
+		"disk.vhdx": "disk.vhdx", "ein Bild.vhdx": "ein Bild.vhdx", "a\x1b[31m.vhdx": `"a\x1b[31m.vhdx"`, "\xff.vhdx": `"\xff.vhdx"`, "a\nb": `"a\nb"`,
+		long: strings.Repeat("ä", 19) + "…" + strings.Repeat("ä", 12) + "end.vhdx",
+	} {
+		if got := shown(name); got != want || utf8.RuneCountInString(got) > maxName {
+			t.Errorf("%q is shown as %q, want %q", name, got, want)
+		}
+	}
+}
+
 // Every byte of the disk is in one cell, under one kind.
 func TestSurvey(t *testing.T) {
 	for _, cells := range []int{1, 7, 64, 1000, 1 << 20} {

@@ -2,9 +2,26 @@ package draw
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/docker/go-units"
 )
+
+// maxName is how many characters of a file's name are shown: with the amount behind them, they fit into 80.
+const maxName = 40
+
+// shown returns a name as a picture has room for it, without what would do something to a terminal.
+func shown(name string) string {
+	if !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		name = strconv.Quote(name)
+	}
+	if r := []rune(name); len(r) > maxName {
+		name = string(r[:maxName/2-1]) + "…" + string(r[len(r)-maxName/2:])
+	}
+	return name
+}
 
 // title and facts are the lines above the pictures.
 func (s *Survey) title() string { return s.Names[0] }

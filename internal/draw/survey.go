@@ -44,7 +44,7 @@ const (
 // A Survey is what a picture of an image shows. Sizes are in bytes.
 type Survey struct {
 	Info   *vhdx.Info
-	Names  []string // of the files of the chain, without their folders
+	Names  []string // of the files of the chain, without their folders; what cannot be shown of them is in quotes
 	Totals Cell
 
 	Cells    []Cell // of the disk
@@ -60,7 +60,7 @@ func NewSurvey(im *vhdx.Image, diskCells, fileCells int) (*Survey, error) {
 	in := im.Info()
 	s := &Survey{Info: in}
 	for p := in; p != nil; {
-		s.Names = append(s.Names, filepath.Base(p.Path))
+		s.Names = append(s.Names, shown(filepath.Base(p.Path)))
 		if p.Parent == nil {
 			break
 		}

@@ -151,23 +151,29 @@ func (w *painter) fileCell(s *Survey, c FileCell) {
 	}
 }
 
+// fileLegend explains the marks of the file, those that the picture may have.
 func (w *painter) fileLegend(s *Survey) {
+	uses := []Use{Tables, Other, Free}
+	if s.Info.Blocks.PartiallyPresent > 0 {
+		uses = append(uses, InPart)
+	}
 	if !w.color {
-		w.text(ansi.Style{}, "0 to 9: begin to end of the disk  # tables, log  - rest of a block  ? other\n")
-		return
+		w.text(ansi.Style{}, "0 to 9: begin to end of disk")
+	} else {
+		w.text(ansi.Style{}, "begin of disk ")
+		const steps = 10
+		for i := range steps {
+			w.text(ansi.Style{}.ForegroundColor(gradient(float64(i)/(steps-1))), "█")
+		}
+		w.text(ansi.Style{}, " end")
 	}
-	w.text(ansi.Style{}, "disk from its begin ")
-	const steps = 12
-	for i := range steps {
-		w.text(ansi.Style{}.ForegroundColor(gradient(float64(i)/(steps-1))), "█")
-	}
-	w.text(ansi.Style{}, " to its end  ")
-	for _, x := range []struct {
-		use  Use
-		name string
-	}{{Tables, "tables, log"}, {Other, "other"}, {Free, "free"}} {
-		w.fileCell(s, FileCell{Use: x.use})
-		w.text(ansi.Style{}, " "+x.name+"  ")
+	for _, use := range uses {
+		w.text(ansi.Style{}, "  ")
+		w.fileCell(s, FileCell{Use: use, Disk: s.Info.DiskSize / 2})
+		w.text(ansi.Style{}, " "+useNames[use])
 	}
 	w.text(ansi.Style{}, "\n")
 }
+
+// useNames are short, so that all of them stand in one line.
+var useNames = map[Use]string{Tables: "tables, log", Other: "other", Free: "free", InPart: "rest of block"}
