@@ -51,7 +51,7 @@ func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (
 	return &SnapshotResult{Frozen: s.frozen, Child: s.child}, nil
 }
 
-// A liveSnapshot is one call of Image.Snapshot.
+// A liveSnapshot is one call of Image.Snapshot. Tests do its steps with files that lose power.
 type liveSnapshot struct {
 	ctx   context.Context
 	im    *Image
@@ -165,23 +165,25 @@ func (s *liveSnapshot) freeze() error {
 	defer w.gate.Unlock()
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
-	if err := w.makeClean(); err != nil {
+	if err := s.settle(); err != nil {
 		return err
 	}
-	if w.opened {
-		if err := w.shrink(); err != nil { // nobody can do it later
-			return err
-		}
+	if err := s.finish(); err != nil {
+		return err
 	}
-	child, temp, err := s.complete()
+	own, below, err := s.open()
 	if err != nil {
 		return err
 	}
-	if err := s.giveNames(temp); err != nil {
-		return errors.Join(err, child.file.Close(), child.parent.file.Close())
+	child, err := s.load(own, below)
+	if err == nil {
+		err = s.giveNames(own)
+	}
+	if err != nil {
+		return errors.Join(err, own.Close(), below.Close())
 	}
 	w.goOn(child)
-	if err := child.parent.file.(*osFile).share(); err != nil {
+	if err := below.share(); err != nil {
 		w.log.WithError(err).Warnf("%s stays locked against readers until the unmount", s.frozen)
 	}
 	// Who still reads may do so from the file by the name it was opened with.
@@ -191,55 +193,64 @@ func (s *liveSnapshot) freeze() error {
 	return nil
 }
 
-// complete completes the child, locks it and loads it on top of the image, by the names that both are going to have.
-// Only reads use what it returns before goOn.
-func (s *liveSnapshot) complete() (child *layer, st os.FileInfo, err error) {
-	w := s.w
-	if s.b.o.locator, err = parentKeys(s.first, s.frozen, s.o.ParentPaths, w.header.DataWriteGUID); err != nil {
-		return nil, nil, err
+// settle makes the image what it is to be for good.
+func (s *liveSnapshot) settle() error {
+	if err := s.w.makeClean(); err != nil || !s.w.opened {
+		return err
 	}
-	if err := s.b.Finish(); err != nil {
-		return nil, nil, err
+	return s.w.shrink() // nobody can do it later
+}
+
+// finish completes the child of the image as that is now, durably.
+func (s *liveSnapshot) finish() (err error) {
+	if s.b.o.locator, err = parentKeys(s.first, s.frozen, s.o.ParentPaths, s.w.header.DataWriteGUID); err != nil {
+		return err
 	}
+	return s.b.Finish()
+}
+
+// open opens and locks the complete child, and returns it and the image by the names that they are going to have.
+func (s *liveSnapshot) open() (own, below *osFile, err error) {
 	f, err := openFile(s.b.TempPath(), os.O_RDWR)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer f.Close() // another descriptor of it remains
-	if err := f.lock(w.lockMode, exclusiveLock); err != nil {
-		return nil, nil, err
-	}
-	if st, err = f.Stat(); err != nil {
+	if err := f.lock(s.w.lockMode, exclusiveLock); err != nil {
 		return nil, nil, err
 	}
 	if err := copyMode(s.b.TempPath(), s.st); err != nil {
 		return nil, nil, err
 	}
-	own, err := f.named(s.child)
-	if err != nil {
+	if own, err = f.named(s.child); err != nil {
 		return nil, nil, err
 	}
-	own.syncs.Store(s.file.Syncs()) // it goes on to count
-	below, err := s.file.named(s.frozen)
-	if err != nil {
+	if below, err = s.file.named(s.frozen); err != nil {
 		return nil, nil, errors.Join(err, own.Close())
 	}
-	child = &layer{path: s.child, file: own, cache: w.l.cache}
-	parent := &layer{path: s.frozen, file: below, cache: w.l.cache, parent: w.l.parent}
-	if err = child.load(); err == nil {
-		err = new(opener).checkParent(child, parent)
+	own.syncs.Store(s.file.Syncs()) // it goes on to count
+	return own, below, nil
+}
+
+// load loads the child, and the image as its parent. Only reads use what it returns, before goOn.
+func (s *liveSnapshot) load(own, below File) (*layer, error) {
+	l := s.w.l
+	child := &layer{path: s.child, file: own, cache: l.cache}
+	parent := &layer{path: s.frozen, file: below, cache: l.cache, parent: l.parent}
+	if err := child.load(); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		return nil, nil, errors.Join(err, own.Close(), below.Close())
+	if err := new(opener).checkParent(child, parent); err != nil {
+		return nil, err
 	}
 	child.parent = parent
 	s.o.done("complete")
-	return child, st, nil
+	return child, nil
 }
 
-// giveNames gives the complete child, the file st, its name, durably. An error leaves the image with its own; if that is
-// not known, nothing is written any more.
-func (s *liveSnapshot) giveNames(st os.FileInfo) error {
+// giveNames gives the complete child its name, durably. An error leaves the image with its own; if that is not known,
+// nothing is written any more.
+func (s *liveSnapshot) giveNames(child *osFile) error {
 	if s.ctx.Err() != nil {
 		return context.Cause(s.ctx)
 	}
@@ -247,6 +258,10 @@ func (s *liveSnapshot) giveNames(st os.FileInfo) error {
 		if err := s.inPlace(path); err != nil {
 			return err
 		}
+	}
+	st, err := child.Stat()
+	if err != nil {
+		return err
 	}
 	if err := s.b.Commit(); err != nil {
 		return errors.Join(err, removeFile(s.first, st))
