@@ -100,7 +100,7 @@ func TestOverlayIsThrownAway(t *testing.T) {
 		t.Error("what was written does not show")
 	}
 	one.end(t)
-	if got := mustVhdxfs(t, "list"); !strings.Contains(got, img) {
+	if got := mustVhdxfs(t, "list"); !strings.Contains(got, img+" on "+other.dir) || !strings.Contains(got, ", overlay tmp") {
 		t.Errorf("the mount that is left is not listed by its image:\n%s", got)
 	}
 	other.end(t)

@@ -34,8 +34,10 @@ type activeMount struct {
 	MountPoint string        `json:"mount_point"`
 	State      string        `json:"state"`
 	reason     error         // of stateUnknown
-	PID        int           `json:"pid,omitempty"` // 0 where it is not known here
-	Mode       string        `json:"mode"`          // rw or ro
+	PID        int           `json:"pid,omitempty"`       // 0 where it is not known here
+	Mode       string        `json:"mode"`                // rw or ro
+	Overlay    string        `json:"overlay,omitempty"`   // as the option of that name has it
+	Partition  int           `json:"partition,omitempty"` // that is shown; 0 is the whole disk
 	Devices    []loop.Device `json:"devices"`
 }
 
@@ -111,13 +113,15 @@ func describeMount(m *mountinfo.Info) (*activeMount, error) {
 		d.State = stateHidden
 		return d, nil
 	}
-	values, err := mount.Attributes(m.Mountpoint, "path", "pid", "pid_namespace")
+	values, err := mount.Attributes(m.Mountpoint, "path", "pid", "pid_namespace", "overlay", "partition")
 	switch {
 	case err == nil:
 		d.State = stateServing
 		if path, ok := values["path"]; ok {
 			d.Image = path
 		}
+		d.Overlay = values["overlay"]
+		d.Partition, _ = strconv.Atoi(values["partition"]) // 0 where there is none
 		if pid, err := localPID(values); err == nil {
 			d.PID = pid
 		}
@@ -146,6 +150,12 @@ func printMounts(out io.Writer, list []*activeMount) error {
 			fmt.Fprintf(&b, ", %s", m.State)
 		case m.PID != 0:
 			fmt.Fprintf(&b, ", process %d", m.PID)
+		}
+		if m.Partition != 0 {
+			fmt.Fprintf(&b, ", partition %d", m.Partition)
+		}
+		if m.Overlay != "" {
+			fmt.Fprintf(&b, ", overlay %s", printable(m.Overlay))
 		}
 		b.WriteString("\n")
 		for _, d := range m.Devices {
