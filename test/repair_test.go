@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"hash/crc32"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What check answers, besides damagedStatus.
@@ -351,6 +353,41 @@ func TestRepairOfADevice(t *testing.T) {
 	if got := sha256File(t, dev); got != before {
 		t.Error("the refused repair changed the device")
 	}
+}
+
+// Killed at any moment, a repair leaves an image that nobody has touched, or an undo file that restores it, or both.
+func TestRepairKilled(t *testing.T) {
+	img := create(t, "64M", "--block-size", "1M")
+	blocks := map[int64]byte{}
+	for n := range int64(60) {
+		blocks[n] = byte(n + 1)
+	}
+	placeBlocks(t, img, blocks)
+	first := binary.LittleEndian.Uint64(readAt(t, img, batEntry(t, img, 0), 8))
+	for n := range int64(60) {
+		setBATEntry(t, img, n, first) // 59 blocks are to be copied
+	}
+	before := sha256File(t, img)
+	undone := 0
+	for i := range 12 {
+		cmd := exec.Command(program.path(t), "check", "--repair", img)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(i) * 8 * time.Millisecond)
+		cmd.Process.Kill()
+		cmd.Wait()
+		undo := img + ".undo"
+		if _, err := os.Stat(undo); err == nil {
+			mustVhdxfs(t, "check", "--undo", undo)
+			undone++
+			if err := os.Remove(undo); err != nil {
+				t.Fatal(err)
+			}
+		}
+		unchanged(t, img, before)
+	}
+	t.Logf("of 12 repairs %d were undone, the others had not begun", undone)
 }
 
 func TestRepairJSON(t *testing.T) {
