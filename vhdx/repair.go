@@ -72,7 +72,8 @@ type DiskRange struct {
 //
 // The undo file is PATH.undo, or PATH.undo2 and so on where that is taken; of a device it has to be named. It is never
 // written over another file, and who may not read the image may not read it.
-// An image with nothing to repair is not touched, and there is no undo file.
+// An image with nothing to repair is not touched, and there is no undo file. One whose repair was interrupted is to be
+// restored first.
 //
 // DataWriteGuid stays what it is, so that children of the image still fit: they are no worse off than before. The
 // error tells that nothing could be examined or changed; what cannot be repaired is no error but in the report. It
@@ -95,6 +96,9 @@ func Repair(ctx context.Context, path string, o RepairOptions) (*RepairReport, e
 		return nil, err
 	}
 	r, err := newRepairer(ctx, op, top, o)
+	if err == nil {
+		err = r.unfinished()
+	}
 	if err == nil {
 		err = r.plan()
 	}

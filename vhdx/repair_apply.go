@@ -1,197 +1,12 @@
 package vhdx
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math"
-	"os"
-	"path/filepath"
-	"strconv"
-	"time"
-
-	"vhdxfs/internal/newfile"
 )
-
-// An undoPlace is where an undo file is going to be.
-type undoPlace interface {
-	create() (undoFile, error)
-	open() (*undoReader, io.Closer, error)
-	remove() error
-	String() string
-}
-
-// An undoFile is an undo file that is being written. It is there when Commit has made it durable, and not before.
-type undoFile interface {
-	io.Writer
-	Commit() error
-	Discard() error
-}
-
-// undoPath is an undo file that goes to a path.
-type undoPath struct {
-	path string
-	mode fs.FileMode // of the image: who may not read that may not read bytes of it in the undo file
-}
-
-func (p undoPath) remove() error  { return os.Remove(p.path) }
-func (p undoPath) String() string { return p.path }
-
-func (p undoPath) create() (undoFile, error) {
-	f, err := newfile.Create(p.path, false)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.Chmod(p.mode); err != nil {
-		return nil, errors.Join(err, f.Discard())
-	}
-	return f, nil
-}
-
-func (p undoPath) open() (*undoReader, io.Closer, error) {
-	f, err := os.Open(p.path)
-	if err != nil {
-		return nil, nil, err
-	}
-	u, err := openUndo(f)
-	if err != nil {
-		return nil, nil, errors.Join(err, f.Close())
-	}
-	return u, f, nil
-}
-
-// newUndoPath returns the undo file for a repair of image: the one that is wanted, or the first that is free.
-func newUndoPath(image, want string) (p undoPath, err error) {
-	st, err := os.Stat(image)
-	if err != nil {
-		return p, err
-	}
-	p.mode = st.Mode().Perm()
-	if want == "" && !st.Mode().IsRegular() {
-		return p, optionsError{fmt.Errorf("%s is a device, beside which no file can stay; --undo-file says where the undo file goes", image)}
-	}
-	p.path, err = undoName(image, want)
-	return p, err
-}
-
-func undoName(image, want string) (string, error) {
-	free := func(name string) (bool, error) {
-		_, err := os.Lstat(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			return true, nil
-		}
-		return false, err
-	}
-	if want != "" {
-		ok, err := free(want)
-		if err == nil && !ok {
-			err = optionsError{fmt.Errorf("the undo file %s exists; it is left as it is", want)}
-		}
-		return want, err
-	}
-	for i := 1; ; i++ {
-		name := image + ".undo"
-		if i > 1 {
-			name += strconv.Itoa(i)
-		}
-		if ok, err := free(name); ok || err != nil {
-			return name, err
-		}
-	}
-}
-
-// writeUndo writes the undo file of the plan to w, and returns its size.
-func (r *repairer) writeUndo(w io.Writer) (int64, error) {
-	path, err := filepath.Abs(r.top.path)
-	if err != nil || len(path) > maxUndoPath {
-		path = filepath.Base(r.top.path) // as if it lay beside the undo file
-	}
-	out := bufio.NewWriterSize(w, mib)
-	u := &undoWriter{w: out}
-	h := undoHeader{oldSize: r.d.old, newSize: r.d.size, fileWrite: r.header.FileWriteGUID, made: time.Now(), path: path}
-	if err := u.write(h.encode()); err != nil {
-		return 0, err
-	}
-	if err := r.recordPages(u); err != nil {
-		return 0, err
-	}
-	// What is to be zeros, or gone, reads as zeros until it is restored.
-	for _, h := range r.d.holes {
-		if err := r.recordZeroed(u, h.off, min(h.end(), r.d.old)); err != nil {
-			return 0, err
-		}
-	}
-	if err := r.recordZeroed(u, min(r.d.size, r.d.old), r.d.old); err != nil {
-		return 0, err
-	}
-	if err := u.end(); err != nil {
-		return 0, err
-	}
-	return u.size, out.Flush()
-}
-
-// recordPages saves the old bytes of the pages that change.
-func (r *repairer) recordPages(u *undoWriter) error {
-	announced := sectorSums(r.announcement()[:])
-	for _, at := range r.d.offsets() {
-		n := min(pageSize, r.d.old-at)
-		if n <= 0 {
-			break
-		}
-		old := make([]byte, n)
-		if err := readFull(r.d.base, old, at, "the image"); err != nil {
-			return err
-		}
-		news := [][]byte{sectorSums(r.d.pages[at][:n])}
-		if at == headerOffsets[1-r.slot] {
-			news = append(news, announced)
-		}
-		if err := u.record(at, old, news...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// recordZeroed saves what is not zero of the bytes from off to end, which are to be.
-func (r *repairer) recordZeroed(u *undoWriter, off, end int64) error {
-	const piece = 64 * kib
-	buf := make([]byte, piece)
-	sums := sectorSums(buf)
-	for off < end {
-		if err := context.Cause(r.ctx); err != nil {
-			return err
-		}
-		if f, ok := r.d.base.(holeSeeker); ok {
-			next, err := f.NextData(off)
-			if err == io.EOF || err == nil && next >= end {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			off = max(off, next/pageSize*pageSize)
-		}
-		b := buf[:min(piece, end-off)]
-		if err := readFull(r.d.base, b, off, "the image"); err != nil {
-			return err
-		}
-		if !allZero(b) {
-			zeroed := sums
-			if len(b) < piece {
-				zeroed = sectorSums(make([]byte, len(b)))
-			}
-			if err := u.record(off, b, zeroed); err != nil {
-				return err
-			}
-		}
-		off += int64(len(b))
-	}
-	return nil
-}
 
 // undoSize returns how large the undo file would be.
 func (r *repairer) undoSize() (int64, error) {
@@ -255,8 +70,8 @@ func (r *repairer) rollBack(undo undoPlace) error {
 	return undo.remove()
 }
 
-// change makes the image what the draft is, in an order in which a power cut leaves an image that can be repaired
-// again, should the undo file be lost. First the headers say that the image changes (MS-VHDX 2.2.2). What nothing
+// change makes the image what the draft is, in an order in which a power cut leaves an image that can be opened, or
+// repaired again, should the undo file be lost. First the headers say that the image changes (MS-VHDX 2.2.2). What nothing
 // points to yet is durable before anything points there; of the two copies of the region table one is always whole; and
 // a log is named until its pages are in their places.
 func (r *repairer) change() error {

@@ -26,9 +26,10 @@ type repairer struct {
 	slot   int       // of the current one
 	header header    // that the image is going to have
 
-	headless   bool // there is no header, so nothing can be repaired
-	triedOther bool // the other copy of the region table was taken
-	lossy      bool // a fix is not harmless
+	headless   bool  // there is no header, so nothing can be repaired
+	triedOther bool  // the other copy of the region table was taken
+	batCut     int64 // where the file has ended inside the BAT region, until that is mended; 0 is not at all
+	lossy      bool  // a fix is not harmless
 
 	fixes  []Fix
 	left   []Finding
@@ -92,6 +93,8 @@ var repairs = [][]repair{
 		{"file parameters", nil, (*repairer).mendFileParameters},
 		{"physical sector size", []ondisk.Rule{ondisk.R39}, (*repairer).mendPhysicalSectorSize},
 	},
+	{{"region table entry", []ondisk.Rule{ondisk.R23}, (*repairer).growBAT}},
+	{{cutBAT, nil, (*repairer).fillBAT}},
 	{
 		{"BAT entry", []ondisk.Rule{ondisk.R44, ondisk.R45, ondisk.R46, ondisk.R47, ondisk.R48}, (*repairer).mendBlocks},
 		{"BAT entry", nil, (*repairer).tidyEntries},
@@ -157,6 +160,9 @@ func (r *repairer) examine() (*layer, []Finding, error) {
 		return nil, nil, err
 	case err != nil:
 		return l, list, nil
+	}
+	if r.batCut > 0 {
+		list = append(list, Finding{Structure: cutBAT, Offset: r.batCut, Message: "the file ends inside it"})
 	}
 	log := l.log()
 	switch {

@@ -66,6 +66,58 @@ func (r *repairer) mendRegions(l *layer, list []Finding) error {
 	return nil
 }
 
+// cutBAT is what findings are about when the end of the file cuts the BAT region.
+const cutBAT = "BAT region"
+
+// growBAT makes the file long enough for a BAT region that its end cuts. What was there is for fillBAT to find out, when
+// the metadata has been read.
+func (r *repairer) growBAT(l *layer, list []Finding) error {
+	bat, ok := l.tables.find(batRegionGUID)
+	if !ok || r.batCut > 0 || bat.Offset >= uint64(r.d.size) || bat.inside(r.d.size) {
+		return nil // it begins behind the end, or it is another region
+	}
+	if f, ok := r.top.file.(interface{ Device() bool }); ok && f.Device() {
+		return nil
+	}
+	r.batCut = r.d.size
+	r.fixed(list[0], "the file is made longer, up to the end of the BAT region")
+	return r.d.Truncate(int64(bat.end()))
+}
+
+// fillBAT stores what is known of blocks whose entries lay behind the end of the file: nothing.
+func (r *repairer) fillBAT(l *layer, list []Finding) error {
+	first := (r.batCut - l.batOffset()) / batEntrySize
+	r.batCut = 0
+	var blocks DiskRange
+	var page []byte
+	store := func(next int64) error {
+		_, err := r.d.WriteAt(page, l.batOffset()+next*batEntrySize-int64(len(page)))
+		page = page[:0]
+		return err
+	}
+	for i := first; i < l.geo.batEntries(); i++ {
+		e := newBATEntry(Undefined, 0)
+		switch n, bitmap := l.geo.entry(i); {
+		case bitmap, n >= l.geo.payloadBlocks():
+			e = 0
+		case blocks.Length == 0:
+			blocks.Start = n << l.geo.blockShift
+			blocks.Length = l.geo.diskSize - blocks.Start
+		}
+		if page = le.AppendUint64(page, uint64(e)); len(page) == pageSize {
+			if err := store(i + 1); err != nil {
+				return err
+			}
+		}
+	}
+	if blocks.Length == 0 {
+		r.fixed(list[0], "no entry of a block was lost")
+	} else {
+		r.hurt(list[0], Lost, []DiskRange{blocks}, "the entries of the blocks from there on are lost: their state is %v now, which reads as zeros", Undefined)
+	}
+	return store(max(first, l.geo.batEntries()))
+}
+
 // mendItems mends entries of the metadata table that the disk does not depend on.
 func (r *repairer) mendItems(l *layer, list []Finding) error {
 	for _, f := range list {

@@ -58,8 +58,8 @@ const (
 
 var repairOutcomes = map[int]string{
 	repaired: "R2 R4 R7 R8 R12 R27 R31 R39 R44 R45 R46 R47 R48 R49 R50 R51 R52",
-	refused:  "R1 R3 R5 R14 R15 R20 R21 R22 R23 R24 R25 R26 R30 R32 R33 R34 R35 R37 R38 R40 R41 R42 R43 R53 R54 R55 R56 R57 R58 R59 R60",
-	either:   "R9 R16 R17 R18 R19 R28 R29 R36",
+	refused:  "R1 R3 R5 R14 R15 R20 R21 R22 R24 R25 R26 R30 R32 R33 R34 R35 R37 R38 R40 R41 R42 R43 R53 R54 R55 R56 R57 R58 R59 R60",
+	either:   "R9 R16 R17 R18 R19 R23 R28 R29 R36",
 	dropped:  "R6 R10 R11 R13",
 	parents:  "R61 R62 R63 R64 R65",
 }
@@ -200,6 +200,14 @@ func TestRepairedDisk(t *testing.T) {
 			im.logPages(im.batOff)
 			im.Truncate(im.entries[2].fileOff() + 512)
 		}, []DiskRange{{2*mib + 512, mib - 512}}, nil},
+		{"cut block table", spec{blocks: all, batOff: 7 * mib, metaOff: 2 * mib, dataOff: 3 * mib}, func(im *image) {
+			im.setBlockEntry(1, newBATEntry(FullyPresent, tib))
+			im.Truncate(im.batOff + 20) // in the entry of block 2
+		}, []DiskRange{{2 * mib, 2 * mib}, at(1)}, nil},
+		{"cut block table of a child", spec{typ: Differencing, blocks: all, batOff: 7 * mib, metaOff: 2 * mib, dataOff: 3 * mib},
+			func(im *image) { im.Truncate(im.batOff + 16) }, []DiskRange{{2 * mib, 2 * mib}}, nil},
+		{"cut behind the block table", spec{blocks: all, batOff: 7 * mib, metaOff: 2 * mib, dataOff: 3 * mib},
+			func(im *image) { im.Truncate(im.batOff + 32) }, nil, nil},
 		{"overlap", spec{blocks: all}, func(im *image) {
 			im.setBlockEntry(1, im.entries[0])
 			b := make([]byte, mib)

@@ -145,6 +145,29 @@ func TestUndoOfTwoRepairs(t *testing.T) {
 	im.undo(t, path, first)
 }
 
+// An image whose repair was interrupted is restored before it is repaired again: what was wrong may not show any more.
+func TestRepairAfterAnInterruptedOne(t *testing.T) {
+	im := damagedForUndo(true)
+	path := chain{im}.writeTo(t, t.TempDir())
+	if err := os.WriteFile(path+".undo", []byte("something else"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	r := mustRepair(t, path, RepairOptions{})
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(im.read(headerOffsets[1], headerSize), headerOffsets[1]); err != nil { // the last but one that is written
+		t.Fatal(err)
+	}
+	if _, err := Repair(t.Context(), path, RepairOptions{}); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), r.UndoFile) {
+		t.Errorf("Repair: %v", err)
+	}
+	im.undo(t, path, r)
+	mustRepair(t, path, RepairOptions{})
+}
+
 // A damaged undo file is refused before anything is changed.
 func TestUndoFileDamaged(t *testing.T) {
 	im := damagedForUndo(true)

@@ -1,0 +1,99 @@
+package vhdx
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"path/filepath"
+	"time"
+)
+
+// writeUndo writes the undo file of the plan to w, and returns its size.
+func (r *repairer) writeUndo(w io.Writer) (int64, error) {
+	path, err := filepath.Abs(r.top.path)
+	if err != nil || len(path) > maxUndoPath {
+		path = filepath.Base(r.top.path) // as if it lay beside the undo file
+	}
+	out := bufio.NewWriterSize(w, mib)
+	u := &undoWriter{w: out}
+	h := undoHeader{oldSize: r.d.old, newSize: r.d.size, fileWrite: r.header.FileWriteGUID, made: time.Now(), path: path}
+	if err := u.write(h.encode()); err != nil {
+		return 0, err
+	}
+	if err := r.recordPages(u); err != nil {
+		return 0, err
+	}
+	// What is to be zeros, or gone, reads as zeros until it is restored.
+	for _, h := range r.d.holes {
+		if err := r.recordZeroed(u, h.off, min(h.end(), r.d.old)); err != nil {
+			return 0, err
+		}
+	}
+	if err := r.recordZeroed(u, min(r.d.size, r.d.old), r.d.old); err != nil {
+		return 0, err
+	}
+	if err := u.end(); err != nil {
+		return 0, err
+	}
+	return u.size, out.Flush()
+}
+
+// recordPages saves the old bytes of the pages that change.
+func (r *repairer) recordPages(u *undoWriter) error {
+	announced := sectorSums(r.announcement()[:])
+	for _, at := range r.d.offsets() {
+		n := min(pageSize, r.d.old-at)
+		if n <= 0 {
+			break
+		}
+		old := make([]byte, n)
+		if err := readFull(r.d.base, old, at, "the image"); err != nil {
+			return err
+		}
+		news := [][]byte{sectorSums(r.d.pages[at][:n])}
+		if at == headerOffsets[1-r.slot] {
+			news = append(news, announced)
+		}
+		if err := u.record(at, old, news...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordZeroed saves what is not zero of the bytes from off to end, which are to be.
+func (r *repairer) recordZeroed(u *undoWriter, off, end int64) error {
+	const piece = 64 * kib
+	buf := make([]byte, piece)
+	sums := sectorSums(buf)
+	for off < end {
+		if err := context.Cause(r.ctx); err != nil {
+			return err
+		}
+		if f, ok := r.d.base.(holeSeeker); ok {
+			next, err := f.NextData(off)
+			if err == io.EOF || err == nil && next >= end {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			off = max(off, next/pageSize*pageSize)
+		}
+		b := buf[:min(piece, end-off)]
+		if err := readFull(r.d.base, b, off, "the image"); err != nil {
+			return err
+		}
+		if !allZero(b) {
+			zeroed := sums
+			if len(b) < piece {
+				zeroed = sectorSums(make([]byte, len(b)))
+			}
+			if err := u.record(off, b, zeroed); err != nil {
+				return err
+			}
+		}
+		off += int64(len(b))
+	}
+	return nil
+}

@@ -1,0 +1,124 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+
+	"vhdxfs/internal/newfile"
+)
+
+// An undoPlace is where an undo file is going to be.
+type undoPlace interface {
+	create() (undoFile, error)
+	open() (*undoReader, io.Closer, error)
+	remove() error
+	String() string
+}
+
+// An undoFile is an undo file that is being written. It is there when Commit has made it durable, and not before.
+type undoFile interface {
+	io.Writer
+	Commit() error
+	Discard() error
+}
+
+// undoPath is an undo file that goes to a path.
+type undoPath struct {
+	path string
+	mode fs.FileMode // of the image: who may not read that may not read bytes of it in the undo file
+}
+
+func (p undoPath) remove() error  { return os.Remove(p.path) }
+func (p undoPath) String() string { return p.path }
+
+func (p undoPath) create() (undoFile, error) {
+	f, err := newfile.Create(p.path, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Chmod(p.mode); err != nil {
+		return nil, errors.Join(err, f.Discard())
+	}
+	return f, nil
+}
+
+func (p undoPath) open() (*undoReader, io.Closer, error) {
+	f, err := os.Open(p.path)
+	if err != nil {
+		return nil, nil, err
+	}
+	u, err := openUndo(f)
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return u, f, nil
+}
+
+// newUndoPath returns the undo file for a repair of image: the one that is wanted, or the first that is free.
+func newUndoPath(image, want string) (p undoPath, err error) {
+	st, err := os.Stat(image)
+	if err != nil {
+		return p, err
+	}
+	p.mode = st.Mode().Perm()
+	if want == "" && !st.Mode().IsRegular() {
+		return p, optionsError{fmt.Errorf("%s is a device, beside which no file can stay; --undo-file says where the undo file goes", image)}
+	}
+	p.path, err = undoName(image, want)
+	return p, err
+}
+
+func undoName(image, want string) (string, error) {
+	free := func(name string) (bool, error) {
+		_, err := os.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return true, nil
+		}
+		return false, err
+	}
+	if want != "" {
+		ok, err := free(want)
+		if err == nil && !ok {
+			err = optionsError{fmt.Errorf("the undo file %s exists; it is left as it is", want)}
+		}
+		return want, err
+	}
+	for i := 1; ; i++ {
+		if ok, err := free(nthUndoName(image, i)); ok || err != nil {
+			return nthUndoName(image, i), err
+		}
+	}
+}
+
+// nthUndoName returns the name of the nth undo file of an image, counted from 1.
+func nthUndoName(image string, n int) string {
+	if n == 1 {
+		return image + ".undo"
+	}
+	return image + ".undo" + strconv.Itoa(n)
+}
+
+// unfinished returns an error if an undo file beside the image is that of a repair that was interrupted: only one of the
+// headers tells of it. Such an image is not repaired, since what was wrong with it may not show any more.
+func (r *repairer) unfinished() error {
+	for i := 1; ; i++ {
+		name := nthUndoName(r.top.path, i)
+		u, c, err := (undoPath{path: name}).open()
+		switch {
+		case errors.Is(err, errUndoDamaged):
+			continue // it is something else
+		case err != nil: // most of all that there is none
+			return nil
+		}
+		if err := c.Close(); err != nil {
+			return err
+		}
+		if a, b := r.copies[0].FileWriteGUID == u.fileWrite, r.copies[1].FileWriteGUID == u.fileWrite; a != b {
+			return optionsError{fmt.Errorf("an earlier repair was interrupted: vhdxfs check --undo %s brings back what was there, and then it can be repaired again", name)}
+		}
+	}
+}
