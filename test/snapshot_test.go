@@ -288,6 +288,37 @@ func TestSnapshotOfAMountFails(t *testing.T) {
 	}
 }
 
+// An image that was mounted by itself into a folder gets no child there, which would be beside something else.
+func TestSnapshotOfAMountedFile(t *testing.T) {
+	requireFUSE(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount")
+	}
+	made := create(t, "16MiB")
+	img := filepath.Join(newDir(t), "img.vhdx")
+	must(t, "touch", img)
+	must(t, "mount", "--bind", made, img)
+	t.Cleanup(func() { unmount(t, img) })
+	refuses := func() {
+		t.Helper()
+		for _, args := range [][]string{{img}, {"--keep-name", img}} {
+			if r := vhdxfs(t, append([]string{"snapshot"}, args...)...); r.status != usageStatus || !strings.Contains(r.stderr, "a mount by itself") {
+				t.Errorf("%v: exit status %d, %q", args, r.status, r.stderr)
+			}
+		}
+		if names := imagesOf(t, img); len(names) != 1 {
+			t.Errorf("the folder holds %v", names)
+		}
+	}
+	refuses()
+	s := serve(t, img)
+	writeAt(t, s.disk, fill(1), 0)
+	refuses()
+	writeAt(t, s.disk, fill(2), 0)
+	s.end(t)
+	checkClean(t, img)
+}
+
 // Only root and who has mounted it may freeze a disk. A program that may make no files in the folder says so, and goes on.
 func TestSnapshotByOthers(t *testing.T) {
 	requireFUSE(t)

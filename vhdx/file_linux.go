@@ -7,8 +7,8 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"path/filepath"
 	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,12 +56,16 @@ func (f *osFile) named(path string) (*osFile, error) {
 	return &osFile{File: os.NewFile(uintptr(fd), path)}, nil
 }
 
-// deviceOf returns the device of the file system that a file is on.
-func deviceOf(st os.FileInfo) uint64 {
-	if s, ok := st.Sys().(*syscall.Stat_t); ok {
-		return uint64(s.Dev)
+// mountedAlone reports whether the file at path is a mount by itself, so that other files in its folder are not beside it.
+func mountedAlone(path string) (bool, error) {
+	var file, folder unix.Statx_t
+	for p, st := range map[string]*unix.Statx_t{path: &file, filepath.Dir(path): &folder} {
+		if err := unix.Statx(unix.AT_FDCWD, p, 0, unix.STATX_MNT_ID, st); err != nil {
+			return false, &fs.PathError{Op: "statx", Path: p, Err: err}
+		}
 	}
-	return 0
+	// Before Linux 5.8 both numbers of mounts are zero.
+	return file.Mnt_id != folder.Mnt_id || file.Dev_major != folder.Dev_major || file.Dev_minor != folder.Dev_minor, nil
 }
 
 // Size returns the size in bytes, of a block device too.

@@ -60,6 +60,11 @@ func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *Sna
 	case name == "" && !st.Mode().IsRegular(), o.KeepName && !st.Mode().IsRegular():
 		return nil, optionsError{fmt.Errorf("%s is no regular file; name the child, and leave the image its name", path)}
 	case name == "":
+		if own, err := mountedAlone(image); err != nil {
+			return nil, err
+		} else if own {
+			return nil, aloneError(image)
+		}
 		name = freeName(image, o.KeepName)
 	}
 	im, err := openSettled(image, o.Open)
@@ -76,6 +81,11 @@ func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *Sna
 		return nil, err
 	}
 	return &SnapshotResult{Frozen: image, Child: name}, nil
+}
+
+// aloneError says that nothing can be put beside an image that is a mount by itself.
+func aloneError(image string) error {
+	return optionsError{fmt.Errorf("%s is a mount by itself, as in a container; a child in this folder would not be beside it", image)}
 }
 
 // openSettled opens an image for reading, after replaying its log, if there is one to replay.

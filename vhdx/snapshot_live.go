@@ -89,16 +89,14 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 	if err := s.inPlace(s.image); err != nil {
 		return nil, err
 	}
-	folder, err := os.Stat(filepath.Dir(s.image))
-	if err != nil {
+	if own, err := mountedAlone(s.image); err != nil {
 		return nil, err
-	}
-	if deviceOf(folder) != deviceOf(s.st) {
-		return nil, optionsError{fmt.Errorf("%s is a mount by itself, as in a container; a child in this folder would not be beside it", s.image)}
+	} else if own {
+		return nil, aloneError(s.image)
 	}
 	switch {
 	case w.byOption:
-		return nil, optionsError{errors.New("its parents are named by the options parent= or overlay=, which would name the wrong files from then on; mount it with parent_dir= instead")}
+		return nil, optionsError{fmt.Errorf("the parents of %s are named by parent= or overlay=, which would name the wrong files from then on; unmount it, and make the snapshot then", path)}
 	case name == "":
 		name = freeName(s.image, o.KeepName)
 	case name != filepath.Base(name) || strings.Trim(name, ".") == "" || name == "/":

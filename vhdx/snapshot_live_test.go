@@ -276,7 +276,7 @@ func TestLiveSnapshotRefuses(t *testing.T) {
 	sound(t, p[1])
 
 	l = openLive(t, p[1], Options{Parents: []string{p[0]}})
-	if _, err := l.im.Snapshot(context.Background(), "", SnapshotOptions{}); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), "parent_dir=") {
+	if _, err := l.im.Snapshot(context.Background(), "", SnapshotOptions{}); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), "parent=") {
 		t.Errorf("with a parent named by level: %v", err)
 	}
 	if err := l.im.Close(); err != nil {

@@ -65,11 +65,11 @@ func nameBeside(image, name string) (string, error) {
 	if !strings.Contains(name, "/") {
 		return name, nil
 	}
-	if dir := filepath.Dir(name); !sameFile(dir, filepath.Dir(image)) {
-		real, err := filepath.EvalSymlinks(image)
-		if err != nil || !sameFile(dir, filepath.Dir(real)) {
-			return "", usageError("the image is mounted, so the new file has to be in its folder, %s", filepath.Dir(image))
-		}
+	if real, err := filepath.EvalSymlinks(image); err == nil {
+		image = real // beside which it is going to be
+	}
+	if !sameFile(filepath.Dir(name), filepath.Dir(image)) {
+		return "", usageError("the image is mounted, so the new file has to be in its folder, %s", filepath.Dir(image))
 	}
 	return filepath.Base(name), nil
 }
