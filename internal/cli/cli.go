@@ -54,6 +54,9 @@ func oneLine(msg string) string {
 	return b.String()
 }
 
+// helpWidth is how wide the lines of a help become that are not written by hand, in characters.
+const helpWidth = 110
+
 // newRoot returns the command that mounts, with the others below it. args is the whole command line, which
 // a mount in the background starts again.
 func newRoot(args []string) *cobra.Command {
@@ -98,6 +101,7 @@ Exit status:
 	root.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see above")
 	completeOptions(root, aboutMount|aboutImage)
 	root.AddCommand(newInfo(), newCheck(), newMap(), newCreate(), newConvert(), newFlatten(), newMerge(), newSetParent(), newSnapshot(), newCompact(), newResize(), newCompare(), newDiff(), newChain(), newAttach(), newDetach(), newList(), newVersion())
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages", fmt.Sprintf("Flags.FlagUsagesWrapped %d", helpWidth)))
 	root.DisableFlagsInUseLine = true
 	for _, c := range root.Commands() {
 		c.DisableFlagsInUseLine = true

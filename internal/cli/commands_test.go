@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	mount "vhdxfs/fs"
 	"vhdxfs/vhdx"
@@ -84,9 +85,15 @@ func TestHelpTellsEveryStatus(t *testing.T) {
 	if r.status != 0 {
 		t.Fatalf("status %d", r.status)
 	}
+	help := strings.Join(strings.Fields(r.stdout), " ") // without its line breaks
 	for _, s := range exitStatuses {
-		if !strings.Contains(r.stdout, fmt.Sprintf("  %-3d %s\n", s.status, s.help)) {
+		if !strings.Contains(help, fmt.Sprintf(" %d %s ", s.status, s.help)) {
 			t.Errorf("the help does not tell status %d", s.status)
+		}
+	}
+	for line := range strings.Lines(r.stdout) {
+		if utf8.RuneCountInString(line) > 121 {
+			t.Errorf("the help has the line %q", line)
 		}
 	}
 	for _, want := range []string{"./NAME", "parent_dir=DIR", "check", "-o, --options LIST"} {

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/charmbracelet/x/ansi"
+
 	mount "vhdxfs/fs"
 	"vhdxfs/vhdx"
 )
@@ -41,7 +43,8 @@ var exitStatuses = []struct {
 func exitStatusHelp() string {
 	var b strings.Builder
 	for _, s := range exitStatuses {
-		fmt.Fprintf(&b, "  %-3d %s\n", s.status, s.help)
+		const indent = "      "
+		fmt.Fprintf(&b, "  %-3d %s\n", s.status, strings.ReplaceAll(ansi.Wordwrap(s.help, helpWidth-len(indent), ""), "\n", "\n"+indent))
 	}
 	return b.String()
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/google/uuid"
@@ -116,8 +117,19 @@ func (p *infoPrinter) image(in *vhdx.Info) {
 	}
 	b := in.Blocks
 	p.line("BAT", "%d entries, %d blocks to a sector bitmap", in.BATEntries, in.ChunkRatio)
-	p.line("block states", "%d fully present, %d partially present, %d not present, %d zero, %d unmapped, %d undefined",
-		b.FullyPresent, b.PartiallyPresent, b.NotPresent, b.Zero, b.Unmapped, b.Undefined)
+	var states []string
+	for _, s := range []struct {
+		n    int64
+		name string
+	}{
+		{b.FullyPresent, "fully present"}, {b.PartiallyPresent, "partially present"}, {b.NotPresent, "not present"},
+		{b.Zero, "zero"}, {b.Unmapped, "unmapped"}, {b.Undefined, "undefined"},
+	} {
+		if s.n > 0 {
+			states = append(states, fmt.Sprintf("%d %s", s.n, s.name))
+		}
+	}
+	p.line("block states", "%s", strings.Join(states, ", "))
 	if b.SectorBitmaps > 0 {
 		p.line("sector bitmaps", "%d", b.SectorBitmaps)
 	}
@@ -130,14 +142,23 @@ func (p *infoPrinter) image(in *vhdx.Info) {
 }
 
 func (p *infoPrinter) reclaimable(r vhdx.Reclaimable, zeros bool) {
-	found := "and blocks of zeros, which --zeros looks for"
-	if zeros {
-		found = humanSize(r.Zero) + " in blocks of zeros"
+	var parts []string
+	for _, part := range []struct {
+		n    int64
+		name string
+	}{{r.Free, "unused"}, {r.Unmapped, "trimmed and kept"}, {r.BAT, "of the BAT"}, {r.Zero, "in blocks of zeros"}} {
+		if part.n > 0 {
+			parts = append(parts, humanSize(part.n)+" "+part.name)
+		}
 	}
-	if r.BAT > 0 {
-		found = humanSize(r.BAT) + " of the BAT, " + found
+	won := humanSize(r.Total)
+	if len(parts) > 0 {
+		won += ": " + strings.Join(parts, ", ")
 	}
-	p.line("compact can win", "%s: %s unused, %s trimmed and kept, %s", humanSize(r.Total), humanSize(r.Free), humanSize(r.Unmapped), found)
+	if !zeros {
+		won += "; --zeros looks for zeros, too"
+	}
+	p.line("compact can win", "%s", won)
 }
 
 func (p *infoPrinter) header(n int, h vhdx.HeaderInfo, current int) {

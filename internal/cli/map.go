@@ -160,7 +160,7 @@ func chainPaths(in *vhdx.Info) []string {
 }
 
 func writeMapText(w io.Writer, im *vhdx.Image) error {
-	const row = "%-18s %-16s %-5s %-18s %-5s %-18s %s\n"
+	const row = "%-14s %-12s %-4s %-17s %-5s %-14s %s\n" // which leaves room for a name in 80 columns
 	if _, err := fmt.Fprintf(w, row, "OFFSET", "LENGTH", "KIND", "STATE", "LAYER", "FILE OFFSET", "FILE"); err != nil {
 		return err
 	}
