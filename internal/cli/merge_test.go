@@ -78,6 +78,7 @@ func TestMergeLooksForChildren(t *testing.T) {
 		{[]string{"merge", "--into", path("base.vhdx"), path("two.avhdx")}, path("nephew.avhdx") + ", " + path("sibling.avhdx")},
 		{[]string{"merge", "--delete", "--force", path("one.avhdx")}, "is a child of " + path("one.avhdx")},
 		{[]string{"snapshot", "--keep-name", path("one.avhdx")}, path("two.avhdx")},
+		{[]string{"resize", path("base.vhdx"), "+1M"}, path("one.avhdx") + ", " + path("sibling.avhdx") + " would lose"},
 	} {
 		r := run(t, tc.args...)
 		if r.status != statusUsage || !strings.Contains(r.stderr, tc.want) {

@@ -37,7 +37,8 @@ new end that belongs to nothing known, that is refused, too. With --force what l
 A GPT has a backup at the end of the disk. --fix-gpt moves it to the new end, also of a disk that has the right size
 already; to make a disk with a GPT smaller it is needed.
 
-A differencing image cannot become larger while its parent is larger than it. Children of IMAGE become useless.
+A differencing image cannot become larger while its parent is larger than it. Children of IMAGE become useless, so it is
+left alone where one is beside it, unless forced.
 
 ` + sizeHelp,
 		Example: `  vhdxfs resize --fix-gpt data.vhdx +20G
@@ -48,7 +49,7 @@ A differencing image cannot become larger while its parent is larger than it. Ch
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.BoolVar(&c.force, "force", false, "make the disk smaller though what is on it reaches beyond, which is lost")
+	f.BoolVar(&c.force, "force", false, "resize though what is on the disk reaches beyond its end, or images are based on it, which is lost")
 	f.BoolVar(&c.fixGPT, "fix-gpt", false, "move the backup of the GPT to the end of the disk")
 	f.BoolVar(&c.json, "json", false, "print JSON, with sizes in bytes")
 	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
@@ -78,6 +79,11 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
 	c.size, c.relative = n, relative
 	if m, err := findMounted(path); err == nil {
 		return fmt.Errorf("%s is mounted at %s; truncate -s makes %s larger there, or unmount it first", path, m.MountPoint, m.disk())
+	}
+	if !c.force {
+		if err := checkBased(path, o.image); err != nil {
+			return err
+		}
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"vhdxfs/internal/partition"
 	"vhdxfs/vhdx"
@@ -63,4 +64,17 @@ func firstData(ctx context.Context, im *vhdx.Image, off int64) (int64, error) {
 			at += int64(len(p))
 		}
 	}
+}
+
+// checkBased refuses to change a disk that images in its folder are based on.
+func checkBased(path string, o vhdx.Options) error {
+	children, err := childrenOf([]string{path}, o)
+	if err != nil || len(children) == 0 {
+		return err
+	}
+	var names []string
+	for _, c := range children {
+		names = append(names, c.path)
+	}
+	return usageError("%s would lose their disk, since they are based on %s; resize those, or flatten them first, or --force", strings.Join(names, ", "), path)
 }
