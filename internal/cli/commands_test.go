@@ -279,8 +279,14 @@ func TestVersionCompletion(t *testing.T) {
 			t.Errorf("completion %s: status %d", shell, r.status)
 		}
 	}
-	r := run(t, "__complete", "-o", "ro,par")
-	if !strings.Contains(r.stdout, "ro,parent_dir=") {
-		t.Errorf("completion of -o ro,par: %s", r.stdout)
+	for typed, want := range map[string]string{
+		"ro,par": "ro,parent_dir=\t", "ro,discard=": "ro,discard=punch\n", "overlay=": "overlay=tmp\n", "r": "ro\t",
+	} {
+		if r := run(t, "__complete", "-o", typed); !strings.Contains(r.stdout, want) {
+			t.Errorf("completion of -o %s: %s", typed, r.stdout)
+		}
+	}
+	if r := run(t, "__complete", "-o", "overlay="); strings.Contains(r.stdout, "FILE") {
+		t.Errorf("completion of -o overlay=: %s", r.stdout)
 	}
 }

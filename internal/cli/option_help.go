@@ -18,7 +18,8 @@ func optionNames(about aboutness) []string {
 	return names
 }
 
-// completeOptions has the shell complete -o by the options' names.
+// completeOptions has the shell complete -o by the options' names, and behind a name by those of its values that are
+// words.
 func completeOptions(cmd *cobra.Command, about aboutness) {
 	complete := func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
 		done := typed[:strings.LastIndexByte(typed, ',')+1]
@@ -31,7 +32,15 @@ func completeOptions(cmd *cobra.Command, about aboutness) {
 			if t.value != "" {
 				word += "="
 			}
-			words = append(words, word+"\t"+strings.ReplaceAll(t.help, "\n", " "))
+			if t.value == "" || !strings.HasPrefix(typed, word) {
+				words = append(words, word+"\t"+strings.ReplaceAll(t.help, "\n", " "))
+				continue
+			}
+			for v := range strings.SplitSeq(t.value, "|") {
+				if v == strings.ToLower(v) { // others, such as FILE, stand for something
+					words = append(words, word+v)
+				}
+			}
 		}
 		return words, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
 	}
