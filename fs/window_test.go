@@ -90,6 +90,22 @@ func TestWindowSeeks(t *testing.T) {
 	}
 }
 
+// Data that begins right behind a window is none of its own.
+func TestWindowSeekEndsAtData(t *testing.T) {
+	d := newFakeDisk(t)
+	e := d.extents[1] // a hole, with data behind it
+	w, err := newWindow(d, Window{Partition: 1, Off: e.DiskOff, Len: e.Len})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := w.SeekData(0); e.File != nil || err != io.EOF {
+		t.Errorf("data at %d, %v; want none", got, err)
+	}
+	if got, err := w.SeekHole(0); got != 0 || err != nil {
+		t.Errorf("a hole at %d, %v; want 0", got, err)
+	}
+}
+
 // A change inside comes to the disk at its place. One that does not lie wholly inside does not come at all.
 func TestWindowChanges(t *testing.T) {
 	d := newFakeDisk(t)
