@@ -37,14 +37,14 @@ func statImage(path string) (imageAttr, error) {
 
 // attributes returns what stat(2) says of the directory and of the file. Without options of its own the file can be
 // read by those who can read the image, and written by those who can write it: a mount by root, open to all users,
-// must not show them a disk whose image is closed to them.
+// must not show them a disk whose image is closed to them. With an overlay the mounter owns the file.
 func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
 	possible := uint32(0o444)
 	if disk.Writable() {
 		possible = 0o666
 	}
-	if o.Overlay != "" { // the owner of an image that nobody may write can still write over it
-		im.perm |= im.perm & 0o400 >> 1
+	if o.Overlay != "" { // what is written is the mounter's own, who need not own the image, nor be able to write it
+		im.uid, im.gid, im.perm = uint32(os.Geteuid()), uint32(os.Getegid()), im.perm|0o600
 	}
 	root = fuse.Attr{Ino: rootNode, Mode: syscall.S_IFDIR | 0o555, Nlink: 2}
 	file = fuse.Attr{Ino: diskNode, Mode: syscall.S_IFREG | im.perm&possible, Nlink: 1}

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -221,4 +222,31 @@ func TestOverlayRefused(t *testing.T) {
 	writeInPlaces(t, changed.disk, 2)
 	changed.end(t)
 	refuse("overlay="+over, mountStatus, "is not one of")
+}
+
+// Who can only read an image can write over it, an ordinary user, too; and who cannot read it cannot read disk.raw.
+func TestOverlayOfAnImageOfOthers(t *testing.T) {
+	p := newHost(t).place(t, "overlay")
+	p.forNobody(t)
+	if err := errors.Join(os.Chown(p.img, 0, 0), os.Chmod(p.img, 0o444)); err != nil {
+		t.Fatal(err)
+	}
+	before := sha256File(t, p.img)
+	mount := asNobody(program.path(t), "-o", "overlay=tmp", p.img, p.dir)
+	p.runWith(t, []string{"TMPDIR=" + p.dir}, 0, "", mount...) // where nothing is left
+	p.mounted(t, "rw")
+	p.run(t, 0, "644 65534", asNobody("stat", "-c", "%a %u", p.disk)...)
+	p.run(t, 0, "", asNobody("dd", "if=/dev/urandom", "of="+p.disk, "bs=1M", "count=3", "conv=notrunc,fsync")...)
+	p.run(t, 0, "", "umount", p.dir)
+	p.unmounted(t)
+	unchanged(t, p.img, before)
+
+	if err := os.Chmod(p.img, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	p.runWith(t, []string{"TMPDIR=" + p.dir}, 1, "permission denied", mount...)
+	p.mount(t, "overlay=tmp")
+	p.run(t, 1, "Permission denied", asNobody("dd", "if="+p.disk, "of=/dev/null", "count=1")...)
+	p.run(t, 0, "", "umount", p.dir)
+	unchanged(t, p.img, before)
 }

@@ -130,7 +130,7 @@ var optionTable = []option{
 		o.mount.DefaultPermissions = true
 		return nil
 	}},
-	{"uid", "NUMBER", aboutMount, "owner of disk.raw; the image's by default", func(o *options, v string) error {
+	{"uid", "NUMBER", aboutMount, "owner of disk.raw; the image's by default, with overlay= who mounts", func(o *options, v string) error {
 		return parseID(&o.mount.UID, v)
 	}},
 	{"gid", "NUMBER", aboutMount, "group of disk.raw; the image's by default", func(o *options, v string) error {
