@@ -2,8 +2,10 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -21,7 +23,7 @@ type Window struct {
 type window struct {
 	Disk
 	off, size int64
-	elsewhere int64 // how many of the disk's allocated bytes are not in the window
+	elsewhere atomic.Int64 // how many of the disk's allocated bytes are not in the window
 }
 
 // newWindow returns the part w of disk, which has to lie inside it.
@@ -30,27 +32,30 @@ func newWindow(disk Disk, w Window) (*window, error) {
 		return nil, fmt.Errorf("partition %d, of %d bytes at %d, is not inside the disk of %d", w.Partition, w.Len, w.Off, disk.Size())
 	}
 	d := &window{Disk: disk, off: w.Off, size: w.Len}
-	held, err := d.held()
-	d.elsewhere = disk.AllocatedBytes() - held
-	return d, err
+	return d, d.count()
 }
 
-// held counts the bytes of the window that are held in files.
-func (d *window) held() (n int64, err error) {
+// count looks how many allocated bytes are not in the window.
+func (d *window) count() error {
 	const step = 32 << 20 // bytes, which bounds the extents in memory also where each has one sector
-	defer d.EndRead(d.BeginRead())
 	var extents []vhdx.Extent
+	held := int64(0)
 	for off := int64(0); off < d.size; off += step {
-		if extents, err = d.Resolve(extents[:0], off, min(step, d.size-off)); err != nil {
-			return 0, err
+		epoch := d.BeginRead() // for each step, since all of them may take long
+		var err error
+		extents, err = d.Resolve(extents[:0], off, min(step, d.size-off))
+		d.EndRead(epoch)
+		if err != nil {
+			return err
 		}
 		for _, e := range extents {
 			if e.File != nil {
-				n += e.Len
+				held += e.Len
 			}
 		}
 	}
-	return n, nil
+	d.elsewhere.Store(d.Disk.AllocatedBytes() - held)
+	return nil
 }
 
 // inside returns the byte of the disk for byte off of the window, from which n bytes lie inside the window.
@@ -66,7 +71,13 @@ func (d *window) Size() int64 { return d.size }
 // AllocatedBytes goes by what the window held at first, and what the disk holds more or less since: as long as the mount
 // lasts, nobody writes outside of the window.
 func (d *window) AllocatedBytes() int64 {
-	return min(max(d.Disk.AllocatedBytes()-d.elsewhere, 0), d.size)
+	return min(max(d.Disk.AllocatedBytes()-d.elsewhere.Load(), 0), d.size)
+}
+
+// Compact compacts all of the image, and so gives up blocks outside of the window, too.
+func (d *window) Compact(ctx context.Context, o vhdx.CompactOptions) (*vhdx.CompactResult, error) {
+	r, err := d.Disk.Compact(ctx, o)
+	return r, errors.Join(err, d.count())
 }
 
 func (d *window) Resolve(dst []vhdx.Extent, off, n int64) ([]vhdx.Extent, error) {
