@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"encoding/json"
 	"math/rand/v2"
 	"os"
@@ -290,6 +291,32 @@ func TestCompactIsInterrupted(t *testing.T) {
 		again.end(t)
 		checkClean(t, img)
 	}
+}
+
+// Who waits for a compaction is told that the mount has ended meanwhile.
+func TestCompactMountEnds(t *testing.T) {
+	requireFUSE(t)
+	img := loose(t, variants[0])
+	s := serve(t, img)
+	var out bytes.Buffer
+	cmd := exec.Command(program.path(t), "compact", "-q", s.dir)
+	cmd.Stderr = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the compaction to begin", func() bool {
+		_, err := command("getfattr", "-n", "user.vhdx.compact", s.disk)
+		return err == nil
+	})
+	s.end(t)
+	cmd.Wait() // it may have been done before
+	switch status := cmd.ProcessState.ExitCode(); {
+	case status == 0:
+	case !strings.Contains(out.String(), "what was done stays") && !strings.Contains(out.String(), "was stopped"):
+		t.Errorf("status %d, %s", status, out.String())
+	}
+	checkClean(t, img)
+	mustVhdxfs(t, "compact", "-q", img)
 }
 
 // Only root and who mounted may have a mount compacted; one that hangs does not hang the command.

@@ -38,8 +38,8 @@ func (c *compactCommand) online(ctx context.Context, m *activeMount, p *progress
 		}
 		now, err := mount.AskCompaction(m.MountPoint)
 		switch {
-		case err != nil:
-			return nil, compactError(m, err)
+		case err != nil: // it took the word, so it is no other program's
+			return nil, fmt.Errorf("the mount at %s has ended before the compaction was done; what was done stays, and no data is lost (%w)", m.MountPoint, err)
 		case now.Running:
 			p.follow(&shown, now)
 			continue
