@@ -3,6 +3,7 @@ package vhdx
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 
 	"github.com/google/uuid"
@@ -56,7 +57,13 @@ const (
 
 // Chain examines the image at path and its parents one by one, and goes on as far as there are files where parents
 // may be, whether they fit or not. The error concerns the image itself.
-func Chain(path string, o Options) (*Link, error) {
+func Chain(path string, o Options) (*Link, error) { return chainTo(path, o, math.MaxInt) }
+
+// ParentLink is Chain for the image and its parent alone.
+func ParentLink(path string, o Options) (*Link, error) { return chainTo(path, o, 1) }
+
+// chainTo is Chain for so many parents at the most.
+func chainTo(path string, o Options, parents int) (*Link, error) {
 	o.Writable = false
 	op := newOpener(o)
 	defer func() {
@@ -73,7 +80,7 @@ func Chain(path string, o Options) (*Link, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	first := l.link()
-	for link := first; l.geo.hasParent; {
+	for link := first; l.geo.hasParent && parents > 0; parents-- {
 		if l = op.nextLink(l, link); l == nil {
 			break
 		}

@@ -153,16 +153,17 @@ type snapshot struct {
 // create makes a child of parent at path that the same people may use.
 func (s *snapshot) create(path, parent string) error {
 	o := CreateOptions{Parent: parent, ParentPaths: s.o.ParentPaths, Open: s.o.Open}
-	if err := CreateContext(s.ctx, path, o); err != nil {
+	b, err := NewBuilder(s.ctx, path, o)
+	if err != nil {
 		return err
 	}
-	if !s.st.Mode().IsRegular() {
-		return nil
+	if err = b.Finish(); err == nil && s.st.Mode().IsRegular() {
+		err = copyMode(b.TempPath(), s.st)
 	}
-	if err := copyMode(path, s.st); err != nil {
-		return errors.Join(err, os.Remove(path))
+	if err != nil {
+		return errors.Join(err, b.Discard())
 	}
-	return nil
+	return b.Commit()
 }
 
 // keepName gives the image the new name, and its own to the child.

@@ -16,8 +16,14 @@ type childImage struct{ path, parent string }
 func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
 	var folders []string
 	for _, f := range files {
-		if dir := filepath.Dir(f); !slices.Contains(folders, dir) {
-			folders = append(folders, dir)
+		dirs := []string{filepath.Dir(f)}
+		if real, err := filepath.EvalSymlinks(f); err == nil {
+			dirs = append(dirs, filepath.Dir(real))
+		}
+		for _, dir := range dirs {
+			if !containsFile(folders, dir) {
+				folders = append(folders, dir)
+			}
 		}
 	}
 	images, err := imagesIn(folders)
@@ -27,7 +33,7 @@ func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
 	o.Parents, o.Lock = nil, vhdx.LockOff
 	var children []childImage
 	for _, image := range images {
-		k, err := vhdx.Chain(image, o)
+		k, err := vhdx.ParentLink(image, o)
 		if err != nil || k.State != vhdx.Linked {
 			continue // no image, or nobody's child
 		}

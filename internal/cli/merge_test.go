@@ -68,6 +68,10 @@ func TestMergeLooksForChildren(t *testing.T) {
 	dir, path := newChainOf(t, "one.avhdx", "two.avhdx")
 	mustRun(t, "create", "--parent", path("base.vhdx"), path("sibling.avhdx"))
 	mustRun(t, "create", "--parent", path("one.avhdx"), path("nephew.avhdx"))
+	link := filepath.Join(t.TempDir(), "link.avhdx") // the children are beside the file
+	if err := os.Symlink(path("one.avhdx"), link); err != nil {
+		t.Fatal(err)
+	}
 	before := contents(t, dir)
 	for _, tc := range []struct {
 		args []string
@@ -79,6 +83,7 @@ func TestMergeLooksForChildren(t *testing.T) {
 		{[]string{"merge", "--delete", "--force", path("one.avhdx")}, "is a child of " + path("one.avhdx")},
 		{[]string{"snapshot", "--keep-name", path("one.avhdx")}, path("two.avhdx")},
 		{[]string{"resize", path("base.vhdx"), "+1M"}, path("one.avhdx") + ", " + path("sibling.avhdx") + " would lose"},
+		{[]string{"snapshot", "--keep-name", link}, "two.avhdx"},
 	} {
 		r := run(t, tc.args...)
 		if r.status != statusUsage || !strings.Contains(r.stderr, tc.want) {
