@@ -104,6 +104,9 @@ func TestOverlayIsThrownAway(t *testing.T) {
 	if got := mustVhdxfs(t, "list"); !strings.Contains(got, img+" on "+other.dir) || !strings.Contains(got, ", overlay tmp") {
 		t.Errorf("the mount that is left is not listed by its image:\n%s", got)
 	}
+	if r := vhdxfs(t, "snapshot", img); r.status != usageStatus || !strings.Contains(r.stderr, "has no file that could be frozen") {
+		t.Errorf("snapshot: status %d, %s", r.status, r.stderr)
+	}
 	other.end(t)
 	empty("after the mounts")
 

@@ -19,6 +19,9 @@ import (
 // online has the program that serves a mount make the snapshot, and waits for the end. It takes a moment, and is not
 // interrupted; ctx ends the waiting.
 func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name string) (*vhdx.SnapshotResult, error) {
+	if m.Overlay == overlayTmp {
+		return nil, usageError("%s is mounted with overlay=%s, and what is written there has no file that could be frozen", m.Image, overlayTmp)
+	}
 	if len(c.options) > 0 {
 		return nil, usageError("%s is mounted at %s, with options of its own; do without -o", m.Image, m.MountPoint)
 	}
