@@ -46,8 +46,8 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 		}
 		now, err := mount.AskSnapshot(m.MountPoint)
 		switch {
-		case err != nil:
-			return nil, snapshotError(m, err)
+		case err != nil: // it took the request, so it is no other program's
+			return nil, fmt.Errorf("the mount at %s has ended, or hangs, before it told of the snapshot; vhdxfs chain tells what there is (%w)", m.MountPoint, err)
 		case now.ID != request.ID:
 			return nil, fmt.Errorf("another snapshot of %s followed at once; vhdxfs list and chain tell what there is", m.Image)
 		case now.Running:
