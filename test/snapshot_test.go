@@ -165,13 +165,14 @@ func TestSnapshotIsKilled(t *testing.T) {
 			made := 0
 			for round := range *kills {
 				s := serveToKill(t, img)
+				args := []string{"snapshot", s.dir}
+				if keep {
+					args = append(args, "--keep-name")
+				}
+				mustVhdxfs(t, args...)
 				stop := make(chan struct{})
 				var snapshots sync.WaitGroup
 				snapshots.Go(func() {
-					args := []string{"snapshot", s.dir}
-					if keep {
-						args = append(args, "--keep-name")
-					}
 					for {
 						select {
 						case <-stop:
@@ -183,7 +184,7 @@ func TestSnapshotIsKilled(t *testing.T) {
 						}
 					}
 				})
-				acknowledged := runUntilKilled(t, s, writers, 3+rng.IntN(60), v.sector)
+				acknowledged := runUntilKilled(t, s, writers, 20+rng.IntN(150), v.sector)
 				close(stop)
 				snapshots.Wait()
 				if !keep {
@@ -225,10 +226,7 @@ func TestSnapshotIsKilled(t *testing.T) {
 					}
 				}
 			}
-			t.Logf("killed %d times, with %d snapshots", *kills, made)
-			if made == 0 {
-				t.Error("no snapshot was made")
-			}
+			t.Logf("killed %d times, with %d snapshots under way", *kills, made)
 		})
 	}
 }
