@@ -213,10 +213,21 @@ func TestUnmountBusy(t *testing.T) {
 
 func TestUnmountByAnother(t *testing.T) {
 	s := mountTest(t, newFakeDisk(t), Options{})
-	if err := unix.Unmount(s.MountPoint(), 0); err != nil {
+	unmountDir(t, s.MountPoint())
+	s.Wait()
+}
+
+// unmountDir unmounts what is at dir. Another test may have a look at all mounts just now.
+func unmountDir(t *testing.T, dir string) {
+	t.Helper()
+	var err error
+	soon(t, "nobody to look at the mount", func() bool {
+		err = unix.Unmount(dir, 0)
+		return !errors.Is(err, unix.EBUSY)
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	s.Wait()
 }
 
 // Unmount does not take away what somebody mounted on top.

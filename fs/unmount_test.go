@@ -46,9 +46,7 @@ func TestUnmountMoved(t *testing.T) {
 	if err := unix.Mount(s.MountPoint(), to, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Unmount(s.MountPoint(), 0); err != nil {
-		t.Fatal(err)
-	}
+	unmountDir(t, s.MountPoint())
 	if err := s.Unmount(); err != nil {
 		t.Fatal(err)
 	}

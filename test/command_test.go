@@ -68,7 +68,7 @@ func TestMountEndsBy(t *testing.T) {
 			if os.Geteuid() != 0 {
 				t.Skip("needs root")
 			}
-			must(t, "umount", s.dir)
+			unmount(t, s.dir)
 		}},
 		{"SIGTERM", func(_ *testing.T, s *served) { s.cmd.Process.Signal(syscall.SIGTERM) }},
 		{"SIGINT", func(_ *testing.T, s *served) { s.cmd.Process.Signal(syscall.SIGINT) }},

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -50,7 +51,12 @@ func readDisk(t *testing.T, dir string, n int) []byte {
 // unmountImage ends a mount and waits for its server to have closed the image.
 func unmountImage(t *testing.T, dir string) {
 	t.Helper()
-	if err := unix.Unmount(dir, 0); err != nil {
+	var err error
+	eventually(t, "nobody to look at the mount", func() bool { // as list does, called by another test
+		err = unix.Unmount(dir, 0)
+		return !errors.Is(err, unix.EBUSY)
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the end of the server", func() bool { return server(t, dir) == 0 })
