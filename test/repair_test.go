@@ -72,7 +72,7 @@ var repairCases = []repairCase{
 			t.Fatal(err)
 		}
 	}, damagedStatus, warningStatus, "the file ends inside block 2", func(disk []byte) { clear(disk[3*mib-mib/4 : 4*mib]) }},
-	{"longer", func(t *testing.T, img string) { writeAt(t, img, []byte("junk"), stat(t, img).Size+3*mib+5) }, soundStatus, soundStatus, "cut off the end", nil},
+	{"longer", func(t *testing.T, img string) { writeAt(t, img, make([]byte, 5), stat(t, img).Size+3*mib+5) }, soundStatus, soundStatus, "cut off the end", nil},
 }
 
 // repairSample makes an image for a repairCase, and returns it with what its disk holds.
@@ -261,7 +261,7 @@ func TestRepairRefuses(t *testing.T) {
 			img, _ := repairSample(t)
 			damage(t, img)
 			before := sha256File(t, img)
-			for _, more := range []string{"--drop-log", "--keep-leaks"} {
+			for _, more := range []string{"--drop-log", "--free-leaks"} {
 				r := vhdxfs(t, "check", "--repair", more, img)
 				if r.status != damagedStatus || !strings.Contains(r.stdout, "cannot be repaired") || !strings.Contains(r.stdout, "nothing was changed") {
 					t.Errorf("exit status %d\n%s%s", r.status, r.stdout, r.stderr)
@@ -313,7 +313,7 @@ func TestRepairWithoutRoomForTheUndoFile(t *testing.T) {
 	small := newDir(t)
 	must(t, "mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", small)
 	t.Cleanup(func() { unmount(t, small) })
-	r := vhdxfs(t, "check", "--repair", "--undo-file", filepath.Join(small, "undo"), img)
+	r := vhdxfs(t, "check", "--repair", "--free-leaks", "--undo-file", filepath.Join(small, "undo"), img)
 	if r.status != 2 || !strings.Contains(r.stderr, "not touched") || !strings.Contains(r.stderr, "no space left") {
 		t.Errorf("exit status %d\n%s%s", r.status, r.stdout, r.stderr)
 	}
@@ -321,7 +321,7 @@ func TestRepairWithoutRoomForTheUndoFile(t *testing.T) {
 	if list, err := os.ReadDir(small); err != nil || len(list) > 0 {
 		t.Errorf("left behind: %v, %v", list, err)
 	}
-	mustVhdxfs(t, "check", "--repair", "--keep-leaks", img)
+	mustVhdxfs(t, "check", "--repair", img)
 	unchanged(t, img, before)
 }
 

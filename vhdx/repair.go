@@ -12,7 +12,7 @@ type RepairOptions struct {
 	Open      Options // Parents, ParentDirs, CacheSize and Lock count
 	UndoFile  string  // where what is changed is kept; "" is beside the image, see Repair
 	DropLog   bool    // give up a log that cannot be replayed
-	KeepLeaks bool    // leave space that nothing uses as it is
+	FreeLeaks bool    // give space back that nothing uses, though it holds data
 	DryRun    bool    // plan all of it and change nothing
 }
 
@@ -22,7 +22,7 @@ type RepairReport struct {
 	Before   *Report   `json:"before"`
 	Fixes    []Fix     `json:"repairs"`
 	Left     []Finding `json:"left"`             // broken rules that cannot be repaired; then nothing was changed
-	Advice   []string  `json:"advice,omitempty"` // what can be done about them
+	Advice   []string  `json:"advice,omitempty"` // what can be done about them, or about space that was kept
 	UndoFile string    `json:"undo_file,omitempty"`
 	UndoSize int64     `json:"undo_bytes"`
 	DryRun   bool      `json:"dry_run"`
@@ -125,7 +125,7 @@ func (r *repairer) carryOut(rep *RepairReport) error {
 		rep.Left, rep.Advice = r.left, r.advise()
 		return nil
 	}
-	rep.Fixes = append(rep.Fixes, r.fixes...)
+	rep.Fixes, rep.Advice = append(rep.Fixes, r.fixes...), r.adviseSpace()
 	if !r.d.changed() {
 		return nil
 	}

@@ -28,7 +28,7 @@ func planLeft(t *testing.T, f File) *repairer {
 	t.Helper()
 	op := newOpener(Options{})
 	op.collect = true
-	r, err := newRepairer(t.Context(), op, op.newLayer(f, "image.vhdx"), RepairOptions{})
+	r, err := newRepairer(t.Context(), op, op.newLayer(f, "image.vhdx"), RepairOptions{FreeLeaks: true})
 	if err == nil {
 		err = r.plan()
 	}

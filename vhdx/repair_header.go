@@ -127,7 +127,7 @@ func (r *repairer) replayTruncated(l *layer, list []Finding) error {
 		return err
 	}
 	r.fixed(list[0], "the log is replayed as far as the file goes")
-	r.o.KeepLeaks = true
+	r.keepSpace = true
 	return r.setHeader(func(h *header) { h.LogGUID = uuid.Nil })
 }
 

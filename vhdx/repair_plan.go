@@ -30,6 +30,8 @@ type repairer struct {
 	triedOther bool  // the other copy of the region table was taken
 	batCut     int64 // where the file has ended inside the BAT region, until that is mended; 0 is not at all
 	lossy      bool  // a fix is not harmless
+	keepSpace  bool  // what nothing uses may be what is missing
+	kept       int64 // bytes that nothing uses and that are not given back, since they hold data
 
 	fixes  []Fix
 	left   []Finding

@@ -1,22 +1,31 @@
 package vhdx
 
-import "fmt"
+import (
+	"context"
+	"fmt"
+)
 
-// giveBack gives space that nothing uses back: at the end by a shorter file, elsewhere by holes. Where anything was
-// lost it stays, since what is lost may be there; and so it does in a fixed image, whose space is meant to stay.
+// giveBack gives space that nothing uses back: at the end by a shorter file, elsewhere by holes. Space that holds data is
+// left, unless FreeLeaks is set: a page of the BAT that was overwritten with zeros looks like one of blocks that never were,
+// and then their bytes are there. Where anything was lost all of it stays; and so it does in a fixed image, whose space is
+// meant to stay.
 func (r *repairer) giveBack(l *layer, list []Finding) error {
 	if f, ok := r.top.file.(interface{ Device() bool }); ok && f.Device() {
 		return nil
 	}
-	if r.o.KeepLeaks || r.lossy || l.unwritable != "" || l.diskType() == Fixed {
+	if r.keepSpace || r.lossy || l.unwritable != "" || l.diskType() == Fixed {
 		return nil
 	}
-	end := l.space.end()
-	if end < r.d.size {
-		r.fixed(list[0], "%s cut off the end of the file", bytesOf(r.d.size-end))
-		if err := r.d.Truncate(end); err != nil {
+	ranges, err := r.givable(l)
+	if err != nil || len(ranges) == 0 {
+		return err
+	}
+	if last := ranges[len(ranges)-1]; last.off == l.space.end() {
+		r.fixed(list[0], "%s cut off the end of the file", bytesOf(last.n))
+		if err := r.d.Truncate(last.off); err != nil {
 			return err
 		}
+		ranges = ranges[:len(ranges)-1]
 	}
 	s, ok := r.top.file.(interface{ Sparse() bool })
 	if !ok || !s.Sparse() {
@@ -24,18 +33,17 @@ func (r *repairer) giveBack(l *layer, list []Finding) error {
 	}
 	var leaked int64
 	var holes []fileRange
-	var failed error
-	(&Image{top: l}).FreeRanges(func(off, n int64) {
-		if off >= end || failed != nil {
-			return
+	for _, g := range ranges {
+		zero, err := l.hole(g.off, g.n)
+		if err != nil {
+			return err
 		}
-		data, err := l.hole(off, n)
-		if failed = err; err == nil && data < n {
-			holes, leaked = append(holes, fileRange{off, n}), leaked+n
+		if zero < g.n {
+			holes, leaked = append(holes, g), leaked+g.n
 		}
-	})
-	if failed != nil || leaked == 0 {
-		return failed
+	}
+	if leaked == 0 {
+		return nil
 	}
 	r.fixed(list[0], "%s inside it are holes now", bytesOf(leaked))
 	for _, h := range holes {
@@ -44,6 +52,60 @@ func (r *repairer) giveBack(l *layer, list []Finding) error {
 		}
 	}
 	return nil
+}
+
+// givable returns the ranges of the file that nothing uses and that may be given back, and counts in kept what may not.
+func (r *repairer) givable(l *layer) (ranges []fileRange, err error) {
+	r.kept = 0
+	(&Image{top: l}).FreeRanges(func(off, n int64) {
+		if err != nil {
+			return
+		}
+		g, zero := fileRange{off, min(n, r.d.size-off)}, true
+		if !r.o.FreeLeaks {
+			zero, err = r.readsZero(l, g)
+		}
+		if zero {
+			ranges = append(ranges, g)
+		} else {
+			r.kept += g.n
+		}
+	})
+	return ranges, err
+}
+
+// readsZero reports whether a range of the draft holds nothing but zeros.
+func (r *repairer) readsZero(l *layer, g fileRange) (bool, error) {
+	buf := make([]byte, mib)
+	for g.n > 0 {
+		if err := context.Cause(r.ctx); err != nil {
+			return false, err
+		}
+		n, err := l.hole(g.off, g.n)
+		if err != nil {
+			return false, err
+		}
+		if n == 0 {
+			n = min(mib, g.n)
+			if err := readFull(r.d, buf[:n], g.off, "unused space"); err != nil {
+				return false, err
+			}
+			if !allZero(buf[:n]) {
+				return false, nil
+			}
+		}
+		g = fileRange{g.off + n, g.n - n}
+	}
+	return true, nil
+}
+
+// adviseSpace says what can be done about space that was kept.
+func (r *repairer) adviseSpace() []string {
+	if r.kept == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s that nothing uses hold data, which stays: if a part of the disk is missing, it may be there; "+
+		"if not, compact or --free-leaks gives the space back", bytesOf(r.kept))}
 }
 
 // bytesOf writes a number of bytes for people.

@@ -45,7 +45,7 @@ func (r *repairer) mendRegions(l *layer, list []Finding) error {
 		misplaced := reg.Offset%mib != 0 || reg.Offset < headerSectionSize || reg.Length == 0 || reg.Length%mib != 0
 		if reg.name() == "unknown" && reg.Flags&regionRequired == 0 && (misplaced || !reg.inside(l.size)) {
 			r.fixed(list[0], "the optional region %v at %#x is taken out of the table; it held nothing of the disk", reg.GUID, reg.Offset)
-			r.o.KeepLeaks = true
+			r.keepSpace = true
 			continue
 		}
 		if reg.Flags&^regionRequired != 0 {

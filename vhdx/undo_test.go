@@ -60,7 +60,7 @@ func TestUndoRefusesWhatWasChanged(t *testing.T) {
 		for _, shrinks := range []bool{false, true} {
 			im := damagedForUndo(shrinks)
 			path := chain{im}.writeTo(t, t.TempDir())
-			r := mustRepair(t, path, RepairOptions{})
+			r := mustRepair(t, path, RepairOptions{FreeLeaks: true})
 			tc.change(t, path)
 			now, err := os.ReadFile(path)
 			if err != nil {
@@ -94,7 +94,7 @@ func truncate(t *testing.T, path string, size int64) {
 func TestUndoAgainAndElsewhere(t *testing.T) {
 	im := damagedForUndo(false)
 	path := chain{im}.writeTo(t, t.TempDir())
-	r := mustRepair(t, path, RepairOptions{})
+	r := mustRepair(t, path, RepairOptions{FreeLeaks: true})
 	dir := t.TempDir()
 	moved, undoFile := filepath.Join(dir, "image.vhdx"), filepath.Join(dir, "some.undo")
 	for from, to := range map[string]string{path: moved, r.UndoFile: undoFile} {
@@ -108,11 +108,11 @@ func TestUndoAgainAndElsewhere(t *testing.T) {
 	if u, err := Undo(t.Context(), undoFile, UndoOptions{}); err != nil || u.Restored != 0 || !im.sameAs(t, moved) {
 		t.Errorf("again: %+v, %v", u, err)
 	}
-	r = mustRepair(t, moved, RepairOptions{UndoFile: filepath.Join(t.TempDir(), "far away")})
+	r = mustRepair(t, moved, RepairOptions{FreeLeaks: true, UndoFile: filepath.Join(t.TempDir(), "far away")})
 	if u, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); err != nil || u.Path != moved || !im.sameAs(t, moved) {
 		t.Errorf("from another folder: %+v, %v", u, err)
 	}
-	r = mustRepair(t, moved, RepairOptions{})
+	r = mustRepair(t, moved, RepairOptions{FreeLeaks: true})
 	other := filepath.Join(dir, "other.vhdx")
 	if err := os.Rename(moved, other); err != nil {
 		t.Fatal(err)
@@ -131,8 +131,8 @@ func TestUndoOfTwoRepairs(t *testing.T) {
 	im.setBlockEntry(1, newBATEntry(FullyPresent, tib))
 	im.write(im.random(5), im.size+mib)
 	path := chain{im}.writeTo(t, t.TempDir())
-	first := mustRepair(t, path, RepairOptions{})
-	second := mustRepair(t, path, RepairOptions{}) // of the space, which the first has left
+	first := mustRepair(t, path, RepairOptions{FreeLeaks: true})
+	second := mustRepair(t, path, RepairOptions{FreeLeaks: true}) // of the space, which the first has left
 	if !first.Changed || !second.Changed {
 		t.Fatalf("repairs %+v, %+v", first.Fixes, second.Fixes)
 	}
@@ -152,7 +152,7 @@ func TestRepairAfterAnInterruptedOne(t *testing.T) {
 	if err := os.WriteFile(path+".undo", []byte("something else"), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	r := mustRepair(t, path, RepairOptions{})
+	r := mustRepair(t, path, RepairOptions{FreeLeaks: true})
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -161,18 +161,18 @@ func TestRepairAfterAnInterruptedOne(t *testing.T) {
 	if _, err := f.WriteAt(im.read(headerOffsets[1], headerSize), headerOffsets[1]); err != nil { // the last but one that is written
 		t.Fatal(err)
 	}
-	if _, err := Repair(t.Context(), path, RepairOptions{}); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), r.UndoFile) {
+	if _, err := Repair(t.Context(), path, RepairOptions{FreeLeaks: true}); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), r.UndoFile) {
 		t.Errorf("Repair: %v", err)
 	}
 	im.undo(t, path, r)
-	mustRepair(t, path, RepairOptions{})
+	mustRepair(t, path, RepairOptions{FreeLeaks: true})
 }
 
 // A damaged undo file is refused before anything is changed.
 func TestUndoFileDamaged(t *testing.T) {
 	im := damagedForUndo(true)
 	path := chain{im}.writeTo(t, t.TempDir())
-	r := mustRepair(t, path, RepairOptions{})
+	r := mustRepair(t, path, RepairOptions{FreeLeaks: true})
 	whole, err := os.ReadFile(r.UndoFile)
 	if err != nil {
 		t.Fatal(err)

@@ -54,7 +54,7 @@ Exit status:
 	f.BoolVar(&c.repair.DryRun, "dry-run", false, "with --repair: say what would be done, and change nothing")
 	f.StringVar(&c.repair.UndoFile, "undo-file", "", "with --repair: save what is changed in `FILE`, which must not exist, and not in IMAGE.undo")
 	f.BoolVar(&c.repair.DropLog, "drop-log", false, "with --repair: give up a log that cannot be replayed; what was changed last may be lost")
-	f.BoolVar(&c.repair.KeepLeaks, "keep-leaks", false, "with --repair: leave space that nothing uses as it is")
+	f.BoolVar(&c.repair.FreeLeaks, "free-leaks", false, "with --repair: give space back that nothing uses, even if it holds data")
 	f.StringVar(&c.undoFile, "undo", "", "take the repair back that made the undo file `FILE`")
 	f.BoolVar(&c.force, "force", false, "with --undo: restore although the image was changed since, which is lost then")
 	f.BoolVar(&c.json, "json", false, "print JSON, with sizes and offsets in bytes")
@@ -73,7 +73,7 @@ func (c *checkCommand) args(cmd *cobra.Command, args []string) error {
 
 func (c *checkCommand) run(cmd *cobra.Command, args []string) error {
 	undo := cmd.Flags().Changed("undo")
-	for _, name := range []string{"dry-run", "undo-file", "drop-log", "keep-leaks"} {
+	for _, name := range []string{"dry-run", "undo-file", "drop-log", "free-leaks"} {
 		if cmd.Flags().Changed(name) && !c.repairs {
 			return usageError("--%s is for --repair", name)
 		}

@@ -61,7 +61,7 @@ func printRepair(out io.Writer, r *vhdx.RepairReport) error {
 	}
 	switch {
 	case len(r.Left) > 0:
-		lines = append(append(lines, "nothing was changed"), r.Advice...)
+		lines = append(lines, "nothing was changed")
 	case r.Changed:
 		lines = append(lines, fmt.Sprintf("what was there before is in %s, %s; vhdxfs check --undo %[1]s brings it back", r.UndoFile, roughSize(r.UndoSize)))
 	case len(r.Fixes) == 0:
@@ -69,7 +69,7 @@ func printRepair(out io.Writer, r *vhdx.RepairReport) error {
 	default:
 		lines = append(lines, fmt.Sprintf("nothing was changed; the undo file would be %s, %s", r.UndoFile, roughSize(r.UndoSize)))
 	}
-	for _, line := range lines {
+	for _, line := range append(lines, r.Advice...) {
 		if _, err := fmt.Fprintf(out, "%s: %s\n", r.Path, line); err != nil {
 			return err
 		}
