@@ -26,7 +26,7 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	if io.AnyParent {
 		log.Warnf("whether the parents of %s are those of its disk is not checked", o.mount.Image)
 	}
-	im, err := o.openOnce(io)
+	im, err := o.openOnce(io, log)
 	switch {
 	case err == nil:
 		return im, nil
@@ -62,11 +62,32 @@ func withAdvice(err error) error {
 }
 
 // openOnce opens what the options name, which is the image or an overlay of it.
-func (o *options) openOnce(io vhdx.Options) (*vhdx.Image, error) {
-	if o.mount.Overlay != "" {
+func (o *options) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, error) {
+	switch {
+	case o.mount.Overlay != "":
 		return openOverlay(o, io)
+	case io.Writable && !o.orphanChildren:
+		if err := checkChildless(o.mount.Image, io, log); err != nil {
+			return nil, err
+		}
 	}
 	return openUnlocked(o.mount.Image, io)
+}
+
+// checkChildless returns an error where an image in the folder of the image at path is its child: with the first write to
+// the parent the child would not accept it any more, and all that it holds would be lost.
+func checkChildless(path string, io vhdx.Options, log *logrus.Logger) error {
+	children, err := childrenOf([]string{path}, io)
+	if err != nil {
+		log.WithError(err).Debugf("it is not known whether %s has children", path)
+		return nil // there are none that could be seen
+	}
+	if len(children) == 0 {
+		return nil
+	}
+	child := children[0].path
+	return fmt.Errorf("%s is the parent of %s, which the first write would make useless; mount the child, or this one with "+
+		"-o ro or overlay=; orphan_children mounts it all the same", path, child)
 }
 
 // Two programs that lock an image at the same moment may each find the other and both give up, as when mount -a runs

@@ -45,6 +45,10 @@ var optionTable = []option{
 		o.roFallback = true
 		return nil
 	}},
+	{"orphan_children", "", aboutMount, "write also to an image that is the parent of one in its folder, which is lost then", func(o *options, _ string) error {
+		o.orphanChildren = true
+		return nil
+	}},
 	{"overlay", "FILE|" + overlayTmp, aboutMount, "leave the image as it is, and write to FILE, a differencing image that is made\n" +
 		"if there is none, and else used again; or to a file that is gone with the mount", func(o *options, v string) (err error) {
 		if o.mount.Overlay = v; v != overlayTmp {

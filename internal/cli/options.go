@@ -15,22 +15,23 @@ import (
 
 // options is what a list of mount options asks for.
 type options struct {
-	image      vhdx.Options
-	mount      mount.Options
-	readOnly   bool
-	roFallback bool // read-only where the image cannot be written
-	partition  int  // what disk.raw shows of the disk; 0 is all
-	remount    bool
-	foreground bool
-	allowAsked bool   // who may use the mount was said
-	replay     string // one of replayModes
-	user       string // whom the process is to become; "" is who it is
-	pidFile    string // "" is none
-	noFail     bool   // for mount(8), an image that is missing is no failure
-	oomScore   *int   // oom_score_adj of the process; nil leaves it as it is
-	log        string // "stderr", "syslog", a path, or "" for what suits
-	metrics    string // path of the socket for Prometheus, "" for none
-	logLevel   logrus.Level
+	image          vhdx.Options
+	mount          mount.Options
+	readOnly       bool
+	roFallback     bool // read-only where the image cannot be written
+	orphanChildren bool // write to the image also where it is a parent
+	partition      int  // what disk.raw shows of the disk; 0 is all
+	remount        bool
+	foreground     bool
+	allowAsked     bool   // who may use the mount was said
+	replay         string // one of replayModes
+	user           string // whom the process is to become; "" is who it is
+	pidFile        string // "" is none
+	noFail         bool   // for mount(8), an image that is missing is no failure
+	oomScore       *int   // oom_score_adj of the process; nil leaves it as it is
+	log            string // "stderr", "syslog", a path, or "" for what suits
+	metrics        string // path of the socket for Prometheus, "" for none
+	logLevel       logrus.Level
 }
 
 // The values of the option replay.

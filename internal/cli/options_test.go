@@ -31,6 +31,7 @@ func TestParseOptions(t *testing.T) {
 		{[]string{"ro,rw"}, func(*options) {}},
 		{[]string{"remount,ro"}, func(o *options) { o.remount, o.readOnly = true, true }},
 		{[]string{"ro_fallback"}, func(o *options) { o.roFallback = true }},
+		{[]string{"orphan_children"}, func(o *options) { o.orphanChildren = true }},
 		{[]string{"discard=off"}, func(o *options) { o.image.Discard = vhdx.DiscardOff }},
 		{[]string{"discard=unmap,discard=auto"}, func(o *options) { o.image.Discard = vhdx.DiscardAuto }},
 		{[]string{"detect_zeroes=off"}, func(o *options) { o.image.DetectZeroes = false }},

@@ -281,3 +281,30 @@ func TestMountForShortMemory(t *testing.T) {
 		check(t, cmd.Process.Pid)
 	})
 }
+
+// A parent is not mounted for writing, as long as a child of it that fits lies beside it.
+func TestMountOfParent(t *testing.T) {
+	needMount(t)
+	image := newImage(t)
+	child := filepath.Join(filepath.Dir(image), "child.avhdx")
+	if r := run(t, "create", "--parent", image, child); r.status != 0 {
+		t.Fatal(r.stderr)
+	}
+	dir := t.TempDir()
+	r := mountImage(t, image, dir)
+	if r.status != statusMount || !strings.Contains(r.stderr, image+" is the parent of "+child) || !strings.Contains(r.stderr, "orphan_children") {
+		t.Fatalf("status %d, %q; want a refusal that names the child", r.status, r.stderr)
+	}
+	checkMessage(t, r)
+	for _, tc := range []struct{ options, mode, want string }{
+		{"ro", "ro", ""},
+		{"ro_fallback", "ro", "is the parent of"},
+		{"overlay=tmp", "rw", ""},
+		{"orphan_children", "rw", ""},
+	} {
+		wantMount(t, mountImage(t, image, dir, "-o", tc.options), dir, tc.mode, tc.want)
+		unmountImage(t, dir)
+	}
+	wantMount(t, mountImage(t, child, dir), dir, "rw", "")
+	unmountImage(t, dir)
+}
