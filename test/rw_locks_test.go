@@ -131,7 +131,7 @@ func TestLocksOfAParent(t *testing.T) {
 	s.end(t)
 
 	// The other way round: a parent that somebody writes to has no children.
-	writer := serve(t, parent)
+	writer := serve(t, parent, "-o", "orphan_children")
 	refusedBy(t, writer.cmd.Process.Pid, parent, "-f", child, newDir(t))
 	refusedBy(t, writer.cmd.Process.Pid, parent, "-f", "-o", "ro", child, newDir(t))
 	writer.end(t)

@@ -63,15 +63,17 @@ func withAdvice(err error) error {
 
 // openOnce opens what the options name, which is the image or an overlay of it.
 func (o *options) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, error) {
-	switch {
-	case o.mount.Overlay != "":
+	if o.mount.Overlay != "" {
 		return openOverlay(o, io)
-	case io.Writable && !o.orphanChildren:
-		if err := checkChildless(o.mount.Image, io, log); err != nil {
-			return nil, err
-		}
 	}
-	return openUnlocked(o.mount.Image, io)
+	im, err := openUnlocked(o.mount.Image, io)
+	if err != nil || !io.Writable || o.orphanChildren {
+		return im, err
+	}
+	if err := checkChildless(o.mount.Image, io, log); err != nil {
+		return nil, errors.Join(err, im.Close())
+	}
+	return im, nil
 }
 
 // checkChildless returns an error where an image in the folder of the image at path is its child: with the first write to
