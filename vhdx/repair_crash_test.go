@@ -186,11 +186,18 @@ func afterRepairCut(t *testing.T, im *image, disk *powercut.Disk, undo *undoDoub
 	if err != nil {
 		return err
 	}
+	before, err := firstBytes(left, sizeOfDisk(t, left))
+	if err != nil {
+		return err
+	}
 	left.CutAt(1 + rng.IntN(12))
 	if _, err := u.restore(t.Context(), left, false); err != nil && !errors.Is(err, powercut.ErrCut) {
 		return fmt.Errorf("undo: %w", err)
 	}
 	left = left.AfterCut(rng)
+	if err := undoShows(t, u, im, before, left); err != nil {
+		return err
+	}
 	if _, err := u.restore(t.Context(), left, false); err != nil {
 		return fmt.Errorf("undo again: %w", err)
 	}
@@ -198,6 +205,41 @@ func afterRepairCut(t *testing.T, im *image, disk *powercut.Disk, undo *undoDoub
 		return errors.New("the undo file did not bring back what was there")
 	}
 	return nil
+}
+
+// undoShows returns an error if left is neither what it was before or after the undo of a repair of im, nor looks like one
+// whose undo was interrupted.
+func undoShows(t *testing.T, u *undoReader, im *image, before, left File) error {
+	t.Helper()
+	r, err := newRepairer(t.Context(), newOpener(Options{}), newOpener(Options{}).newLayer(left, "image.vhdx"), RepairOptions{})
+	if err != nil {
+		return err
+	}
+	if r.interrupted(u) || sameBytes(left, im.memFile) {
+		return nil
+	}
+	size, err := before.Size()
+	if err != nil {
+		return err
+	}
+	same, err := firstBytes(left, size) // the undo makes room first, in which there is nothing
+	if err != nil {
+		return err
+	}
+	if !sameBytes(same, before) {
+		return errors.New("it does not show that the undo was interrupted")
+	}
+	return nil
+}
+
+// firstBytes returns a file of the first n bytes of f.
+func firstBytes(f File, n int64) (File, error) {
+	b, m := make([]byte, n), newMemFile(n)
+	if err := readFull(f, b, 0, "a file"); err != nil {
+		return nil, err
+	}
+	_, err := m.WriteAt(b, 0)
+	return m, err
 }
 
 // onlyLeaks reports whether space is all that there is to repair.

@@ -47,13 +47,17 @@ func (p undoPath) create() (undoFile, error) {
 }
 
 func (p undoPath) open() (*undoReader, io.Closer, error) {
-	f, err := os.Open(p.path)
+	f, err := openFile(p.path, os.O_RDONLY)
 	if err != nil {
 		return nil, nil, err
 	}
-	u, err := openUndo(f)
+	size, err := f.Size()
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
+	}
+	u, err := newUndoReader(f, size)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("%s: %w", p.path, err), f.Close())
 	}
 	return u, f, nil
 }
@@ -102,23 +106,35 @@ func nthUndoName(image string, n int) string {
 	return image + ".undo" + strconv.Itoa(n)
 }
 
-// unfinished returns an error if an undo file beside the image is that of a repair that was interrupted: only one of the
-// headers tells of it. Such an image is not repaired, since what was wrong with it may not show any more.
+// unfinished returns an error if an undo file beside the image is that of a repair, or of an undo, that was interrupted:
+// only one of the headers tells of it, and the undo file knows all that is there. Such an image is not repaired, since
+// what was wrong with it may not show any more.
 func (r *repairer) unfinished() error {
 	for i := 1; ; i++ {
 		name := nthUndoName(r.top.path, i)
-		u, c, err := (undoPath{path: name}).open()
-		switch {
-		case errors.Is(err, errUndoDamaged):
-			continue // it is something else
-		case err != nil: // most of all that there is none
+		if _, err := os.Lstat(name); err != nil { // most of all that there is none
 			return nil
 		}
+		u, c, err := (undoPath{path: name}).open()
+		if err != nil {
+			continue // it is something else
+		}
+		interrupted := r.interrupted(u)
 		if err := c.Close(); err != nil {
 			return err
 		}
-		if a, b := r.copies[0].FileWriteGUID == u.fileWrite, r.copies[1].FileWriteGUID == u.fileWrite; a != b {
-			return optionsError{fmt.Errorf("an earlier repair was interrupted: vhdxfs check --undo %s brings back what was there, and then it can be repaired again", name)}
+		if interrupted {
+			return optionsError{fmt.Errorf("an earlier repair, or its undo, was interrupted: vhdxfs check --undo %s brings back what was there, and then it can be repaired again", name)}
 		}
 	}
+}
+
+// interrupted reports whether the image is between what it was before the repair of the undo file and what it was after.
+func (r *repairer) interrupted(u *undoReader) bool {
+	if (r.copies[0].FileWriteGUID == u.fileWrite) == (r.copies[1].FileWriteGUID == u.fileWrite) {
+		return false
+	}
+	// A header that was damaged after the repair looks the same until here. The undo would refuse such an image.
+	c, err := u.compare(r.top.file, r.d.old)
+	return err == nil && c.foreign == nil
 }

@@ -1,11 +1,14 @@
 package vhdx
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"vhdxfs/internal/ondisk"
 )
 
 // UndoOptions says what to restore.
@@ -31,18 +34,17 @@ var ErrChanged = errors.New("it is not as the repair has left it")
 // since cannot, unless Force is set. Every program that writes an image changes its headers, which the repair did too,
 // so that shows. Undo can be run again; the undo file stays.
 func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, err error) {
-	in, err := os.Open(undoFile)
+	u, in, err := (undoPath{path: undoFile}).open()
 	if err != nil {
 		return nil, err
 	}
 	defer in.Close()
-	u, err := openUndo(in)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", undoFile, err)
-	}
 	path := o.Image
 	if path == "" {
-		path = u.image(undoFile)
+		beside := false
+		if path, beside = u.image(undoFile); o.Force && !beside {
+			return nil, optionsError{fmt.Errorf("the image %q is not beside the undo file; to restore it by force, name it", path)}
+		}
 	}
 	f, err := openFile(path, os.O_RDWR)
 	if err != nil {
@@ -59,24 +61,17 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 	return &UndoResult{Path: path, UndoFile: undoFile, Restored: n}, nil
 }
 
-func openUndo(f *os.File) (*undoReader, error) {
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	return newUndoReader(f, st.Size())
-}
-
-// image returns where the image is that the undo file at path belongs to.
-func (u *undoReader) image(path string) string {
+// image returns where the image is that the undo file at path belongs to, and whether that is beside it.
+func (u *undoReader) image(path string) (image string, isBeside bool) {
 	beside := filepath.Join(filepath.Dir(path), filepath.Base(u.path))
 	if _, err := os.Stat(beside); err == nil {
-		return beside
+		return beside, true
 	}
-	return u.path
+	return u.path, false
 }
 
 // restore brings f back to what it was before the repair, and returns how many bytes of it were compared and put back.
+// While it is at work one header, and no more, is that of the repair, so that an undo that was interrupted shows.
 func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, error) {
 	size, err := f.Size()
 	if err != nil {
@@ -100,14 +95,25 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 			return 0, err
 		}
 	}
+	first, last := headerOffsets[0], headerOffsets[1]
+	if as.repaired[0] {
+		first, last = last, first
+	}
 	var n int64
+	var lastHeader []byte
 	err = u.each(func(rec *undoRecord) error {
 		n += int64(len(rec.old))
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		_, err := f.WriteAt(rec.old, rec.off)
-		return err
+		if rec.off == last && lastHeader == nil && len(rec.old) <= headerSize {
+			lastHeader = bytes.Clone(rec.old)
+			return nil
+		}
+		if _, err := f.WriteAt(rec.old, rec.off); err != nil || rec.off != first {
+			return err
+		}
+		return f.Sync()
 	})
 	if err != nil {
 		return 0, fmt.Errorf("the undo did not come to its end, and can be run again: %w", err)
@@ -120,13 +126,18 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 			return 0, err
 		}
 	}
-	return n, f.Sync()
+	err = f.Sync()
+	if err == nil && lastHeader != nil { // a repair changes both headers, but an undo file may say anything
+		err = writeSynced(f, lastHeader, last)
+	}
+	return n, err
 }
 
 // A comparison is what an image is like, beside its undo file.
 type comparison struct {
-	old     bool  // all that the repair was to change is as before
-	foreign error // something is neither as the repair has found it nor as it has left it
+	old      bool    // all that the repair was to change is as before
+	repaired [2]bool // the header has the FileWriteGuid that the repair gave it
+	foreign  error   // something is neither as the repair has found it nor as it has left it
 }
 
 // compare reads all of the undo file, and compares f, of size bytes, with it.
@@ -135,6 +146,20 @@ func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 	if size < min(u.oldSize, u.newSize) || size > max(u.oldSize, u.newSize) {
 		c.foreign = fmt.Errorf("%w, which made a file of %d bytes of one of %d; now it has %d. It was changed since, or is another file; --force restores what was there all the same",
 			ErrChanged, u.newSize, u.oldSize, size)
+	}
+	headers := 0
+	for i, off := range headerOffsets {
+		var h [32]byte // signature, checksum, sequence number and FileWriteGuid
+		if err := readZeroPast(f, h[:], off, size); err != nil {
+			return nil, err
+		}
+		if string(h[:4]) == headerSignature {
+			headers++
+			c.repaired[i] = ondisk.GUID(h[16:]) == u.fileWrite
+		}
+	}
+	if headers == 0 && c.foreign == nil { // whatever the undo file says: it may come from anyone, and name any file
+		c.foreign = fmt.Errorf("%w: it has no header of a VHDX image. It was overwritten, or is another file; --force restores what was there all the same", ErrChanged)
 	}
 	buf := make([]byte, maxUndoRecord)
 	err := u.each(func(rec *undoRecord) error {

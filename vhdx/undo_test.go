@@ -168,6 +168,85 @@ func TestRepairAfterAnInterruptedOne(t *testing.T) {
 	mustRepair(t, path, RepairOptions{FreeLeaks: true})
 }
 
+// A header that is damaged after a repair is no sign that the repair was interrupted.
+func TestRepairOfAHeaderAfterARepair(t *testing.T) {
+	for _, off := range headerOffsets {
+		im := damagedForUndo(false)
+		path := chain{im}.writeTo(t, t.TempDir())
+		first := mustRepair(t, path, RepairOptions{})
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteAt([]byte("garbage"), off+20); err != nil {
+			t.Fatal(err)
+		}
+		second := mustRepair(t, path, RepairOptions{})
+		if !second.Changed || !second.After.Clean() {
+			t.Errorf("header at %#x: %+v, and then %+v", off, second.Fixes, second.After)
+		}
+		if _, err := Undo(t.Context(), second.UndoFile, UndoOptions{}); err != nil {
+			t.Error(err)
+		}
+		im.undoByForce(t, path, first)
+	}
+}
+
+// undoByForce takes a repair back although the image was changed since.
+func (f *memFile) undoByForce(t *testing.T, path string, r *RepairReport) {
+	t.Helper()
+	if _, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); !errors.Is(err, ErrChanged) {
+		t.Errorf("Undo: %v, want ErrChanged", err)
+	}
+	if _, err := Undo(t.Context(), r.UndoFile, UndoOptions{Force: true}); err != nil || !f.sameAs(t, path) {
+		t.Errorf("by force it is not what it was: %v", err)
+	}
+}
+
+// A pipe in the place of an undo file keeps nobody waiting.
+func TestUndoFileIsAPipe(t *testing.T) {
+	path := chain{damagedForUndo(false)}.writeTo(t, t.TempDir())
+	if err := unix.Mkfifo(path+".undo", 0o600); err != nil {
+		t.Skipf("no named pipes here: %v", err)
+	}
+	if r := mustRepair(t, path, RepairOptions{}); r.UndoFile != path+".undo2" {
+		t.Errorf("undo file %s", r.UndoFile)
+	}
+	if _, err := Undo(t.Context(), path+".undo", UndoOptions{Image: path}); err == nil {
+		t.Error("an undo from a pipe")
+	}
+}
+
+// An undo file may come from anyone. It changes nothing but images, wherever it says that its image is.
+func TestUndoFileOfAnotherFile(t *testing.T) {
+	victim := filepath.Join(t.TempDir(), "passwd")
+	content := bytes.Repeat([]byte("a line\n"), 3*pageSize)
+	if err := os.WriteFile(victim, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	u := &undoWriter{w: &b}
+	h := undoHeader{oldSize: int64(len(content)), newSize: int64(len(content)), path: victim}
+	sums := sectorSums(content[:pageSize])
+	if err := errors.Join(u.write(h.encode()), u.record(0, make([]byte, pageSize), sums), u.end()); err != nil {
+		t.Fatal(err)
+	}
+	undoFile := filepath.Join(t.TempDir(), "some.undo")
+	if err := os.WriteFile(undoFile, b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Undo(t.Context(), undoFile, UndoOptions{}); !errors.Is(err, ErrChanged) {
+		t.Errorf("Undo: %v, want ErrChanged", err)
+	}
+	if _, err := Undo(t.Context(), undoFile, UndoOptions{Force: true}); !errors.Is(err, ErrOptions) {
+		t.Errorf("by force, without a name: %v, want ErrOptions", err)
+	}
+	if now, err := os.ReadFile(victim); err != nil || !bytes.Equal(now, content) {
+		t.Errorf("the file was changed, %v", err)
+	}
+}
+
 // A damaged undo file is refused before anything is changed.
 func TestUndoFileDamaged(t *testing.T) {
 	im := damagedForUndo(true)
