@@ -84,7 +84,14 @@ func (r *repairer) tidyEntries(l *layer, list []Finding) error {
 		if err != nil {
 			return err
 		}
-		_, bitmap := l.describes(f.Offset)
+		b, bitmap := l.describes(f.Offset)
+		if !bitmap && l.overwritten(e) {
+			r.hurt(f, Lost, []DiskRange{l.diskRange(b, 0)}, "the entry of %s was overwritten: its state is %v now, which reads as zeros", blockName(b), Undefined)
+			if err := r.setEntry(f.Offset, newBATEntry(Undefined, 0)); err != nil {
+				return err
+			}
+			continue
+		}
 		tidied, done := tidy(e, bitmap, l.geo.hasParent)
 		if tidied == e {
 			continue
@@ -95,6 +102,16 @@ func (r *repairer) tidyEntries(l *layer, list []Finding) error {
 		}
 	}
 	return nil
+}
+
+// overwritten reports whether an entry that breaks no rule is one that no program has written: with reserved bits, and the
+// offset of a place outside the file. Its state means nothing then. In a page of garbage it is one of two.
+func (l *layer) overwritten(e batEntry) bool {
+	switch e.state() {
+	case FullyPresent, PartiallyPresent: // what is wrong with these breaks a rule
+		return false
+	}
+	return e.reserved() != 0 && e.offset() >= uint64(l.size)
 }
 
 // tidy returns what an entry that gives cause for a warning should be, and how that is done.

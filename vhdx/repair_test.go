@@ -193,6 +193,8 @@ func TestRepairedDisk(t *testing.T) {
 		{"outside the file", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(FullyPresent, tib)) }, []DiskRange{at(1)}, nil},
 		{"in the header section", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(FullyPresent, 0)) }, []DiskRange{at(1)}, nil},
 		{"on the BAT, in a child", spec{typ: Differencing, blocks: part}, func(im *image) { im.setBlockEntry(1, newBATEntry(PartiallyPresent, im.batOff)) }, []DiskRange{at(1)}, nil},
+		{"garbage that is zero", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(Zero, tib)|0x5550) }, []DiskRange{at(1)}, nil},
+		{"garbage that is not present, in a child", spec{typ: Differencing, blocks: part}, func(im *image) { im.setBlockEntry(1, newBATEntry(NotPresent, tib)|0x5550) }, []DiskRange{at(1)}, nil},
 		{"flipped state", spec{blocks: all}, func(im *image) { im.setEntry(1, newBATEntry(4, im.entries[1].fileOff())) }, nil, []DiskRange{at(1)}},
 		{"flipped state without a place", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(4, 0)) }, []DiskRange{at(1)}, nil},
 		{"partially present", spec{blocks: all}, func(im *image) { im.setEntry(1, newBATEntry(PartiallyPresent, im.entries[1].fileOff())) }, nil, []DiskRange{at(1)}},
