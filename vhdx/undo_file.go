@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 
 	"vhdxfs/internal/newfile"
 )
@@ -106,6 +107,18 @@ func nthUndoName(image string, n int) string {
 	return image + ".undo" + strconv.Itoa(n)
 }
 
+// UndoCommand returns the command that restores what is in an undo file, as a shell takes it: names of virtual machines
+// have spaces.
+func UndoCommand(undoFile string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+,:=@%", r)
+	}
+	if strings.ContainsFunc(undoFile, func(r rune) bool { return !plain(r) }) {
+		undoFile = "'" + strings.ReplaceAll(undoFile, "'", `'\''`) + "'"
+	}
+	return "vhdxfs check --undo " + undoFile
+}
+
 // unfinished returns an error if an undo file beside the image is that of a repair, or of an undo, that was interrupted:
 // only one of the headers tells of it, and the undo file knows all that is there. Such an image is not repaired, since
 // what was wrong with it may not show any more.
@@ -124,7 +137,7 @@ func (r *repairer) unfinished() error {
 			return err
 		}
 		if interrupted {
-			return optionsError{fmt.Errorf("an earlier repair, or its undo, was interrupted: vhdxfs check --undo %s brings back what was there, and then it can be repaired again", name)}
+			return optionsError{fmt.Errorf("an earlier repair, or its undo, was interrupted: %s brings back what was there, and then it can be repaired again", UndoCommand(name))}
 		}
 	}
 }

@@ -204,6 +204,18 @@ func (f *memFile) undoByForce(t *testing.T, path string, r *RepairReport) {
 	}
 }
 
+func TestUndoCommand(t *testing.T) {
+	for name, want := range map[string]string{
+		"/srv/vm/a-1.vhdx.undo":  "/srv/vm/a-1.vhdx.undo",
+		"Windows 10.vhdx.undo":   "'Windows 10.vhdx.undo'",
+		"it's $(date).vhdx.undo": `'it'\''s $(date).vhdx.undo'`,
+	} {
+		if got := UndoCommand(name); got != "vhdxfs check --undo "+want {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
 // A pipe in the place of an undo file keeps nobody waiting.
 func TestUndoFileIsAPipe(t *testing.T) {
 	path := chain{damagedForUndo(false)}.writeTo(t, t.TempDir())

@@ -63,7 +63,7 @@ func printRepair(out io.Writer, r *vhdx.RepairReport) error {
 	case len(r.Left) > 0:
 		lines = append(lines, "nothing was changed")
 	case r.Changed:
-		lines = append(lines, fmt.Sprintf("what was there before is in %s, %s; vhdxfs check --undo %[1]s brings it back", r.UndoFile, roughSize(r.UndoSize)))
+		lines = append(lines, fmt.Sprintf("what was there before is in %s, %s; %s brings it back", r.UndoFile, roughSize(r.UndoSize), vhdx.UndoCommand(r.UndoFile)))
 	case len(r.Fixes) == 0:
 		lines = append(lines, "nothing to repair")
 	default:
