@@ -62,14 +62,14 @@ func (t *table) print(w io.Writer, contestants []contestant) {
 	for _, c := range contestants[1:] {
 		fmt.Fprintf(w, " x %s |", c.name)
 	}
-	fmt.Fprintf(w, " µs per request: %s", us)
+	fmt.Fprintf(w, " aim: qemu, go-fuse | µs per request: %s", us)
 	for _, c := range contestants[1:] {
 		if c.format == "vhdx" {
 			fmt.Fprintf(w, ", %s", c.name)
 		}
 	}
 	fmt.Fprint(w, " |\n|---|")
-	for range contestants {
+	for range len(contestants) + 1 {
 		fmt.Fprint(w, "---|")
 	}
 	for _, r := range t.rows {
@@ -77,7 +77,7 @@ func (t *table) print(w io.Writer, contestants []contestant) {
 		for _, c := range contestants[1:] {
 			fmt.Fprintf(w, " %.2f |", r.ratio(us, c.name))
 		}
-		fmt.Fprintf(w, " %d", r.cpu(us).Microseconds())
+		fmt.Fprintf(w, " %s, %s | %d", orDash(r.workload.aim.qemu), orDash(r.workload.aim.goFUSE), r.cpu(us).Microseconds())
 		for _, c := range contestants[1:] {
 			if c.format == "vhdx" {
 				fmt.Fprintf(w, ", %d", r.cpu(c.name).Microseconds())
@@ -86,6 +86,13 @@ func (t *table) print(w io.Writer, contestants []contestant) {
 		fmt.Fprint(w, " |")
 	}
 	fmt.Fprintln(w)
+}
+
+func orDash(v float64) string {
+	if v == 0 {
+		return "–"
+	}
+	return fmt.Sprint(v)
 }
 
 // svg draws the ratios as bars on a scale in which twice and half as fast are equally far from 1.

@@ -13,11 +13,15 @@ import (
 // A workload is what is done with a disk.
 type workload struct {
 	name, unit string
+	aim        aim
 	image      imageKind
 	caches     cacheState
 	args       []string // for fio
 	job        job      // instead of fio
 }
+
+// An aim is how many times as fast as qemu and go-fuse we want to be; 0 is nothing in particular.
+type aim struct{ qemu, goFUSE float64 }
 
 // An imageKind says what an image holds.
 type imageKind string
@@ -39,26 +43,26 @@ const (
 )
 
 var workloads = []workload{
-	{name: "sequential read", unit: "MB/s", args: []string{"--rw=read", "--bs=1M"}},
-	{name: "sequential read, again", unit: "MB/s", caches: diskCached, args: []string{"--rw=read", "--bs=1M"}},
-	{name: "sequential read, direct", unit: "MB/s", args: []string{"--rw=read", "--bs=1M", "--direct=1"}},
-	{name: "sequential read of nothing", unit: "MB/s", image: emptyImage, args: []string{"--rw=read", "--bs=1M"}},
-	{name: "random read", unit: "IOPS", args: []string{"--rw=randread", "--bs=4k"}},
-	{name: "random read, cached", unit: "IOPS", caches: imageCached, args: []string{"--rw=randread", "--bs=4k", "--direct=1"}},
-	{name: "random read, 16 deep", unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
-	{name: "random read, 4 jobs", unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--numjobs=4"}},
-	{name: "sequential write", unit: "MB/s", caches: imageCached, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
-	{name: "random write, direct", unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1"}},
-	{name: "random write, 16 deep", unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
-	{name: "random write, buffered", unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--end_fsync=1"}},
-	{name: "random write, each synced", unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--fdatasync=1"}},
-	{name: "random, 70 % reads, 16 deep", unit: "IOPS", caches: imageCached, args: []string{"--rw=randrw", "--rwmixread=70", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
-	{name: "sequential write, new blocks", unit: "MB/s", image: emptyImage, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
-	{name: "random write, new blocks", unit: "IOPS", image: emptyImage, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1", "--end_fsync=1"}},
-	{name: "open", unit: "1/s", job: openJob},
-	{name: "open 64 TiB", unit: "1/s", image: hugeImage, job: openJob},
-	{name: "copy of a sparse disk", unit: "MB/s", image: sparseImage, job: copyJob},
-	{name: "3000 files on a loop device", unit: "1/s", image: emptyImage, job: filesJob},
+	{name: "sequential read", aim: aim{2.3, 1.1}, unit: "MB/s", args: []string{"--rw=read", "--bs=1M"}},
+	{name: "sequential read, again", aim: aim{5, 1.0}, unit: "MB/s", caches: diskCached, args: []string{"--rw=read", "--bs=1M"}},
+	{name: "sequential read, direct", aim: aim{1.3, 1.2}, unit: "MB/s", args: []string{"--rw=read", "--bs=1M", "--direct=1"}},
+	{name: "sequential read of nothing", aim: aim{2.0, 1.5}, unit: "MB/s", image: emptyImage, args: []string{"--rw=read", "--bs=1M"}},
+	{name: "random read", aim: aim{1.5, 1.2}, unit: "IOPS", args: []string{"--rw=randread", "--bs=4k"}},
+	{name: "random read, cached", aim: aim{1.0, 1.8}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randread", "--bs=4k", "--direct=1"}},
+	{name: "random read, 16 deep", aim: aim{2.0, 1.5}, unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
+	{name: "random read, 4 jobs", aim: aim{2.0, 1.5}, unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--numjobs=4"}},
+	{name: "sequential write", aim: aim{1.2, 1.1}, unit: "MB/s", caches: imageCached, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
+	{name: "random write, direct", aim: aim{0.9, 1.5}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1"}},
+	{name: "random write, 16 deep", aim: aim{0, 1.5}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
+	{name: "random write, buffered", aim: aim{8, 8}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--end_fsync=1"}},
+	{name: "random write, each synced", aim: aim{1.1, 1.1}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--fdatasync=1"}},
+	{name: "random, 70 % reads, 16 deep", aim: aim{1.7, 1.4}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randrw", "--rwmixread=70", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
+	{name: "sequential write, new blocks", aim: aim{2.0, 1.0}, unit: "MB/s", image: emptyImage, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
+	{name: "random write, new blocks", aim: aim{8, 1.1}, unit: "IOPS", image: emptyImage, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1", "--end_fsync=1"}},
+	{name: "open", aim: aim{1.5, 1.5}, unit: "1/s", job: openJob},
+	{name: "open 64 TiB", aim: aim{10, 1.0}, unit: "1/s", image: hugeImage, job: openJob},
+	{name: "copy of a sparse disk", aim: aim{20, 1.0}, unit: "MB/s", image: sparseImage, job: copyJob},
+	{name: "3000 files on a loop device", aim: aim{1.4, 1.15}, unit: "1/s", image: emptyImage, job: filesJob},
 }
 
 // A measurement is what one run of fio comes to.
