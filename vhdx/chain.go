@@ -57,15 +57,19 @@ const (
 
 // Chain examines the image at path and its parents one by one, and goes on as far as there are files where parents
 // may be, whether they fit or not. The error concerns the image itself.
-func Chain(path string, o Options) (*Link, error) { return chainTo(path, o, math.MaxInt) }
+func Chain(path string, o Options) (*Link, error) { return newOpener(o).link(path, math.MaxInt) }
 
-// ParentLink is Chain for the image and its parent alone.
-func ParentLink(path string, o Options) (*Link, error) { return chainTo(path, o, 1) }
-
-// chainTo is Chain for so many parents at the most.
-func chainTo(path string, o Options, parents int) (*Link, error) {
-	o.Writable = false
+// ParentLink is Chain for the image and its parent alone. It does not look at what blocks they have, which for large
+// disks takes time.
+func ParentLink(path string, o Options) (*Link, error) {
 	op := newOpener(o)
+	op.skim = true
+	return op.link(path, 1)
+}
+
+// link is Chain for so many parents at the most.
+func (op *opener) link(path string, parents int) (*Link, error) {
+	op.writing, op.Writable = 0, false
 	defer func() {
 		for _, l := range op.chain {
 			_ = l.file.Close() // only read

@@ -176,6 +176,7 @@ type opener struct {
 	cache   *cache.Cache
 	writing int      // how many layers, from the top down, are opened for writing
 	collect bool     // broken rules are collected, not errors; see layer.report
+	skim    bool     // BATs are not looked at
 	chain   []*layer // opened so far, the image itself first
 	tries   int      // files opened as parents, the right ones and others
 }
@@ -232,5 +233,5 @@ func (o *opener) openLayer(path string, flags int, kind lockKind) (*layer, error
 }
 
 func (o *opener) newLayer(f File, path string) *layer {
-	return &layer{path: path, file: f, cache: o.cache, collect: o.collect}
+	return &layer{path: path, file: f, cache: o.cache, collect: o.collect, skim: o.skim}
 }

@@ -47,6 +47,7 @@ type layer struct {
 	errors   []Finding // with collect: the broken rules
 	dropped  int       // findings beyond the bound
 	collect  bool
+	skim     bool // load does not look at the BAT, so nothing can be read
 }
 
 // log returns where the log is.
@@ -123,6 +124,9 @@ func (l *layer) load() error {
 		return err
 	}
 	l.geo = newGeometry(int64(l.meta.diskSize), int64(l.meta.blockSize), int64(l.meta.logicalSectorSize), l.meta.hasParent)
+	if l.skim {
+		return nil
+	}
 	return l.loadBAT()
 }
 

@@ -13,11 +13,8 @@ import (
 	"log"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"regexp"
-
-	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -62,7 +59,15 @@ func measureAll(program, dir, only, svg string, rounds int, b bench) (err error)
 			return err
 		}
 	}
-	contestants := present([]contestant{{"vhdxfs", mountVHDXFS(program), "vhdx"}, {"qemu", mountQEMU, "vhdx"}, {"go-fuse", mountRawFile, "raw"}, {"plain file", mountNothing, "raw"}})
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	own := filepath.Join(b.dir, "go-fuse")
+	if err := run("cp", self, own); err != nil {
+		return err
+	}
+	contestants := present([]contestant{{"vhdxfs", mountVHDXFS(program), "vhdx"}, {"qemu", mountQEMU, "vhdx"}, {"go-fuse", mountRawFile(own), "raw"}, {"plain file", mountNothing, "raw"}})
 	var results table
 	for round := range rounds {
 		for _, w := range workloads {
@@ -94,11 +99,4 @@ func present(all []contestant) []contestant {
 		return append(all[:1], all[2:]...)
 	}
 	return all
-}
-
-// awaitSignal returns when this process is asked to end.
-func awaitSignal() {
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, unix.SIGTERM, unix.SIGINT)
-	<-c
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 
@@ -29,12 +30,15 @@ var (
 	_ fs.NodeLseeker   = (*rawFile)(nil)
 )
 
-// mountRawFile serves the image by another process of this program.
-func mountRawFile(image, dir string) (*mounted, error) {
-	cmd := exec.Command("/proc/self/exe", serveFlag, image, dir)
-	// A goroutine that waits for the disk keeps others from running for a while, unless they have more room.
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=8")
-	return serve(cmd, filepath.Join(dir, "disk.raw"), dir)
+// mountRawFile serves the image by another process of this program, which is at the path: a copy, or it would never be
+// out of the kernel's caches.
+func mountRawFile(program string) func(image, dir string) (*mounted, error) {
+	return func(image, dir string) (*mounted, error) {
+		cmd := exec.Command(program, serveFlag, image, dir)
+		// A goroutine that waits for the disk keeps others from running for a while, unless they have more room.
+		cmd.Env = append(os.Environ(), "GOMAXPROCS=8")
+		return serve(cmd, filepath.Join(dir, "disk.raw"), dir)
+	}
 }
 
 // serveFlag, as the first argument, makes this program serve a raw file.
@@ -56,12 +60,14 @@ func serveRawFile(image, dir string) error {
 			MaxWrite: 1 << 20, MaxBackground: 64, DisableXAttrs: true, DirectMount: true, ExtraCapabilities: fuse.CAP_ASYNC_DIO,
 		},
 	}
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, unix.SIGTERM, unix.SIGINT)
 	server, err := fs.Mount(dir, root, options)
 	if err != nil {
 		return err
 	}
 	go func() {
-		awaitSignal()
+		<-end
 		server.Unmount()
 	}()
 	server.Wait()
