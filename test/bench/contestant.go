@@ -32,9 +32,9 @@ func mountNothing(image, _ string) (*mounted, error) {
 	return &mounted{disk: image, unmount: func() error { return nil }}, nil
 }
 
-func mountVHDXFS(program string) func(image, dir string) (*mounted, error) {
+func mountVHDXFS(program, options string) func(image, dir string) (*mounted, error) {
 	return func(image, dir string) (*mounted, error) {
-		return serve(exec.Command(program, "-f", image, dir), filepath.Join(dir, "disk.raw"), dir)
+		return serve(exec.Command(program, "-f", "-o", options, image, dir), filepath.Join(dir, "disk.raw"), dir)
 	}
 }
 

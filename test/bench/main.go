@@ -32,16 +32,17 @@ func main() {
 		seconds = flag.Int("seconds", 3, "how long a measurement takes")
 		size    = flag.Int64("size", 512, "of the disk, in MiB")
 		only    = flag.String("workloads", "", "regular expression: measure only those")
+		options = flag.String("o", "rw", "mount options for vhdxfs")
 		dir     = flag.String("dir", "", "folder for the images; not in a tmpfs, which is faster than any disk")
 		svg     = flag.String("svg", "", "file to draw the ratios into")
 	)
 	flag.Parse()
-	if err := measureAll(*program, *dir, *only, *svg, *rounds, bench{seconds: *seconds, size: *size << 20}); err != nil {
+	if err := measureAll(*program, *options, *dir, *only, *svg, *rounds, bench{seconds: *seconds, size: *size << 20}); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func measureAll(program, dir, only, svg string, rounds int, b bench) (err error) {
+func measureAll(program, options, dir, only, svg string, rounds int, b bench) (err error) {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("only root can empty the kernel's caches")
 	}
@@ -67,7 +68,7 @@ func measureAll(program, dir, only, svg string, rounds int, b bench) (err error)
 	if err := run("cp", self, own); err != nil {
 		return err
 	}
-	contestants := present([]contestant{{"vhdxfs", mountVHDXFS(program), "vhdx"}, {"qemu", mountQEMU, "vhdx"}, {"go-fuse", mountRawFile(own), "raw"}, {"plain file", mountNothing, "raw"}})
+	contestants := present([]contestant{{"vhdxfs", mountVHDXFS(program, options), "vhdx"}, {"qemu", mountQEMU, "vhdx"}, {"go-fuse", mountRawFile(own), "raw"}, {"plain file", mountNothing, "raw"}})
 	var results table
 	for round := range rounds {
 		for _, w := range workloads {
