@@ -125,18 +125,26 @@ func (d rawDigest) holds(t *testing.T, path string) {
 	}
 }
 
+// unpackChain unpacks an image, beside its parent if it has one, and returns its path and what its disk is. The test's end
+// finds the parent unchanged.
+func (c *corpus) unpackChain(t *testing.T, ci corpusImage) (img string, want rawDigest) {
+	t.Helper()
+	dir := t.TempDir()
+	img = c.unpack(t, ci, dir, ci.Name)
+	if ci.Type != "differencing" {
+		return img, ci.Raw
+	}
+	_, parent := c.child(t)
+	path := c.unpack(t, parent, dir, ci.parentName(t))
+	t.Cleanup(func() { unchanged(t, path, parent.SHA256) })
+	return img, *parent.RawOfChildOnThis
+}
+
 func TestCorpusReadsAsExpected(t *testing.T) {
 	c := openCorpus(t)
 	for _, ci := range c.Files {
 		t.Run(ci.Name, func(t *testing.T) {
-			dir, want := t.TempDir(), ci.Raw
-			img := c.unpack(t, ci, dir, ci.Name)
-			if ci.Type == "differencing" {
-				_, parent := c.child(t)
-				path := c.unpack(t, parent, dir, ci.parentName(t))
-				want = *parent.RawOfChildOnThis
-				defer unchanged(t, path, parent.SHA256)
-			}
+			img, want := c.unpackChain(t, ci)
 			defer unchanged(t, img, ci.SHA256)
 			s := readOnly(t, img)
 			want.holds(t, s.disk)

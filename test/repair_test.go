@@ -464,14 +464,7 @@ func TestRepairOfTheCorpus(t *testing.T) {
 			"metadata": func(t *testing.T, img string) { writeAt(t, img, make([]byte, 8), regionOffset(t, img, metadataRegion)) },
 		} {
 			t.Run(ci.Name+"/"+name, func(t *testing.T) {
-				dir, want := t.TempDir(), ci.Raw
-				img := c.unpack(t, ci, dir, ci.Name)
-				if ci.Type == "differencing" {
-					_, parent := c.child(t)
-					path := c.unpack(t, parent, dir, ci.parentName(t))
-					want = *parent.RawOfChildOnThis
-					defer unchanged(t, path, parent.SHA256)
-				}
+				img, want := c.unpackChain(t, ci)
 				damage(t, img)
 				before := sha256File(t, img)
 				r := vhdxfs(t, "check", "--repair", "--json", img)

@@ -47,6 +47,16 @@ func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
 	return children, nil
 }
 
+// childrenBeside returns the images in the folder of the one at path that are its children.
+func childrenBeside(path string, o vhdx.Options) ([]string, error) {
+	children, err := childrenOf([]string{path}, o)
+	var paths []string
+	for _, c := range children {
+		paths = append(paths, c.path)
+	}
+	return paths, err
+}
+
 // sameFile reports whether two names are those of one file.
 func sameFile(a, b string) bool {
 	sa, aerr := os.Stat(a)

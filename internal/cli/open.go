@@ -79,7 +79,7 @@ func (o *options) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, er
 // checkChildless returns an error where an image in the folder of the image at path is its child: with the first write to
 // the parent the child would not accept it any more, and all that it holds would be lost.
 func checkChildless(path string, io vhdx.Options, log *logrus.Logger) error {
-	children, err := childrenOf([]string{path}, io)
+	children, err := childrenBeside(path, io)
 	if err != nil {
 		log.WithError(err).Debugf("it is not known whether %s has children", path)
 		return nil // there are none that could be seen
@@ -87,9 +87,8 @@ func checkChildless(path string, io vhdx.Options, log *logrus.Logger) error {
 	if len(children) == 0 {
 		return nil
 	}
-	child := children[0].path
 	return fmt.Errorf("%s is the parent of %s, which the first write would make useless; mount the child, or this one with "+
-		"-o ro or overlay=; orphan_children mounts it all the same", path, child)
+		"-o ro or overlay=; orphan_children mounts it all the same", path, children[0])
 }
 
 // Two programs that lock an image at the same moment may each find the other and both give up, as when mount -a runs

@@ -68,13 +68,9 @@ func firstData(ctx context.Context, im *vhdx.Image, off int64) (int64, error) {
 
 // checkBased refuses to change a disk that images in its folder are based on.
 func checkBased(path string, o vhdx.Options) error {
-	children, err := childrenOf([]string{path}, o)
+	children, err := childrenBeside(path, o)
 	if err != nil || len(children) == 0 {
 		return err
 	}
-	var names []string
-	for _, c := range children {
-		names = append(names, c.path)
-	}
-	return usageError("%s would lose their disk, since they are based on %s; resize those, or flatten them first, or --force", strings.Join(names, ", "), path)
+	return usageError("%s would lose their disk, since they are based on %s; resize those, or flatten them first, or --force", strings.Join(children, ", "), path)
 }

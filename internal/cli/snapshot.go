@@ -108,14 +108,10 @@ func isDir(path string) bool {
 
 // checkRenamed refuses to rename an image whose children would not find it any more.
 func checkRenamed(path string, o vhdx.Options) error {
-	children, err := childrenOf([]string{path}, o)
+	children, err := childrenBeside(path, o)
 	if err != nil || len(children) == 0 {
 		return err
 	}
-	var names []string
-	for _, c := range children {
-		names = append(names, c.path)
-	}
 	return usageError("%s has children already, which look for it by its name: %s; make the snapshot without --keep-name, or use --force and then set-parent",
-		path, strings.Join(names, ", "))
+		path, strings.Join(children, ", "))
 }
