@@ -14,6 +14,9 @@ type RepairOptions struct {
 	DropLog   bool    // give up a log that cannot be replayed
 	FreeLeaks bool    // give space back that nothing uses, though it holds data
 	DryRun    bool    // plan all of it and change nothing
+
+	Phase    func(name string, total int64) // begins a part of the work, of so many bytes; may be nil
+	Progress func(n int64)                  // n more of them are done; may be nil
 }
 
 // A RepairReport says what Repair found and did.

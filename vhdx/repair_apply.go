@@ -63,6 +63,7 @@ func (r *repairer) rollBack(undo undoPlace) error {
 		return err
 	}
 	// Nobody else has written meanwhile, and a user who interrupts wants just this.
+	u.phase, u.progress = r.o.Phase, r.o.Progress
 	_, err = u.restore(context.WithoutCancel(r.ctx), r.top.file, true)
 	if err := errors.Join(err, c.Close()); err != nil {
 		return err
@@ -150,6 +151,11 @@ func (r *repairer) growFile() error {
 	} else if err := f.Truncate(d.size); err != nil {
 		return err
 	}
+	total := int64(0)
+	for _, c := range d.copies {
+		total += c.n
+	}
+	r.o.Phase("copy", total)
 	buf := make([]byte, mib)
 	for _, c := range d.copies {
 		for done := int64(0); done < c.n; done += mib {
@@ -157,6 +163,7 @@ func (r *repairer) growFile() error {
 				return err
 			}
 			b := buf[:min(mib, c.n-done)]
+			r.o.Progress(int64(len(b)))
 			if err := readZeroPast(f, b, c.from+done, d.old); err != nil {
 				return err
 			}

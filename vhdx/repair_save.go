@@ -16,6 +16,12 @@ func (r *repairer) writeUndo(w io.Writer) (int64, error) {
 	}
 	out := bufio.NewWriterSize(w, mib)
 	u := &undoWriter{w: out}
+	tail := min(r.d.size, r.d.old)
+	total := int64(len(r.d.pages))*pageSize + r.d.old - tail
+	for _, h := range r.d.holes {
+		total += h.n
+	}
+	r.o.Phase("save", total)
 	h := undoHeader{oldSize: r.d.old, newSize: r.d.size, fileWrite: r.header.FileWriteGUID, made: time.Now(), path: path}
 	if err := u.write(h.encode()); err != nil {
 		return 0, err
@@ -29,7 +35,7 @@ func (r *repairer) writeUndo(w io.Writer) (int64, error) {
 			return 0, err
 		}
 	}
-	if err := r.recordZeroed(u, min(r.d.size, r.d.old), r.d.old); err != nil {
+	if err := r.recordZeroed(u, tail, r.d.old); err != nil {
 		return 0, err
 	}
 	if err := u.end(); err != nil {
@@ -57,6 +63,7 @@ func (r *repairer) recordPages(u *undoWriter) error {
 		if err := u.record(at, old, news...); err != nil {
 			return err
 		}
+		r.o.Progress(pageSize)
 	}
 	return nil
 }
@@ -73,12 +80,15 @@ func (r *repairer) recordZeroed(u *undoWriter, off, end int64) error {
 		if f, ok := r.d.base.(holeSeeker); ok {
 			next, err := f.NextData(off)
 			if err == io.EOF || err == nil && next >= end {
+				r.o.Progress(end - off)
 				return nil
 			}
 			if err != nil {
 				return err
 			}
-			off = max(off, next/pageSize*pageSize)
+			next = max(off, next/pageSize*pageSize)
+			r.o.Progress(next - off)
+			off = next
 		}
 		b := buf[:min(piece, end-off)]
 		if err := readFull(r.d.base, b, off, "the image"); err != nil {
@@ -93,6 +103,7 @@ func (r *repairer) recordZeroed(u *undoWriter, off, end int64) error {
 				return err
 			}
 		}
+		r.o.Progress(int64(len(b)))
 		off += int64(len(b))
 	}
 	return nil

@@ -135,10 +135,13 @@ type undoReader struct {
 	r     io.ReaderAt
 	size  int64
 	start int64 // of the records
+
+	phase    func(name string, total int64) // as in UndoOptions, but never nil
+	progress func(n int64)
 }
 
 func newUndoReader(r io.ReaderAt, size int64) (*undoReader, error) {
-	u := &undoReader{r: r, size: size}
+	u := &undoReader{r: r, size: size, phase: func(string, int64) {}, progress: func(int64) {}}
 	b := make([]byte, min(size, undoHeaderSize+maxUndoPath))
 	if err := readFull(r, b, 0, "undo file"); err != nil {
 		return nil, err

@@ -16,6 +16,9 @@ type UndoOptions struct {
 	Image string   // "" is the one that the undo file names: beside it, or where it was
 	Force bool     // restore although the image is not as the repair has left it
 	Lock  LockMode // "" is LockOn
+
+	Phase    func(name string, total int64) // begins a part of the work, of so many bytes; may be nil
+	Progress func(n int64)                  // n more of them are done; may be nil
 }
 
 // An UndoResult says what Undo did.
@@ -53,6 +56,9 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if err := f.lock(o.Lock, exclusiveLock); err != nil {
 		return nil, err
+	}
+	if o.Phase != nil && o.Progress != nil {
+		u.phase, u.progress = o.Phase, o.Progress
 	}
 	n, err := u.restore(ctx, f, o.Force)
 	if err != nil {
@@ -101,8 +107,10 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 	}
 	var n int64
 	var lastHeader []byte
+	u.phase("restore", u.size)
 	err = u.each(func(rec *undoRecord) error {
 		n += int64(len(rec.old))
+		u.progress(int64(len(rec.old)))
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
@@ -161,8 +169,10 @@ func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 	if headers == 0 && c.foreign == nil { // whatever the undo file says: it may come from anyone, and name any file
 		c.foreign = fmt.Errorf("%w: it has no header of a VHDX image. It was overwritten, or is another file; --force restores what was there all the same", ErrChanged)
 	}
+	u.phase("compare", u.size)
 	buf := make([]byte, maxUndoRecord)
 	err := u.each(func(rec *undoRecord) error {
+		u.progress(int64(len(rec.old)))
 		now := buf[:len(rec.old)]
 		if err := readZeroPast(f, now, rec.off, size); err != nil {
 			return err

@@ -17,6 +17,7 @@ type checkCommand struct {
 	repair   vhdx.RepairOptions
 	undoFile string
 	force    bool
+	quiet    bool
 }
 
 func newCheck() *cobra.Command {
@@ -57,6 +58,7 @@ Exit status:
 	f.BoolVar(&c.repair.FreeLeaks, "free-leaks", false, "with --repair: give space back that nothing uses, even if it holds data")
 	f.StringVar(&c.undoFile, "undo", "", "take the repair back that made the undo file `FILE`")
 	f.BoolVar(&c.force, "force", false, "with --undo: restore although the image was changed since, which is lost then")
+	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
 	f.BoolVar(&c.json, "json", false, "print JSON, with sizes and offsets in bytes")
 	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
 	completeOptions(cmd, aboutImage)

@@ -19,8 +19,10 @@ func (c *checkCommand) mend(cmd *cobra.Command, path string, o vhdx.Options) err
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
-	c.repair.Open = o
+	p := newProgress(cmd, c.quiet)
+	c.repair.Open, c.repair.Phase, c.repair.Progress = o, p.phase, p.add
 	r, err := vhdx.Repair(ctx, path, c.repair)
+	p.end()
 	if err != nil {
 		return createError(interrupted(err, path+" is what it was"))
 	}
@@ -102,13 +104,15 @@ func harm(f vhdx.Fix) string {
 
 // takeBack undoes a repair.
 func (c *checkCommand) takeBack(cmd *cobra.Command, args []string, o vhdx.Options) error {
-	u := vhdx.UndoOptions{Force: c.force, Lock: o.Lock}
+	p := newProgress(cmd, c.quiet)
+	u := vhdx.UndoOptions{Force: c.force, Lock: o.Lock, Phase: p.phase, Progress: p.add}
 	if len(args) > 0 {
 		u.Image = args[0]
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	r, err := vhdx.Undo(ctx, c.undoFile, u)
+	p.end()
 	if errors.Is(err, vhdx.ErrChanged) {
 		return &statusError{statusUsage, err}
 	}
