@@ -86,10 +86,16 @@ mount -t vhdx -o pidfile=/mnt/pid "$@"; echo "$?, and there is $(ls /mnt/pid 2>/
 			p.run(t, 0, "", "umount", p.dir)
 			checkClean(t, p.img)
 		}},
+		{"orphan_children", func(t *testing.T, p *place) {
+			p.rename(childOf(t, p.img, "64M", "--block-size", "1M"), "CHILD")
+			p.run(t, 32, "is the parent of", "mount", "-t", "vhdx", p.img, p.dir)
+			p.mount(t, "orphan_children")
+			p.mounted(t, "rw")
+		}},
 		{"ignore_parent_mismatch", func(t *testing.T, p *place) {
 			child := childOf(t, p.img, "64M", "--block-size", "1M")
 			p.rename(child, "CHILD")
-			p.mount(t) // the parent, which is changed
+			p.mount(t, "orphan_children") // the parent, which is changed
 			p.run(t, 0, "", "dd", "if=/dev/urandom", "of="+p.disk, "bs=1M", "count=1", "conv=notrunc,fsync")
 			p.run(t, 0, "", "umount", p.dir)
 			p.run(t, 32, "it was changed since the child was made", "mount", "-t", "vhdx", "-o", "ro", child, p.dir)
