@@ -123,7 +123,7 @@ func (t *table) svg(contestants []contestant) []byte {
 	data.Width, data.One = left+width+60, at(1)
 	y := 50
 	for i, c := range contestants[1:] {
-		data.Legend = append(data.Legend, bar{Y: 14, X: left + i*200, Text: "times as fast as " + c.name, Fill: fills[i%len(fills)]})
+		data.Legend = append(data.Legend, bar{Y: 14, X: 40 + i*220, Text: "times as fast as " + c.name, Fill: fills[i%len(fills)]})
 	}
 	for _, r := range t.rows {
 		out := rowOf{Y: y + line*(len(contestants)-1)/2, Name: r.workload.name}
