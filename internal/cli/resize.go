@@ -14,11 +14,12 @@ import (
 )
 
 type resizeCommand struct {
-	options             []string
-	force, fixGPT, json bool
+	options                    []string
+	force, fixGPT, quiet, json bool
 
 	size     int64 // bytes
 	relative bool  // size is to be added
+	progress *progress
 }
 
 func newResize() *cobra.Command {
@@ -31,8 +32,9 @@ mounted; a mounted disk becomes larger with truncate -s of disk.raw, and losetup
 disk with the old size or with the new one, and nothing in between.
 
 A disk is made smaller only if what is on it ends before: partitions, or a file system or the like that vhdxfs knows
-(ext2 to ext4, XFS, Btrfs, F2FS, NTFS, ReFS, exFAT, FAT, swap, LVM, LUKS, BitLocker, md). Make those smaller first. Where there is data behind the
-new end that belongs to nothing known, that is refused, too. With --force what lies behind the new end is lost.
+(ext2 to ext4, XFS, Btrfs, F2FS, NTFS, ReFS, exFAT, FAT, swap, LVM, LUKS, BitLocker, md). Make those smaller first.
+Where there is data behind the new end that belongs to nothing known, that is refused, too. With --force what lies
+behind the new end is lost.
 
 A GPT has a backup at the end of the disk. --fix-gpt moves it to the new end, also of a disk that has the right size
 already; to make a disk with a GPT smaller it is needed.
@@ -51,6 +53,7 @@ left alone where one is beside it, unless forced.
 	f.SortFlags = false
 	f.BoolVar(&c.force, "force", false, "resize though what is on the disk reaches beyond its end, or images are based on it, which is lost")
 	f.BoolVar(&c.fixGPT, "fix-gpt", false, "move the backup of the GPT to the end of the disk")
+	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
 	f.BoolVar(&c.json, "json", false, "print JSON, with sizes in bytes")
 	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
 	completeOptions(cmd, aboutImage)
@@ -88,6 +91,7 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	o.image.Writable = true
+	c.progress = newProgress(cmd, c.quiet)
 	r := resizeReport{Image: path}
 	err = withImage(path, o.image, func(im *vhdx.Image) error { return c.resize(ctx, im, &r) })
 	if errors.Is(err, vhdx.ErrSize) || errors.Is(err, errBeyond) {

@@ -28,7 +28,9 @@ func (c *resizeCommand) checkShrink(ctx context.Context, im *vhdx.Image, l *part
 	if len(l.Uses) > 0 || l.GPT != nil {
 		return nil
 	}
-	at, err := firstData(ctx, im, size)
+	c.progress.phase("look for data", im.Size()-size)
+	at, err := firstData(ctx, im, size, c.progress.add)
+	c.progress.end()
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
@@ -39,14 +41,16 @@ func (c *resizeCommand) checkShrink(ctx context.Context, im *vhdx.Image, l *part
 }
 
 // firstData returns the first byte of the disk at or after off that is not zero, and io.EOF if there is none. Blocks
-// that are allocated may hold nothing: those of a fixed disk are there from the start.
-func firstData(ctx context.Context, im *vhdx.Image, off int64) (int64, error) {
+// that are allocated may hold nothing: those of a fixed disk are there from the start. It tells done how many bytes it
+// has seen, holes included.
+func firstData(ctx context.Context, im *vhdx.Image, off int64, done func(n int64)) (int64, error) {
 	buf := make([]byte, 1<<20)
 	for {
 		at, err := im.SeekData(off)
 		if err != nil {
 			return 0, err
 		}
+		done(at - off)
 		if off, err = im.SeekHole(at); err != nil {
 			return 0, err
 		}
@@ -62,6 +66,7 @@ func firstData(ctx context.Context, im *vhdx.Image, off int64) (int64, error) {
 				return at + int64(len(p)-len(rest)), nil
 			}
 			at += int64(len(p))
+			done(int64(len(p)))
 		}
 	}
 }
