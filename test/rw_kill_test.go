@@ -33,12 +33,7 @@ func killed(t *testing.T, v variant) {
 		t.Skip("needs root, to unmount what is left behind")
 	}
 	img := v.create(t, killedDisk())
-	s := serve(t, img)
-	var writers []*killedWriter
-	for i := range killedWriters {
-		writers = append(writers, newKilledWriter(t, s.disk, i, v.sector))
-	}
-	s.end(t)
+	writers := newKilledWriters(t, img, v.sector)
 
 	rng := rand.New(rand.NewPCG(uint64(*kills), 9))
 	replayed := 0
@@ -208,6 +203,17 @@ const (
 	asAtFirst = 0
 	zeroed    = 1
 )
+
+// newKilledWriters prepares the writers on the disk of an image that nobody has mounted.
+func newKilledWriters(t *testing.T, img string, sector int64) (writers []*killedWriter) {
+	t.Helper()
+	s := serve(t, img)
+	for i := range killedWriters {
+		writers = append(writers, newKilledWriter(t, s.disk, i, sector))
+	}
+	s.end(t)
+	return writers
+}
 
 func newKilledWriter(t *testing.T, disk string, i int, sector int64) *killedWriter {
 	t.Helper()

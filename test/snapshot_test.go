@@ -155,12 +155,7 @@ func TestSnapshotIsKilled(t *testing.T) {
 			v := variantNamed(t, "dynamic")
 			img := v.create(t, killedDisk())
 			first := img
-			s := serve(t, img)
-			var writers []*killedWriter
-			for i := range killedWriters {
-				writers = append(writers, newKilledWriter(t, s.disk, i, v.sector))
-			}
-			s.end(t)
+			writers := newKilledWriters(t, img, v.sector)
 			rng := rand.New(rand.NewPCG(uint64(*kills), 13))
 			made := 0
 			for round := range *kills {

@@ -16,6 +16,16 @@ type CompactOptions struct {
 	Progress  func(n int64)                  // n more bytes of it are done
 }
 
+// orNothing has those of the functions that are nil do nothing, for who shows no progress.
+func orNothing(phase *func(name string, total int64), progress *func(n int64)) {
+	if *phase == nil {
+		*phase = func(string, int64) {}
+	}
+	if *progress == nil {
+		*progress = func(int64) {}
+	}
+}
+
 // A CompactResult says what Compact did. Sizes are in bytes.
 type CompactResult struct {
 	Before   int64 `json:"file_size_before"`
@@ -44,12 +54,7 @@ func (im *Image) Compact(ctx context.Context, o CompactOptions) (*CompactResult,
 		return nil, ErrReshaping
 	}
 	defer w.reshaping.Unlock()
-	if o.Phase == nil {
-		o.Phase = func(string, int64) {}
-	}
-	if o.Progress == nil {
-		o.Progress = func(int64) {}
-	}
+	orNothing(&o.Phase, &o.Progress)
 	c := &compaction{im: im, w: w, ctx: ctx, o: o}
 	c.result.Before = w.fileSize()
 	err := c.run()

@@ -16,7 +16,8 @@ func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) 
 	l := im.current()
 	r, pack, size := im.foretell()
 	keep := l.keepsBlocks()
-	if zeros = zeros && !keep; zeros && o.Phase != nil {
+	orNothing(&o.Phase, &o.Progress)
+	if zeros = zeros && !keep; zeros {
 		o.Phase("looking for zeros", l.allocated())
 	}
 	err := l.eachEntry(func(n int64, bitmap bool, e batEntry) error {
@@ -31,9 +32,7 @@ func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) 
 				if zero, err = im.readsZero(n, e); err != nil {
 					return err
 				}
-				if o.Progress != nil {
-					o.Progress(l.geo.blockSize)
-				}
+				o.Progress(l.geo.blockSize)
 			}
 			if !zero {
 				pack.add(movable{e.fileOff(), n, bitmap})

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"math/rand/v2"
-	"sync"
 	"testing"
 	"time"
 )
@@ -195,23 +193,9 @@ func TestCompactWhileInUse(t *testing.T) {
 			c := newChain()
 			sector, m := c[0].sectorSize, newModel(c)
 			im := c.openWritable(t, Options{Discard: DiscardPunch, Commit: time.Millisecond, IdleClean: 2 * time.Millisecond, CacheSize: 1})
-			const workers = 4
-			disk := make([]model, workers)
-			var wg sync.WaitGroup
-			for w := range int64(workers) {
-				disk[w] = model{m.clone()}
-				wg.Go(func() {
-					rng := rand.New(rand.NewPCG(uint64(w), 4))
-					for i := range 200 {
-						if err := workInOwnSectors(im, disk[w], rng, w, workers, sector); err != nil {
-							t.Errorf("worker %d, step %d: %v", w, i, err)
-							return
-						}
-					}
-				})
-			}
+			crew := startCrew(t, im, m, crewOptions{workers: 4, steps: 200, seed: 4, sector: sector})
 			done := make(chan struct{})
-			go func() { wg.Wait(); close(done) }()
+			go func() { crew.Wait(); close(done) }()
 			for working := true; working; {
 				select {
 				case <-done:
@@ -225,7 +209,7 @@ func TestCompactWhileInUse(t *testing.T) {
 			if t.Failed() {
 				return
 			}
-			m.gather(disk, sector)
+			m.gather(crew.disk, sector)
 			m.compare(t, im)
 			if err := im.Close(); err != nil {
 				t.Fatal(err)

@@ -19,26 +19,12 @@ func TestConcurrentUse(t *testing.T) {
 			sector := c[0].sectorSize
 			im := c.openWritable(t, Options{Commit: time.Millisecond, IdleClean: 2 * time.Millisecond, CacheSize: 1})
 			m := newModel(c)
-			const workers = 6
-			disk := make([]model, workers)
-			var wg sync.WaitGroup
-			for w := range int64(workers) {
-				disk[w] = model{m.clone()}
-				wg.Go(func() {
-					rng := rand.New(rand.NewPCG(uint64(w), 3))
-					for range 150 {
-						if err := workInOwnSectors(im, disk[w], rng, w, workers, sector); err != nil {
-							t.Errorf("worker %d: %v", w, err)
-							return
-						}
-					}
-				})
-			}
-			wg.Wait()
+			crew := startCrew(t, im, m, crewOptions{workers: 6, steps: 150, seed: 3, sector: sector})
+			crew.Wait()
 			if t.Failed() {
 				return
 			}
-			m.gather(disk, sector)
+			m.gather(crew.disk, sector)
 			m.compare(t, im)
 			if err := im.Close(); err != nil {
 				t.Fatal(err)
@@ -50,6 +36,41 @@ func TestConcurrentUse(t *testing.T) {
 			m.compare(t, ro)
 		})
 	}
+}
+
+// A crew is goroutines that use an image at once, each in sectors of its own of the same blocks.
+type crew struct {
+	sync.WaitGroup
+	disk []model // by worker; of each only its own sectors count
+}
+
+type crewOptions struct {
+	workers, steps int
+	seed           uint64
+	sector         int64
+	also           func(rng *rand.Rand) error // done in each step, too; may be nil
+}
+
+// startCrew has workers use the disk, which is as m says.
+func startCrew(t *testing.T, im *Image, m model, o crewOptions) *crew {
+	c := &crew{disk: make([]model, o.workers)}
+	for w := range c.disk {
+		c.disk[w] = model{m.clone()}
+		c.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(w), o.seed))
+			for i := range o.steps {
+				err := workInOwnSectors(im, c.disk[w], rng, int64(w), int64(o.workers), o.sector)
+				if err == nil && o.also != nil {
+					err = o.also(rng)
+				}
+				if err != nil {
+					t.Errorf("worker %d, step %d: %v", w, i, err)
+					return
+				}
+			}
+		})
+	}
+	return c
 }
 
 // gather takes each sector from the model of the worker whose own it is.

@@ -43,9 +43,7 @@ func newRepairer(ctx context.Context, op *opener, top *layer, o RepairOptions) (
 	if err != nil {
 		return nil, err
 	}
-	if o.Phase == nil || o.Progress == nil {
-		o.Phase, o.Progress = func(string, int64) {}, func(int64) {}
-	}
+	orNothing(&o.Phase, &o.Progress)
 	r := &repairer{ctx: ctx, op: op, top: top, o: o, d: d}
 	if d.old < headerSectionSize {
 		r.headless = true

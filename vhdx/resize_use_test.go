@@ -1,8 +1,8 @@
 package vhdx
 
 import (
+	"fmt"
 	"math/rand/v2"
-	"sync"
 	"testing"
 	"time"
 )
@@ -16,27 +16,14 @@ func TestGrowWhileInUse(t *testing.T) {
 			c := newChain()
 			sector, m := c[0].sectorSize, newModel(c)
 			im := c.openWritable(t, Options{Discard: DiscardPunch, Commit: time.Millisecond, IdleClean: 2 * time.Millisecond, CacheSize: 1})
-			const workers = 4
-			disk := make([]model, workers)
-			var wg sync.WaitGroup
-			for w := range int64(workers) {
-				disk[w] = model{m.clone()}
-				wg.Go(func() {
-					rng := rand.New(rand.NewPCG(uint64(w), 5))
-					for i := range 200 {
-						if err := workInOwnSectors(im, disk[w], rng, w, workers, sector); err != nil {
-							t.Errorf("worker %d, step %d: %v", w, i, err)
-							return
-						}
-						if _, err := im.SeekHole(rng.Int64N(m.size)); err != nil {
-							t.Errorf("worker %d, step %d: seek: %v", w, i, err)
-							return
-						}
-						im.Info()
-						im.InMemory(0, sector)
-					}
-				})
-			}
+			crew := startCrew(t, im, m, crewOptions{workers: 4, steps: 200, seed: 5, sector: sector, also: func(rng *rand.Rand) error {
+				if _, err := im.SeekHole(rng.Int64N(m.size)); err != nil {
+					return fmt.Errorf("seek: %w", err)
+				}
+				im.Info()
+				im.InMemory(0, sector)
+				return nil
+			}})
 			size := m.size
 			for _, n := range []int64{mib, 5 * mib, 300 * mib, (1<<17 + 5) * c[0].blockSize} {
 				size += n
@@ -47,11 +34,11 @@ func TestGrowWhileInUse(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			wg.Wait()
+			crew.Wait()
 			if t.Failed() {
 				return
 			}
-			m.gather(disk, sector)
+			m.gather(crew.disk, sector)
 			m = m.resized(size)
 			p := c[0].random(2 * sector)
 			m.WriteAt(p, size-2*sector)

@@ -141,7 +141,8 @@ type undoReader struct {
 }
 
 func newUndoReader(r io.ReaderAt, size int64) (*undoReader, error) {
-	u := &undoReader{r: r, size: size, phase: func(string, int64) {}, progress: func(int64) {}}
+	u := &undoReader{r: r, size: size}
+	orNothing(&u.phase, &u.progress)
 	b := make([]byte, min(size, undoHeaderSize+maxUndoPath))
 	if err := readFull(r, b, 0, "undo file"); err != nil {
 		return nil, err

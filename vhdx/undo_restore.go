@@ -57,9 +57,8 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 	if err := f.lock(o.Lock, exclusiveLock); err != nil {
 		return nil, err
 	}
-	if o.Phase != nil && o.Progress != nil {
-		u.phase, u.progress = o.Phase, o.Progress
-	}
+	orNothing(&o.Phase, &o.Progress)
+	u.phase, u.progress = o.Phase, o.Progress
 	n, err := u.restore(ctx, f, o.Force)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
