@@ -28,7 +28,8 @@ type worker struct {
 const maxStreak = 64
 
 var (
-	// enoughWaiting is how many workers wait where requests take long.
+	// enoughWaiting is how many workers wait where requests take long, at the least. Where many of them are under way, as
+	// many wait as are at work: to have one begin takes longer than the kernel needs to wake one that waits.
 	enoughWaiting = int32(2)
 
 	// enoughQuick is how many wait where requests are answered from memory: one thread copies faster than one
@@ -94,7 +95,7 @@ func (w *worker) stepAside() {
 // waitAgain counts w among the workers that wait, and reports whether it is needed there.
 func (w *worker) waitAgain() bool {
 	if !w.waits {
-		w.waits = count(&w.waiting, 1, func(n int32) bool { return n < enoughWaiting })
+		w.waits = count(&w.waiting, 1, func(n int32) bool { return n < max(enoughWaiting, w.workers.Load()/2) })
 		return w.waits
 	}
 	if w.streak++; w.streak < maxStreak {
