@@ -145,6 +145,18 @@ func TestStatsSignal(t *testing.T) {
 	}
 }
 
+// mountInfo returns the metric that tells what is mounted, with its labels.
+func mountInfo(t *testing.T, values map[string]string) string {
+	t.Helper()
+	for name, v := range values {
+		if strings.HasPrefix(name, "vhdxfs_mount_info{") && v == "1" {
+			return name
+		}
+	}
+	t.Error("there is no vhdxfs_mount_info")
+	return ""
+}
+
 // scrape returns what a metrics socket answers at /metrics: the values by the names, and the type of each metric.
 func scrape(t *testing.T, socket string) (values map[string]string, types map[string]string) {
 	t.Helper()
@@ -211,17 +223,20 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s is %q", name, values[name])
 		}
 	}
-	about := ""
-	for name, v := range values {
-		if strings.HasPrefix(name, "vhdxfs_mount_info{") && v == "1" {
-			about = name
-		}
-	}
+	about := mountInfo(t, values)
 	for _, label := range []string{
 		fmt.Sprintf("image=%q", img), fmt.Sprintf("mount_point=%q", s.dir), `mode="rw"`, `type="dynamic"`,
 	} {
 		if !strings.Contains(about, label) {
 			t.Errorf("vhdxfs_mount_info %s lacks %s", about, label)
+		}
+	}
+	child := filepath.Join(filepath.Dir(img), "child.vhdx")
+	mustVhdxfs(t, "snapshot", s.dir, child)
+	values, _ = scrape(t, socket)
+	for _, label := range []string{fmt.Sprintf("image=%q", child), `type="differencing"`} {
+		if about := mountInfo(t, values); !strings.Contains(about, label) {
+			t.Errorf("after a snapshot: vhdxfs_mount_info %s lacks %s", about, label)
 		}
 	}
 	s.end(t)

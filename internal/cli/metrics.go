@@ -91,17 +91,10 @@ func removeStaleSocket(path string) error {
 
 // serve answers requests from here on, with the statistics of the mount and of the process.
 func (m *metricsServer) serve(server *mount.Server, im *vhdx.Image, log *logrus.Logger) {
-	info := im.Info()
-	mode := "ro"
-	if im.Writable() {
-		mode = "rw"
-	}
-	about := fmt.Sprintf("mount_info{image=%s,mount_point=%s,type=%s,mode=%s,version=%s}", label(info.Path), label(server.MountPoint()),
-		label(string(info.Type)), label(mode), label(buildVersion()))
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		writeMetric(w, about, "gauge", "What is mounted where; the value is always 1.", 1)
+		writeMetric(w, mountInfo(server, im), "gauge", "What is mounted where; the value is always 1.", 1)
 		for _, s := range server.Stats() {
 			name, kind := s.Name, "gauge"
 			if !s.Gauge {
@@ -118,6 +111,16 @@ func (m *metricsServer) serve(server *mount.Server, im *vhdx.Image, log *logrus.
 			log.WithError(err).Error("the metrics are not served any more")
 		}
 	}()
+}
+
+// mountInfo is the metric that tells what is mounted, as it is now: a snapshot changes the image and its type.
+func mountInfo(server *mount.Server, im *vhdx.Image) string {
+	mode := "ro"
+	if im.Writable() {
+		mode = "rw"
+	}
+	return fmt.Sprintf("mount_info{image=%s,mount_point=%s,type=%s,mode=%s,version=%s}", label(server.Image()), label(server.MountPoint()),
+		label(string(im.Info().Type)), label(mode), label(buildVersion()))
 }
 
 // close ends the service and removes the socket.
