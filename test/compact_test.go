@@ -329,6 +329,11 @@ func TestCompactRefuses(t *testing.T) {
 		if out, err := command(args[0], args[1:]...); err == nil {
 			t.Errorf("another user may: %s", out)
 		}
+		must(t, "chmod", "755", root, filepath.Dir(filepath.Dir(s.dir)), filepath.Dir(s.dir))
+		args = asNobody(program.path(t), "compact", s.dir)
+		if out, err := command(args[0], args[1:]...); err == nil || !strings.Contains(out, "only root and who mounted") {
+			t.Errorf("compact by another user: %v, %s", err, out)
+		}
 	}
 	if out, err := command("setfattr", "-n", "user.vhdx.compact", "-v", "faster", s.disk); err == nil {
 		t.Errorf("a word that means nothing is taken: %s", out)

@@ -2,11 +2,8 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	mount "vhdxfs/fs"
 	"vhdxfs/vhdx"
@@ -20,7 +17,7 @@ func (c *compactCommand) online(ctx context.Context, m *activeMount, p *progress
 		word = mount.CompactKeepZeros
 	}
 	if err := mount.TellCompaction(m.MountPoint, word); err != nil {
-		return nil, compactError(m, err)
+		return nil, refusal(m, "compaction", err)
 	}
 	var shown mount.Compaction
 	stopped := false
@@ -30,7 +27,7 @@ func (c *compactCommand) online(ctx context.Context, m *activeMount, p *progress
 			if !stopped {
 				stopped = true
 				if err := mount.TellCompaction(m.MountPoint, mount.CompactStop); err != nil {
-					return nil, compactError(m, err)
+					return nil, refusal(m, "compaction", err)
 				}
 			}
 			time.Sleep(wait)
@@ -60,19 +57,4 @@ func (p *progress) follow(shown, now *mount.Compaction) {
 	}
 	p.add(now.Done - shown.Done)
 	*shown = *now
-}
-
-// compactError says what an error of a mount means for who wants to compact.
-func compactError(m *activeMount, err error) error {
-	switch {
-	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%s is being compacted already, or unmounted", m.MountPoint)
-	case errors.Is(err, unix.EROFS):
-		return &statusError{statusUsage, fmt.Errorf("%s is mounted read-only; unmount it, or mount it for writing", m.MountPoint)}
-	case errors.Is(err, unix.EPERM):
-		return &statusError{statusUsage, fmt.Errorf("only root and who mounted %s may compact it", m.MountPoint)}
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENODATA):
-		return fmt.Errorf("%s is served by an older vhdxfs, which cannot compact; unmount it first", m.MountPoint)
-	}
-	return fmt.Errorf("compact %s: %w", m.MountPoint, err)
 }

@@ -5,12 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	mount "vhdxfs/fs"
 	"vhdxfs/vhdx"
@@ -36,7 +33,7 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 	}
 	request := mount.SnapshotRequest{ID: rand.Text(), Name: name, KeepName: c.o.KeepName, ParentPaths: c.o.ParentPaths}
 	if err := mount.TellSnapshot(m.MountPoint, request); err != nil {
-		return nil, snapshotError(m, err)
+		return nil, refusal(m, "snapshot", err)
 	}
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		select {
@@ -75,19 +72,4 @@ func nameBeside(image, name string) (string, error) {
 		return "", usageError("the image is mounted, so the new file has to be in its folder, %s", filepath.Dir(image))
 	}
 	return filepath.Base(name), nil
-}
-
-// snapshotError says what an error of a mount means for who wants a snapshot.
-func snapshotError(m *activeMount, err error) error {
-	switch {
-	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("a snapshot of %s is being made already, or it is unmounted", m.MountPoint)
-	case errors.Is(err, unix.EROFS):
-		return &statusError{statusUsage, fmt.Errorf("%s is mounted read-only; unmount it, or mount it for writing", m.MountPoint)}
-	case errors.Is(err, fs.ErrPermission):
-		return &statusError{statusUsage, fmt.Errorf("only root and who mounted %s may make a snapshot of it", m.MountPoint)}
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENODATA):
-		return fmt.Errorf("%s is served by an older vhdxfs, which cannot make a snapshot; unmount it first", m.MountPoint)
-	}
-	return fmt.Errorf("snapshot of %s: %w", m.MountPoint, err)
 }
