@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -34,13 +35,20 @@ type Compaction struct {
 	Error   string              `json:"error,omitempty"` // why it ended early
 }
 
-// errStopped is the cause of a compaction's end that somebody asked for.
-var errStopped = errors.New("it was stopped")
+// Causes of a compaction's end before it is done.
+var (
+	errStopped   = errors.New("it was stopped")
+	errRemounted = errors.New("the mount was made read-only")
+)
+
+// remountWatch is how often a compaction looks whether the mount was made read-only.
+const remountWatch = time.Second
 
 // A compactor runs one compaction at a time.
 type compactor struct {
-	disk    Disk
-	running sync.WaitGroup
+	disk     Disk
+	readOnly func() bool // reports whether the mount was made read-only; nil where nobody can tell
+	running  sync.WaitGroup
 
 	mu     sync.Mutex // guards what follows
 	state  *Compaction
@@ -69,6 +77,9 @@ func (c *compactor) start(o vhdx.CompactOptions) fuse.Status {
 	}
 	c.running.Go(func() {
 		defer cancel(nil)
+		if c.readOnly != nil {
+			go c.watch(ctx, cancel)
+		}
 		r, err := c.disk.Compact(ctx, o)
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -78,6 +89,23 @@ func (c *compactor) start(o vhdx.CompactOptions) fuse.Status {
 		}
 	})
 	return fuse.OK
+}
+
+// watch ends the compaction when the mount is made read-only, which the kernel does without telling the program.
+func (c *compactor) watch(ctx context.Context, cancel context.CancelCauseFunc) {
+	look := time.NewTicker(remountWatch)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+			if c.readOnly() {
+				cancel(errRemounted)
+				return
+			}
+		}
+	}
 }
 
 // stop asks the compaction to end, and does not wait for that.

@@ -4,9 +4,12 @@ import (
 	"encoding/json"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx"
 )
 
 // A compaction is begun, asked for and stopped by an attribute, one at a time, by root and the owner alone.
@@ -67,5 +70,39 @@ func TestCompaction(t *testing.T) {
 	d.writable = false
 	if s := newTestFileSystem(t, d, Options{}).SetXAttr(nil, &fuse.SetXAttrIn{}, xattrPrefix+compactXAttr, []byte(CompactStart)); s != fuse.EROFS {
 		t.Errorf("of a read-only mount: %v, want EROFS", s)
+	}
+}
+
+// A compaction ends when the mount is made read-only, also behind the back of the program, and says why.
+func TestCompactionEndsByRemount(t *testing.T) {
+	d := newFakeDisk(t)
+	d.writable = true
+	s := mountTest(t, d, Options{})
+	remount := func(flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("", s.MountPoint(), "", unix.MS_REMOUNT|flags, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, flags := range []uintptr{unix.MS_RDONLY, unix.MS_RDONLY | unix.MS_BIND} {
+		if status := s.fs.compactor.start(vhdx.CompactOptions{}); !status.Ok() {
+			t.Fatal(status)
+		}
+		remount(flags)
+		ended := make(chan struct{})
+		go func() {
+			s.fs.compactor.running.Wait()
+			close(ended)
+		}()
+		select {
+		case <-ended:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("flags %#x: it goes on", flags)
+		}
+		var c Compaction
+		if err := json.Unmarshal([]byte(s.fs.compactor.xattrs()[compactXAttr]), &c); err != nil || c.Running || c.Error != errRemounted.Error() {
+			t.Errorf("flags %#x: %+v, %v; want the end by %q", flags, c, err, errRemounted)
+		}
+		remount(flags &^ unix.MS_RDONLY)
 	}
 }

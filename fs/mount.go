@@ -3,9 +3,11 @@ package fs
 import (
 	"fmt"
 	"log"
+	"slices"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
@@ -111,6 +113,11 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		return nil, fmt.Errorf("the kernel's FUSE did not accept the mount of %s: %w", o.MountPoint, err)
 	}
 	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{})}
+	if m, err := MountAt(o.MountPoint); err == nil && m != nil {
+		s.device = deviceOf(m)
+		s.setReadAhead()
+	}
+	fsys.compactor.readOnly = s.readOnly
 	t.start()
 	go func() {
 		defer close(s.done)
@@ -118,10 +125,6 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		fsys.compactor.end()
 		fsys.snapshotter.end()
 	}()
-	if m, err := MountAt(o.MountPoint); err == nil && m != nil {
-		s.device = deviceOf(m)
-		s.setReadAhead()
-	}
 	return s, nil
 }
 
@@ -145,6 +148,12 @@ func (s *Server) MountPoint() string { return s.mountPoint }
 
 // Image returns the path of the image, which a snapshot may have changed.
 func (s *Server) Image() string { return s.disk.Path() }
+
+// readOnly reports whether the mount is read-only wherever it is, as after a remount.
+func (s *Server) readOnly() bool {
+	mounts, err := mountsOf(s.device)
+	return err == nil && len(mounts) > 0 && !slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool { return !ReadOnly(m) })
+}
 
 // Wait returns when the disk is unmounted and no longer used.
 func (s *Server) Wait() { <-s.done }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -34,6 +36,11 @@ func mountsOf(device string) ([]*mountinfo.Info, error) {
 }
 
 func deviceOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
+
+// ReadOnly reports whether nothing can be written through the mount m.
+func ReadOnly(m *mountinfo.Info) bool {
+	return slices.Contains(strings.Split(m.Options+","+m.VFSOptions, ","), "ro")
+}
 
 // ResolveMountPoint returns path as the mount table has it: absolute and without symbolic links. It does not touch
 // what is mounted there, which may be the mount of a program that hangs, or wait for an automounter.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -102,7 +101,7 @@ func imageMountAt(dir string) (*mountinfo.Info, error) {
 // describeMount asks a mount for what the mount table does not tell.
 func describeMount(m *mountinfo.Info) (*activeMount, error) {
 	d := &activeMount{Image: m.Source, MountPoint: m.Mountpoint, Mode: "rw", Devices: []loop.Device{}}
-	if slices.Contains(strings.Split(m.Options+","+m.VFSOptions, ","), "ro") {
+	if mount.ReadOnly(m) {
 		d.Mode = "ro"
 	}
 	top, err := mount.MountAt(m.Mountpoint)
