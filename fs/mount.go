@@ -115,7 +115,6 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{})}
 	if m, err := MountAt(o.MountPoint); err == nil && m != nil {
 		s.device = deviceOf(m)
-		s.setReadAhead()
 	}
 	fsys.compactor.readOnly = s.readOnly
 	t.start()
@@ -125,6 +124,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		fsys.compactor.end()
 		fsys.snapshotter.end()
 	}()
+	s.setReadAhead()
 	return s, nil
 }
 

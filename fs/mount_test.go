@@ -282,6 +282,16 @@ func TestMountPointErrors(t *testing.T) {
 	s.Wait()
 }
 
+// What the kernel shows of itself is not hidden by a mount, also not where the user has said that it may be.
+func TestMountPointOfTheKernel(t *testing.T) {
+	for path, want := range map[string]string{"/proc": "is in proc,", "/proc/self/fd": "is in proc,", "/sys": "is in sysfs,", "/sys/class": "is in sysfs,"} {
+		o := Options{MountPoint: path, NonEmpty: true, Log: quiet()}
+		if err := o.CheckMountPoint(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want an error that says %q", path, err, want)
+		}
+	}
+}
+
 func TestFusermountErrors(t *testing.T) {
 	for _, tc := range []struct{ said, want string }{
 		{"fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n", "put the line user_allow_other"},

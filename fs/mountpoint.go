@@ -56,7 +56,26 @@ func (o *Options) clearStale(source string) error {
 	return nil
 }
 
-// checkDirectory returns an error where path is no directory or, unless nonEmpty allows it, not an empty one.
+// kernelFileSystems are those that show what the kernel has to tell, by their numbers for statfs(2). A mount on one of
+// their directories would hide that from all programs, and from this one, which reads the mount table there.
+var kernelFileSystems = map[int64]string{
+	unix.PROC_SUPER_MAGIC:    "proc",
+	unix.SYSFS_MAGIC:         "sysfs",
+	unix.CGROUP_SUPER_MAGIC:  "cgroup",
+	unix.CGROUP2_SUPER_MAGIC: "cgroup2",
+	unix.DEBUGFS_MAGIC:       "debugfs",
+	unix.TRACEFS_MAGIC:       "tracefs",
+	unix.SECURITYFS_MAGIC:    "securityfs",
+	unix.SELINUX_MAGIC:       "selinuxfs",
+	unix.BPF_FS_MAGIC:        "bpf",
+	unix.PSTOREFS_MAGIC:      "pstore",
+	unix.EFIVARFS_MAGIC:      "efivarfs",
+	unix.DEVPTS_SUPER_MAGIC:  "devpts",
+	unix.BINFMTFS_MAGIC:      "binfmt_misc",
+}
+
+// checkDirectory returns an error where path is no directory, one of the kernel's or, unless nonEmpty allows it, not an
+// empty one.
 func checkDirectory(path string, nonEmpty bool) error {
 	d, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	switch {
@@ -66,6 +85,13 @@ func checkDirectory(path string, nonEmpty bool) error {
 		return mountPointError(path, err)
 	}
 	defer d.Close()
+	var on unix.Statfs_t
+	if err := unix.Fstatfs(int(d.Fd()), &on); err != nil {
+		return mountPointError(path, os.NewSyscallError("statfs", err))
+	}
+	if name, ok := kernelFileSystems[int64(on.Type)]; ok {
+		return fmt.Errorf("mount point %s is in %s, where the kernel shows what it has to tell; choose a directory elsewhere", path, name)
+	}
 	if nonEmpty {
 		return nil
 	}
