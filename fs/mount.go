@@ -89,6 +89,9 @@ func Mount(disk Disk, o Options) (*Server, error) {
 			return nil, err
 		}
 	}
+	if err := prepareSplice(); err != nil {
+		return nil, err
+	}
 	fence := &fencedDisk{Disk: disk}
 	fsys := newFileSystem(fence, &o, im)
 	if o.Flags &^= unix.MS_RDONLY; !disk.Writable() {

@@ -23,6 +23,22 @@ func spliceable(n int) bool {
 	return n >= minSplice && n <= maxSplice && splice.Resizable() && n <= splice.MaxPipeSize()-2*os.Getpagesize()
 }
 
+// prepareSplice lets go-fuse open what it opens at the first use of a pipe: /dev/null, into which one is emptied. Where it
+// cannot, it panics, so that has to be before reads under way have taken all descriptors there are.
+func prepareSplice() error {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	null.Close()
+	pipe, err := splice.Get()
+	if err != nil {
+		return err
+	}
+	splice.Done(pipe)
+	return nil
+}
+
 // A pipeReply answers a READ by a pipe that holds the reply's header and the data. The data are still pages of the
 // image file, so the read lasts until the kernel has taken them.
 type pipeReply struct {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -284,4 +285,49 @@ func TestMountHasExtendedAttributes(t *testing.T) {
 	if n, err := unix.Listxattr(s.disk, nil); err != nil || n == 0 {
 		t.Errorf("listxattr: %d bytes, %v", n, err)
 	}
+}
+
+// Where a process may open few files, nothing is mounted and the reason is told; with the fewest that are said to be
+// enough, many long reads at once are answered.
+func TestFewDescriptors(t *testing.T) {
+	requireFUSE(t)
+	requireTools(t, "prlimit")
+	img := create(t, "64MiB", "--block-size", "1MiB")
+	s := serve(t, img)
+	for i := range int64(32) {
+		writeAt(t, s.disk, fill(byte(i+1)), i*mib)
+	}
+	s.end(t)
+
+	for _, args := range [][]string{{"-f"}, {}, {"attach"}} {
+		dir := newDir(t)
+		out, err := command("prlimit", append(append([]string{"--nofile=12", program.path(t)}, args...), img, dir)...)
+		if err == nil || !strings.Contains(out, "may have 12 files open, and a mount needs 64") || !strings.Contains(out, "LimitNOFILE=") {
+			t.Errorf("vhdxfs %v: %v\n%s", args, err, out)
+		}
+		if _, mounted := mountAt(dir); mounted {
+			t.Errorf("vhdxfs %v: mounted", args)
+			unmount(t, dir)
+		}
+	}
+
+	dir := newDir(t)
+	must(t, "prlimit", "--nofile=64", program.path(t), img, dir)
+	t.Cleanup(func() { unmount(t, dir) })
+	var readers sync.WaitGroup
+	for i := range int64(32) {
+		readers.Go(func() {
+			f, err := os.Open(filepath.Join(dir, "disk.raw"))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			got := make([]byte, 512<<10)
+			if _, err := f.ReadAt(got, i*mib); err != nil || string(got) != string(fill(byte(i + 1))[:len(got)]) {
+				t.Errorf("MiB %d: %v, or other bytes", i, err)
+			}
+		})
+	}
+	readers.Wait()
 }

@@ -79,6 +79,9 @@ func (a *attachCommand) run(cmd *cobra.Command, args []string) error {
 		return usageError("the options remount and foreground are for mounting alone; attach has no use for them")
 	}
 	o.readOnly = o.readOnly || a.readOnly
+	if err := checkDescriptors(); err != nil {
+		return mountError(err)
+	}
 	if err := loop.CanAttach(); err != nil {
 		return err
 	}

@@ -61,6 +61,9 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 		return mountError(pretend(o, args, cmd.ErrOrStderr()))
 	}
 	ready := takeReadiness()
+	if err := checkDescriptors(); err != nil {
+		return mountError(err)
+	}
 	switch {
 	case ready != nil: // startBackground has made it what it has to be
 	case !m.foreground && !o.foreground && !inContainer():
