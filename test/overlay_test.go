@@ -119,6 +119,32 @@ func TestOverlayIsThrownAway(t *testing.T) {
 	unchanged(t, img, before)
 }
 
+// The folder of the image, or that of the overlay, has a name that cannot stand in an image: a throw-away overlay never
+// needs it, and a file can be beside the image.
+func TestOverlayOfOddPath(t *testing.T) {
+	img, _ := sampleImage(t)
+	dir := filepath.Join(newDir(t), "2026-11-21T10:00\\ \xff")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	odd := filepath.Join(dir, "disk.vhdx")
+	if err := os.Rename(img, odd); err != nil {
+		t.Fatal(err)
+	}
+	before := sha256File(t, odd)
+	for _, overlay := range []string{"tmp", filepath.Join(dir, "over.avhdx")} {
+		t.Setenv("TMPDIR", dir)
+		d := overlaid(t, odd, overlay)
+		writeInPlaces(t, d.disk, 0x31)
+		d.end(t)
+		unchanged(t, odd, before)
+	}
+	r := vhdxfs(t, "-o", "overlay="+filepath.Join(filepath.Dir(dir), "over.avhdx"), odd, newDir(t))
+	if r.status != mountStatus || !strings.Contains(r.stderr, "put the child into the folder of the parent") {
+		t.Errorf("an overlay elsewhere: status %d, %s", r.status, r.stderr)
+	}
+}
+
 // An image that was not closed cleanly can be written over; its log is replayed in memory. So can an overlay be used
 // again that was not closed, and replay=no refuses both.
 func TestOverlayOfDirtyImages(t *testing.T) {

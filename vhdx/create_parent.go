@@ -152,7 +152,11 @@ func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([]
 	}
 	parent = absolute(parent)
 	if strings.ContainsAny(rel, `\:`) || !utf8.ValidString(rel) {
-		return nil, fmt.Errorf("the path %q cannot stand in an image: it has a backslash, a colon or what is no UTF-8; rename the parent", rel)
+		remedy := "rename the parent"
+		if strings.Contains(rel, "/") {
+			remedy = "rename that part of it, or put the child into the folder of the parent"
+		}
+		return nil, fmt.Errorf("the path %q cannot stand in an image: it has a backslash, a colon or what is no UTF-8; %s", rel, remedy)
 	}
 	if !strings.HasPrefix(rel, "..") {
 		rel = "./" + rel

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -158,21 +157,26 @@ func (n *tree) print(w io.Writer, first, rest string) error {
 	if n.State != "" {
 		what += ": " + string(n.State)
 	}
-	_, err := fmt.Fprintf(w, "%s%s  %s\n", first, n.Path, what)
+	if _, err := fmt.Fprintf(w, "%s%s  %s\n", first, printable(n.Path), what); err != nil {
+		return err
+	}
 	if n.Problem != "" {
 		bar := "  "
 		if len(n.Children) > 0 {
 			bar = "│ "
 		}
-		_, perr := fmt.Fprintf(w, "%s%s  %s\n", rest, bar, oneLine(n.Problem))
-		err = errors.Join(err, perr)
+		if _, err := fmt.Fprintf(w, "%s%s  %s\n", rest, bar, oneLine(n.Problem)); err != nil {
+			return err
+		}
 	}
 	for i, c := range n.Children {
 		branch, below := "├── ", "│   "
 		if i == len(n.Children)-1 {
 			branch, below = "└── ", "    "
 		}
-		err = errors.Join(err, c.print(w, rest+branch, rest+below))
+		if err := c.print(w, rest+branch, rest+below); err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }

@@ -146,7 +146,7 @@ func printReport(out io.Writer, r *vhdx.Report) error {
 		if r.Leaked > 0 {
 			result += fmt.Sprintf("; %s inside the file used by nothing", humanSize(r.Leaked))
 		}
-		if _, err := fmt.Fprintf(out, "%s: %s\n", r.Path, result); err != nil {
+		if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), result); err != nil {
 			return err
 		}
 	}
@@ -162,6 +162,6 @@ func printFinding(out io.Writer, path, kind string, f vhdx.Finding) error {
 	if f.Rule != "" {
 		rule = " (" + f.Rule + ")"
 	}
-	_, err := fmt.Fprintf(out, "%s: %s: %s%s%s\n", path, kind, where, oneLine(f.Message), rule)
+	_, err := fmt.Fprintf(out, "%s: %s: %s%s%s\n", printable(path), kind, where, oneLine(f.Message), rule)
 	return err
 }

@@ -72,7 +72,7 @@ func printRepair(out io.Writer, r *vhdx.RepairReport) error {
 		lines = append(lines, fmt.Sprintf("nothing was changed; the undo file would be %s, %s", r.UndoFile, roughSize(r.UndoSize)))
 	}
 	for _, line := range append(lines, r.Advice...) {
-		if _, err := fmt.Fprintf(out, "%s: %s\n", r.Path, line); err != nil {
+		if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), line); err != nil {
 			return err
 		}
 	}
@@ -122,10 +122,10 @@ func (c *checkCommand) takeBack(cmd *cobra.Command, args []string, o vhdx.Option
 	if c.json {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
-	what := "restored from " + r.UndoFile
+	what := "restored from " + printable(r.UndoFile)
 	if r.Restored == 0 {
 		what = "as it was before the repair already"
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", r.Path, what)
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(r.Path), what)
 	return err
 }

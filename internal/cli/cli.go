@@ -35,25 +35,6 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	return statusOf(err)
 }
 
-// oneLine joins the lines of a message: of several errors, or of a list below a heading.
-func oneLine(msg string) string {
-	var b strings.Builder
-	for line := range strings.Lines(msg) {
-		line = strings.TrimSpace(line)
-		switch {
-		case line == "":
-			continue
-		case b.Len() == 0:
-		case strings.HasSuffix(b.String(), ":"):
-			b.WriteString(" ")
-		default:
-			b.WriteString("; ")
-		}
-		b.WriteString(line)
-	}
-	return b.String()
-}
-
 // helpWidth is how wide the lines of a help become that are not written by hand, in characters.
 const helpWidth = 110
 

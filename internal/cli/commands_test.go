@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -244,6 +246,54 @@ func TestMap(t *testing.T) {
 	}
 }
 
+// What an image, or the name of a file, has in it must not be obeyed by the terminal that a message goes to.
+func TestNothingForTheTerminal(t *testing.T) {
+	dir := t.TempDir()
+	base, child, odd := filepath.Join(dir, "base.vhdx"), filepath.Join(dir, "child.vhdx"), filepath.Join(dir, "\x1b[31m\nodd.vhdx")
+	mustRun(t, "create", "--size", "64M", base)
+	mustRun(t, "create", "--parent", base, child)
+	mustRun(t, "create", "--size", "64M", odd)
+	b, err := os.ReadFile(child)
+	if err != nil {
+		t.Fatal(err)
+	}
+	utf16 := func(s string) (out []byte) {
+		for _, r := range s {
+			out = append(out, byte(r), 0)
+		}
+		return out
+	}
+	b = bytes.ReplaceAll(b, utf16("base.vhdx"), utf16("\x1b[31m.vhd"))
+	if err := os.WriteFile(child, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"info", child}, {"check", child}, {"chain", child}, {"map", child}, {"snapshot", child}, {"compact", child},
+		{"info", odd}, {"check", odd}, {"chain", odd}, {"compact", odd}, {"resize", odd, "65M"}, {"check", "--repair", odd},
+		{"convert", odd, odd + ".raw"}, {"snapshot", odd, filepath.Join(dir, "next\a.avhdx")}, {"info", odd + "x"},
+		{"set-parent", filepath.Join(dir, "next\a.avhdx"), odd}, {"map", odd}, {"merge", "--delete", filepath.Join(dir, "next\a.avhdx")},
+	} {
+		r := run(t, args...)
+		if out := r.stdout + r.stderr; out == "" || strings.ContainsAny(out, "\x1b\a") {
+			t.Errorf("%q: status %d, %q", args, r.status, out)
+		}
+	}
+}
+
+func TestPictureToStandardOutput(t *testing.T) {
+	t.Chdir(t.TempDir())
+	path := newImage(t)
+	if out := mustRun(t, "map", "--svg", "-", path); !strings.HasPrefix(out, "<") || !strings.HasSuffix(strings.TrimSpace(out), "</svg>") {
+		t.Errorf("map --svg -: %.80q", out)
+	}
+	if out := mustRun(t, "map", "--png", "-", path); !strings.HasPrefix(out, "\x89PNG") {
+		t.Errorf("map --png -: %.80q", out)
+	}
+	if _, err := os.Lstat("-"); err == nil {
+		t.Error("a file - was made")
+	}
+}
+
 func TestHumanSize(t *testing.T) {
 	for n, want := range map[int64]string{
 		0: "0 B", 1: "1 B", 512: "512 B", 1023: "1023 B", 1024: "1 KiB", 1536: "1536 B", 3 << 20: "3 MiB",
@@ -261,6 +311,9 @@ func TestOneLine(t *testing.T) {
 		"a":                                  "a",
 		"a\nb\n":                             "a; b",
 		"none was found; tried:\n  x\n\n  y": "none was found; tried: x; y",
+		"open \x1b[31mred\u202e: no":         `open \x1b[31mred\u202e: no`,
+		"a\tb\xffc":                          `a\tb\xffc`,
+		"größer":                             "größer",
 	} {
 		if got := oneLine(in); got != want {
 			t.Errorf("oneLine(%q) = %q, want %q", in, got, want)

@@ -86,7 +86,7 @@ func (c *compactCommand) report(out io.Writer, path string, r *vhdx.CompactResul
 	if c.json {
 		return writeJSON(out, r)
 	}
-	_, err := fmt.Fprintf(out, "%s: %s, was %s; given up: %s of zeros, %s trimmed before; moved: %s\n", path,
+	_, err := fmt.Fprintf(out, "%s: %s, was %s; given up: %s of zeros, %s trimmed before; moved: %s\n", printable(path),
 		roughSize(r.After), roughSize(r.Before), roughSize(r.Zero), roughSize(r.Unmapped), roughSize(r.Moved))
 	return err
 }

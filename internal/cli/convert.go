@@ -263,7 +263,7 @@ func (c *copyFlags) report(w io.Writer, r copyReport) error {
 		}
 	}
 	for _, s := range r.Skipped {
-		if _, err := fmt.Fprintf(w, "%s: %d bytes at %d were not read: %s\n", r.Input, s.Length, s.Offset, oneLine(s.Error)); err != nil {
+		if _, err := fmt.Fprintf(w, "%s: %d bytes at %d were not read: %s\n", printable(r.Input), s.Length, s.Offset, oneLine(s.Error)); err != nil {
 			return err
 		}
 	}
@@ -271,6 +271,6 @@ func (c *copyFlags) report(w io.Writer, r copyReport) error {
 	if r.Verified {
 		verified = ", verified"
 	}
-	_, err := fmt.Fprintf(w, "%s: a disk of %s with %s of data%s\n", r.Output, roughSize(r.DiskSize), roughSize(r.Data), verified)
+	_, err := fmt.Fprintf(w, "%s: a disk of %s with %s of data%s\n", printable(r.Output), roughSize(r.DiskSize), roughSize(r.Data), verified)
 	return err
 }

@@ -91,7 +91,7 @@ func (p *infoPrinter) line(name, format string, args ...any) {
 }
 
 func (p *infoPrinter) image(in *vhdx.Info) {
-	p.line("image", "%s", in.Path)
+	p.line("image", "%s", printable(in.Path))
 	p.line("type", "%s", in.Type)
 	p.line("disk size", "%s (%d bytes)", humanSize(in.DiskSize), in.DiskSize)
 	p.line("file size", "%s, %s of it blocks of the disk, %s unused", humanSize(in.FileSize), humanSize(in.AllocatedBytes), humanSize(in.FreeBytes))
@@ -191,7 +191,7 @@ func (p *infoPrinter) parent(in *vhdx.ParentInfo) {
 		}
 	}
 	if in.Image != nil {
-		p.line("  found at", "%s", in.Image.Path)
+		p.line("  found at", "%s", printable(in.Image.Path))
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"unicode/utf8"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
@@ -174,12 +173,4 @@ func writeDevice(b *strings.Builder, path string, size int64, uses []string) {
 		fmt.Fprintf(b, ", %s", printable(u))
 	}
 	b.WriteString("\n")
-}
-
-// printable returns s as it is, or in quotes where it has something else in it than what can be printed.
-func printable(s string) string {
-	if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
-		return strconv.Quote(s)
-	}
-	return s
 }

@@ -34,7 +34,7 @@ it, at which offset. Layer 0 is the image itself, layer 1 its parent, and so on.
 
 --draw paints the disk for the terminal: in each place how much there is, in the colour of the file that holds
 it, and below it the image's file, in which the colours tell which part of the disk is where. A file in many
-pieces is speckled. --svg and --png write such a picture to a file.`,
+pieces is speckled. --svg and --png write such a picture to a file, or to standard output where FILE is -.`,
 		Example: `  vhdxfs map --draw child.avhdx
   vhdxfs map --svg disk.svg disk.vhdx`,
 	}, func(cmd *cobra.Command, path string, o vhdx.Options) error {
@@ -45,7 +45,7 @@ pieces is speckled. --svg and --png write such a picture to a file.`,
 			}
 		}
 		if c.svg != "" && c.svg == c.png {
-			return usageError("%s cannot be an SVG and a PNG", c.svg)
+			return usageError("%s cannot be an SVG and a PNG at once", c.svg)
 		}
 		if forms > 1 {
 			return usageError("map shows the disk in one form: --json, --qemu-json, --draw, or --svg and --png")
@@ -69,7 +69,7 @@ func (c *mapCommand) show(out io.Writer, im *vhdx.Image) error {
 	case c.draw:
 		return c.paintTerminal(out, im)
 	case c.svg != "" || c.png != "":
-		return c.paintFiles(im)
+		return c.paintFiles(out, im)
 	}
 	w := bufio.NewWriter(out)
 	list := &jsonList{w: w}
@@ -167,7 +167,7 @@ func writeMapText(w io.Writer, im *vhdx.Image) error {
 	return eachExtent(im, func(m mapEntry) error {
 		fileOffset, file := "-", "-"
 		if !m.Zero {
-			fileOffset, file = fmt.Sprintf("%#x", *m.FileOffset), m.File
+			fileOffset, file = fmt.Sprintf("%#x", *m.FileOffset), printable(m.File)
 		}
 		_, err := fmt.Fprintf(w, row, fmt.Sprintf("%#x", m.Offset), humanSize(m.Length), m.Kind, m.State, fmt.Sprint(m.Layer), fileOffset, file)
 		return err
@@ -201,7 +201,8 @@ func (c *mapCommand) paintTerminal(out io.Writer, im *vhdx.Image) error {
 	return t.Write(w, s)
 }
 
-func (c *mapCommand) paintFiles(im *vhdx.Image) error {
+// paintFiles paints into the files that are named, or to out, which is standard output, where the name is "-".
+func (c *mapCommand) paintFiles(out io.Writer, im *vhdx.Image) error {
 	s, err := draw.NewSurvey(im, draw.DiskCells, draw.FileCells)
 	if err != nil {
 		return err
@@ -211,6 +212,13 @@ func (c *mapCommand) paintFiles(im *vhdx.Image) error {
 		paint func(io.Writer, *draw.Survey) error
 	}{{c.svg, draw.SVG}, {c.png, draw.PNG}} {
 		if p.path == "" {
+			continue
+		}
+		if p.path == "-" {
+			w := bufio.NewWriter(out)
+			if err := errors.Join(p.paint(w, s), w.Flush()); err != nil {
+				return err
+			}
 			continue
 		}
 		if im.Holds(p.path) {

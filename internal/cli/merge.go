@@ -128,9 +128,9 @@ func (c *mergeCommand) checkChildren(path string) error {
 func (c *mergeCommand) report(w io.Writer, path string, r *vhdx.MergeResult) error {
 	now := ""
 	if r.Path != r.Into {
-		now = ", which is " + r.Path + " now"
+		now = ", which is " + printable(r.Path) + " now"
 	}
-	_, err := fmt.Fprintf(w, "%s: merged into %s%s; %s were written\n", path, r.Into, now, roughSize(r.Data))
+	_, err := fmt.Fprintf(w, "%s: merged into %s%s; %s were written\n", printable(path), printable(r.Into), now, roughSize(r.Data))
 	if err != nil || c.merge.Delete {
 		return err
 	}
@@ -138,7 +138,7 @@ func (c *mergeCommand) report(w io.Writer, path string, r *vhdx.MergeResult) err
 		if m == path && c.merge.KeepName {
 			continue
 		}
-		if _, err := fmt.Fprintf(w, "%s: not needed any more\n", m); err != nil {
+		if _, err := fmt.Fprintf(w, "%s: not needed any more\n", printable(m)); err != nil {
 			return err
 		}
 	}

@@ -69,7 +69,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	case !m.foreground && !o.foreground && !inContainer():
 		err := startBackground(m.args, args[1], !o.readOnly, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		if err == nil && m.verbose {
-			fmt.Fprintf(cmd.OutOrStdout(), "%s mounted on %s\n", args[0], args[1])
+			fmt.Fprintf(cmd.OutOrStdout(), "%s mounted on %s\n", printable(args[0]), printable(args[1]))
 		}
 		return err
 	case !o.readOnly:

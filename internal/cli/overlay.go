@@ -18,7 +18,7 @@ const overlayTmp = "tmp"
 // openOverlay opens the differencing child of the image that takes what is written in its place: the file that the
 // option names, which is made if there is none, or one without a name.
 func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
-	path := o.mount.Overlay
+	path, parent := o.mount.Overlay, o.mount.Image
 	child := io
 	child.Writable = true
 	child.Parents = append([]string{o.mount.Image}, io.Parents...)
@@ -29,9 +29,13 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 		}
 		defer os.RemoveAll(dir) // the file itself goes when it is closed
 		path = filepath.Join(dir, "overlay.vhdx")
+		// A name beside it, since not every path can stand in an image, and nobody will ever follow this one.
+		if parent, err = nameFor(o.mount.Image, filepath.Join(dir, "image.vhdx")); err != nil {
+			return nil, fmt.Errorf("overlay: %w", err)
+		}
 		child.Commit, child.IdleClean = 0, 0 // nobody will ever open it again
 	}
-	switch err := createOverlay(path, o.mount.Image, io); {
+	switch err := createOverlay(path, parent, io); {
 	case err == nil:
 	case !errors.Is(err, fs.ErrExist):
 		return nil, fmt.Errorf("overlay: %w", err)
@@ -65,6 +69,15 @@ func createOverlay(path, image string, io vhdx.Options) error {
 	defer unix.Umask(mask)
 	io.Writable = false
 	return vhdx.Create(path, vhdx.CreateOptions{Parent: image, Open: io})
+}
+
+// nameFor makes a symbolic link to the image and returns its path.
+func nameFor(image, link string) (string, error) {
+	image, err := filepath.Abs(image)
+	if err != nil {
+		return "", err
+	}
+	return link, os.Symlink(image, link)
 }
 
 // overlayDir is where temporary overlays are. They may be large, and /tmp is often held in memory.

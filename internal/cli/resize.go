@@ -168,6 +168,6 @@ func (c *resizeCommand) report(out io.Writer, r resizeReport) error {
 	if r.GPTMoved {
 		gpt = "; the backup of the GPT is at the end"
 	}
-	_, err := fmt.Fprintf(out, "%s: a disk of %s, was %s%s\n", r.Image, humanSize(r.After), humanSize(r.Before), gpt)
+	_, err := fmt.Fprintf(out, "%s: a disk of %s, was %s%s\n", printable(r.Image), humanSize(r.After), humanSize(r.Before), gpt)
 	return err
 }

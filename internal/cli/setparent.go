@@ -42,12 +42,12 @@ To mount a child whose parent is in another folder, name that folder with -o par
 				return createError(err)
 			}
 			if r.Foreign {
-				fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: warning: %s is another parent than %s had; what the disk reads as has changed\n", args[1], args[0])
+				fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: warning: %s is another parent than %s had; what the disk reads as has changed\n", printable(args[1]), printable(args[0]))
 			}
 			if asJSON {
 				return writeJSON(cmd.OutOrStdout(), r)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: its parent is %s\n", args[0], args[1])
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: its parent is %s\n", printable(args[0]), printable(args[1]))
 			return err
 		},
 		ValidArgsFunction: completeImages,

@@ -97,7 +97,7 @@ func (c *snapshotCommand) run(cmd *cobra.Command, path, name string) error {
 	if c.json {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: frozen\n%s: the disk goes on here\n", r.Frozen, r.Child)
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: frozen\n%s: the disk goes on here\n", printable(r.Frozen), printable(r.Child))
 	return err
 }
 

@@ -106,7 +106,7 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 		}
 	}
 	if u.verbose {
-		fmt.Fprintf(stdout, "%s unmounted from %s\n", m.Source, dir)
+		fmt.Fprintf(stdout, "%s unmounted from %s\n", printable(m.Source), printable(dir))
 	}
 	return nil
 }
@@ -136,7 +136,7 @@ func (u *umountCommand) takeAway(dir string, hangs bool) error {
 }
 
 func (u *umountCommand) say(w io.Writer, format string, args ...any) {
-	fmt.Fprintf(w, "%s: %s\n", u.name, fmt.Sprintf(format, args...))
+	fmt.Fprintf(w, "%s: %s\n", u.name, oneLine(fmt.Sprintf(format, args...)))
 }
 
 // heldElsewhere tells who waits that the process does not end yet, and reports whether there is no sense in
