@@ -5,24 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	mount "vhdxfs/fs"
 	"vhdxfs/internal/loop"
 )
-
-// rootRunDir is where root's attach makes mount points.
-const rootRunDir = "/run/vhdxfs"
 
 // An attachCommand mounts an image and attaches its disk.raw to a loop device, or leaves nothing behind.
 type attachCommand struct {
@@ -121,8 +115,12 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 	var dir string
 	if len(args) > 1 {
 		dir, err = absPath(args[1])
-	} else if dir, err = makeRunDir(image); err == nil {
-		undo.add(func() error { return os.Remove(dir) })
+	} else {
+		var lock *os.File
+		if dir, lock, err = makeRunDir(image); err == nil {
+			defer lock.Close()
+			undo.add(func() error { return os.Remove(dir) })
+		}
 	}
 	if err != nil {
 		return err
@@ -182,41 +180,6 @@ func mountedNow(dir string) (*activeMount, error) {
 		return nil, fmt.Errorf("another program has unmounted %s", dir)
 	}
 	return describeMount(m)
-}
-
-// makeRunDir makes a mount point for an image, which no other user can put anything into before it is mounted.
-func makeRunDir(image string) (string, error) {
-	parent, err := runDir()
-	if err != nil {
-		return "", err
-	}
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		return "", fmt.Errorf("%w; name a mount point", err)
-	}
-	name := strings.TrimSuffix(filepath.Base(image), filepath.Ext(image))
-	if name == "" || name == "." || name == ".." {
-		name = "disk"
-	}
-	const maxTries = 10000
-	dir := filepath.Join(parent, name)
-	for i := 2; ; i++ {
-		err := os.Mkdir(dir, 0o700)
-		if !errors.Is(err, fs.ErrExist) || i > maxTries {
-			return dir, err
-		}
-		dir = filepath.Join(parent, fmt.Sprintf("%s-%d", name, i))
-	}
-}
-
-// runDir returns the folder for mount points that this user can make.
-func runDir() (string, error) {
-	if unix.Geteuid() == 0 {
-		return rootRunDir, nil
-	}
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "vhdxfs"), nil
-	}
-	return "", usageError("there is no place to make a mount point: name one, or set XDG_RUNTIME_DIR")
 }
 
 // printDevices writes the path of each device and, behind it, those of its partitions.

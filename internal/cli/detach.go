@@ -60,8 +60,13 @@ func detach(m *activeMount, stderr io.Writer) error {
 	if err := u.unmount(m.MountPoint, io.Discard, stderr); err != nil {
 		return err
 	}
-	if dir, err := runDir(); err == nil && filepath.Dir(m.MountPoint) == dir {
-		return os.Remove(m.MountPoint)
+	dir, err := runDir()
+	if err != nil || filepath.Dir(m.MountPoint) != dir {
+		return nil
+	}
+	defer sweepRunDir(dir)
+	if err := os.Remove(m.MountPoint); !errors.Is(err, fs.ErrNotExist) { // another sweep may have been faster
+		return err
 	}
 	return nil
 }

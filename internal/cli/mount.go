@@ -88,6 +88,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	if !o.readOnly {
 		o.prepareForShortMemory(log)
 	}
+	defer keepRunDir(o.mount.MountPoint).Close() // which does nothing where there is none
 	if err := o.becomeUser(); err != nil {
 		return mountError(err)
 	}
