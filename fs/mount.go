@@ -56,6 +56,8 @@ type Options struct {
 
 	ReadOnlyOnError bool // after a failed sync changes fail with EROFS, and the mount becomes read-only if it can
 
+	BeforeUnmount func() // called when Server.Unmount begins; nil does nothing
+
 	Log logrus.FieldLogger // errors of requests; nil is logrus's standard logger
 }
 
@@ -68,7 +70,8 @@ type Server struct {
 	disk       *fencedDisk
 	done       chan struct{} // closed when the last request is answered
 
-	unmountMu sync.Mutex // one Unmount at a time
+	unmountMu     sync.Mutex // one Unmount at a time
+	beforeUnmount func()     // Options.BeforeUnmount
 }
 
 // Mount mounts disk and begins to serve it. When it returns, disk.raw can be read. An error names what to
@@ -115,7 +118,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		unmount(o.MountPoint, unix.MNT_DETACH)
 		return nil, fmt.Errorf("the kernel's FUSE did not accept the mount of %s: %w", o.MountPoint, err)
 	}
-	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{})}
+	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{}), beforeUnmount: o.BeforeUnmount}
 	if m, err := MountAt(o.MountPoint); err == nil && m != nil {
 		s.device = deviceOf(m)
 	}

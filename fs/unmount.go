@@ -22,6 +22,9 @@ func (s *Server) Unmount() error {
 	if s.ended() {
 		return nil
 	}
+	if s.beforeUnmount != nil {
+		s.beforeUnmount()
+	}
 	m, err := MountAt(s.mountPoint)
 	if err != nil || s.device == "" {
 		return s.unmountAt(s.mountPoint) // without a mount table the path has to do

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -568,121 +567,5 @@ func TestListAsUser(t *testing.T) {
 			t.Errorf("attach as a user: %v, %s", err, text)
 		}
 		mustVhdxfs(t, "detach", img)
-	}
-}
-
-// attachKilled attaches an image, kills the program before it has a loop device, and returns the mount point, which is
-// mounted.
-func attachKilled(t *testing.T, img string) (dir string) {
-	t.Helper()
-	note := filepath.Join(t.TempDir(), "losetup")
-	env := fakeTool(t, "losetup", `case "$*" in *--find*) echo $$ >`+note+`; exec sleep 60;; esac; exec REAL "$@"`)
-	before := runDirs(t)
-	cmd := exec.Command(program.path(t), "attach", img)
-	cmd.Env = append(os.Environ(), env)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var losetup int
-	eventually(t, "losetup", func() bool {
-		text, _ := os.ReadFile(note)
-		losetup, _ = strconv.Atoi(strings.TrimSpace(string(text)))
-		return losetup > 0
-	})
-	cmd.Process.Kill()
-	cmd.Wait()
-	syscall.Kill(losetup, syscall.SIGKILL)
-	for _, d := range runDirs(t) {
-		if !slices.Contains(before, d) {
-			dir = d
-		}
-	}
-	if dir == "" {
-		t.Fatal("attach has made no mount point")
-	}
-	return dir
-}
-
-// What an attach leaves that was killed is removed by the next one when nobody uses it any more: not while it is
-// mounted, wherever that is, and not what somebody has made by hand.
-func TestAttachSweeps(t *testing.T) {
-	requireLoop(t)
-	requireTools(t, "unshare", "nsenter")
-	byHand := "/run/vhdxfs/vhdxfs-test-by-hand"
-	if err := os.MkdirAll(byHand, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.Remove(byHand) })
-	attachOther := func() {
-		t.Helper()
-		other := create(t, "64MiB")
-		l := attachImage(t, other)
-		mustVhdxfs(t, "detach", other)
-		checkDetached(t, l)
-	}
-	there := func(dir string) bool { return slices.Contains(runDirs(t), dir) }
-
-	img := create(t, "64MiB")
-	dir := attachKilled(t, img)
-	attachOther()
-	if _, mounted := mountAt(dir); !mounted || !there(dir) {
-		t.Errorf("%s is mounted: %v, there: %v", dir, mounted, there(dir))
-	}
-	unmount(t, dir)
-	eventually(t, "the end of the process", func() bool { return len(daemons(dir)) == 0 })
-	if !there(dir) {
-		t.Errorf("%s went with the mount", dir)
-	}
-	attachOther()
-	if there(dir) {
-		t.Errorf("%s is left", dir)
-	}
-	if !there(byHand) {
-		t.Errorf("%s is gone", byHand)
-	}
-
-	// In another mount namespace.
-	must(t, "unshare", "--mount", "--propagation", "private", program.path(t), "attach", img)
-	dirs := slices.DeleteFunc(runDirs(t), func(d string) bool { return d == byHand })
-	if len(dirs) == 0 {
-		t.Fatal("attach has made no mount point")
-	}
-	dir = dirs[0]
-	pids := daemons(dir)
-	if len(pids) != 1 {
-		t.Fatalf("processes %v serve %s, want one", pids, dir)
-	}
-	in := []string{"nsenter", "--target", strconv.Itoa(pids[0]), "--mount", program.path(t)}
-	t.Cleanup(func() { must(t, in[0], append(in[1:], "detach", img)...) })
-	attachOther()
-	if out := must(t, in[0], append(in[1:], "list")...); !strings.Contains(out, img+" on "+dir) {
-		t.Errorf("after an attach in this namespace, there is in the other one: %s", out)
-	}
-}
-
-// Many at once neither take each other's mount points nor leave one.
-func TestAttachAtOnce(t *testing.T) {
-	requireLoop(t)
-	before := runDirs(t)
-	var images []string
-	for range 4 {
-		images = append(images, create(t, "16MiB"))
-	}
-	var all sync.WaitGroup
-	for _, img := range images {
-		all.Go(func() {
-			for range 5 {
-				for _, what := range []string{"attach", "detach"} {
-					if out, err := command(program.path(t), what, img); err != nil {
-						t.Errorf("%s: %v\n%s", what, err, out)
-						return
-					}
-				}
-			}
-		})
-	}
-	all.Wait()
-	if now := runDirs(t); !slices.Equal(now, before) {
-		t.Errorf("directories %q are there, and before there were %q", now, before)
 	}
 }

@@ -12,11 +12,16 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	mount "vhdxfs/fs"
 	"vhdxfs/internal/loop"
 )
+
+// attachVariable is the environment variable by which the process that serves the mount learns that it is for attach: the
+// loop device is then a part of it, and goes with it.
+const attachVariable = "_VHDXFS_ATTACH"
 
 // An attachCommand mounts an image and attaches its disk.raw to a loop device, or leaves nothing behind.
 type attachCommand struct {
@@ -35,6 +40,9 @@ partitions known. The devices are printed, one a line: first the whole disk, the
 is done, or nothing is left of it.
 
 Without MOUNTPOINT a directory for it is made in ` + rootRunDir + `, named like the image; detach removes it.
+
+Where the program that serves the mount is told to end (SIGTERM), the device goes with it, or as soon as nobody uses it
+any more.
 
 The device passes by the page cache of disk.raw (losetup --direct-io=on), which makes it faster and saves memory.`,
 		Example: `  vhdxfs attach data.vhdx
@@ -119,12 +127,13 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 		var lock *os.File
 		if dir, lock, err = makeRunDir(image); err == nil {
 			defer lock.Close()
-			undo.add(func() error { return os.Remove(dir) })
+			undo.add(func() error { return removeRunDir(dir) })
 		}
 	}
 	if err != nil {
 		return err
 	}
+	os.Setenv(attachVariable, "1")
 	if err := startBackground(a.mountArgs(image, dir), dir, !o.readOnly, stdout, stderr); err != nil {
 		return err
 	}
@@ -211,6 +220,28 @@ func (u *undoList) run() error {
 // releasePatience is how long those may take who have something open for a moment only: programs that look at each
 // new device, and the kernel, which lets go of a file somewhat after the device.
 const releasePatience = 5 * time.Second
+
+// releaseDevices detaches the loop devices on a file whose program is about to end. One that somebody uses is detached
+// when that ends, and says so.
+func releaseDevices(file string, log logrus.FieldLogger) {
+	ctx, cancel := context.WithTimeout(context.Background(), releasePatience)
+	defer cancel()
+	devices, err := loop.On(file)
+	for _, d := range devices {
+		free, derr := loop.DetachUnused(ctx, d.Path)
+		if derr == nil && !free {
+			uses := lastingUses(d)
+			if len(uses) == 0 {
+				uses = inUse(d.Path, []string{"open in another program"})
+			}
+			log.Warnf("%s; the disk is served until that ends, and the device goes then, too", strings.Join(uses, "; "))
+		}
+		err = errors.Join(err, derr)
+	}
+	if err != nil {
+		log.WithError(err).Warnf("a loop device on %s stays; detach it with losetup -d", file)
+	}
+}
 
 // detachAll detaches all loop devices on a file.
 func detachAll(file string) error {

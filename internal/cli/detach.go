@@ -60,13 +60,8 @@ func detach(m *activeMount, stderr io.Writer) error {
 	if err := u.unmount(m.MountPoint, io.Discard, stderr); err != nil {
 		return err
 	}
-	dir, err := runDir()
-	if err != nil || filepath.Dir(m.MountPoint) != dir {
-		return nil
-	}
-	defer sweepRunDir(dir)
-	if err := os.Remove(m.MountPoint); !errors.Is(err, fs.ErrNotExist) { // another sweep may have been faster
-		return err
+	if dir, err := runDir(); err == nil && filepath.Dir(m.MountPoint) == dir {
+		return removeRunDir(m.MountPoint)
 	}
 	return nil
 }
@@ -77,10 +72,9 @@ func waitUnused(devices []loop.Device) error {
 	for deadline := time.Now().Add(releasePatience); ; time.Sleep(50 * time.Millisecond) {
 		var lasting, passing []string
 		for _, d := range devices {
-			lasting = append(lasting, inUse(d.Path, d.Uses)...)
+			lasting = append(lasting, lastingUses(d)...)
 			passing = append(passing, inUse(d.Path, openedBy(d.Path))...)
 			for _, p := range d.Partitions {
-				lasting = append(lasting, inUse(p.Path, p.Uses)...)
 				passing = append(passing, inUse(p.Path, openedBy(p.Path))...)
 			}
 		}
@@ -93,6 +87,15 @@ func waitUnused(devices []loop.Device) error {
 			return errors.New(strings.Join(passing, "; "))
 		}
 	}
+}
+
+// lastingUses are those of a device and its partitions, without who has it open for a moment.
+func lastingUses(d loop.Device) []string {
+	uses := inUse(d.Path, d.Uses)
+	for _, p := range d.Partitions {
+		uses = append(uses, inUse(p.Path, p.Uses)...)
+	}
+	return uses
 }
 
 // inUse puts the path of a device in front of each of its uses.

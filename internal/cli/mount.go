@@ -6,10 +6,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+
+	mount "vhdxfs/fs"
 )
 
 // minProcs is how many system threads may run Go code at the least. A thread that waits for the disk in a
@@ -88,7 +91,11 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	if !o.readOnly {
 		o.prepareForShortMemory(log)
 	}
-	defer keepRunDir(o.mount.MountPoint).Close() // which does nothing where there is none
+	defer keepRunDir(o.mount.MountPoint)()
+	if os.Getenv(attachVariable) != "" {
+		os.Unsetenv(attachVariable)
+		o.mount.BeforeUnmount = func() { releaseDevices(filepath.Join(o.mount.MountPoint, mount.FileName), log) }
+	}
 	if err := o.becomeUser(); err != nil {
 		return mountError(err)
 	}

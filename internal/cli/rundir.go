@@ -15,7 +15,7 @@ import (
 
 // Mount points that attach makes, and what becomes of them. Whoever needs one has it locked, shared: attach while it
 // works, and the program that serves the mount as long as that lives. The kernel takes the lock from who was killed. A
-// mount point that nobody has locked was left behind, and the next attach or detach removes it.
+// mount point that nobody has locked was left behind, and is removed by the next attach, or when a mount ends.
 
 // rootRunDir is where root's attach makes mount points.
 const rootRunDir = "/run/vhdxfs"
@@ -87,19 +87,31 @@ func lockRunDir(dir string, how int) (*os.File, error) {
 	return nil, fmt.Errorf("%w: %s", errSwept, dir)
 }
 
-// keepRunDir locks the mount point of a mount that is to be served, if attach has made it. The file has to be closed
-// when the mount has ended; it may be nil.
+// keepRunDir locks the mount point of a mount that is to be served, if attach has made it. When the mount has ended, end
+// is to be called, which removes it.
 //
 // Without the lock, an attach in another mount namespace could take the mount away: it sees an empty directory.
-func keepRunDir(mountPoint string) *os.File {
-	if parent, err := runDir(); err != nil || filepath.Dir(mountPoint) != parent {
-		return nil
+func keepRunDir(mountPoint string) (end func()) {
+	parent, err := runDir()
+	if err != nil || filepath.Dir(mountPoint) != parent {
+		return func() {}
 	}
 	lock, err := lockRunDir(mountPoint, unix.LOCK_SH)
 	if err != nil {
-		return nil // there is no such directory, say, which the mount will tell
+		return func() {} // there is no such directory, say, which the mount will tell
 	}
-	return lock
+	return func() {
+		lock.Close()
+		sweepRunDir(parent)
+	}
+}
+
+// removeRunDir removes a mount point, unless a sweep was faster.
+func removeRunDir(dir string) error {
+	if err := os.Remove(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // sweepRunDir removes the mount points below parent that nobody uses any more. What cannot be removed stays.

@@ -135,6 +135,20 @@ func Detach(ctx context.Context, path string) error {
 	}
 }
 
+// DetachUnused detaches the device at path when nobody has it open any more: now, or when the last closes it. It reports
+// whether the device is free.
+func DetachUnused(ctx context.Context, path string) (free bool, err error) {
+	before, err := At(path)
+	if err != nil || before == nil {
+		return err == nil, err
+	}
+	if _, err := run(ctx, "losetup", "--detach", path); err != nil {
+		return false, err
+	}
+	after, err := At(path)
+	return err == nil && (after == nil || after.File != before.File), err
+}
+
 // claim returns an error that matches ErrInUse where the device or a partition of it is mounted, used as swap or part
 // of another device, in whatever namespace: the kernel then gives nobody else the sole use of it.
 func claim(d *Device) error {
