@@ -6,7 +6,6 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -35,9 +34,6 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	return statusOf(err)
 }
 
-// helpWidth is how wide the lines of a help become that are not written by hand, in characters.
-const helpWidth = 110
-
 // newRoot returns the command that mounts, with the others below it. args is the whole command line, which
 // a mount in the background starts again.
 func newRoot(args []string) *cobra.Command {
@@ -62,7 +58,6 @@ Exit status:
   losetup --find --show --partscan /mnt/vhdx/disk.raw
   vhdxfs -o ro,parent_dir=/srv/base,allow_other child.avhdx /mnt/vhdx
   umount /mnt/vhdx`,
-		Version:           buildVersion(),
 		Args:              exactArgs("IMAGE", "MOUNTPOINT"),
 		RunE:              m.run,
 		ValidArgsFunction: completeMount,
@@ -71,18 +66,17 @@ Exit status:
 		SilenceUsage:      true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = false
-	root.SetVersionTemplate("vhdxfs {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%w; see %s --help", err, cmd.CommandPath())
 	})
 	root.Flags().SortFlags = false
-	root.Flags().Bool("version", false, "print the version") // declared here, it has no letter: -v is mount(8)'s
+	addVersionFlag(root)
 	root.Flags().BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
 	root.Flags().BoolVarP(&m.readOnly, "read-only", "r", false, "as -o ro")
 	root.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see above")
 	completeOptions(root, aboutMount|aboutImage)
 	root.AddCommand(newInfo(), newCheck(), newMap(), newCreate(), newConvert(), newFlatten(), newMerge(), newSetParent(), newSnapshot(), newCompact(), newResize(), newCompare(), newDiff(), newChain(), newAttach(), newDetach(), newList(), newVersion())
-	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages", fmt.Sprintf("Flags.FlagUsagesWrapped %d", helpWidth)))
+	root.SetUsageFunc(printUsage)
 	root.DisableFlagsInUseLine = true
 	for _, c := range root.Commands() {
 		c.DisableFlagsInUseLine = true

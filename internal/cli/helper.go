@@ -52,7 +52,6 @@ Options for -o, separated by commas; a value with commas goes into double quotes
 Exit status:
 
 ` + exitStatusHelp(),
-		Version:       buildVersion(),
 		Args:          exactArgs("IMAGE", "MOUNTPOINT"),
 		RunE:          m.run,
 		SilenceErrors: true, // Run reports them
@@ -74,8 +73,7 @@ func helperFlags(cmd *cobra.Command, verbose *bool, namespace *string) {
 	f.StringVarP(namespace, "namespace", "N", "", "mount in the mount namespace that the file `PATH` stands for")
 	f.BoolP("no-mtab", "n", false, "accepted and not used")
 	f.StringP("types", "t", "", "the `TYPE` by which the helper was found; not used")
-	f.Bool("version", false, "print the version") // declared here, it has no letter: -v is mount(8)'s
-	cmd.SetVersionTemplate("vhdxfs {{.Version}}\n")
+	addVersionFlag(cmd)
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%w; see %s --help", err, cmd.CommandPath())
 	})

@@ -29,7 +29,6 @@ umount(8) calls.
 Exit status:
 
 ` + exitStatusHelp(),
-		Version:       buildVersion(),
 		Args:          exactArgs("MOUNTPOINT"),
 		RunE:          u.run,
 		SilenceErrors: true, // Run reports them

@@ -34,9 +34,30 @@ func newVersion() *cobra.Command {
 		Short:             "Print the version",
 		Args:              exactArgs(),
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "vhdxfs", buildVersion())
-			return err
-		},
+		RunE:              printVersion,
+	}
+}
+
+func printVersion(cmd *cobra.Command, _ []string) error {
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), "vhdxfs", buildVersion())
+	return err
+}
+
+// addVersionFlag has cmd print the version if that is asked for, whatever its arguments are. Of cobra's own flag only a
+// template changes the words (see printUsage), and its letter would be -v, which is mount(8)'s.
+func addVersionFlag(cmd *cobra.Command) {
+	wanted := cmd.Flags().Bool("version", false, "print the version")
+	checkArgs, run := cmd.Args, cmd.RunE
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if *wanted {
+			return nil
+		}
+		return checkArgs(cmd, args)
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if *wanted {
+			return printVersion(cmd, args)
+		}
+		return run(cmd, args)
 	}
 }
