@@ -159,6 +159,12 @@ func TestAttachEndsBySignal(t *testing.T) {
 		if err := syscall.Kill(l.PID, syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() {
+			if pids := daemons(l.MountPoint); len(pids) > 0 { // the test has failed
+				command("losetup", "--detach", l.Devices[0].Device)
+				syscall.Kill(pids[0], syscall.SIGKILL)
+			}
+		})
 	}
 
 	l := attachImage(t, img)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,11 +55,11 @@ var packaged = []string{
 func TestPackagesHoldEverything(t *testing.T) {
 	requireTools(t, "dpkg-deb", "rpm")
 	deb, rpm := packages(t)
-	for _, list := range []struct{ name, files string }{
-		{"deb", must(t, "dpkg-deb", "--contents", deb)},
-		{"rpm", must(t, "rpm", "--query", "--package", "--list", rpm)},
+	for _, list := range []struct{ name, files, zsh string }{ // zsh is where it looks for completions
+		{"deb", must(t, "dpkg-deb", "--contents", deb), "/usr/share/zsh/vendor-completions/_vhdxfs"},
+		{"rpm", must(t, "rpm", "--query", "--package", "--list", rpm), "/usr/share/zsh/site-functions/_vhdxfs"},
 	} {
-		for _, want := range packaged {
+		for _, want := range append(slices.Clone(packaged), list.zsh) {
 			if !strings.Contains(list.files, want) {
 				t.Errorf("the %s has no %s", list.name, want)
 			}

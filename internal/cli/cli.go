@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -65,7 +66,6 @@ Exit status:
 		SilenceErrors:     true, // Run reports them
 		SilenceUsage:      true,
 	}
-	root.CompletionOptions.HiddenDefaultCmd = false
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%w; see %s --help", err, cmd.CommandPath())
 	})
@@ -75,7 +75,7 @@ Exit status:
 	root.Flags().BoolVarP(&m.readOnly, "read-only", "r", false, "as -o ro")
 	root.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see above")
 	completeOptions(root, aboutMount|aboutImage)
-	root.AddCommand(newInfo(), newCheck(), newMap(), newCreate(), newConvert(), newFlatten(), newMerge(), newSetParent(), newSnapshot(), newCompact(), newResize(), newCompare(), newDiff(), newChain(), newAttach(), newDetach(), newList(), newVersion())
+	root.AddCommand(newInfo(), newCheck(), newMap(), newCreate(), newConvert(), newFlatten(), newMerge(), newSetParent(), newSnapshot(), newCompact(), newResize(), newCompare(), newDiff(), newChain(), newAttach(), newDetach(), newList(), newCompletion(), newVersion())
 	root.SetUsageFunc(printUsage)
 	root.DisableFlagsInUseLine = true
 	for _, c := range root.Commands() {
@@ -119,11 +119,16 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 // imageExtensions are the usual ends of an image's name, for completion.
 var imageExtensions = []string{"vhdx", "avhdx"}
 
-func completeMount(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	switch len(args) {
-	case 0:
+// completeMount completes an image and a mount point. Where the word may become that of a command, those come first: the
+// shells take all that comes with a filter for a part of it.
+func completeMount(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	isCommand := func(name string) bool { return strings.HasPrefix(name, word) }
+	switch {
+	case len(args) == 0 && cmd.Flags().NFlag() == 0 && slices.ContainsFunc(commandNames(cmd), isCommand):
+		return nil, cobra.ShellCompDirectiveDefault
+	case len(args) == 0:
 		return imageExtensions, cobra.ShellCompDirectiveFilterFileExt
-	case 1:
+	case len(args) == 1:
 		return nil, cobra.ShellCompDirectiveFilterDirs
 	}
 	return nil, cobra.ShellCompDirectiveNoFileComp
