@@ -86,10 +86,8 @@ func checkDirectory(path string, nonEmpty bool) error {
 	}
 	defer d.Close()
 	var on unix.Statfs_t
-	if err := unix.Fstatfs(int(d.Fd()), &on); err != nil {
-		return mountPointError(path, os.NewSyscallError("statfs", err))
-	}
-	if name, ok := kernelFileSystems[int64(on.Type)]; ok {
+	err = unix.Fstatfs(int(d.Fd()), &on) // which those of the kernel know, if not all others
+	if name, ok := kernelFileSystems[int64(on.Type)]; ok && err == nil {
 		return fmt.Errorf("mount point %s is in %s, where the kernel shows what it has to tell; choose a directory elsewhere", path, name)
 	}
 	if nonEmpty {
