@@ -140,6 +140,16 @@ var umountRows = []row{
 		p.run(t, 32, "not mounted", "umount", p.dir)
 		p.run(t, 1, "MOUNTPOINT is missing", "umount.fuse.vhdxfs")
 	}},
+	{"still mounted in another place", func(t *testing.T, p *place) {
+		p.mount(t)
+		server := p.server(t)
+		again := newDir(t)
+		p.run(t, 0, "", "mount", "--bind", p.dir, again)
+		p.run(t, 0, "mounted at "+again+", too", "umount", p.dir)
+		p.run(t, 0, "", "umount", again)
+		p.eventuallyEnded(t, server)
+		checkClean(t, p.img)
+	}},
 	{"still mounted in another namespace", func(t *testing.T, p *place) {
 		p.mount(t)
 		server := p.server(t)

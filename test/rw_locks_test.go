@@ -5,8 +5,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // refused fails the test unless the command fails and says that a lock is the reason.
@@ -157,5 +159,49 @@ func TestChildNamedLikeItsParent(t *testing.T) {
 			t.Errorf("%s, its own parent: exit status %d\n%s", option, r.status, r.stderr)
 		}
 		serve(t, child, "-o", option+",parent_dir="+filepath.Dir(parent)).end(t)
+	}
+}
+
+// Who holds an image is found without a question to other mounts, whose programs may hang, even if a file on one is
+// open and locked.
+func TestRefusedWhileAnotherMountHangs(t *testing.T) {
+	img, other := create(t, "64MiB"), create(t, "64MiB")
+	s, hung := serve(t, img), serve(t, other)
+	// Files that are open in this process would keep the programs that it starts.
+	for _, hold := range []string{`exec 3<"$1"`, `exec 3<"$1"; flock --shared 3`} {
+		cmd := exec.Command("sh", "-c", hold+"; echo ready; exec sleep infinity", "sh", hung.disk)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Wait() })
+		t.Cleanup(func() { cmd.Process.Kill() })
+		if _, err := out.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := openDisk(t, hung.disk, 0)
+	writePattern(t, f, 0x41, 0, 4096) // what the kernel knows of the file is outdated now
+	f.Close()
+	pid := hung.cmd.Process.Pid
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	// Nothing ends a program that waits for the mount, so it goes on even when the test fails.
+	goOn := sync.OnceFunc(func() { syscall.Kill(pid, syscall.SIGCONT) })
+	timeout := time.AfterFunc(time.Minute, func() {
+		t.Error("a command asked the mount that hangs")
+		goOn()
+	})
+	t.Cleanup(func() {
+		timeout.Stop()
+		goOn()
+	})
+	eventually(t, "all threads to stop", func() bool { return stopped(pid) })
+	for _, args := range [][]string{{"info", img}, {img, newDir(t)}} {
+		refusedBy(t, s.cmd.Process.Pid, img, args...)
 	}
 }

@@ -155,15 +155,16 @@ func (f *osFile) lockHeld(off int64) (held bool, err error) {
 
 // lockHolder names the programs that hold locks on the file, as far as they can be found: the kernel does not
 // say who holds such a lock, but each process's open files tell which of them are locked.
+//
+// Only files that are locked are looked at, and no file system is asked about them that would have to ask somebody else: the
+// program, or the server, behind it may hang, and whoever asks then hangs with it.
 func (f *osFile) lockHolder() string {
-	own, err := f.Stat()
-	if err != nil {
-		return "another program"
-	}
 	var self string // it may hold locks itself at this moment
-	if err := f.control("look at", func(fd int) error {
+	var own fileID
+	if err := f.control("look at", func(fd int) (err error) {
 		self = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
-		return nil
+		own, err = cachedFileID(self)
+		return err
 	}); err != nil {
 		return "another program"
 	}
@@ -171,13 +172,12 @@ func (f *osFile) lockHolder() string {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, fd := range fds {
 		// Processes come and go meanwhile, and not all of them let us look.
-		st, err := os.Stat(fd)
-		if err != nil || fd == self || !os.SameFile(own, st) {
-			continue
-		}
 		process := filepath.Dir(filepath.Dir(fd))
 		pid := filepath.Base(process)
-		if !fdHasLock(filepath.Join(process, "fdinfo", filepath.Base(fd))) {
+		if fd == self || !fdHasLock(filepath.Join(process, "fdinfo", filepath.Base(fd))) {
+			continue
+		}
+		if id, err := cachedFileID(fd); err != nil || id != own {
 			continue
 		}
 		name, _ := os.ReadFile(filepath.Join(process, "comm"))
@@ -187,6 +187,21 @@ func (f *osFile) lockHolder() string {
 		return "another program"
 	}
 	return strings.Join(holders, ", ")
+}
+
+// A fileID is what no other file of the system has.
+type fileID struct {
+	major, minor uint32
+	ino          uint64
+}
+
+// cachedFileID tells which file the path leads to, as far as that is known on this machine.
+func cachedFileID(path string) (fileID, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_INO, &st); err != nil {
+		return fileID{}, err
+	}
+	return fileID{st.Dev_major, st.Dev_minor, st.Ino}, nil
 }
 
 // fdHasLock reports whether the /proc file about an open file lists a lock.

@@ -139,10 +139,14 @@ func (u *umountCommand) say(w io.Writer, format string, args ...any) {
 }
 
 // heldElsewhere tells who waits that the process does not end yet, and reports whether there is no sense in
-// waiting: other mount namespaces, such as containers, still have the mount.
+// waiting: it is mounted in another place, too, or other mount namespaces, such as containers, still have the mount.
 func (u *umountCommand) heldElsewhere(dir, device string, pid int, stderr io.Writer) bool {
+	if at := mountedAt(device); at != "" {
+		u.say(stderr, "%s is unmounted, but served on: it is mounted at %s, too (umount %[2]s)", dir, at)
+		return true
+	}
 	if p := namespaceWith(device); p != "" {
-		u.say(stderr, "%s is unmounted, but served on: process %s still has it mounted, in another place or namespace", dir, p)
+		u.say(stderr, "%s is unmounted, but served on: process %s still has it mounted, in another namespace", dir, p)
 		return true
 	}
 	u.say(stderr, "%s: waiting for process %d to write everything", dir, pid)

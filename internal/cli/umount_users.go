@@ -94,6 +94,22 @@ func below(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
+// mountedAt returns where the device, major:minor, is mounted in this namespace, and "" where it is not.
+func mountedAt(device string) string {
+	mounts, err := mountinfo.GetMounts(withDevice(device))
+	if err != nil || len(mounts) == 0 {
+		return ""
+	}
+	return mounts[0].Mountpoint
+}
+
+// withDevice leaves out all mounts but those of the device, major:minor.
+func withDevice(device string) mountinfo.FilterFunc {
+	return func(m *mountinfo.Info) (skip, stop bool) {
+		return m.FSType != mount.Type || fmt.Sprintf("%d:%d", m.Major, m.Minor) != device, false
+	}
+}
+
 // namespaceWith returns a process that has the device, major:minor, in its mount table, and "" where none is found.
 func namespaceWith(device string) string {
 	tables, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
@@ -109,9 +125,7 @@ func namespaceWith(device string) string {
 		if err != nil {
 			continue
 		}
-		mounts, err := mountinfo.GetMountsFromReader(f, func(m *mountinfo.Info) (skip, stop bool) {
-			return m.FSType != mount.Type || fmt.Sprintf("%d:%d", m.Major, m.Minor) != device, false
-		})
+		mounts, err := mountinfo.GetMountsFromReader(f, withDevice(device))
 		f.Close()
 		if err == nil && len(mounts) > 0 {
 			return filepath.Base(process)
