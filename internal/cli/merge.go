@@ -112,7 +112,6 @@ func (c *mergeCommand) checkChildren(path string) error {
 	var lost []string
 	for _, child := range children {
 		switch {
-		case containsFile(taking, child.path):
 		case !sameFile(child.parent, path):
 			lost = append(lost, child.path)
 		case c.merge.Delete && !c.merge.KeepName:

@@ -11,8 +11,8 @@ import (
 // A childImage is an image and the one of some files that is its parent.
 type childImage struct{ path, parent string }
 
-// childrenOf looks in the folders of the files for images whose parent is one of them. It finds those that fit, and
-// reads of each no more than it takes, whether others use it or not. Children elsewhere remain unknown.
+// childrenOf looks in the folders of the files for further images whose parent is one of them. It finds those that fit,
+// and reads of each no more than it takes, whether others use it or not. Children elsewhere remain unknown.
 func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
 	var folders []string
 	for _, f := range files {
@@ -33,6 +33,9 @@ func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
 	o.Parents, o.Lock = nil, vhdx.LockOff
 	var children []childImage
 	for _, image := range images {
+		if containsFile(files, image) {
+			continue
+		}
 		k, err := vhdx.ParentLink(image, o)
 		if err != nil || k.State != vhdx.Linked {
 			continue // no image, or nobody's child
