@@ -102,16 +102,18 @@ func (s *Span) load(i int64) (*Page, error) {
 	return s.load(i)
 }
 
-// MarkZero says that the n pages from page i on are known to be all zero and need not be read. It is meant
-// for the scan that validates a BAT, before the span is shared with other goroutines.
+// MarkZero says that the n pages from page i on are known to be all zero and need not be read. It is meant for the scan
+// that validates a BAT. Pages that are cached already stay as they are.
 func (s *Span) MarkZero(i, n int64) {
+	s.cache.mu.Lock()
+	defer s.cache.mu.Unlock()
 	for end := i + n; i < end; {
 		if i%leafPages == 0 && (end-i >= leafPages || end == s.pages) && s.leaves[i/leafPages].Load() == nil {
 			s.leaves[i/leafPages].Store(zeroLeaf)
 			i += leafPages
 			continue
 		}
-		s.leaf(i)[i%leafPages].Store(zeroPage)
+		s.leaf(i)[i%leafPages].CompareAndSwap(nil, zeroPage)
 		i++
 	}
 }

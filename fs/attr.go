@@ -72,7 +72,7 @@ func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
 
 // diskStatfs describes the mount as a full file system of the disk's size, counted in logical sectors.
 func diskStatfs(disk Disk) fuse.StatfsOut {
-	unit := uint64(disk.Info().LogicalSectorSize)
+	unit := uint64(disk.SectorSize())
 	if unit == 0 {
 		unit = statUnit
 	}

@@ -145,7 +145,8 @@ func (d *fakeDisk) AllocatedBytes() (n int64) {
 	return n
 }
 
-func (d *fakeDisk) Info() *vhdx.Info { return &d.info }
+func (d *fakeDisk) Info() *vhdx.Info  { return &d.info }
+func (d *fakeDisk) SectorSize() int64 { return d.info.LogicalSectorSize }
 
 func (d *fakeDisk) Stats() vhdx.Stats { return vhdx.Stats{CacheHits: 5, DirtyPages: 2} }
 

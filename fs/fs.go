@@ -29,6 +29,7 @@ const cacheTimeout = 365 * 24 * time.Hour
 type Disk interface {
 	Path() string // of the image; it takes no lock
 	Size() int64
+	SectorSize() int64 // of a logical sector
 	AllocatedBytes() int64
 	Info() *vhdx.Info
 	Stats() vhdx.Stats

@@ -54,6 +54,9 @@ func (im *Image) Compact(ctx context.Context, o CompactOptions) (*CompactResult,
 		return nil, ErrReshaping
 	}
 	defer w.reshaping.Unlock()
+	if err := w.settle(); err != nil {
+		return nil, err
+	}
 	orNothing(&o.Phase, &o.Progress)
 	c := &compaction{im: im, w: w, ctx: ctx, o: o}
 	c.result.Before = w.fileSize()

@@ -13,6 +13,9 @@ type Reclaimable struct {
 
 // Reclaimable tells what Compact could win. With zeros it reads every block until something in it is not zero.
 func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) (Reclaimable, error) {
+	if err := im.Validated(); err != nil {
+		return Reclaimable{}, err
+	}
 	l := im.current()
 	r, pack, size := im.foretell()
 	keep := l.keepsBlocks()

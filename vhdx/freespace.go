@@ -3,6 +3,7 @@ package vhdx
 // FreeRanges calls do for the ranges of the image's own file that nothing uses, in order. Offsets and lengths are in
 // bytes and multiples of 1 MiB.
 func (im *Image) FreeRanges(do func(off, n int64)) {
+	_ = im.Validated()
 	if w := im.writer; w != nil {
 		w.spaceMu.Lock()
 		defer w.spaceMu.Unlock()

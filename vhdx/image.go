@@ -33,6 +33,7 @@ type Options struct {
 	CacheSize  int64    // bytes of BAT and sector bitmap pages to keep, for the whole chain; 0 is the default
 	Lock       LockMode // "" is LockOn
 	Salvage    bool     // open a damaged image, too, to read what can be read of it; see Image.Damage
+	LateScan   bool     // do not wait until all of a large BAT is validated; see Image.Validated
 
 	Writable     bool               // open the image for writing; its parents are never written
 	Discard      DiscardMode        // "" is DiscardAuto
@@ -88,6 +89,7 @@ func Open(path string, o Options) (*Image, error) {
 		}
 		im.top = im.writer.l
 	}
+	im.startLateScans(o.Log)
 	return im, nil
 }
 
@@ -163,10 +165,14 @@ func (im *Image) AllocatedBytes() int64 {
 	return min(n, im.Size())
 }
 
-// allocated returns how many bytes the layer's payload blocks take in its file.
+// allocated returns how many bytes the layer's payload blocks take in its file, and the size of the file while that is
+// not known.
 func (l *layer) allocated() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !l.wasValidated() {
+		return l.fileSize
+	}
 	return (l.counts.FullyPresent + l.counts.PartiallyPresent) << l.geo.blockShift
 }
 
@@ -233,5 +239,7 @@ func (o *opener) openLayer(path string, flags int, kind lockKind) (*layer, error
 }
 
 func (o *opener) newLayer(f File, path string) *layer {
-	return &layer{path: path, file: f, cache: o.cache, collect: o.collect, skim: o.skim}
+	l := &layer{path: path, file: f, cache: o.cache, collect: o.collect, skim: o.skim, mayLate: o.LateScan && !o.collect}
+	l.wary.Store(o.collect)
+	return l
 }

@@ -125,8 +125,9 @@ type ParentInfo struct {
 	Image *Info `json:"image"` // the parent itself
 }
 
-// Info describes the image and its chain, as they are now.
+// Info describes the image and its chain, as they are now. It waits for the BAT to be validated; see Image.Validated.
 func (im *Image) Info() *Info {
+	_ = im.Validated() // what is wrong is told to those whom it concerns
 	w := im.writer
 	if w == nil {
 		return im.current().info()
@@ -191,11 +192,28 @@ func (l *layer) info() *Info {
 			User: m.user(), VirtualDisk: m.Flags&itemIsVirtualDisk != 0, Required: m.Flags&itemIsRequired != 0,
 		})
 	}
-	for _, w := range l.warnings {
-		in.Warnings = append(in.Warnings, fmt.Sprintf("%s at %#x: %s", w.Structure, w.Offset, w.Message))
-	}
+	in.Warnings = l.warningTexts()
 	return in
 }
+
+// Warnings returns what is odd about the image itself, as far as it has been looked at; see Validated.
+func (im *Image) Warnings() []string { return im.current().warningTexts() }
+
+func (l *layer) warningTexts() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var list []string
+	for _, w := range l.warnings {
+		list = append(list, fmt.Sprintf("%s at %#x: %s", w.Structure, w.Offset, w.Message))
+	}
+	return list
+}
+
+// Type returns the type of the virtual disk.
+func (im *Image) Type() DiskType { return im.current().diskType() }
+
+// SectorSize returns the size of the disk's logical sectors in bytes.
+func (im *Image) SectorSize() int64 { return im.current().geo.sectorSize }
 
 func (l *layer) diskType() DiskType {
 	switch {

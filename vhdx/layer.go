@@ -38,7 +38,10 @@ type layer struct {
 	unwritable string // why the file cannot be changed safely, though it can be read; "" if it can
 	keptShared bool   // places that blocks keep without being present are used otherwise, too
 
-	mu     sync.Mutex // guards counts and headers once the image is open
+	late *lateScan   // nil where the whole BAT was validated before the layer was loaded
+	wary atomic.Bool // BAT entries are validated when they are used
+
+	mu     sync.Mutex // guards counts, headers and findings once the image is open
 	counts BlockCounts
 
 	parent *layer
@@ -48,6 +51,7 @@ type layer struct {
 	dropped  int       // findings beyond the bound
 	collect  bool
 	skim     bool // load does not look at the BAT, so nothing can be read
+	mayLate  bool // load need not wait until all of a large BAT is validated
 }
 
 // log returns where the log is.
@@ -75,6 +79,8 @@ func (l *layer) report(e *FormatError) error {
 }
 
 func (l *layer) remember(list *[]Finding, f Finding) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if len(*list) == maxFindings {
 		l.dropped++
 		return
@@ -193,6 +199,7 @@ func (l *layer) countBitmap() {
 func (l *layer) close() error {
 	var errs []error
 	for ; l != nil; l = l.parent {
+		l.endLateScan()
 		errs = append(errs, l.file.Close())
 	}
 	return errors.Join(errs...)

@@ -128,7 +128,7 @@ func (im *Image) run(off, end int64) (Extent, error) {
 		if err != nil {
 			return e, err
 		}
-		if l.collect {
+		if l.wary.Load() {
 			if err := l.usable(entry, off); err != nil {
 				return e, err
 			}

@@ -34,6 +34,9 @@ func (im *Image) resize(ctx context.Context, size, most int64) error {
 		return ErrReshaping
 	}
 	defer w.reshaping.Unlock()
+	if err := w.settle(); err != nil {
+		return err
+	}
 	if now := im.Size(); now > most {
 		return fmt.Errorf("%w: it has %d bytes already, and cannot become smaller while it is in use", ErrSize, now)
 	}

@@ -13,7 +13,7 @@ func (im *Image) Damage() []Finding {
 }
 
 // usable returns an error where the BAT entry of the block at diskOff cannot be followed. The scan of the BAT has
-// found that too, but went on, as it does for Check and to salvage.
+// found that too, but went on, as it does for Check and to salvage, or it has not come there yet.
 func (l *layer) usable(e batEntry, diskOff int64) error {
 	g := &l.geo
 	b := diskOff >> g.blockShift
@@ -24,7 +24,11 @@ func (l *layer) usable(e batEntry, diskOff int64) error {
 	switch e.state() {
 	case NotPresent, Undefined, Zero, Unmapped, unmappedDraft:
 		return nil
-	case FullyPresent, PartiallyPresent:
+	case PartiallyPresent:
+		if !g.hasParent {
+			return bad(ondisk.R45, "block %d is partially present, but the disk has no parent", b)
+		}
+	case FullyPresent:
 	default:
 		return bad(ondisk.R44, "block %d in state %d", b, uint8(e.state()))
 	}

@@ -35,7 +35,7 @@ func (l *layer) loadBAT() error {
 			l.unwritable = "a region lies outside the file"
 		}
 	}
-	return l.scanBAT(int64(r.Offset), entries)
+	return l.scanBAT(&batScan{layer: l, off: int64(r.Offset), entries: entries})
 }
 
 // batOffset returns the file offset of the BAT region.
@@ -44,35 +44,43 @@ func (l *layer) batOffset() int64 {
 	return int64(r.Offset)
 }
 
-// scanBAT reads the BAT once, from its first entry to its last, and validates each. Holes of the file are
-// skipped, so that the time it takes is that of what is allocated, not of the disk's size.
-func (l *layer) scanBAT(batOff, entries int64) error {
-	s := batScan{layer: l, off: batOff}
-	buf := make([]byte, min(1*mib, l.geo.batPages()*pageSize))
-	for i := int64(0); i < entries; {
-		hole, err := l.hole(batOff+i*batEntrySize, (entries-i)*batEntrySize)
+// run reads the BAT once, from its first entry to its last, and validates each. Holes of the file are skipped, so
+// that the time it takes is that of what is allocated, not of the disk's size. It reports false where it stopped after
+// having read limit bytes, and goes on when it is called again.
+func (s *batScan) run(limit int64) (done bool, err error) {
+	l := s.layer
+	if s.buf == nil {
+		s.buf = make([]byte, min(1*mib, l.geo.batPages()*pageSize))
+	}
+	for s.next < s.entries {
+		at, left := s.entryOffset(s.next), (s.entries-s.next)*batEntrySize
+		hole, err := l.hole(at, left)
 		if err != nil {
-			return err
+			return false, err
 		}
-		// i is the first entry of a page throughout, so whole pages of a hole can be skipped.
-		if pages := hole / pageSize; pages > 0 || hole == (entries-i)*batEntrySize {
-			if hole == (entries-i)*batEntrySize {
+		// next is the first entry of a page throughout, so whole pages of a hole can be skipped.
+		if pages := hole / pageSize; pages > 0 || hole == left {
+			if hole == left {
 				pages = (hole + pageSize - 1) / pageSize
 			}
-			l.bat.MarkZero(i/entriesPerPage, pages)
-			i += pages * entriesPerPage
+			l.bat.MarkZero(s.next/entriesPerPage, pages)
+			s.next += pages * entriesPerPage
 			continue
 		}
-		b := buf[:min(int64(len(buf)), (entries-i)*batEntrySize)]
-		if err := readFull(l.src, b, batOff+i*batEntrySize, "BAT"); err != nil {
-			return err
+		if limit <= 0 {
+			return false, nil
 		}
-		if err := s.pages(b, i); err != nil {
-			return err
+		b := s.buf[:min(int64(len(s.buf)), left)]
+		if err := readFull(l.src, b, at, "BAT"); err != nil {
+			return false, err
 		}
-		i += int64(len(b)) / batEntrySize
+		if err := s.pages(b, s.next); err != nil {
+			return false, err
+		}
+		s.next += int64(len(b)) / batEntrySize
+		limit -= int64(len(b))
 	}
-	return s.end()
+	return true, s.end()
 }
 
 // hole returns how many of the n bytes from file offset off on are known to be zero without reading them.
@@ -98,8 +106,13 @@ func (l *layer) hole(off, n int64) (int64, error) {
 
 // A batScan validates BAT entries in the order of the BAT.
 type batScan struct {
-	layer *layer
-	off   int64 // file offset of the BAT
+	layer   *layer
+	off     int64 // file offset of the BAT
+	entries int64 // all there are
+	next    int64 // the first entry that was not validated yet, the first of a page
+
+	buf    []byte
+	counts BlockCounts // so far
 
 	chunk     int64 // of the entries being validated
 	partial   int64 // entry of the first partially present block of the chunk, where any is set
@@ -131,7 +144,7 @@ func (s *batScan) page(b []byte, i int64) error {
 	for len(b) > 0 {
 		e, n := batEntry(le.Uint64(b)), equalWords(b)
 		blocks, plain := s.plain(i, n, e)
-		s.layer.counts.add(e.state(), blocks)
+		s.counts.add(e.state(), blocks)
 		for j := i; j < i+n && !plain; j++ {
 			if err := s.entry(j, e); err != nil {
 				return err
@@ -235,7 +248,7 @@ func (s *batScan) payload(i, b int64, e batEntry) error {
 		l.warn("BAT entry", s.entryOffset(i), "reserved bits %#x", e.reserved())
 	}
 	if e.state() != NotPresent { // which is counted as the rest
-		l.counts.add(e.state(), 1)
+		s.counts.add(e.state(), 1)
 	}
 	switch e.state() {
 	case NotPresent, Undefined, Zero, Unmapped:
@@ -309,8 +322,11 @@ func (s *batScan) keptPlace(i, b int64, e batEntry) error {
 // end finishes the scan when all entries were seen.
 func (s *batScan) end() error {
 	l := s.layer
-	c := &l.counts
+	c := s.counts
 	c.NotPresent = l.geo.payloadBlocks() - c.Undefined - c.Zero - c.Unmapped - c.FullyPresent - c.PartiallyPresent
+	l.mu.Lock()
+	l.counts = c
+	l.mu.Unlock()
 	if s.kept != nil && l.space.merge(s.kept) {
 		l.keptShared = true
 		l.warn("BAT", s.off, "blocks that are not present keep places that are used otherwise")
@@ -332,7 +348,7 @@ func (s *batScan) bitmap(i int64, e batEntry) error {
 		return s.bad(i, ondisk.R50, "sector bitmap block of chunk %d in state %d", s.chunk, uint8(e.state()))
 	}
 	s.hasBitmap = true
-	l.counts.SectorBitmaps++
+	s.counts.SectorBitmaps++
 	off := e.offset()
 	if off < headerSectionSize || off > uint64(l.size) || bitmapBlockSize > l.size-int64(off) {
 		return s.bad(i, ondisk.R51, "sector bitmap block of chunk %d at %#x in a file of %#x bytes", s.chunk, off, l.size)

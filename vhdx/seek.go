@@ -37,6 +37,7 @@ func (im *Image) seek(off, end int64, data bool) (int64, error) {
 	if off < 0 {
 		return 0, io.EOF
 	}
+	_ = im.Validated() // it takes less time than to look at all entries one by one
 	var run fileRun
 	for off < end {
 		next, found, err := im.seekRun(&run, off, data)

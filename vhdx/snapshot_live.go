@@ -34,6 +34,9 @@ func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (
 		return nil, ErrReshaping
 	}
 	defer w.reshaping.Unlock()
+	if err := w.settle(); err != nil {
+		return nil, err
+	}
 	s, err := im.planSnapshot(ctx, name, o)
 	if err != nil {
 		return nil, err

@@ -42,7 +42,7 @@ func (im *Image) changing(off, n int64) (*writer, error) {
 	if off < 0 || n < 0 || n > im.Size()-off {
 		return nil, fmt.Errorf("%d bytes at %#x of a disk of %#x bytes: %w", n, off, im.Size(), ErrBeyondEnd)
 	}
-	return im.writer, nil
+	return im.writer, im.writer.settle()
 }
 
 // writeBlock writes p to byte off in payload block b.

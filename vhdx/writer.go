@@ -81,6 +81,7 @@ type writer struct {
 	barrier  bool                      // the payload of what is dirty must be durable before it is logged
 	unmapped []place                   // by what is dirty
 
+	settled atomic.Bool // the space that is free is known; see settle
 	spaceMu sync.Mutex
 	space   *spaceMap
 	size    int64 // of the file, bytes
@@ -108,8 +109,8 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	if l.log().Length == 0 {
 		return nil, errors.New("the image has no log, so it cannot be written safely; it can be mounted read-only, and converted")
 	}
-	if l.unwritable != "" {
-		return nil, fmt.Errorf("%s, where new blocks would be put; the image can be mounted read-only, and converted", l.unwritable)
+	if err := l.mayGrow(); err != nil {
+		return nil, err
 	}
 	w := &writer{
 		l:            l,
@@ -145,8 +146,40 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	}
 	w.current.Store(w.l)
 	w.useSpace()
+	w.settled.Store(w.l.wasValidated())
 	go w.background()
 	return w, nil
+}
+
+// mayGrow returns an error where the place of new blocks would not be safe.
+func (l *layer) mayGrow() error {
+	if l.unwritable != "" {
+		return fmt.Errorf("%s, where new blocks would be put; the image can be mounted read-only, and converted", l.unwritable)
+	}
+	return nil
+}
+
+// settle waits until it is known which space of the file is free, which for a large BAT may be some time after the image
+// was opened. It comes before every change, and is called without a lock.
+func (w *writer) settle() error {
+	if w.settled.Load() {
+		return nil
+	}
+	l := w.current.Load() // nothing replaces it before
+	<-l.late.done
+	if l.late.err != nil {
+		return l.late.err
+	}
+	if err := l.mayGrow(); err != nil {
+		return err
+	}
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	if !w.settled.Load() {
+		w.useSpace()
+		w.settled.Store(true)
+	}
+	return nil
 }
 
 // useSpace has the writer use the space of its layer's file. The caller holds spaceMu, if anybody else has the writer.

@@ -18,6 +18,7 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	io := o.image
 	io.Log = log
 	io.Writable = !o.readOnly
+	io.LateScan = true // who waits for the mount need not wait for 512 MiB of BAT
 	if o.replay == replayNo {
 		if err := checkReplay(o.mount.Image, io); err != nil {
 			return nil, err

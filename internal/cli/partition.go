@@ -26,7 +26,7 @@ func (o *options) findPartition(im *vhdx.Image) error {
 	if o.partition == 0 {
 		return nil
 	}
-	p, err := partition.Get(im, im.Size(), im.Info().LogicalSectorSize, o.partition)
+	p, err := partition.Get(im, im.Size(), im.SectorSize(), o.partition)
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.mount.Image, err)
 	}

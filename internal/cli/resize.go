@@ -107,7 +107,7 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
 var errBeyond = errors.New("the disk cannot become so small")
 
 func (c *resizeCommand) resize(ctx context.Context, im *vhdx.Image, r *resizeReport) error {
-	sector := im.Info().LogicalSectorSize
+	sector := im.SectorSize()
 	size := c.size
 	if c.relative {
 		if size += im.Size(); size < 0 {

@@ -39,7 +39,7 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	if err := o.findPartition(im); err != nil {
 		return err
 	}
-	for _, w := range im.Info().Warnings {
+	for _, w := range im.Warnings() {
 		log.Infof("%s: %s", o.mount.Image, w)
 	}
 

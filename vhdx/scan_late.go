@@ -1,0 +1,118 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"sync/atomic"
+
+	"github.com/sirupsen/logrus"
+)
+
+// promptScan is how many bytes of a BAT are validated before the image is open, whatever the options. It is the BAT of
+// 1 TiB in blocks of 1 MiB, and of 64 TiB, the largest disk there is, in blocks of 64 MiB, which is what other programs
+// make of such disks.
+const promptScan = 8 * mib
+
+// A lateScan validates what is left of a large BAT while the disk is read already. To read such a BAT may take a second,
+// and QEMU writes all 512 MiB of one even if no block is there. Meanwhile each entry is validated when it is used, which
+// finds all that is wrong with it by itself; that two blocks overlap is seen by the end, so nothing is written before.
+type lateScan struct {
+	scan    *batScan
+	started bool          // before anybody else has the image
+	stop    atomic.Bool   // nobody waits for it any more
+	done    chan struct{} // closed when it has ended
+	err     error         // why the BAT is not valid, or is not known to be; to be read when done is closed
+}
+
+var errScanStopped = errors.New("the image was closed before its BAT was validated")
+
+// scanBAT validates the BAT, or leaves what it may to a late scan. Only what was not replayed and has no parent may be
+// scanned late: a log goes into the file only if all of the image is valid, and sector bitmap blocks are found by the scan.
+func (l *layer) scanBAT(s *batScan) error {
+	limit := int64(math.MaxInt64)
+	if l.mayLate && !l.geo.hasParent && l.replay == nil {
+		limit = promptScan
+	}
+	done, err := s.run(limit)
+	if err == nil && !done {
+		l.late = &lateScan{scan: s, done: make(chan struct{})}
+		l.wary.Store(true)
+	}
+	return err
+}
+
+// startLateScans begins what was left to do when the layers were loaded.
+func (im *Image) startLateScans(log logrus.FieldLogger) {
+	for l := im.current(); l != nil; l = l.parent {
+		if l.late != nil {
+			l.late.started = true
+			go l.late.run(l, log)
+		}
+	}
+}
+
+// run validates what is left, and logs what it finds, since nobody may be waiting for it.
+func (s *lateScan) run(l *layer, log logrus.FieldLogger) {
+	defer close(s.done)
+	before := len(l.warningTexts())
+	for done := false; !done && s.err == nil; {
+		if s.stop.Load() {
+			s.err = errScanStopped
+			return
+		}
+		done, s.err = s.scan.run(1 * mib)
+	}
+	if s.err == nil {
+		l.wary.Store(false)
+	} else {
+		s.err = fmt.Errorf("%s: %w", l.path, s.err)
+	}
+	s.scan = nil
+	if log == nil {
+		return
+	}
+	for _, w := range l.warningTexts()[before:] {
+		log.Infof("%s: %s", l.path, w)
+	}
+	if s.err != nil {
+		log.WithError(s.err).Error("the image is damaged: it cannot be written, and what is damaged cannot be read; vhdxfs check tells all that is wrong")
+	}
+}
+
+// endLateScan stops a scan that is under way, before the file is closed.
+func (l *layer) endLateScan() {
+	if s := l.late; s != nil && s.started {
+		s.stop.Store(true)
+		<-s.done
+	}
+}
+
+// wasValidated reports whether the whole BAT has been looked at.
+func (l *layer) wasValidated() bool {
+	if l.late == nil {
+		return true
+	}
+	select {
+	case <-l.late.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Validated waits until the BATs of the image and its parents are validated as a whole. With Options.LateScan that may be
+// some time after Open; until then, and for good if it fails, changes fail with the error that it returns, and so do
+// reads of what is damaged.
+func (im *Image) Validated() error {
+	for l := im.current(); l != nil; l = l.parent {
+		if l.late == nil {
+			continue
+		}
+		<-l.late.done
+		if l.late.err != nil {
+			return l.late.err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,302 @@
+package vhdx
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+
+	"vhdxfs/internal/ondisk"
+)
+
+// A heldFile lets the late scan of its BAT wait. Pages are read as ever.
+type heldFile struct {
+	*memFile
+	late    int64         // file offset of what is scanned late
+	release chan struct{} // closed when the scan may go on
+}
+
+func (f *heldFile) ReadAt(p []byte, off int64) (int, error) {
+	if len(p) > pageSize && off >= f.late {
+		<-f.release
+	}
+	return f.memFile.ReadAt(p, off)
+}
+
+// largeBAT returns an image with a BAT of 16 MiB, every page of which says something, and the file held.
+func largeBAT(change func(im *image)) (*image, *heldFile) {
+	return holdBAT(spec{diskSize: 2 * tib, blocks: []blockSpec{{0, FullyPresent}, {2*tib/mib - 1, FullyPresent}}}, change)
+}
+
+func holdBAT(s spec, change func(im *image)) (*image, *heldFile) {
+	im := build(s)
+	for i := int64(1); i < im.geo.batEntries(); i += entriesPerPage {
+		if _, bitmap := im.geo.entry(i); !bitmap {
+			im.setEntry(i, batEntry(Zero))
+		}
+	}
+	if change != nil {
+		change(im)
+	}
+	return im, &heldFile{im.memFile.clone(), im.batOff + promptScan, make(chan struct{})}
+}
+
+// openLate opens the file with a late scan, which is under way.
+func openLate(t *testing.T, f File, o Options) *Image {
+	t.Helper()
+	o.LateScan = true
+	var im *Image
+	var err error
+	if o.Writable {
+		im, err = loadWritable(o, f)
+	} else {
+		var top *layer
+		if top, err = loadFiles(newOpener(o), f); err == nil {
+			im = &Image{top: top, close: top.close}
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if im.top.wasValidated() {
+		t.Fatal("the whole BAT was validated at once")
+	}
+	im.startLateScans(o.Log)
+	return im
+}
+
+func checkRead(t *testing.T, im *Image, f *image, off int64) {
+	t.Helper()
+	got, want := make([]byte, 4096), make([]byte, 4096)
+	f.disk.ReadAt(want, off)
+	if _, err := im.ReadAt(got, off); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("read at %#x: %v, or other bytes than there are", off, err)
+	}
+}
+
+// The disk can be read before its BAT is validated. What is written waits.
+func TestLateScan(t *testing.T) {
+	f, held := largeBAT(nil)
+	im := openLate(t, held, Options{Writable: true})
+	checkRead(t, im, f, 0)
+	checkRead(t, im, f, 2*tib-4096)
+	checkRead(t, im, f, tib)
+	if n := im.AllocatedBytes(); n != held.size {
+		t.Errorf("%d bytes allocated, want those of the file, %d, while it is not known", n, held.size)
+	}
+
+	written := make(chan error)
+	p := bytes.Repeat([]byte{7}, 4096)
+	go func() {
+		_, err := im.WriteAt(p, tib)
+		written <- err
+	}()
+	// It had every chance to be too early.
+	for range 100 {
+		checkRead(t, im, f, 0)
+	}
+	if n := held.changes.Load(); n != 0 {
+		t.Errorf("%d changes of the file before its BAT was validated", n)
+	}
+	close(held.release)
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Validated(); err != nil {
+		t.Fatal(err)
+	}
+	f.disk.WriteAt(p, tib)
+	checkRead(t, im, f, tib)
+	checkRead(t, im, f, 2*tib-4096)
+	if n := im.AllocatedBytes(); n != 3*mib {
+		t.Errorf("%d bytes allocated, want 3 MiB", n)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := loadReadOnly(held.memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkRead(t, again, f, tib)
+}
+
+// What is known in the end is the same, whenever it was looked at.
+func TestLateScanKnowsTheSame(t *testing.T) {
+	f, held := largeBAT(func(im *image) {
+		im.setEntry(im.geo.batEntries()-2, newBATEntry(Unmapped, 900*tib)) // a warning
+	})
+	close(held.release)
+	late := openLate(t, held, Options{})
+	at, err := loadReadOnly(f.memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, want := late.Info(), at.Info()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the late scan tells\n%+v\nwant\n%+v", got, want)
+	}
+	if len(want.Warnings) != 1 {
+		t.Errorf("warnings %q, want one", want.Warnings)
+	}
+}
+
+// Damage behind what is validated at once is told to who reads it, keeps everybody from writing, and is logged.
+func TestLateScanFindsDamage(t *testing.T) {
+	const last = 2*tib/mib - 1
+	for _, tc := range []struct {
+		name  string
+		rule  ondisk.Rule
+		entry batEntry
+		reads error // of the damaged block
+	}{
+		{"overlap", ondisk.R49, 0, nil}, // cannot be known from the entry alone
+		{"behind the file", ondisk.R47, newBATEntry(FullyPresent, 200*tib), ErrCorrupt},
+		{"in the log", ondisk.R48, newBATEntry(FullyPresent, mib), ErrCorrupt},
+		{"header section", ondisk.R46, newBATEntry(FullyPresent, 0), ErrCorrupt},
+		{"state 4", ondisk.R44, newBATEntry(4, 0), ErrCorrupt},
+		{"no parent", ondisk.R45, newBATEntry(PartiallyPresent, 30*mib), ErrCorrupt},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f, held := largeBAT(func(im *image) {
+				e := tc.entry
+				if e == 0 {
+					e = im.entries[0]
+				}
+				im.setBlockEntry(last, e)
+			})
+			var logged bytes.Buffer
+			log := &logrus.Logger{Out: &logged, Formatter: new(logrus.TextFormatter), Level: logrus.InfoLevel}
+			im := openLate(t, held, Options{Writable: true, Log: log})
+			checkRead(t, im, f, 0)
+			if _, err := im.ReadAt(make([]byte, 512), last*mib); !errors.Is(err, tc.reads) {
+				t.Errorf("read of the damaged block before the scan came there: %v, want %v", err, tc.reads)
+			}
+			close(held.release)
+			for range 2 {
+				_, err := im.WriteAt(make([]byte, 512), 0)
+				if ruleOf(err) != tc.rule {
+					t.Errorf("write: %v, want the broken rule %v", err, tc.rule.Name())
+				}
+			}
+			for name, err := range map[string]error{
+				"Discard": im.Discard(0, mib), "Allocate": im.Allocate(0, mib), "Zero": im.Zero(0, mib), "Validated": im.Validated(),
+				"Grow": im.Grow(t.Context(), 3*tib),
+			} {
+				if ruleOf(err) != tc.rule {
+					t.Errorf("%s: %v, want the broken rule %v", name, err, tc.rule.Name())
+				}
+			}
+			if _, err := im.Compact(t.Context(), CompactOptions{}); ruleOf(err) != tc.rule {
+				t.Errorf("Compact: %v, want the broken rule %v", err, tc.rule.Name())
+			}
+			if _, err := im.ReadAt(make([]byte, 512), last*mib); !errors.Is(err, tc.reads) {
+				t.Errorf("read of the damaged block after the scan: %v, want %v", err, tc.reads)
+			}
+			im.Info()
+			if err := im.Sync(); err != nil {
+				t.Errorf("sync of nothing: %v", err)
+			}
+			if err := im.Close(); err != nil {
+				t.Error(err)
+			}
+			if n := held.changes.Load(); n != 0 {
+				t.Errorf("%d changes of a damaged file", n)
+			}
+			if s := logged.String(); !strings.Contains(s, tc.rule.Name()) || !strings.Contains(s, "vhdxfs check") {
+				t.Errorf("logged: %s", s)
+			}
+		})
+	}
+}
+
+// A place outside the file that a block keeps without being present is no damage, but no place to write either.
+func TestLateScanUnwritable(t *testing.T) {
+	_, held := largeBAT(func(im *image) { im.setBlockEntry(2*tib/mib-1, newBATEntry(Unmapped, 900*tib)) })
+	close(held.release)
+	im := openLate(t, held, Options{Writable: true})
+	if _, err := im.WriteAt(make([]byte, 512), 0); err == nil || !strings.Contains(err.Error(), "mounted read-only") {
+		t.Errorf("write: %v", err)
+	}
+	if err := im.Close(); err != nil || held.changes.Load() > 0 {
+		t.Errorf("close: %v, %d changes", err, held.changes.Load())
+	}
+}
+
+// A last block that the end of the file cuts is a whole block, also if it is found late: no other is put into it.
+func TestLateScanCutBlock(t *testing.T) {
+	const blocks = 2 * tib / mib
+	size := int64(blocks*2*mib - 3*mib/2)
+	_, held := holdBAT(spec{diskSize: size, blockSize: 2 * mib, blocks: []blockSpec{{blocks - 1, FullyPresent}}}, func(im *image) {
+		im.size = im.entries[blocks-1].fileOff() + mib/2
+	})
+	close(held.release)
+	im := openLate(t, held, Options{Writable: true})
+	if _, err := im.WriteAt(make([]byte, 512), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadReadOnly(held.memFile); err != nil {
+		t.Error(err)
+	}
+}
+
+// Close does not wait for the rest of a table, nor leaves anybody who reads from a closed file.
+func TestLateScanClose(t *testing.T) {
+	f, _ := largeBAT(nil)
+	path := chain{f}.writeTo(t, t.TempDir())
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, writable := range []bool{false, true} {
+		im, err := Open(path, Options{LateScan: true, Writable: writable})
+		if err != nil {
+			t.Fatal(err)
+		}
+		late := im.top.late
+		if late == nil {
+			t.Fatal("the whole BAT was validated at once")
+		}
+		if err := im.Close(); err != nil {
+			t.Error(err)
+		}
+		if !im.top.wasValidated() {
+			t.Error("the scan goes on after Close")
+		}
+	}
+	if after, err := os.ReadFile(filepath.Clean(path)); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the file is another one, or %v", err)
+	}
+}
+
+// Only where nothing depends on it may the scan be late.
+func TestLateScanNotWhereItMatters(t *testing.T) {
+	dirty, _ := largeBAT(func(im *image) { im.logPages(im.batOff); im.nameLog() })
+	child := build(spec{typ: Differencing, diskSize: 2 * tib})
+	for i := int64(1); i < child.geo.batEntries(); i += entriesPerPage {
+		if _, bitmap := child.geo.entry(i); !bitmap {
+			child.setEntry(i, batEntry(Zero))
+		}
+	}
+	for name, f := range map[string]*image{"dirty": dirty, "differencing": child} {
+		top, err := loadFiles(newOpener(Options{LateScan: true}), f.memFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if top.late != nil {
+			t.Errorf("%s: the scan is late", name)
+		}
+	}
+	small := build(spec{})
+	if top, err := loadFiles(newOpener(Options{LateScan: true}), small.memFile); err != nil || top.late != nil {
+		t.Errorf("a small BAT was not validated at once, or %v", err)
+	}
+}
