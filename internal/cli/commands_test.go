@@ -280,6 +280,42 @@ func TestNothingForTheTerminal(t *testing.T) {
 	}
 }
 
+// A parent that nobody will look for is worth a word, whoever makes or moves the child.
+func TestParentOutsideTheFolder(t *testing.T) {
+	dir := t.TempDir()
+	other := filepath.Join(dir, "other")
+	if err := os.Mkdir(other, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	in := func(name string) string { return filepath.Join(dir, name) }
+	base := in("base.vhdx")
+	mustRun(t, "create", "--size", "64M", base)
+	for _, tc := range []struct {
+		args []string
+		warn bool
+	}{
+		{[]string{"create", "--parent", base, in("child.avhdx")}, false},
+		{[]string{"create", "--parent", base, filepath.Join(link, "linked.avhdx")}, false},
+		{[]string{"create", "--parent", base, filepath.Join(other, "child.avhdx")}, true},
+		{[]string{"set-parent", in("child.avhdx"), base}, false},
+		{[]string{"set-parent", filepath.Join(other, "child.avhdx"), base}, true},
+		{[]string{"snapshot", base, in("next.avhdx")}, false},
+		{[]string{"snapshot", base, filepath.Join(other, "next.avhdx")}, true},
+	} {
+		r := run(t, tc.args...)
+		if want := "-o parent_dir=" + dir; r.status != statusOK || strings.Contains(r.stderr, want) != tc.warn {
+			t.Errorf("%q: status %d, %q; a warning with %q: %t", tc.args, r.status, r.stderr, want, tc.warn)
+		}
+		if child := tc.args[len(tc.args)-1]; tc.args[0] != "set-parent" && (run(t, "check", child).status == statusOK) == tc.warn {
+			t.Errorf("%s opens without a word of where its parent is: %t", child, tc.warn)
+		}
+	}
+}
+
 func TestPictureToStandardOutput(t *testing.T) {
 	t.Chdir(t.TempDir())
 	path := newImage(t)

@@ -73,6 +73,9 @@ func (c *createCommand) run(cmd *cobra.Command, path string) error {
 	if err := vhdx.CreateContext(ctx, path, o); err != nil {
 		return createError(interrupted(err, left(path)))
 	}
+	if c.parent != "" {
+		warnOutside(cmd.ErrOrStderr(), path, c.parent)
+	}
 	if !c.copy.json {
 		return nil
 	}

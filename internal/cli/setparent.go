@@ -44,6 +44,7 @@ To mount a child whose parent is in another folder, name that folder with -o par
 			if r.Foreign {
 				fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: warning: %s is another parent than %s had; what the disk reads as has changed\n", printable(args[1]), printable(args[0]))
 			}
+			warnOutside(cmd.ErrOrStderr(), args[0], args[1])
 			if asJSON {
 				return writeJSON(cmd.OutOrStdout(), r)
 			}

@@ -94,6 +94,7 @@ func (c *snapshotCommand) run(cmd *cobra.Command, path, name string) error {
 	if err != nil {
 		return createError(err)
 	}
+	warnOutside(cmd.ErrOrStderr(), r.Child, r.Frozen)
 	if c.json {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
