@@ -136,6 +136,10 @@ func TestAttach(t *testing.T) {
 			t.Errorf("detach %s while it is used: status %d, %q; want 32 and where", name, r.status, r.stderr)
 		}
 	}
+	out, err := command("bash", "-c", `exec -a umount.fuse.vhdxfs "$0" "$1"`, program.path(t), l.MountPoint)
+	if err == nil || !strings.Contains(out, "loop device "+dev.Device) || strings.Contains(out, strconv.Itoa(l.PID)) {
+		t.Errorf("umount while it is used: %v, %q; want the device, and not the process that serves it", err, out)
+	}
 	if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != "kept" {
 		t.Errorf("after a detach that was refused: %q, %v", b, err)
 	}

@@ -81,12 +81,28 @@ func processUses(process, dir string) bool {
 	}
 	if slices.ContainsFunc(links, func(l string) bool {
 		to, err := os.Readlink(l)
-		return err == nil && below(to, dir)
+		return err == nil && below(to, dir) && (to != dir || !isUnder(l, dir))
 	}) {
 		return true
 	}
 	maps, err := os.ReadFile(filepath.Join(process, "maps"))
 	return err == nil && strings.Contains(string(maps), " "+dir+"/")
+}
+
+// isUnder reports whether a descriptor, given by its link in /proc, is of a folder that the mount at dir hides, as that is
+// whose program has locked the name of its mount point.
+func isUnder(link, dir string) bool {
+	process := filepath.Dir(filepath.Dir(link))
+	info, err := os.ReadFile(filepath.Join(process, "fdinfo", filepath.Base(link)))
+	if err != nil {
+		return false
+	}
+	_, id, _ := strings.Cut(string(info), "mnt_id:")
+	id, _, _ = strings.Cut(id, "\n")
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return strconv.Itoa(m.ID) != strings.TrimSpace(id) || m.Mountpoint == dir, false
+	})
+	return err == nil && len(mounts) > 0
 }
 
 // below reports whether path is dir or below it.
