@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,6 +63,48 @@ func largestDisk(t *testing.T, option string) {
 		}
 	}
 	peak(t, s, "after reads all over the disk", limit)
+}
+
+// QEMU writes the whole BAT of such a disk, which is validated while the disk is used already.
+func TestLargestDiskOfQEMU(t *testing.T) {
+	requireTools(t, "qemu-img")
+	const limit = 64 << 20 // bytes of resident memory
+	const size = 64 << 40
+	img := qemuCreate(t, size, "subformat=dynamic,block_size=1M")
+	if st := stat(t, img); st.Blocks*512 < 512*mib {
+		t.Skipf("this qemu-img leaves the BAT out, %d bytes", st.Blocks*512)
+	}
+	data := map[int64][]byte{0: fill(1)[:4096], size/2 + 512: fill(2)[:4096], size - 4096: fill(3)[:4096]}
+	s := release.serve(t, img)
+	f := openDisk(t, s.disk, unix.O_DIRECT)
+	zero := make([]byte, 4096)
+	for off := range data {
+		b := make([]byte, 4096)
+		if _, err := f.ReadAt(b, off); err != nil || !bytes.Equal(b, zero) {
+			t.Errorf("at %#x of the empty disk: %v, or no zeros", off, err)
+		}
+	}
+	for off, b := range data {
+		if _, err := f.WriteAt(b, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	peak(t, s, "after writes all over the disk", limit)
+	s.end(t)
+	checkClean(t, img)
+	must(t, "qemu-img", "check", "-q", "-f", "vhdx", img)
+	s = release.serve(t, img, "-o", "ro")
+	f = open(t, s.disk)
+	for off, want := range data {
+		b := make([]byte, 4096)
+		if _, err := f.ReadAt(b, off); err != nil || !bytes.Equal(b, want) {
+			t.Errorf("at %#x after the second mount: %v, or other bytes than were written", off, err)
+		}
+	}
+	f.Close()
 }
 
 // peak logs the most memory that the process has had resident, and fails the test if that is above the limit.

@@ -16,7 +16,7 @@ import (
 // A contestant is a way to come by a raw disk.
 type contestant struct {
 	name   string
-	mount  func(image, dir string) (*mounted, error)
+	mount  func(image, dir, options string) (*mounted, error)
 	format string // of its image, as qemu-img names it
 }
 
@@ -28,17 +28,20 @@ type mounted struct {
 	unmount func() error
 }
 
-func mountNothing(image, _ string) (*mounted, error) {
+func mountNothing(image, _, _ string) (*mounted, error) {
 	return &mounted{disk: image, unmount: func() error { return nil }}, nil
 }
 
-func mountVHDXFS(program, options string) func(image, dir string) (*mounted, error) {
-	return func(image, dir string) (*mounted, error) {
-		return serve(exec.Command(program, "-f", "-o", options, image, dir), filepath.Join(dir, "disk.raw"), dir)
+func mountVHDXFS(program, always string) func(image, dir, options string) (*mounted, error) {
+	return func(image, dir, options string) (*mounted, error) {
+		if options != "" {
+			options = "," + options
+		}
+		return serve(exec.Command(program, "-f", "-o", always+options, image, dir), filepath.Join(dir, "disk.raw"), dir)
 	}
 }
 
-func mountQEMU(image, dir string) (*mounted, error) {
+func mountQEMU(image, dir, _ string) (*mounted, error) {
 	disk := filepath.Join(dir, "disk.raw")
 	if err := os.WriteFile(disk, nil, 0o600); err != nil {
 		return nil, err

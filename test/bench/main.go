@@ -54,6 +54,10 @@ func measureAll(program, options, dir, only, svg string, rounds int, b bench) (e
 		return err
 	}
 	defer os.RemoveAll(b.dir)
+	if b.memory, err = os.MkdirTemp("/dev/shm", "vhdxfs-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.memory)
 	if program == "" {
 		program = filepath.Join(b.dir, "vhdxfs")
 		if err := run("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "vhdxfs"); err != nil {
@@ -77,11 +81,14 @@ func measureAll(program, options, dir, only, svg string, rounds int, b bench) (e
 			}
 			for i := range contestants {
 				c := contestants[(i+round)%len(contestants)]
+				if c.name == w.without {
+					continue
+				}
 				m, err := b.measure(c, w)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", w.name, c.name, err)
 				}
-				fmt.Fprintf(os.Stderr, "round %d  %-24s %-12s %10.0f %s\n", round+1, w.name, c.name, m.rate, w.unit)
+				fmt.Fprintf(os.Stderr, "round %d  %-32s %-12s %10.0f %s\n", round+1, w.name, c.name, m.rate, w.unit)
 				results.add(w, c, m)
 			}
 		}

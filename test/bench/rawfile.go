@@ -32,8 +32,8 @@ var (
 
 // mountRawFile serves the image by another process of this program, which is at the path: a copy, or it would never be
 // out of the kernel's caches.
-func mountRawFile(program string) func(image, dir string) (*mounted, error) {
-	return func(image, dir string) (*mounted, error) {
+func mountRawFile(program string) func(image, dir, options string) (*mounted, error) {
+	return func(image, dir, _ string) (*mounted, error) {
 		cmd := exec.Command(program, serveFlag, image, dir)
 		// A goroutine that waits for the disk keeps others from running for a while, unless they have more room.
 		cmd.Env = append(os.Environ(), "GOMAXPROCS=8")

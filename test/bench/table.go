@@ -29,9 +29,13 @@ func (t *table) add(w workload, c contestant, m measurement) {
 	t.rows[i].rounds[c.name] = append(t.rows[i].rounds[c.name], m)
 }
 
-// ratio returns how many times as fast a contestant is as another one: the median over the rounds.
+// ratio returns how many times as fast a contestant is as another one: the median over the rounds. It is 0 where the other
+// one has not taken part.
 func (r *row) ratio(name, base string) float64 {
 	var ratios []float64
+	if len(r.rounds[base]) == 0 {
+		return 0
+	}
 	for i, m := range r.rounds[name] {
 		ratios = append(ratios, m.rate/r.rounds[base][i].rate)
 	}
@@ -41,6 +45,9 @@ func (r *row) ratio(name, base string) float64 {
 // cpu returns the server's processor time for one request, the median over the rounds.
 func (r *row) cpu(name string) time.Duration {
 	var times []time.Duration
+	if len(r.rounds[name]) == 0 {
+		return 0
+	}
 	for _, m := range r.rounds[name] {
 		times = append(times, m.cpu)
 	}
@@ -75,7 +82,11 @@ func (t *table) print(w io.Writer, contestants []contestant) {
 	for _, r := range t.rows {
 		fmt.Fprintf(w, "\n| %s |", r.workload.name)
 		for _, c := range contestants[1:] {
-			fmt.Fprintf(w, " %.2f |", r.ratio(us, c.name))
+			if ratio := r.ratio(us, c.name); ratio > 0 {
+				fmt.Fprintf(w, " %.2f |", ratio)
+			} else {
+				fmt.Fprint(w, " – |")
+			}
 		}
 		fmt.Fprintf(w, " %s, %s | %d", orDash(r.workload.aim.qemu), orDash(r.workload.aim.goFUSE), r.cpu(us).Microseconds())
 		for _, c := range contestants[1:] {
@@ -129,6 +140,9 @@ func (t *table) svg(contestants []contestant) []byte {
 		out := rowOf{Y: y + line*(len(contestants)-1)/2, Name: r.workload.name}
 		for i, c := range contestants[1:] {
 			ratio := r.ratio(contestants[0].name, c.name)
+			if ratio == 0 {
+				continue
+			}
 			x := min(at(ratio), data.One)
 			out.Bars = append(out.Bars, bar{Y: y + i*line*3/4, X: x, Width: max(at(ratio), data.One) - x, Text: fmt.Sprintf("%.2g", ratio), Fill: fills[i%len(fills)]})
 		}
