@@ -7,9 +7,11 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 	"github.com/sirupsen/logrus"
@@ -39,6 +41,7 @@ func parseMetrics(v string) (string, error) {
 // A metricsServer answers HTTP requests for /metrics at a Unix socket that only its owner can use.
 type metricsServer struct {
 	socket net.Listener
+	http   *http.Server
 }
 
 // listenMetrics makes the socket. One that a program has left which is no more is replaced.
@@ -88,7 +91,9 @@ func removeStaleSocket(path string) error {
 
 // serve answers requests from here on, with the statistics of the mount and of the process.
 func (m *metricsServer) serve(server *mount.Server, im *vhdx.Image, log *logrus.Logger) {
-	page := func(w io.Writer) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		writeMetric(w, mountInfo(server, im), "gauge", "What is mounted where; the value is always 1.", 1)
 		for _, s := range server.Stats() {
 			name, kind := s.Name, "gauge"
@@ -99,8 +104,13 @@ func (m *metricsServer) serve(server *mount.Server, im *vhdx.Image, log *logrus.
 		}
 		metrics.WriteProcessMetrics(w)
 		metrics.WriteFDMetrics(w)
-	}
-	go servePage(m.socket, "/metrics", "text/plain; version=0.0.4; charset=utf-8", page, log)
+	})
+	m.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		if err := m.http.Serve(m.socket); !errors.Is(err, http.ErrServerClosed) {
+			log.WithError(err).Error("the metrics are not served any more")
+		}
+	}()
 }
 
 // mountInfo is the metric that tells what is mounted, as it is now: a snapshot changes the image and its type.
@@ -110,11 +120,14 @@ func mountInfo(server *mount.Server, im *vhdx.Image) string {
 		mode = "rw"
 	}
 	return fmt.Sprintf("mount_info{image=%s,mount_point=%s,type=%s,mode=%s,version=%s}", label(server.Image()), label(server.MountPoint()),
-		label(string(im.Info().Type)), label(mode), label(buildVersion()))
+		label(string(im.Type())), label(mode), label(buildVersion()))
 }
 
 // close ends the service and removes the socket.
 func (m *metricsServer) close() {
+	if m.http != nil {
+		m.http.Close()
+	}
 	m.socket.Close()
 }
 
