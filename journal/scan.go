@@ -25,7 +25,13 @@ func Find(r io.ReaderAt, reg Region) (*Sequence, error) {
 		return nil, ondisk.Corrupt(ondisk.R11, "log", reg.Offset,
 			"no complete sequence among %d valid entries with LogGuid %v", len(entries), reg.GUID)
 	}
-	return newSequence(r, reg, active), nil
+	s := newSequence(r, reg, active)
+	for _, e := range entries {
+		if e.sequenceNumber > s.SequenceNumber {
+			s.Newer++
+		}
+	}
+	return s, nil
 }
 
 // An entry is a valid log entry and its place.

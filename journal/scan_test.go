@@ -237,6 +237,42 @@ func TestActiveSequence(t *testing.T) {
 	}
 }
 
+// Entries behind a damaged one are not replayed, but they are noticed; those of other sessions, and older ones, say nothing.
+func TestNewerEntries(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		fill  func(im *image)
+		seq   uint64
+		newer int
+	}{
+		{"none", func(im *image) { im.entry(im.entry(self), data(0, 1)) }, 101, 0},
+		{"behind a damaged one", func(im *image) {
+			tail := im.entry(self, data(0, 1))
+			hurt := im.entry(tail, data(1, 1))
+			im.entry(tail, data(2, 1))
+			im.entry(tail, data(3, 1))
+			im.WriteAt([]byte{0xFF}, im.reg.at(hurt)+SectorSize+100)
+		}, 100, 2},
+		{"the last one is damaged", func(im *image) {
+			tail := im.entry(self, data(0, 1))
+			hurt := im.entry(tail, data(1, 1))
+			im.WriteAt([]byte{0xFF}, im.reg.at(hurt)+SectorSize+100)
+		}, 100, 0},
+		{"of another session", func(im *image) {
+			im.entry(self)
+			im.pos += SectorSize
+			im.seq += 5
+			im.custom(Entry{LogGUID: otherSession, Tail: noTail, Updates: []Update{data(0, 1)}})
+		}, 100, 0},
+	} {
+		im := newImage(16)
+		c.fill(im)
+		if s := im.find(t); s.SequenceNumber != c.seq || s.Newer != c.newer {
+			t.Errorf("%s: head %d with %d newer entries, want %d with %d", c.name, s.SequenceNumber, s.Newer, c.seq, c.newer)
+		}
+	}
+}
+
 // T9: what Windows leaves in a log: an empty entry, stale ones of other sessions, and rubbish between them.
 func TestT9NothingToDoAmongJunk(t *testing.T) {
 	im := newImage(32)

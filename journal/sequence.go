@@ -23,6 +23,7 @@ type Sequence struct {
 	SequenceNumber uint64 // of the head
 	Entries        int    // at least 1
 	Updates        int64  // descriptors in these entries; 0 if there is nothing to do
+	Newer          int    // valid entries of the session that are newer than the head, and not reached from it
 
 	FlushedFileOffset uint64 // of the head: the file is damaged if it is shorter, bytes
 	LastFileOffset    uint64 // of the head: the file is at least so long after replay, bytes

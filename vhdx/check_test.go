@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -100,6 +101,53 @@ func TestCheckReportsOnParents(t *testing.T) {
 func TestCheckSaysWhenItCannotExamine(t *testing.T) {
 	if r, err := Check(filepath.Join(t.TempDir(), "none.vhdx"), Options{}); err == nil {
 		t.Errorf("a report on no file: %+v", r)
+	}
+}
+
+// A log that is damaged in the middle is replayed up to there, and what is behind is not lost without a word.
+func TestCheckNoticesNewerLogEntries(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.vhdx")
+	if err := Create(path, CreateOptions{Size: 16 * mib, BlockSize: mib}); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(path, Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(4) {
+		if _, err := im.WriteAt([]byte("durable"), i*mib); err != nil {
+			t.Fatal(err)
+		}
+		if err := im.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	crashed, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check := func(what string) *Report {
+		t.Helper()
+		if err := os.WriteFile(path, crashed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := Check(path, Options{})
+		if err != nil || !r.Sound() {
+			t.Fatalf("%s: %+v, %v", what, r, err)
+		}
+		return r
+	}
+	if r := check("a crash"); !r.Clean() {
+		t.Errorf("a crash alone: %+v", r.Warnings)
+	}
+	// An empty entry of one sector, then one of two sectors for each sync.
+	const second = mib + (1+2+1)*4096 + 2000
+	crashed[second] ^= 0x10
+	if r := check("a damaged entry"); len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0].Message, "2 newer ones") {
+		t.Errorf("with a damaged entry: %+v", r.Warnings)
 	}
 }
 
