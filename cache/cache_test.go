@@ -170,6 +170,61 @@ func TestMarkZeroOfAllInPieces(t *testing.T) {
 	}
 }
 
+// What is cached already stays, whatever the scan says that marks pages: one that is pinned may have been changed.
+func TestMarkZeroOfCachedPages(t *testing.T) {
+	const pages = 2 * leafPages
+	s := New(0).Span(newCountingFile(pages), 0, pages)
+	wantPage(t, s, 3, 4)
+	pinned, err := s.Pin(leafPages + 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.MarkZero(0, pages)
+	wantPage(t, s, 3, 4)
+	if p := wantPage(t, s, leafPages+1, leafPages+2); p != pinned {
+		t.Error("the pinned page is another one now")
+	}
+	wantPage(t, s, 4, 0)
+	wantPage(t, s, leafPages, 0)
+	s.Unpin(leafPages + 1)
+}
+
+// Pages are marked while others are read, pinned and given up. A zero page stands for one that holds zeros, so whoever
+// looks sees either of both.
+func TestMarkZeroWhilePagesComeAndGo(t *testing.T) {
+	const pages = 3*leafPages + 7
+	c := New(0)
+	spans := [2]*Span{c.Span(newCountingFile(pages), 0, pages), c.Span(newCountingFile(pages), 0, pages)}
+	var all sync.WaitGroup
+	for k := range int64(4) {
+		all.Go(func() {
+			for i := range int64(pages) {
+				s, page := spans[k%2], i*(2*k+1)%pages
+				p, err := s.Pin(page)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if w := p.Word(0); w != 0 && w != uint64(page)+1 {
+					t.Errorf("page %d holds %d", page, w)
+				}
+				s.Unpin(page)
+			}
+		})
+	}
+	for i := int64(0); i < pages; i += leafPages / 2 {
+		spans[0].MarkZero(i, min(leafPages/2, pages-i))
+	}
+	all.Wait()
+	spans[0].MarkZero(0, pages)
+	for i := range int64(pages) {
+		wantPage(t, spans[1], i, uint64(i)+1)
+	}
+	if n := c.Pages(); n > minPages+4 {
+		t.Errorf("%d pages are cached", n)
+	}
+}
+
 // The bound holds for all spans together, and what was given up is read again.
 func TestBound(t *testing.T) {
 	const limit = 20

@@ -145,6 +145,12 @@ func (d *fakeDisk) AllocatedBytes() (n int64) {
 	return n
 }
 
+func (d *fakeDisk) Validated() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.fail["Validated"]
+}
+
 func (d *fakeDisk) Info() *vhdx.Info  { return &d.info }
 func (d *fakeDisk) SectorSize() int64 { return d.info.LogicalSectorSize }
 

@@ -30,6 +30,7 @@ type Disk interface {
 	Path() string // of the image; it takes no lock
 	Size() int64
 	SectorSize() int64 // of a logical sector
+	Validated() error  // waits until all of the image was looked at
 	AllocatedBytes() int64
 	Info() *vhdx.Info
 	Stats() vhdx.Stats

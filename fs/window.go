@@ -54,6 +54,9 @@ func (d *window) count() error {
 			}
 		}
 	}
+	if err := d.Validated(); err != nil { // else the disk does not know how much it holds
+		return err
+	}
 	d.elsewhere.Store(d.Disk.AllocatedBytes() - held)
 	return nil
 }

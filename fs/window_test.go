@@ -184,4 +184,9 @@ func TestWindowAllocated(t *testing.T) {
 			t.Errorf("%+v is taken for a part of the disk", bad)
 		}
 	}
+	damage := errors.New("damaged") // then it is not known how much the disk holds
+	d.fail = map[string]error{"Validated": damage}
+	if _, err := newWindow(d, Window{Partition: 3, Off: 0, Len: 4096}); !errors.Is(err, damage) {
+		t.Errorf("a damaged disk: %v", err)
+	}
 }

@@ -1,9 +1,11 @@
 package vhdx
 
 // FreeRanges calls do for the ranges of the image's own file that nothing uses, in order. Offsets and lengths are in
-// bytes and multiples of 1 MiB.
+// bytes and multiples of 1 MiB. Of a damaged image that is not known, and there are none.
 func (im *Image) FreeRanges(do func(off, n int64)) {
-	_ = im.Validated()
+	if im.Validated() != nil {
+		return
+	}
 	if w := im.writer; w != nil {
 		w.spaceMu.Lock()
 		defer w.spaceMu.Unlock()

@@ -33,7 +33,7 @@ type Options struct {
 	CacheSize  int64    // bytes of BAT and sector bitmap pages to keep, for the whole chain; 0 is the default
 	Lock       LockMode // "" is LockOn
 	Salvage    bool     // open a damaged image, too, to read what can be read of it; see Image.Damage
-	LateScan   bool     // do not wait until all of a large BAT is validated; see Image.Validated
+	LateScan   bool     // do not wait until all of a large BAT of the image itself is validated; see Image.Validated
 
 	Writable     bool               // open the image for writing; its parents are never written
 	Discard      DiscardMode        // "" is DiscardAuto
@@ -89,7 +89,7 @@ func Open(path string, o Options) (*Image, error) {
 		}
 		im.top = im.writer.l
 	}
-	im.startLateScans(o.Log)
+	im.startLateScan(o.Log)
 	return im, nil
 }
 
@@ -165,8 +165,8 @@ func (im *Image) AllocatedBytes() int64 {
 	return min(n, im.Size())
 }
 
-// allocated returns how many bytes the layer's payload blocks take in its file, and the size of the file while that is
-// not known.
+// allocated returns how many bytes the layer's payload blocks take in its file, and the size of the file as long as that
+// is not known: some programs do not read a file that takes no space.
 func (l *layer) allocated() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -239,7 +239,8 @@ func (o *opener) openLayer(path string, flags int, kind lockKind) (*layer, error
 }
 
 func (o *opener) newLayer(f File, path string) *layer {
-	l := &layer{path: path, file: f, cache: o.cache, collect: o.collect, skim: o.skim, mayLate: o.LateScan && !o.collect}
+	l := &layer{path: path, file: f, cache: o.cache, collect: o.collect, skim: o.skim}
+	l.mayLate = o.LateScan && !o.collect && len(o.chain) == 0
 	l.wary.Store(o.collect)
 	return l
 }

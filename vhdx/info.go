@@ -196,8 +196,15 @@ func (l *layer) info() *Info {
 	return in
 }
 
-// Warnings returns what is odd about the image itself, as far as it has been looked at; see Validated.
-func (im *Image) Warnings() []string { return im.current().warningTexts() }
+// Warnings returns what was seen to be odd about the image itself when it was opened. What is seen later is logged.
+func (im *Image) Warnings() []string {
+	l := im.current()
+	list := l.warningTexts()
+	if l.late != nil {
+		list = list[:l.late.warned]
+	}
+	return list
+}
 
 func (l *layer) warningTexts() []string {
 	l.mu.Lock()
@@ -211,6 +218,9 @@ func (l *layer) warningTexts() []string {
 
 // Type returns the type of the virtual disk.
 func (im *Image) Type() DiskType { return im.current().diskType() }
+
+// Replayed reports whether the file holds a log that was replayed in memory alone.
+func (im *Image) Replayed() bool { return im.current().sequence != nil }
 
 // SectorSize returns the size of the disk's logical sectors in bytes.
 func (im *Image) SectorSize() int64 { return im.current().geo.sectorSize }

@@ -38,7 +38,7 @@ type layer struct {
 	unwritable string // why the file cannot be changed safely, though it can be read; "" if it can
 	keptShared bool   // places that blocks keep without being present are used otherwise, too
 
-	late *lateScan   // nil where the whole BAT was validated before the layer was loaded
+	late *lateScan   // nil where the whole BAT was validated when the layer was loaded
 	wary atomic.Bool // BAT entries are validated when they are used
 
 	mu     sync.Mutex // guards counts, headers and findings once the image is open

@@ -20,6 +20,7 @@ const promptScan = 8 * mib
 type lateScan struct {
 	scan    *batScan
 	started bool          // before anybody else has the image
+	warned  int           // how many warnings there were before
 	stop    atomic.Bool   // nobody waits for it any more
 	done    chan struct{} // closed when it has ended
 	err     error         // why the BAT is not valid, or is not known to be; to be read when done is closed
@@ -29,6 +30,7 @@ var errScanStopped = errors.New("the image was closed before its BAT was validat
 
 // scanBAT validates the BAT, or leaves what it may to a late scan. Only what was not replayed and has no parent may be
 // scanned late: a log goes into the file only if all of the image is valid, and sector bitmap blocks are found by the scan.
+// Nor may a parent: which of several files is taken depends on what is wrong with them, and its children are changed.
 func (l *layer) scanBAT(s *batScan) error {
 	limit := int64(math.MaxInt64)
 	if l.mayLate && !l.geo.hasParent && l.replay == nil {
@@ -42,20 +44,23 @@ func (l *layer) scanBAT(s *batScan) error {
 	return err
 }
 
-// startLateScans begins what was left to do when the layers were loaded.
-func (im *Image) startLateScans(log logrus.FieldLogger) {
-	for l := im.current(); l != nil; l = l.parent {
-		if l.late != nil {
-			l.late.started = true
-			go l.late.run(l, log)
-		}
+// startLateScan begins what was left to do when the image was loaded.
+func (im *Image) startLateScan(log logrus.FieldLogger) {
+	l := im.current()
+	if l.late == nil {
+		return
 	}
+	l.late.started = true
+	l.late.warned = len(l.warningTexts())
+	if log == nil {
+		log = nowhere()
+	}
+	go l.late.run(l, im.Writable(), log)
 }
 
 // run validates what is left, and logs what it finds, since nobody may be waiting for it.
-func (s *lateScan) run(l *layer, log logrus.FieldLogger) {
+func (s *lateScan) run(l *layer, writable bool, log logrus.FieldLogger) {
 	defer close(s.done)
-	before := len(l.warningTexts())
 	for done := false; !done && s.err == nil; {
 		if s.stop.Load() {
 			s.err = errScanStopped
@@ -63,20 +68,22 @@ func (s *lateScan) run(l *layer, log logrus.FieldLogger) {
 		}
 		done, s.err = s.scan.run(1 * mib)
 	}
-	if s.err == nil {
-		l.wary.Store(false)
-	} else {
-		s.err = fmt.Errorf("%s: %w", l.path, s.err)
-	}
 	s.scan = nil
-	if log == nil {
-		return
-	}
-	for _, w := range l.warningTexts()[before:] {
+	for _, w := range l.warningTexts()[s.warned:] {
 		log.Infof("%s: %s", l.path, w)
 	}
 	if s.err != nil {
-		log.WithError(s.err).Error("the image is damaged: it cannot be written, and what is damaged cannot be read; vhdxfs check tells all that is wrong")
+		what := "its BAT cannot be read: nothing is written until it is opened again"
+		if errors.Is(s.err, ErrCorrupt) {
+			what = "the image is damaged: nothing is written, and some of it cannot be read; vhdxfs check tells all that is wrong"
+		}
+		s.err = fmt.Errorf("%s: %w", l.path, s.err)
+		log.WithError(s.err).Error(what)
+		return
+	}
+	l.wary.Store(false)
+	if err := l.mayGrow(); err != nil && writable {
+		log.Errorf("%s: nothing is written: %v", l.path, err)
 	}
 }
 
@@ -88,31 +95,30 @@ func (l *layer) endLateScan() {
 	}
 }
 
-// wasValidated reports whether the whole BAT has been looked at.
+// wasValidated reports whether the whole BAT has been looked at, and nothing was wrong.
 func (l *layer) wasValidated() bool {
 	if l.late == nil {
 		return true
 	}
 	select {
 	case <-l.late.done:
-		return true
+		return l.late.err == nil
 	default:
 		return false
 	}
 }
 
-// Validated waits until the BATs of the image and its parents are validated as a whole. With Options.LateScan that may be
-// some time after Open; until then, and for good if it fails, changes fail with the error that it returns, and so do
-// reads of what is damaged.
+// Validated waits until the BAT of the image is validated as a whole. With Options.LateScan that may be some time after
+// Open; until then changes wait, and if it fails they do, too, for good, with the error that it returns. So do reads where
+// an entry of the BAT is wrong by itself.
 func (im *Image) Validated() error {
-	for l := im.current(); l != nil; l = l.parent {
-		if l.late == nil {
-			continue
-		}
-		<-l.late.done
-		if l.late.err != nil {
-			return l.late.err
-		}
+	return im.current().validated()
+}
+
+func (l *layer) validated() error {
+	if l.late == nil {
+		return nil
 	}
-	return nil
+	<-l.late.done
+	return l.late.err
 }

@@ -7,9 +7,12 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/ondisk"
 )
@@ -19,11 +22,15 @@ type heldFile struct {
 	*memFile
 	late    int64         // file offset of what is scanned late
 	release chan struct{} // closed when the scan may go on
+	fail    error         // of what is scanned late
 }
 
 func (f *heldFile) ReadAt(p []byte, off int64) (int, error) {
 	if len(p) > pageSize && off >= f.late {
 		<-f.release
+		if f.fail != nil {
+			return 0, f.fail
+		}
 	}
 	return f.memFile.ReadAt(p, off)
 }
@@ -43,7 +50,7 @@ func holdBAT(s spec, change func(im *image)) (*image, *heldFile) {
 	if change != nil {
 		change(im)
 	}
-	return im, &heldFile{im.memFile.clone(), im.batOff + promptScan, make(chan struct{})}
+	return im, &heldFile{im.memFile.clone(), im.batOff + promptScan, make(chan struct{}), nil}
 }
 
 // openLate opens the file with a late scan, which is under way.
@@ -66,7 +73,7 @@ func openLate(t *testing.T, f File, o Options) *Image {
 	if im.top.wasValidated() {
 		t.Fatal("the whole BAT was validated at once")
 	}
-	im.startLateScans(o.Log)
+	im.startLateScan(o.Log)
 	return im
 }
 
@@ -199,6 +206,10 @@ func TestLateScanFindsDamage(t *testing.T) {
 				t.Errorf("read of the damaged block after the scan: %v, want %v", err, tc.reads)
 			}
 			im.Info()
+			if n := im.AllocatedBytes(); n != held.size {
+				t.Errorf("%d bytes allocated, want those of the file, %d, since it is not known", n, held.size)
+			}
+			im.FreeRanges(func(off, n int64) { t.Errorf("%d bytes at %#x are said to be free", n, off) })
 			if err := im.Sync(); err != nil {
 				t.Errorf("sync of nothing: %v", err)
 			}
@@ -248,6 +259,141 @@ func TestLateScanCutBlock(t *testing.T) {
 	}
 }
 
+// A BAT that cannot be read is no damage, but nothing is written all the same. What can be read is read.
+func TestLateScanReadError(t *testing.T) {
+	f, held := largeBAT(nil)
+	held.fail = unix.EIO
+	var logged bytes.Buffer
+	im := openLate(t, held, Options{Writable: true, Log: &logrus.Logger{Out: &logged, Formatter: new(logrus.TextFormatter), Level: logrus.InfoLevel}})
+	close(held.release)
+	if err := im.Discard(0, mib); !errors.Is(err, unix.EIO) || errors.Is(err, ErrCorrupt) {
+		t.Errorf("discard: %v", err)
+	}
+	checkRead(t, im, f, 0)
+	checkRead(t, im, f, 2*tib-4096)
+	if err := im.Close(); err != nil || held.changes.Load() > 0 {
+		t.Errorf("close: %v, %d changes", err, held.changes.Load())
+	}
+	if s := logged.String(); !strings.Contains(s, "cannot be read") || strings.Contains(s, "damaged") {
+		t.Errorf("logged: %s", s)
+	}
+}
+
+// A log is replayed into the file only if all of the image is valid. What was replayed may be scanned late.
+func TestLateScanAfterReplay(t *testing.T) {
+	for _, damaged := range []bool{false, true} {
+		f, held := largeBAT(func(im *image) {
+			if damaged {
+				im.setBlockEntry(2*tib/mib-1, newBATEntry(FullyPresent, 200*tib))
+			}
+			im.logPages(im.batOff)
+			im.nameLog()
+		})
+		close(held.release)
+		im, err := loadWritable(Options{Writable: true, LateScan: true}, held)
+		if damaged {
+			if ruleOf(err) != ondisk.R47 || held.changes.Load() > 0 {
+				t.Errorf("a damaged image: %v, %d changes of its file", err, held.changes.Load())
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		im.startLateScan(nil)
+		if _, err := im.WriteAt(make([]byte, 512), tib); err != nil {
+			t.Fatal(err)
+		}
+		checkRead(t, im, f, 2*tib-4096)
+		if err := im.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What is odd is told once: what is seen at once by Warnings, the rest by the log.
+func TestLateScanWarnings(t *testing.T) {
+	_, held := largeBAT(func(im *image) {
+		im.setBlockEntry(7, newBATEntry(Zero, 30*mib))
+		im.setBlockEntry(2*tib/mib-1, newBATEntry(Zero, 40*mib))
+	})
+	close(held.release)
+	var logged bytes.Buffer
+	im := openLate(t, held, Options{Log: &logrus.Logger{Out: &logged, Formatter: new(logrus.TextFormatter), Level: logrus.InfoLevel}})
+	if err := im.Validated(); err != nil {
+		t.Fatal(err)
+	}
+	if w := im.Warnings(); len(w) != 1 || !strings.Contains(w[0], "block 7 ") {
+		t.Errorf("warnings %q, want that of block 7", w)
+	}
+	if s := logged.String(); strings.Count(s, "has the file offset") != 1 || !strings.Contains(s, "block 2097151 ") {
+		t.Errorf("logged: %s", s)
+	}
+}
+
+// Everything may be asked and done while the scan is under way.
+func TestLateScanInUse(t *testing.T) {
+	const size = 2 * tib
+	f, _ := largeBAT(nil)
+	for round := range 3 {
+		path := chain{f}.writeTo(t, t.TempDir())
+		im, err := Open(path, Options{LateScan: true, Writable: true, CacheSize: 1, Commit: time.Millisecond, IdleClean: time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if im.top.late == nil {
+			t.Fatal("the whole BAT was validated at once")
+		}
+		var all sync.WaitGroup
+		each := func(do func(i int64) error) {
+			all.Go(func() {
+				for i := range int64(20) {
+					if err := do(i); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		each(func(i int64) error { checkRead(t, im, f, size-4096); return nil })
+		each(func(i int64) error { checkRead(t, im, f, i*size/20); return nil })
+		each(func(i int64) error { _, err := im.Extent(i * size / 20); return err })
+		each(func(i int64) error { im.Stats(); im.Warnings(); return nil })
+		each(func(i int64) error { return errors.Join(im.Sync(), im.Clean()) })
+		if round > 0 {
+			each(func(i int64) error { im.Info(); im.FreeRanges(func(int64, int64) {}); return nil })
+			each(func(i int64) error { _, err := im.SeekData(size - mib); return err })
+			each(func(i int64) error { _, err := im.WriteAt([]byte{1, byte(i)}, i*size/20+mib); return err })
+			each(func(i int64) error { return im.Zero(i*size/20+2*mib, mib) })
+		}
+		all.Wait()
+		if err := im.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r, err := Check(path, Options{})
+		if err != nil || len(r.Errors) > 0 || r.Leaked > 0 {
+			t.Fatalf("check: %v, %+v", err, r)
+		}
+		again, err := Open(path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkRead(t, again, f, size-4096)
+		for i := range int64(20) {
+			var got [2]byte
+			want := [2]byte{}
+			if round > 0 {
+				want = [2]byte{1, byte(i)}
+			}
+			if _, err := again.ReadAt(got[:], i*size/20+mib); err != nil || got != want {
+				t.Errorf("write %d reads as %v, %v; want %v", i, got, err, want)
+			}
+		}
+		if err := again.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Close does not wait for the rest of a table, nor leaves anybody who reads from a closed file.
 func TestLateScanClose(t *testing.T) {
 	f, _ := largeBAT(nil)
@@ -268,7 +414,9 @@ func TestLateScanClose(t *testing.T) {
 		if err := im.Close(); err != nil {
 			t.Error(err)
 		}
-		if !im.top.wasValidated() {
+		select {
+		case <-late.done:
+		default:
 			t.Error("the scan goes on after Close")
 		}
 	}
@@ -286,8 +434,13 @@ func TestLateScanNotWhereItMatters(t *testing.T) {
 			child.setEntry(i, batEntry(Zero))
 		}
 	}
-	for name, f := range map[string]*image{"dirty": dirty, "differencing": child} {
-		top, err := loadFiles(newOpener(Options{LateScan: true}), f.memFile)
+	parent, _ := largeBAT(nil)
+	for name, f := range map[string]*image{"dirty": dirty, "differencing": child, "parent": parent} {
+		op := newOpener(Options{LateScan: true})
+		if f == parent {
+			op.chain = []*layer{{}}
+		}
+		top, err := loadFiles(op, f.memFile)
 		if err != nil {
 			t.Fatal(err)
 		}

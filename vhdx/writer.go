@@ -132,7 +132,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	w.roomFree.L, w.rounds.cond.L = &w.metaMu, &w.rounds.mu
 	w.reads.current.Store(1) // epoch 0 has ended
 	if w.log == nil {
-		w.log = &logrus.Logger{Out: io.Discard, Formatter: new(logrus.TextFormatter)}
+		w.log = nowhere()
 	}
 	s, ok := l.file.(interface{ Sparse() bool })
 	w.holes = ok && s.Sparse()
@@ -151,6 +151,11 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	return w, nil
 }
 
+// nowhere returns a log that nobody reads.
+func nowhere() logrus.FieldLogger {
+	return &logrus.Logger{Out: io.Discard, Formatter: new(logrus.TextFormatter)}
+}
+
 // mayGrow returns an error where the place of new blocks would not be safe.
 func (l *layer) mayGrow() error {
 	if l.unwritable != "" {
@@ -166,9 +171,8 @@ func (w *writer) settle() error {
 		return nil
 	}
 	l := w.current.Load() // nothing replaces it before
-	<-l.late.done
-	if l.late.err != nil {
-		return l.late.err
+	if err := l.validated(); err != nil {
+		return err
 	}
 	if err := l.mayGrow(); err != nil {
 		return err
@@ -211,6 +215,7 @@ func (w *writer) replay(op *opener) error {
 		return err
 	}
 	fresh := op.newLayer(w.file, w.l.path)
+	fresh.mayLate = w.l.mayLate // it was found valid as it is now
 	if err := fresh.load(); err != nil {
 		return fmt.Errorf("after the log was replayed: %w", err)
 	}

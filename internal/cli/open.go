@@ -18,7 +18,8 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	io := o.image
 	io.Log = log
 	io.Writable = !o.readOnly
-	io.LateScan = true // who waits for the mount need not wait for 512 MiB of BAT
+	// Who waits for the mount need not wait for 512 MiB of BAT, unless what is found there says how to mount.
+	io.LateScan = o.mount.Overlay == "" && !o.roFallback
 	if o.replay == replayNo {
 		if err := checkReplay(o.mount.Image, io); err != nil {
 			return nil, err
@@ -127,8 +128,8 @@ func checkReplay(path string, io vhdx.Options) error {
 	if err != nil {
 		return nil // to be told when it is opened in earnest
 	}
-	state := im.Info().Log.State
-	if err := im.Close(); err != nil || state == vhdx.LogClean {
+	replayed := im.Replayed()
+	if err := im.Close(); err != nil || !replayed {
 		return err
 	}
 	return fmt.Errorf("%s was not closed cleanly: its log has to be replayed, which replay=no forbids; "+

@@ -51,7 +51,7 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 		return nil, fmt.Errorf("overlay %s is not one of %s as it is now: that was changed after the overlay was made, or is another disk; name a new file", path, o.mount.Image)
 	case err != nil:
 		return nil, fmt.Errorf("overlay: %w", err)
-	case im.Info().Parent == nil:
+	case im.Type() != vhdx.Differencing:
 		return nil, errors.Join(fmt.Errorf("%s is no overlay, for it has no parent; name a new file", path), im.Close())
 	}
 	return im, nil
