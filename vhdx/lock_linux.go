@@ -35,6 +35,7 @@ const (
 	permRead   = 0 // read consistent data
 	permWrite  = 1
 	permResize = 3
+	permRename = 4 // QEMU had it for changes of its graph, and does not use it any more
 )
 
 // A lockKind is what a program wants to do and what it can bear others to do meanwhile.
@@ -44,6 +45,7 @@ type lockKind struct {
 
 var (
 	sharedLock    = lockKind{used: []int64{permRead}, unshared: []int64{permWrite, permResize}}
+	renameLock    = lockKind{used: []int64{permRename}, unshared: []int64{permRename}} // beside one of the others
 	exclusiveLock = lockKind{used: []int64{permRead, permWrite, permResize}, unshared: []int64{permWrite, permResize}}
 )
 
@@ -61,7 +63,7 @@ func (f *osFile) lock(mode LockMode, k lockKind) error {
 		return nil
 	}
 	// No locks at all, or another program's: ours are of no use to anyone.
-	if dropErr := f.setLock(unix.F_UNLCK, 0, unsharedLocks+permResize+1); dropErr != nil && errors.Is(err, ErrLocked) {
+	if dropErr := f.setLock(unix.F_UNLCK, 0, unsharedLocks+permRename+1); dropErr != nil && errors.Is(err, ErrLocked) {
 		err = errors.Join(err, dropErr)
 	}
 	if noLocks(err) || mode == LockTry && errors.Is(err, ErrLocked) {
@@ -125,6 +127,8 @@ func permVerb(p int64) string {
 		return "write"
 	case permResize:
 		return "resize"
+	case permRename:
+		return "rename"
 	}
 	return "read"
 }

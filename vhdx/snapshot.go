@@ -171,13 +171,24 @@ func (s *snapshot) keepName(frozen string) (*SnapshotResult, error) {
 	if realPath(filepath.Dir(frozen)) != realPath(filepath.Dir(s.image)) {
 		return nil, optionsError{fmt.Errorf("%s is in another folder than the image, where neither it nor its own parent would be found", frozen)}
 	}
+	// Two snapshots can read the image at once, and the second would take the place of the child of the first.
+	f, err := openFile(s.image, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // and with it the lock
+	if err := f.lock(s.o.Open.Lock, renameLock); err != nil {
+		return nil, err
+	}
 	linked, err := linkBeside(s.image, frozen)
 	if err != nil {
 		return nil, err
 	}
+	s.o.done("link")
 	if err := s.takeName(frozen); err != nil {
-		if linked {
-			err = errors.Join(err, os.Remove(frozen)) // the image still has its own name
+		// The new name goes only while the image has its own: not if the child has that, and was not made durable.
+		if two, terr := twoNames(s.image, frozen); linked && two && terr == nil {
+			err = errors.Join(err, os.Remove(frozen))
 		}
 		return nil, err
 	}
@@ -228,10 +239,28 @@ func (s *snapshot) takeName(frozen string) error {
 	if err := s.create(temp, frozen); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, s.image); err != nil {
+	s.o.done("create")
+	err := inPlace(s.image, s.st)
+	if err == nil {
+		err = os.Rename(temp, s.image)
+	}
+	if err != nil {
 		return errors.Join(err, os.Remove(temp))
 	}
+	s.o.done("rename")
 	return newfile.SyncDir(filepath.Dir(s.image))
+}
+
+// inPlace returns an error unless the image st is at the path.
+func inPlace(path string, st os.FileInfo) error {
+	there, err := os.Lstat(path)
+	if err == nil && !os.SameFile(there, st) {
+		err = errors.New("another file is there now")
+	}
+	if err != nil {
+		return fmt.Errorf("%s is not where the image is any more: %w", path, err)
+	}
+	return nil
 }
 
 // copyMode gives the file at path the permissions and the owner of another, as far as we may.

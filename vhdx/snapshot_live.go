@@ -89,7 +89,7 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 	if homes := foldersOf(path); len(homes) > 1 {
 		s.image = realPath(path) // its folder is where parent and child belong
 	}
-	if err := s.inPlace(s.image); err != nil {
+	if err := inPlace(s.image, s.st); err != nil {
 		return nil, err
 	}
 	if own, err := mountedAlone(s.image); err != nil {
@@ -112,18 +112,6 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 		s.frozen, s.child, s.first = name, path, newfile.TempName(s.image)
 	}
 	return s, nil
-}
-
-// inPlace returns an error unless the image is at the path.
-func (s *liveSnapshot) inPlace(path string) error {
-	st, err := os.Lstat(path)
-	if err == nil && !os.SameFile(st, s.st) {
-		err = errors.New("another file is there now")
-	}
-	if err != nil {
-		return fmt.Errorf("%s is not where the image is any more: %w", path, err)
-	}
-	return nil
 }
 
 // begin gives the image its second name, and begins the child.
@@ -256,7 +244,7 @@ func (s *liveSnapshot) giveNames(child *osFile) error {
 		return context.Cause(s.ctx)
 	}
 	for _, path := range []string{s.image, s.frozen} {
-		if err := s.inPlace(path); err != nil {
+		if err := inPlace(path, s.st); err != nil {
 			return err
 		}
 	}

@@ -174,6 +174,72 @@ func TestSnapshotAfterACut(t *testing.T) {
 	}
 }
 
+// Two snapshots that keep the name of one image, at one moment: one of them is made, also if both have chosen one name for
+// the frozen image, and its child is not replaced by that of the other.
+func TestSnapshotsAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	image, frozen := filepath.Join(dir, "disk.vhdx"), filepath.Join(dir, "frozen.vhdx")
+	if err := Create(image, CreateOptions{Size: 4 * mib}); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []string{"link", "create", "rename"} {
+		var second error
+		o := SnapshotOptions{KeepName: true}
+		o.step = func(at string) {
+			if at == step {
+				// Where the first has put its child already, that is busy with it.
+				_, second = Snapshot(context.Background(), image, frozen, SnapshotOptions{KeepName: true})
+			}
+		}
+		if _, err := Snapshot(context.Background(), image, frozen, o); err != nil {
+			t.Fatalf("the first, with a second one after %q: %v", step, err)
+		}
+		if want := map[bool]error{false: ErrLocked, true: fs.ErrExist}[step == "rename"]; !errors.Is(second, want) {
+			t.Errorf("the second after %q: %v, want %v", step, second, want)
+		}
+		k, err := Chain(image, Options{})
+		if err != nil || k.State != Linked || k.Parent == nil || filepath.Base(k.Parent.Path) != "frozen.vhdx" || k.Parent.Parent != nil {
+			t.Errorf("after %q: %+v, %v", step, k, err)
+		}
+		if err := os.Rename(frozen, image); err != nil { // and back
+			t.Fatal(err)
+		}
+	}
+}
+
+// A snapshot that fails when the image has its own name no more does not remove the other one, which may be the last.
+func TestSnapshotKeepsTheLastName(t *testing.T) {
+	dir := t.TempDir()
+	image, frozen, other := filepath.Join(dir, "disk.vhdx"), filepath.Join(dir, "frozen.vhdx"), filepath.Join(dir, "other.vhdx")
+	for _, path := range []string{image, other} {
+		if err := Create(path, CreateOptions{Size: 4 * mib}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, err := os.Stat(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := SnapshotOptions{KeepName: true}
+	o.step = func(at string) {
+		if at != "create" {
+			return
+		}
+		if err := os.Rename(other, image); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := Snapshot(context.Background(), image, frozen, o); err == nil || !strings.Contains(err.Error(), "another file is there now") {
+		t.Errorf("got %v", err)
+	}
+	if now, err := os.Stat(frozen); err != nil || !os.SameFile(now, st) {
+		t.Errorf("the image is gone: %v", err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+}
+
 func TestSnapshotRefuses(t *testing.T) {
 	p := newWrittenChain(t, 1)
 	dir := filepath.Dir(p[0])
