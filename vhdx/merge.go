@@ -224,7 +224,11 @@ func (m *merge) tidy() error {
 			return err
 		}
 		if m.Delete && !(i == 0 && m.KeepName) {
-			if err := os.Remove(realPath(im.top.path)); err != nil {
+			path, err := im.ownPath()
+			if err == nil {
+				err = os.Remove(path)
+			}
+			if err != nil {
 				return fmt.Errorf("the merge is done, but: %w", err)
 			}
 		}
@@ -235,10 +239,31 @@ func (m *merge) tidy() error {
 	if err := m.run[last].Clean(); err != nil {
 		return err
 	}
-	name := realPath(m.run[0].top.path)
-	if err := os.Rename(realPath(m.run[last].top.path), name); err != nil {
+	name, err := m.run[0].ownPath()
+	if err != nil {
+		return fmt.Errorf("the merge is done, but: %w", err)
+	}
+	merged, err := m.run[last].ownPath()
+	if err == nil {
+		err = os.Rename(merged, name)
+	}
+	if err != nil {
 		return fmt.Errorf("the merge is done, but: %w", err)
 	}
 	m.result.Path = m.run[0].top.path
 	return newfile.SyncDir(filepath.Dir(name))
+}
+
+// ownPath returns the path of the image itself, for removing and renaming, and an error if another file is there by now.
+func (im *Image) ownPath() (string, error) {
+	path := realPath(im.top.path)
+	f, ok := im.top.file.(*osFile)
+	if !ok {
+		return path, nil
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	return path, inPlace(path, st)
 }

@@ -340,6 +340,29 @@ func TestMergeLocks(t *testing.T) {
 }
 
 // An interrupted merge leaves the disk as it was, and can be run again, also where logs have to be replayed.
+// What has taken the place of an image while that was merged is neither removed nor replaced.
+func TestMergeLeavesOtherFiles(t *testing.T) {
+	for _, o := range []MergeOptions{{Delete: true}, {KeepName: true}} {
+		p := newWrittenChain(t, 2)
+		want := diskSum(t, p[1], Options{})
+		other := []byte("not an image")
+		o.Phase = func(string, int64) {
+			if err := errors.Join(os.Rename(p[1], p[1]+".moved"), os.WriteFile(p[1], other, 0o600)); err != nil {
+				t.Error(err)
+			}
+		}
+		if _, err := Merge(context.Background(), p[1], o); err == nil || !strings.Contains(err.Error(), "the merge is done, but") {
+			t.Errorf("%+v: %v", o, err)
+		}
+		if b, err := os.ReadFile(p[1]); err != nil || !bytes.Equal(b, other) {
+			t.Errorf("the other file: %.20q, %v", b, err)
+		}
+		if got := diskSum(t, p[0], Options{}); got != want {
+			t.Error("the parent does not show the disk that was merged")
+		}
+	}
+}
+
 func TestMergeInterrupted(t *testing.T) {
 	p := newWrittenChain(t, 3)
 	want := diskSum(t, p[2], Options{})
