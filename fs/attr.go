@@ -100,6 +100,14 @@ func (f *fileSystem) attr(node uint64) *fuse.Attr {
 	return nil
 }
 
+// attrTimeout returns how long the kernel may keep what attr returns after the call.
+func (f *fileSystem) attrTimeout() time.Duration {
+	if !f.disk.Counted() {
+		return 0
+	}
+	return cacheTimeout
+}
+
 func (f *fileSystem) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	switch {
 	case !f.access(h):
@@ -119,21 +127,21 @@ func (f *fileSystem) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, ou
 func (f *fileSystem) fillEntry(out *fuse.EntryOut) {
 	out.NodeId = diskNode
 	out.Generation = 1
+	out.SetAttrTimeout(f.attrTimeout())
 	out.Attr = *f.attr(diskNode)
 	out.SetEntryTimeout(cacheTimeout)
-	out.SetAttrTimeout(cacheTimeout)
 }
 
 func (f *fileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	if !f.access(&in.InHeader) {
 		return fuse.EACCES
 	}
+	out.SetTimeout(f.attrTimeout())
 	a := f.attr(in.NodeId)
 	if a == nil {
 		return fuse.ENOENT
 	}
 	out.Attr = *a
-	out.SetTimeout(cacheTimeout)
 	return fuse.OK
 }
 

@@ -24,11 +24,12 @@ import (
 // fakeDisk is a disk whose extents the test lays out. want is its content. What would change it is recorded, and
 // not done.
 type fakeDisk struct {
-	extents  []vhdx.Extent
-	want     []byte
-	info     vhdx.Info
-	err      error // of every Resolve and Seek, when set
-	writable bool
+	extents   []vhdx.Extent
+	want      []byte
+	info      vhdx.Info
+	err       error // of every Resolve and Seek, when set
+	uncounted bool
+	writable  bool
 
 	reading   atomic.Int64  // reads that have not ended
 	snapshots chan struct{} // one for each Snapshot that may go on; nil for all
@@ -144,6 +145,8 @@ func (d *fakeDisk) AllocatedBytes() (n int64) {
 	}
 	return n
 }
+
+func (d *fakeDisk) Counted() bool { return !d.uncounted }
 
 func (d *fakeDisk) Validated() error {
 	d.mu.Lock()

@@ -21,7 +21,8 @@ const (
 )
 
 // cacheTimeout is how long the kernel may keep names and attributes: in effect for ever. Nobody else changes the
-// image while it is mounted, and after a write the kernel asks by itself for what that changes of a file.
+// image while it is mounted, and after a write the kernel asks by itself for what that changes of a file. How much is
+// allocated may be known only later; see attrTimeout.
 const cacheTimeout = 365 * 24 * time.Hour
 
 // A Disk is the virtual disk that is served; *vhdx.Image is one. Offsets and lengths are in bytes. Its
@@ -32,6 +33,7 @@ type Disk interface {
 	SectorSize() int64 // of a logical sector
 	Validated() error  // waits until all of the image was looked at
 	AllocatedBytes() int64
+	Counted() bool // AllocatedBytes is no bound, but what there is
 	Info() *vhdx.Info
 	Stats() vhdx.Stats
 

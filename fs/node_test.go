@@ -59,6 +59,22 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
+// As long as it is not known how much of the disk is held, the kernel asks again.
+func TestAttrUntilCounted(t *testing.T) {
+	d := newFakeDisk(t)
+	f := newTestFileSystem(t, d, Options{})
+	for _, counted := range []bool{false, true} {
+		d.uncounted = !counted
+		var got fuse.AttrOut
+		f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: diskNode}}, &got)
+		var entry fuse.EntryOut
+		f.Lookup(nil, &fuse.InHeader{NodeId: rootNode}, FileName, &entry)
+		if got.Timeout() > 0 != counted || entry.AttrTimeout() > 0 != counted || entry.EntryTimeout() == 0 {
+			t.Errorf("counted %v: attributes are kept for %v and %v, the name for %v", counted, got.Timeout(), entry.AttrTimeout(), entry.EntryTimeout())
+		}
+	}
+}
+
 func TestLookup(t *testing.T) {
 	f := newTestFileSystem(t, newFakeDisk(t), Options{})
 	for _, tc := range []struct {

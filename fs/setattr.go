@@ -79,7 +79,7 @@ func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 	if set {
 		f.times.change.Store(time.Now().UnixNano())
 	}
+	out.SetTimeout(f.attrTimeout())
 	out.Attr = *f.attr(in.NodeId)
-	out.SetTimeout(cacheTimeout)
 	return fuse.OK
 }

@@ -121,4 +121,6 @@ func TestWriteAfterLargeTable(t *testing.T) {
 	if got := readAt(t, s.disk, lateBlocks*mib-mib, mib); string(got) != string(fill(7)) {
 		t.Error("the disk reads otherwise than it was written")
 	}
+	// What is allocated is known by then, and not what it was said to be when the mount began.
+	eventually(t, "what is allocated", func() bool { return stat(t, s.disk).Blocks*512 == mib })
 }

@@ -165,6 +165,9 @@ func (im *Image) AllocatedBytes() int64 {
 	return min(n, im.Size())
 }
 
+// Counted reports whether AllocatedBytes tells what there is, and not just a bound, as before the BAT is validated.
+func (im *Image) Counted() bool { return im.current().wasValidated() }
+
 // allocated returns how many bytes the layer's payload blocks take in its file, and the size of the file as long as that
 // is not known: some programs do not read a file that takes no space.
 func (l *layer) allocated() int64 {

@@ -138,13 +138,18 @@ func TestLateScanKnowsTheSame(t *testing.T) {
 	f, held := largeBAT(func(im *image) {
 		im.setEntry(im.geo.batEntries()-2, newBATEntry(Unmapped, 900*tib)) // a warning
 	})
-	close(held.release)
 	late := openLate(t, held, Options{})
 	at, err := loadReadOnly(f.memFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, want := late.Info(), at.Info()
+	told := make(chan *Info)
+	go func() { told <- late.Info() }()
+	for range 100 { // it had every chance to be too early
+		checkRead(t, late, f, 0)
+	}
+	close(held.release)
+	got, want := <-told, at.Info()
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the late scan tells\n%+v\nwant\n%+v", got, want)
 	}
@@ -201,6 +206,12 @@ func TestLateScanFindsDamage(t *testing.T) {
 			}
 			if _, err := im.Compact(t.Context(), CompactOptions{}); ruleOf(err) != tc.rule {
 				t.Errorf("Compact: %v, want the broken rule %v", err, tc.rule.Name())
+			}
+			if _, err := im.Snapshot(t.Context(), "", SnapshotOptions{}); ruleOf(err) != tc.rule {
+				t.Errorf("Snapshot: %v, want the broken rule %v", err, tc.rule.Name())
+			}
+			if _, err := im.Reclaimable(t.Context(), false, CompactOptions{}); ruleOf(err) != tc.rule {
+				t.Errorf("Reclaimable: %v, want the broken rule %v", err, tc.rule.Name())
 			}
 			if _, err := im.ReadAt(make([]byte, 512), last*mib); !errors.Is(err, tc.reads) {
 				t.Errorf("read of the damaged block after the scan: %v, want %v", err, tc.reads)
@@ -290,17 +301,20 @@ func TestLateScanAfterReplay(t *testing.T) {
 			im.nameLog()
 		})
 		close(held.release)
-		im, err := loadWritable(Options{Writable: true, LateScan: true}, held)
 		if damaged {
+			_, err := loadWritable(Options{Writable: true, LateScan: true}, held)
 			if ruleOf(err) != ondisk.R47 || held.changes.Load() > 0 {
 				t.Errorf("a damaged image: %v, %d changes of its file", err, held.changes.Load())
 			}
 			continue
 		}
+		im, err := Open(chain{f}.writeTo(t, t.TempDir()), Options{Writable: true, LateScan: true})
 		if err != nil {
 			t.Fatal(err)
 		}
-		im.startLateScan(nil)
+		if im.top.late == nil {
+			t.Error("the whole BAT was validated twice")
+		}
 		if _, err := im.WriteAt(make([]byte, 512), tib); err != nil {
 			t.Fatal(err)
 		}
@@ -334,7 +348,11 @@ func TestLateScanWarnings(t *testing.T) {
 // Everything may be asked and done while the scan is under way.
 func TestLateScanInUse(t *testing.T) {
 	const size = 2 * tib
-	f, _ := largeBAT(nil)
+	f, _ := largeBAT(func(im *image) {
+		for b := int64(1); b < 100; b++ { // of which there are warnings
+			im.setBlockEntry(size/mib-100*b-50, newBATEntry(Zero, b*mib))
+		}
+	})
 	for round := range 3 {
 		path := chain{f}.writeTo(t, t.TempDir())
 		im, err := Open(path, Options{LateScan: true, Writable: true, CacheSize: 1, Commit: time.Millisecond, IdleClean: time.Millisecond})
@@ -435,8 +453,10 @@ func TestLateScanNotWhereItMatters(t *testing.T) {
 		}
 	}
 	parent, _ := largeBAT(nil)
-	for name, f := range map[string]*image{"dirty": dirty, "differencing": child, "parent": parent} {
+	salvaged, _ := largeBAT(nil)
+	for name, f := range map[string]*image{"dirty": dirty, "differencing": child, "parent": parent, "salvaged": salvaged} {
 		op := newOpener(Options{LateScan: true})
+		op.collect = f == salvaged
 		if f == parent {
 			op.chain = []*layer{{}}
 		}
