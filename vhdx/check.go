@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 
-	"vhdxfs/internal/ondisk"
 )
 
 // A Report is the outcome of Check.
@@ -74,13 +73,6 @@ func (l *layer) newReport() *Report {
 		Errors:   append([]Finding{}, l.errors...),
 		Warnings: append([]Finding{}, l.warnings...),
 		Dropped:  l.dropped,
-	}
-	// Who waits for an entry before the next is written, as this package does, leaves none behind one that a power cut tore.
-	if s := l.sequence; s != nil && s.Newer > 0 {
-		r.Warnings = append(r.Warnings, Finding{
-			Rule: ondisk.R11.Name(), Structure: "log", Offset: s.Region.Offset,
-			Message: fmt.Sprintf("an entry behind number %d is damaged or missing, and %d newer ones cannot be replayed without it: what was changed last may be lost, and the first write makes that final; keep a copy", s.SequenceNumber, s.Newer),
-		})
 	}
 	if l.space != nil {
 		r.Leaked = l.space.free()

@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/sirupsen/logrus"
 )
 
 // check writes the chain to files and returns what Check finds.
@@ -148,6 +150,24 @@ func TestCheckNoticesNewerLogEntries(t *testing.T) {
 	crashed[second] ^= 0x10
 	if r := check("a damaged entry"); len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0].Message, "2 newer ones") {
 		t.Errorf("with a damaged entry: %+v", r.Warnings)
+	}
+	// Who mounts it hears of it, too.
+	im, err = Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w := im.Warnings(); len(w) != 1 || !strings.Contains(w[0], "keep a copy") {
+		t.Errorf("opened for reading: warnings %q", w)
+	}
+	im.Close()
+	var logged bytes.Buffer
+	im, err = Open(path, Options{Writable: true, Log: &logrus.Logger{Out: &logged, Formatter: new(logrus.TextFormatter), Level: logrus.WarnLevel}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	im.Close()
+	if !strings.Contains(logged.String(), "may be lost") {
+		t.Errorf("opened for writing, and logged: %s", &logged)
 	}
 }
 

@@ -175,10 +175,23 @@ func (l *layer) replayLog() error {
 		return err
 	}
 	l.sequence, l.src, l.size = seq, l.replay, l.replay.Size()
+	if gap := l.logGap(); gap != "" {
+		l.remember(&l.warnings, Finding{Rule: ondisk.R11.Name(), Structure: "log", Offset: seq.Region.Offset, Message: gap + "; to write to it makes that final, so keep a copy"})
+	}
 	if l.size > maxFileSize {
 		return ondisk.Corrupt(ondisk.R13, "log", l.log().Offset, "the replayed file has %d bytes; files above 256 TiB are not supported", l.size)
 	}
 	return nil
+}
+
+// logGap says what is lost where a log is damaged in its middle, and "" where it is not. Who waits for an entry before the
+// next is written, as this package does, leaves none behind one that a power cut tore.
+func (l *layer) logGap() string {
+	if l.sequence.Newer == 0 {
+		return ""
+	}
+	return fmt.Sprintf("an entry behind number %d is damaged or missing, and %d newer ones cannot be replayed without it: what was changed "+
+		"last may be lost", l.sequence.SequenceNumber, l.sequence.Newer)
 }
 
 // count notes that n more payload blocks are in the given state.

@@ -143,6 +143,9 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 			return nil, err
 		}
 		w.log.Warnf("%s was not closed cleanly; its log was replayed", l.path)
+		if gap := l.logGap(); gap != "" {
+			w.log.Warnf("%s: %s", l.path, gap)
+		}
 	}
 	w.current.Store(w.l)
 	w.useSpace()
