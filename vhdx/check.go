@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-
 )
 
 // A Report is the outcome of Check.
