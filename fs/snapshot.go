@@ -8,6 +8,7 @@ import (
 	iofs "io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -36,7 +37,13 @@ type Snapshot struct {
 	Result  *vhdx.SnapshotResult `json:"result,omitempty"`
 	Error   string               `json:"error,omitempty"`
 	Refused bool                 `json:"refused,omitempty"` // because of what was asked for, or for want of permission
+
+	// Those that ended before it, the last first, so that each asker finds his own where another has followed at once.
+	Earlier []Snapshot `json:"earlier,omitempty"`
 }
+
+// maxEarlier is how many outcomes are kept besides the last. Who waits for one asks at least twice a second.
+const maxEarlier = 8
 
 // A snapshotter makes one snapshot at a time. Like that of a compaction, its work is not done in the request: the
 // kernel would hold who has asked, also where the image is on a disk that hangs.
@@ -60,18 +67,29 @@ func (s *snapshotter) set(data []byte) fuse.Status {
 	if s.ended || s.state != nil && s.state.Running {
 		return fuse.EBUSY
 	}
-	s.state = &Snapshot{ID: r.ID, Running: true}
+	s.state = &Snapshot{ID: r.ID, Running: true, Earlier: s.outcomes()}
 	s.running.Go(func() {
 		result, err := s.disk.Snapshot(context.Background(), r.Name, vhdx.SnapshotOptions{KeepName: r.KeepName, ParentPaths: r.ParentPaths})
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.state = &Snapshot{ID: r.ID, Result: result}
+		s.state = &Snapshot{ID: r.ID, Result: result, Earlier: s.state.Earlier}
 		if err != nil {
 			s.state.Error = err.Error()
 			s.state.Refused = errors.Is(err, vhdx.ErrOptions) || errors.Is(err, iofs.ErrExist) || errors.Is(err, iofs.ErrPermission)
 		}
 	})
 	return fuse.OK
+}
+
+// outcomes returns those that there are so far, the last first. The caller holds mu.
+func (s *snapshotter) outcomes() []Snapshot {
+	if s.state == nil {
+		return nil
+	}
+	last := *s.state
+	last.Earlier = nil
+	all := append([]Snapshot{last}, s.state.Earlier...)
+	return all[:min(len(all), maxEarlier)]
 }
 
 // end lets no further snapshot begin, and returns when none is under way.
@@ -89,7 +107,12 @@ func (s *snapshotter) xattrs() map[string]string {
 	if s.state == nil {
 		return nil
 	}
-	b, err := json.Marshal(s.state)
+	told := *s.state
+	b, err := json.Marshal(told)
+	for err == nil && len(b) > maxXAttrSize && len(told.Earlier) > 0 { // names can be long
+		told.Earlier = told.Earlier[:len(told.Earlier)-1]
+		b, err = json.Marshal(told)
+	}
 	if err != nil {
 		return nil
 	}
@@ -105,8 +128,9 @@ func TellSnapshot(mountPoint string, r SnapshotRequest) error {
 	return tell(mountPoint, snapshotXAttr, b)
 }
 
-// AskSnapshot returns how far the snapshot of the mount at mountPoint is.
-func AskSnapshot(mountPoint string) (*Snapshot, error) {
+// AskSnapshot returns how far the snapshot of the mount at mountPoint is that was asked for with id; the last one, where
+// that is not known any more.
+func AskSnapshot(mountPoint, id string) (*Snapshot, error) {
 	text, err := Attribute(mountPoint, snapshotXAttr)
 	if err != nil {
 		return nil, err
@@ -114,6 +138,9 @@ func AskSnapshot(mountPoint string) (*Snapshot, error) {
 	s := new(Snapshot)
 	if err := json.Unmarshal([]byte(text), s); err != nil {
 		return nil, fmt.Errorf("what the mount at %s says of its snapshot: %w", mountPoint, err)
+	}
+	if i := slices.IndexFunc(s.Earlier, func(e Snapshot) bool { return e.ID == id }); s.ID != id && i >= 0 {
+		return &s.Earlier[i], nil
 	}
 	return s, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"strings"
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -66,6 +67,27 @@ func TestSnapshotAttribute(t *testing.T) {
 		}
 		if s := next(); s.Running || s.Result != nil || s.Error != "it is so: "+err.Error() || s.Refused != (err != unix.ENOSPC) {
 			t.Errorf("%+v", s)
+		}
+	}
+	// Whoever asks finds his own outcome, also behind others; there is a bound, and long names take the oldest away.
+	d.fail["snapshot"] = nil
+	for i, name := range []string{"x", strings.Repeat("y", maxXAttrSize/2), strings.Repeat("z", maxXAttrSize/2)} {
+		for n := range 2 * maxEarlier {
+			if s := set(0, fmt.Sprintf(`{"id":"%d-%d","name":%q}`, i, n, name)); s != fuse.OK {
+				t.Fatal(s)
+			}
+			now := next()
+			if now.ID != fmt.Sprintf("%d-%d", i, n) || len(now.Earlier) > maxEarlier {
+				t.Fatalf("%d: %s and %d earlier ones", n, now.ID, len(now.Earlier))
+			}
+			for j, e := range now.Earlier {
+				if n-j > 0 && (e.ID != fmt.Sprintf("%d-%d", i, n-j-1) || e.Result == nil || e.Result.Child != name || e.Earlier != nil) {
+					t.Fatalf("%d, %d: %+v", n, j, e)
+				}
+			}
+			if i == 0 && len(now.Earlier) != maxEarlier && n >= maxEarlier {
+				t.Fatalf("%d: %d earlier ones", n, len(now.Earlier))
+			}
 		}
 	}
 	f.snapshotter.end()

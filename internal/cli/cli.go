@@ -25,7 +25,11 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	helpError := watchHelp(root)
 	err := root.ExecuteContext(ctx)
+	if err == nil {
+		err = helpError()
+	}
 	if err == nil {
 		return statusOK
 	}

@@ -57,9 +57,12 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 	p := newProgress(cmd, c.quiet)
 	defer p.end()
 	var r *vhdx.CompactResult
-	if m, merr := findMounted(path); merr == nil {
+	switch m, notMounted := findMounted(path); {
+	case notMounted == nil:
 		r, err = c.online(ctx, m, p)
-	} else {
+	case isDir(path):
+		return usageError("%w", notMounted)
+	default:
 		r, err = c.offline(ctx, path, o.image, p)
 	}
 	p.end()

@@ -139,6 +139,9 @@ func findMounted(name string) (*activeMount, error) {
 			return nil, fmt.Errorf("%s is mounted more than once; name one of the mount points %s", name, strings.Join(points, ", "))
 		}
 	}
+	if isDir(name) {
+		return nil, fmt.Errorf("%s is a directory on which no VHDX image is mounted; vhdxfs list shows what is", name)
+	}
 	return nil, fmt.Errorf("%s is neither a mounted image, nor the mount point or a device of one; vhdxfs list shows them", name)
 }
 

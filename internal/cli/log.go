@@ -1,13 +1,16 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/syslog"
 	"os"
 
 	"github.com/sirupsen/logrus"
 	logrussyslog "github.com/sirupsen/logrus/hooks/syslog"
+	"golang.org/x/sys/unix"
 )
 
 // Values of the option log, besides a path.
@@ -32,11 +35,11 @@ func newLog(o *options, stderr io.Writer) (*logrus.Logger, error) {
 			return nil, fmt.Errorf("option log=syslog: %w; name a file, as in log=/var/log/vhdxfs.log", err)
 		}
 	default:
-		f, err := os.OpenFile(o.log, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+		f, err := openLogFile(o.log)
 		if err != nil {
 			return nil, fmt.Errorf("option log: %w", err)
 		}
-		l.SetOutput(f) // open as long as the process
+		l.SetOutput(f)
 	}
 	return l, nil
 }
@@ -51,4 +54,37 @@ func toSyslog(l *logrus.Logger) error {
 	l.SetOutput(io.Discard)
 	l.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: true}) // syslog has its own time
 	return nil
+}
+
+// A logFile is the descriptor of a file to log to, open as long as the process. It is not an os.File, since that waits
+// for who reads a FIFO, and with it would wait who reads or writes the disk.
+type logFile int
+
+// openLogFile opens a log to append to it, and makes it if it is not there.
+func openLogFile(path string) (logFile, error) {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0o640)
+	if err == nil {
+		return logFile(fd), nil
+	}
+	if st, serr := os.Stat(path); errors.Is(err, unix.ENXIO) && serr == nil && st.Mode()&fs.ModeNamedPipe != 0 {
+		return 0, fmt.Errorf("nobody reads the FIFO %s; start what reads it first, or name a file", path)
+	}
+	return 0, &os.PathError{Op: "open", Path: path, Err: err}
+}
+
+// Write writes a line. One that a FIFO or a terminal has no room for now is lost.
+func (f logFile) Write(p []byte) (int, error) {
+	for written := 0; written < len(p); {
+		n, err := unix.Write(int(f), p[written:])
+		switch {
+		case err == unix.EAGAIN:
+			return len(p), nil
+		case err == unix.EINTR:
+		case err != nil:
+			return written, os.NewSyscallError("write", err)
+		default:
+			written += n
+		}
+	}
+	return len(p), nil
 }

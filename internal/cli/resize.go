@@ -81,7 +81,7 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
 	}
 	c.size, c.relative = n, relative
 	if m, err := findMounted(path); err == nil {
-		return fmt.Errorf("%s is mounted at %s; truncate -s makes %s larger there, or unmount it first", path, m.MountPoint, m.disk())
+		return resizeMounted(path, m)
 	}
 	if !c.force {
 		if err := checkBased(path, o.image); err != nil {
@@ -101,6 +101,19 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
 		return interrupted(err, "the disk has the size that it had")
 	}
 	return c.report(cmd.OutOrStdout(), r)
+}
+
+// resizeMounted says what can be done instead with an image that is mounted.
+func resizeMounted(path string, m *activeMount) error {
+	switch {
+	case m.State == stateDead:
+		return fmt.Errorf("%s is mounted at %s, by a program that has died; unmount it first", path, m.MountPoint)
+	case m.Mode == "ro":
+		return fmt.Errorf("%s is mounted read-only at %s, where its disk cannot change; unmount it first", path, m.MountPoint)
+	case m.Partition != 0:
+		return fmt.Errorf("partition %d of %s is mounted at %s, and no larger disk; unmount it first", m.Partition, path, m.MountPoint)
+	}
+	return fmt.Errorf("%s is mounted at %s; truncate -s makes %s larger there, or unmount it first", path, m.MountPoint, m.disk())
 }
 
 // errBeyond is matched by the refusal to cut something off.

@@ -41,12 +41,12 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 			return nil, interrupted(context.Cause(ctx), "the snapshot may be made all the same, which vhdxfs list and chain tell")
 		case <-time.After(wait):
 		}
-		now, err := mount.AskSnapshot(m.MountPoint)
+		now, err := mount.AskSnapshot(m.MountPoint, request.ID)
 		switch {
 		case err != nil: // it took the request, so it is no other program's
 			return nil, fmt.Errorf("the mount at %s has ended, or hangs, before it told of the snapshot; vhdxfs chain tells what there is (%w)", m.MountPoint, err)
 		case now.ID != request.ID:
-			return nil, fmt.Errorf("another snapshot of %s followed at once; vhdxfs list and chain tell what there is", m.Image)
+			return nil, fmt.Errorf("other snapshots of %s followed before it was learnt whether this one was made; vhdxfs chain, for the image that vhdxfs list shows, tells what there is", m.Image)
 		case now.Running:
 			continue
 		case now.Refused:

@@ -53,3 +53,29 @@ func printFlags(w io.Writer, title string, flags *pflag.FlagSet) {
 		fmt.Fprintf(w, "\n\n%s:\n%s", title, strings.TrimRight(flags.FlagUsagesWrapped(helpWidth), " \n"))
 	}
 }
+
+// watchHelp returns a function that returns why the help of root, or of a command below it, could not be written. Cobra
+// prints it without a look at that.
+func watchHelp(root *cobra.Command) (helpError func() error) {
+	var out firstError
+	print := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		out.w = cmd.OutOrStdout()
+		cmd.SetOut(&out)
+		print(cmd, args)
+	})
+	return func() error { return out.err }
+}
+
+// A firstError writes to w until that fails, and keeps the error.
+type firstError struct {
+	w   io.Writer
+	err error
+}
+
+func (f *firstError) Write(p []byte) (n int, err error) {
+	if f.err == nil {
+		n, f.err = f.w.Write(p)
+	}
+	return n, f.err
+}
