@@ -502,6 +502,85 @@ func TestListDead(t *testing.T) {
 	}
 }
 
+// The program is killed beneath a loop device, and the image attached again: in the same place, and nothing is left of the
+// first time. While somebody uses the old device, that stays, and so it does with noclean_stale.
+func TestAttachAfterKill(t *testing.T) {
+	// A name that no other mount point has: its own is then what attach tries first.
+	img := filepath.Join(filepath.Dir(create(t, "64MiB")), fmt.Sprintf("killed-%d.vhdx", os.Getpid()))
+	mustVhdxfs(t, "create", "--size", "64MiB", img)
+	l := attachImage(t, img)
+	t.Cleanup(func() { // of those that a failure has left
+		for _, m := range listAll(t) {
+			if m.Image == img {
+				mustVhdxfs(t, "detach", m.MountPoint)
+			}
+		}
+	})
+	kill := func(pid int, dir string) {
+		t.Helper()
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the mount to be dead", func() bool {
+			return slices.ContainsFunc(listAll(t), func(m listed) bool { return m.MountPoint == dir && m.State == "dead" })
+		})
+	}
+	mine := func() (points []string) {
+		for _, m := range listAll(t) {
+			if m.Image == img {
+				points = append(points, m.MountPoint)
+			}
+		}
+		return points
+	}
+	kill(l.PID, l.MountPoint)
+	again := attachImage(t, img)
+	if again.MountPoint != l.MountPoint || !slices.Equal(mine(), []string{l.MountPoint}) {
+		t.Errorf("attached at %s, before at %s; there are %q", again.MountPoint, l.MountPoint, mine())
+	}
+	if on := loopsOn(t, again.MountPoint+"/disk.raw"); len(on) != 1 {
+		t.Errorf("loop devices %q, want one", on)
+	}
+
+	kill(again.PID, again.MountPoint)
+	second := attachImage(t, img, "-o", "noclean_stale")
+	if second.MountPoint != l.MountPoint+"-2" {
+		t.Errorf("with noclean_stale: %s", second.MountPoint)
+	}
+	mustVhdxfs(t, "detach", second.MountPoint)
+	user, err := os.Open(again.Devices[0].Device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer user.Close()
+	r := vhdxfs(t, "attach", img)
+	if r.status != 0 || !strings.Contains(r.stderr, "it stays, since "+again.Devices[0].Device+" is open in") {
+		t.Errorf("while the device is in use: status %d, %s", r.status, r.stderr)
+	}
+	if now := mine(); !slices.Equal(now, []string{l.MountPoint, l.MountPoint + "-2"}) {
+		t.Errorf("mounts %q", now)
+	}
+	user.Close()
+	mustVhdxfs(t, "detach", l.MountPoint+"-2")
+	mustVhdxfs(t, "detach", l.MountPoint)
+	checkDetached(t, again)
+}
+
+// loopsOn names the loop devices on a file.
+func loopsOn(t *testing.T, file string) (names []string) {
+	t.Helper()
+	backings, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range backings {
+		if is, err := os.ReadFile(b); err == nil && strings.TrimSpace(string(is)) == file {
+			names = append(names, filepath.Base(filepath.Dir(filepath.Dir(b))))
+		}
+	}
+	return names
+}
+
 // A process that does not answer holds up neither list nor detach, and another mount is listed as ever.
 func TestListNotAnswering(t *testing.T) {
 	img, other := create(t, "64MiB"), create(t, "64MiB")

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -292,6 +293,69 @@ func TestCommandsExplainThemselves(t *testing.T) {
 		if out := mustVhdxfs(t, args...); !strings.Contains(out, "vhdxfs") {
 			t.Errorf("vhdxfs %s:\n%s", strings.Join(args, " "), out)
 		}
+	}
+}
+
+// Help that cannot be written is a failure, as any other output is.
+func TestHelpToAFullDisk(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer full.Close()
+	for _, args := range [][]string{{"--help"}, {"help"}, {"snapshot", "--help"}, {"help", "info"}, {"--version"}, {"completion", "zsh"}} {
+		cmd := exec.Command(program.path(t), args...)
+		var stderr strings.Builder
+		cmd.Stdout, cmd.Stderr = full, &stderr
+		cmd.Run()
+		if cmd.ProcessState.ExitCode() != 2 || !strings.Contains(stderr.String(), "no space left") || strings.Count(stderr.String(), "\n") != 1 {
+			t.Errorf("%q: %v, %s", args, cmd.ProcessState, stderr.String())
+		}
+	}
+}
+
+// A log that is a FIFO holds up nobody: without who reads it there is no mount, and when it is full lines are lost.
+func TestLogToAFIFO(t *testing.T) {
+	requireFUSE(t)
+	img, raw := sampleImage(t)
+	fifo := filepath.Join(t.TempDir(), "log")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir := newDir(t)
+	for _, args := range [][]string{{img, dir}, {"-f", img, dir}} {
+		if r := vhdxfs(t, append([]string{"-o", "log=" + fifo}, args...)...); r.status != mountStatus || !strings.Contains(r.stderr, "nobody reads the FIFO "+fifo) {
+			t.Errorf("without a reader: status %d, %s", r.status, r.stderr)
+		}
+	}
+	reader, err := syscall.Open(fifo, syscall.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(reader)
+	writer, err := syscall.Open(fifo, syscall.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{64 << 10, 1} { // until it is full
+		for err = nil; err == nil; {
+			_, err = syscall.Write(writer, make([]byte, n))
+		}
+	}
+	syscall.Close(writer)
+	s := readOnly(t, img, "loglevel=debug", "log="+fifo)
+	sameContent(t, s.disk, raw)
+	s.cmd.Process.Signal(syscall.SIGTERM) // which is logged before it unmounts
+	s.wait(t)
+	for n := 1; n > 0; { // make room
+		n, _ = syscall.Read(reader, make([]byte, 64<<10))
+	}
+	s = readOnly(t, img, "loglevel=debug", "log="+fifo)
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	s.wait(t)
+	line := make([]byte, 64<<10)
+	if n, err := syscall.Read(reader, line); err != nil || !strings.Contains(string(line[:n]), "unmounting "+s.dir) {
+		t.Errorf("with room: %q, %v", line[:max(n, 0)], err)
 	}
 }
 

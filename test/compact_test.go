@@ -338,6 +338,11 @@ func TestCompactRefuses(t *testing.T) {
 	if out, err := command("setfattr", "-n", "user.vhdx.compact", "-v", "faster", s.disk); err == nil {
 		t.Errorf("a word that means nothing is taken: %s", out)
 	}
+	for _, command := range []string{"compact", "snapshot"} {
+		if r := vhdxfs(t, command, filepath.Dir(s.dir)); r.status != usageStatus || !strings.Contains(r.stderr, "is a directory on which no VHDX image is mounted") {
+			t.Errorf("%s of a directory without a mount: status %d, %s", command, r.status, r.stderr)
+		}
+	}
 	s.end(t)
 	release := qemuHolds(t, img)
 	if r := vhdxfs(t, "compact", img); r.status == 0 || !strings.Contains(r.stderr, "in use") && !strings.Contains(r.stderr, "lock") {

@@ -209,3 +209,23 @@ func TestGrowMounted(t *testing.T) {
 		t.Error("the disk became smaller")
 	}
 }
+
+// Of an image that is mounted, resize says what can be done, and that only where it can.
+func TestResizeMounted(t *testing.T) {
+	img, _ := diskWithGPT(t, 512)
+	for _, tc := range []struct {
+		options, want string
+	}{
+		{"rw", "truncate -s makes"},
+		{"ro", "mounted read-only at"},
+		{"partition=1", "partition 1 of"},
+	} {
+		s := serve(t, img, "-o", tc.options)
+		r := vhdxfs(t, "resize", img, "+64M")
+		if r.status == 0 || !strings.Contains(r.stderr, tc.want) || !strings.Contains(r.stderr, "unmount it first") ||
+			strings.Contains(r.stderr, "truncate") != (tc.options == "rw") {
+			t.Errorf("%s: status %d, %s", tc.options, r.status, r.stderr)
+		}
+		s.end(t)
+	}
+}

@@ -281,6 +281,42 @@ func TestSnapshotOfAMountFails(t *testing.T) {
 	}
 }
 
+// Many ask for a snapshot at one moment: each learns what became of his own, however soon another follows.
+func TestSnapshotsAtOnce(t *testing.T) {
+	img := create(t, "16MiB")
+	s := serve(t, img)
+	var asking sync.WaitGroup
+	var mu sync.Mutex // guards made
+	made := map[string]bool{}
+	for range 4 {
+		asking.Go(func() {
+			for range 4 {
+				r := vhdxfs(t, "snapshot", s.dir)
+				child, _, _ := strings.Cut(r.stdout[strings.Index(r.stdout, "\n")+1:], ": ") // the second line
+				mu.Lock()
+				switch {
+				case r.status == 0 && !made[child]:
+					made[child] = true
+				case r.status == 2 && strings.Contains(r.stderr, "is under way already"):
+				default:
+					t.Errorf("status %d, %s%s", r.status, r.stdout, r.stderr)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	asking.Wait()
+	names := imagesOf(t, img)
+	if len(made) == 0 || len(names) != len(made)+1 {
+		t.Errorf("%d snapshots were told of, and there are the files %q", len(made), names)
+	}
+	for child := range made {
+		if _, err := os.Stat(child); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // An image that was mounted by itself into a folder gets no child there, which would be beside something else.
 func TestSnapshotOfAMountedFile(t *testing.T) {
 	requireFUSE(t)

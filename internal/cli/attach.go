@@ -39,7 +39,9 @@ func newAttach() *cobra.Command {
 partitions known. The devices are printed, one a line: first the whole disk, then each partition. Either all of this
 is done, or nothing is left of it.
 
-Without MOUNTPOINT a directory for it is made in ` + rootRunDir + `, named like the image; detach removes it.
+Without MOUNTPOINT a directory for it is made in ` + rootRunDir + `, named like the image; detach removes it. The
+dead mount that a killed program has left there is taken away first, with its device, if nobody uses that and
+noclean_stale is not given.
 
 Where the program that serves the mount is told to end (SIGTERM), the device goes with it, or as soon as nobody uses it
 any more.
@@ -125,7 +127,7 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 		dir, err = absPath(args[1])
 	} else {
 		var lock *os.File
-		if dir, lock, err = makeRunDir(image); err == nil {
+		if dir, lock, err = makeRunDir(image, o.mount.KeepStale); err == nil {
 			defer lock.Close()
 			undo.add(func() error { return removeRunDir(dir) })
 		}

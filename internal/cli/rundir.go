@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	mount "vhdxfs/fs"
@@ -35,8 +36,9 @@ func runDir() (string, error) {
 	return "", usageError("there is no place to make a mount point: name one, or set XDG_RUNTIME_DIR")
 }
 
-// makeRunDir makes a mount point for an image, and locks it.
-func makeRunDir(image string) (dir string, lock *os.File, err error) {
+// makeRunDir makes a mount point for an image, and locks it. The dead mount of a program that was
+// killed is taken away from the name that it is going to have, unless keepStale is set.
+func makeRunDir(image string, keepStale bool) (dir string, lock *os.File, err error) {
 	parent, err := runDir()
 	if err != nil {
 		return "", nil, err
@@ -52,6 +54,9 @@ func makeRunDir(image string) (dir string, lock *os.File, err error) {
 	const maxTries = 10000
 	dir = filepath.Join(parent, name)
 	for i := 2; ; i++ {
+		if !keepStale {
+			clearRunDir(dir)
+		}
 		if err = os.Mkdir(dir, runDirMode); err == nil {
 			lock, err = lockRunDir(dir, unix.LOCK_SH) // which fails where another sweep was faster
 		}
@@ -59,6 +64,41 @@ func makeRunDir(image string) (dir string, lock *os.File, err error) {
 			return dir, lock, err
 		}
 		dir = filepath.Join(parent, fmt.Sprintf("%s-%d", name, i))
+	}
+}
+
+// clearRunDir takes a dead mount away from a mount point, with its loop devices, and removes the mount point. Where
+// somebody uses a device, all stays as it is, for detach to find.
+func clearRunDir(dir string) {
+	// Another attach that does the same may have mounted there anew by the time that this one unmounts.
+	parent, err := os.Open(filepath.Dir(dir))
+	if err != nil {
+		return
+	}
+	defer parent.Close()
+	if unix.Flock(int(parent.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		return
+	}
+	m, err := imageMountAt(dir)
+	if err != nil || m == nil {
+		return
+	}
+	d, err := describeMount(m)
+	if err != nil || d.State != stateDead {
+		return
+	}
+	log := logrus.StandardLogger()
+	err = waitUnused(d.Devices)
+	if err == nil {
+		err = detachAll(d.disk())
+	}
+	if err != nil {
+		log.Warnf("on %s there is the mount of %s, whose program has died; it stays, since %v", dir, d.Image, err)
+		return
+	}
+	left := mount.Options{MountPoint: dir, NonEmpty: true, Log: log}
+	if left.CheckMountPoint() == nil { // which takes it away, and says so
+		sweepRunDir(parent.Name())
 	}
 }
 

@@ -90,8 +90,11 @@ func processUses(process, dir string) bool {
 }
 
 // isUnder reports whether a descriptor, given by its link in /proc, is of a folder that the mount at dir hides, as that is
-// whose program has locked the name of its mount point.
+// whose program has locked the name of its mount point. Where dir is none, such as a device, nothing is hidden.
 func isUnder(link, dir string) bool {
+	if m, err := mount.MountAt(dir); err != nil || m == nil {
+		return false
+	}
 	process := filepath.Dir(filepath.Dir(link))
 	info, err := os.ReadFile(filepath.Join(process, "fdinfo", filepath.Base(link)))
 	if err != nil {
