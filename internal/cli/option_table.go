@@ -179,7 +179,7 @@ var optionTable = []option{
 		"which is the default where it is permitted, to 1000; keep leaves it as it is", func(o *options, v string) error {
 		return parseOOMScore(&o.oomScore, v)
 	}},
-	{"log", "stderr|syslog|FILE", aboutMount, "where messages go once mounted: by default to standard error in the\nforeground, to syslog in the background. What a FIFO has no room for is lost", func(o *options, v string) error {
+	{"log", "stderr|syslog|FILE", aboutMount, "where messages go once mounted: by default to standard error in the\nforeground, to syslog in the background; what a FIFO has no room for is lost", func(o *options, v string) error {
 		o.log = v
 		if v == logStderr || v == logSyslog {
 			return nil
