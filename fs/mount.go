@@ -120,7 +120,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	}
 	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{}), beforeUnmount: o.BeforeUnmount}
 	if m, err := MountAt(o.MountPoint); err == nil && m != nil {
-		s.device = deviceOf(m)
+		s.device = DeviceOf(m)
 	}
 	fsys.compactor.readOnly = s.readOnly
 	t.start()

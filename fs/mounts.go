@@ -29,13 +29,15 @@ func MountAt(path string) (*mountinfo.Info, error) {
 }
 
 // mountsOf returns the mounts of a device, major:minor, wherever they are.
-func mountsOf(device string) ([]*mountinfo.Info, error) {
-	return mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.FSType != Type || deviceOf(m) != device, false
-	})
+func mountsOf(device string) ([]*mountinfo.Info, error) { return mountinfo.GetMounts(OnDevice(device)) }
+
+// OnDevice leaves out all mounts but those of a device, major:minor, that is one of the program's.
+func OnDevice(device string) mountinfo.FilterFunc {
+	return func(m *mountinfo.Info) (skip, stop bool) { return m.FSType != Type || DeviceOf(m) != device, false }
 }
 
-func deviceOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
+// DeviceOf returns the device of a mount, major:minor.
+func DeviceOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
 
 // ReadOnly reports whether nothing can be written through the mount m.
 func ReadOnly(m *mountinfo.Info) bool {

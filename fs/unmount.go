@@ -29,7 +29,7 @@ func (s *Server) Unmount() error {
 	if err != nil || s.device == "" {
 		return s.unmountAt(s.mountPoint) // without a mount table the path has to do
 	}
-	if m != nil && deviceOf(m) != s.device {
+	if m != nil && DeviceOf(m) != s.device {
 		if below, err := s.mountedBelow(); err != nil || below {
 			return fmt.Errorf("%s is hidden by a mount of %s; unmount that first", s.mountPoint, m.Source)
 		}

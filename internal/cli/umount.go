@@ -99,7 +99,7 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 		u.say(stderr, "%s: %v; it is unmounted without waiting for that program to end", dir, unknown)
 	}
 	if server != nil {
-		device := fmt.Sprintf("%d:%d", m.Major, m.Minor)
+		device := mount.DeviceOf(m)
 		if err := server.wait(func() bool { return u.heldElsewhere(dir, device, server.pid, stderr) }); err != nil {
 			return err
 		}

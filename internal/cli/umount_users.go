@@ -115,18 +115,11 @@ func below(path, dir string) bool {
 
 // mountedAt returns where the device, major:minor, is mounted in this namespace, and "" where it is not.
 func mountedAt(device string) string {
-	mounts, err := mountinfo.GetMounts(withDevice(device))
+	mounts, err := mountinfo.GetMounts(mount.OnDevice(device))
 	if err != nil || len(mounts) == 0 {
 		return ""
 	}
 	return mounts[0].Mountpoint
-}
-
-// withDevice leaves out all mounts but those of the device, major:minor.
-func withDevice(device string) mountinfo.FilterFunc {
-	return func(m *mountinfo.Info) (skip, stop bool) {
-		return m.FSType != mount.Type || fmt.Sprintf("%d:%d", m.Major, m.Minor) != device, false
-	}
 }
 
 // namespaceWith returns a process that has the device, major:minor, in its mount table, and "" where none is found.
@@ -144,7 +137,7 @@ func namespaceWith(device string) string {
 		if err != nil {
 			continue
 		}
-		mounts, err := mountinfo.GetMountsFromReader(f, withDevice(device))
+		mounts, err := mountinfo.GetMountsFromReader(f, mount.OnDevice(device))
 		f.Close()
 		if err == nil && len(mounts) > 0 {
 			return filepath.Base(process)
