@@ -326,8 +326,28 @@ sectors:
 				continue sectors
 			}
 		}
+		if at, begin, end := w.torn(b, int64(s), may); at > 0 {
+			return fmt.Errorf("sector %d is torn: up to byte %d it holds what serial number %d stands for, and from there on %d",
+				w.begin/w.sector+int64(s), at, begin, end)
+		}
 		return fmt.Errorf("sector %d holds %x..., serial number %d; it may hold those of %v",
 			w.begin/w.sector+int64(s), b[:16], binary.LittleEndian.Uint64(b), may)
 	}
 	return nil
+}
+
+// torn looks for two of what the sector s may hold that b is made of, and returns from where on it is the second.
+func (w *killedWriter) torn(b []byte, s int64, may []uint64) (at int, begin, end uint64) {
+	x, y := make([]byte, w.sector), make([]byte, w.sector)
+	for _, begin := range may {
+		w.pattern(x, s, begin)
+		for at = 0; b[at] == x[at]; at++ { // they differ somewhere
+		}
+		for _, end := range may {
+			if w.pattern(y, s, end); bytes.Equal(b[at:], y[at:]) && at > 0 {
+				return at, begin, end
+			}
+		}
+	}
+	return 0, 0, 0
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"math/bits"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -97,7 +98,11 @@ func unsupported(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)
 }
 
-var zeroBytes [1 * mib]byte
+// zeroBytes begins at a page: where a program that is killed has not yet touched a page of the memory that it writes, the
+// kernel ends the write at that page, and the zeros over what the disk holds must not end inside a sector.
+var zeroBytes = zeroRoom[-uintptr(unsafe.Pointer(&zeroRoom))%pageSize:][:1*mib]
+
+var zeroRoom [1*mib + pageSize]byte
 
 func (w *writer) writeZeros(off, n int64) error { return writeZeros(w.file, off, n) }
 

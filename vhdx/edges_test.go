@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
@@ -300,6 +301,41 @@ func TestDeviceWantsAlignedRanges(t *testing.T) {
 	}
 	if _, err := im.WriteAt([]byte{1}, 100001); err != nil {
 		t.Errorf("write of a byte into a new block: %v", err)
+	}
+}
+
+// A tearing file looks at the memory that zeros over data are written from: a kill may end a write where a page of it begins.
+type tearing struct {
+	noAlloc
+	t      *testing.T
+	zeroed int64 // bytes
+}
+
+func (f *tearing) WriteAt(p []byte, off int64) (int, error) {
+	if bytes.Count(p, []byte{0}) == len(p) {
+		f.zeroed += int64(len(p))
+		if at := -int64(uintptr(unsafe.Pointer(&p[0]))) & (pageSize - 1); (off+at)%512 != 0 && at < int64(len(p)) {
+			f.t.Errorf("a kill may leave a torn sector: %d bytes at %#x are written from memory with a page that begins at byte %d of them", len(p), off, at)
+		}
+	}
+	return f.noAlloc.WriteAt(p, off)
+}
+
+// A program that is killed while it makes sectors zero leaves each of them as it was, or zero.
+func TestZerosAreNotTorn(t *testing.T) {
+	for _, state := range []BlockState{FullyPresent, PartiallyPresent} {
+		parent := build(spec{diskSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}}})
+		child := build(spec{typ: Differencing, diskSize: 4 * mib, blockSize: 2 * mib, blocks: []blockSpec{{0, state}}})
+		f := &tearing{noAlloc: noAlloc{child.memFile, true}, t: t}
+		im, err := loadWritable(Options{Writable: true}, f, parent.memFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.zeroed = 0
+		if err := im.Zero(3*512, 60*kib); err != nil || f.zeroed < 60*kib {
+			t.Errorf("%v: %d bytes were written, %v", state, f.zeroed, err)
+		}
+		im.Close()
 	}
 }
 
