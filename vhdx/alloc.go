@@ -3,7 +3,7 @@ package vhdx
 import (
 	"errors"
 	"io"
-	"math/bits"
+	"math"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -38,11 +38,13 @@ func (w *writer) allocate(size int64) (place, error) {
 func (w *writer) tryAllocate(size int64) (place, error) {
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
-	w.reclaim()
-	// The last MiB, where the file ends inside it, is too short for a block.
-	if off, ok := w.space.find(size, min(w.fresh, w.size/mib*mib)); ok {
-		w.space.mark(off, size)
-		return place{off: off, size: size}, nil
+	for more := true; more; {
+		more = w.reclaim(reclaimStep)
+		// The last MiB, where the file ends inside it, is too short for a block.
+		if off, ok := w.space.find(size, min(w.fresh, w.size/mib*mib)); ok {
+			w.space.mark(off, size)
+			return place{off: off, size: size}, nil
+		}
 	}
 	off := w.fresh
 	if end := off + size; end > w.size {
@@ -165,82 +167,50 @@ func (w *writer) anyUnmapped() bool {
 	return len(w.unmapped) > 0
 }
 
-// giveBack does what reclaim does, for an image that nobody allocates from.
+// reclaimStep is how many bytes whoever wants space waits for at a time, until the host's file system has them back.
+const reclaimStep = 64 * mib
+
+// giveBack does what reclaim does, for an image that nobody allocates from; somebody may meanwhile.
 func (w *writer) giveBack() {
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	w.reclaim()
+	for more := true; more; {
+		w.spaceMu.Lock()
+		more = w.reclaim(reclaimStep)
+		w.spaceMu.Unlock()
+	}
 }
 
-// reclaim makes the space of unmapped blocks available whose time has come. The caller holds spaceMu.
-func (w *writer) reclaim() {
+// reclaim makes up to n bytes of the space of unmapped blocks available whose time has come, and reports whether there
+// was any. The caller holds spaceMu.
+func (w *writer) reclaim(n int64) bool {
+	places := w.takeFreed(n)
+	w.punchAll(places, math.MaxInt64)
+	return len(places) > 0
+}
+
+// takeFreed is reclaim without the holes in the file, and returns where they may be. The caller holds spaceMu.
+func (w *writer) takeFreed(n int64) (places []place) {
 	if len(w.freed) > 0 {
 		w.reads.turn() // the reads that it waits for may have been those of an epoch that could not end before
 	}
-	n := 0
-	for ; n < len(w.freed) && w.reads.ended(w.freed[n].epoch); n++ {
-		p := w.freed[n].place
-		if w.punch {
-			// Only a favour to the host's file system: it may fail, since nobody relies on the zeros.
-			_ = w.file.PunchHole(p.off, p.size)
+	for n > 0 && len(w.freed) > 0 && w.reads.ended(w.freed[0].epoch) {
+		first := &w.freed[0].place
+		p := place{off: first.off, size: min(first.size, n)}
+		first.off, first.size, n = first.off+p.size, first.size-p.size, n-p.size
+		if first.size == 0 {
+			w.freed = w.freed[1:]
 		}
 		w.space.clear(p.off, p.size)
+		places = append(places, p)
 	}
-	w.freed = w.freed[n:]
+	return places
 }
 
-// find returns the first free run of n bytes below the limit.
-func (m *spaceMap) find(n, limit int64) (off int64, ok bool) { return m.findFrom(n, 0, limit) }
-
-// findFrom returns the first free run of n bytes from the file offset from on, and below the limit.
-func (m *spaceMap) findFrom(n, from, limit int64) (off int64, ok bool) {
-	need, run := n/mib, int64(0)
-	for i := max(m.firstFree(), from/mib); i < min(m.n, limit/mib); i++ {
-		if i%64 == 0 && m.words[i/64] == ^uint64(0) {
-			run, i = 0, i+63
-			continue
-		}
-		if m.words[i/64]&(1<<(i%64)) != 0 {
-			run = 0
-			continue
-		}
-		if run++; run == need {
-			return (i - need + 1) * mib, true
+// punchAll makes holes of places that are free, as far as they are before the file offset end. It is only a favour to
+// the host's file system: it may fail, since nobody relies on the zeros.
+func (w *writer) punchAll(places []place, end int64) {
+	for _, p := range places {
+		if n := min(p.size, end-p.off); w.punch && n > 0 {
+			_ = w.file.PunchHole(p.off, n)
 		}
 	}
-	return 0, false
-}
-
-// firstFree returns the first MiB that may be free, and moves the mark below which none is.
-func (m *spaceMap) firstFree() int64 {
-	for m.low < int64(len(m.words)) && m.words[m.low] == ^uint64(0) {
-		m.low++
-	}
-	return m.low * 64
-}
-
-// clear gives the n bytes at file offset off back.
-func (m *spaceMap) clear(off, n int64) {
-	for i, end := off/mib, min((off+n+mib-1)/mib, m.n); i < end; i++ {
-		m.words[i/64] &^= 1 << (i % 64)
-		m.low = min(m.low, i/64)
-	}
-}
-
-// grow extends the map to a file of the given size.
-func (m *spaceMap) grow(fileSize int64) {
-	m.n = max(m.n, (fileSize+mib-1)/mib)
-	for int64(len(m.words)) < (m.n+63)/64 {
-		m.words = append(m.words, 0)
-	}
-}
-
-// end returns the file offset behind the last MiB in use.
-func (m *spaceMap) end() int64 {
-	for i := len(m.words) - 1; i >= 0; i-- {
-		if w := m.words[i]; w != 0 {
-			return int64(i*64+64-bits.LeadingZeros64(w)) * mib
-		}
-	}
-	return 0
 }

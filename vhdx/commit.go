@@ -1,8 +1,10 @@
 package vhdx
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -238,12 +240,17 @@ func (w *writer) retire(places []place) {
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
 	epoch := w.reads.turn()
+	slices.SortFunc(places, func(p, q place) int { return cmp.Compare(p.off, q.off) })
 	for _, p := range places {
 		if n := len(w.freed); n > 0 && w.freed[n-1].epoch == epoch && w.freed[n-1].off+w.freed[n-1].size == p.off {
-			w.freed[n-1].size += p.size // trims often go through the file from front to end
+			w.freed[n-1].size += p.size // few large holes are made sooner than many small ones
 			continue
 		}
 		w.freed = append(w.freed, freed{p, epoch})
+	}
+	select {
+	case w.trimmed <- struct{}{}: // so that there is little left to do where the image is closed next
+	default:
 	}
 }
 
@@ -327,6 +334,18 @@ func (w *writer) cleanAndShrink() error {
 	return w.shrink()
 }
 
+// leave is cleanAndShrink for an image that nobody changes for now; if nobody has, the file stays as it is.
+func (w *writer) leave() error {
+	w.gate.Lock()
+	defer w.gate.Unlock()
+	w.roundMu.Lock()
+	defer w.roundMu.Unlock()
+	if err := w.makeClean(); err != nil || !w.opened {
+		return err
+	}
+	return w.shrink()
+}
+
 // makeClean does what clean does. The caller holds the gate alone, and roundMu.
 func (w *writer) makeClean() error {
 	if err := w.round(); err != nil {
@@ -378,6 +397,9 @@ func (w *writer) untilClean() bool {
 		select {
 		case <-w.quit:
 			return false
+		case <-w.trimmed:
+			w.giveBack()
+			continue
 		case <-ticker.C:
 		}
 		now := time.Now()
@@ -419,13 +441,7 @@ func (w *writer) tidy() error {
 // close makes the image clean, gives free space at the end of the file back, and ends the writer.
 func (w *writer) close() error {
 	w.stop()
-	if err := w.clean(); err != nil {
-		return err
-	}
-	if !w.opened { // nobody changes it any more
-		return nil
-	}
-	return w.shrink()
+	return w.leave()
 }
 
 // stop ends what goes on in the background.
@@ -436,18 +452,18 @@ func (w *writer) stop() {
 	})
 }
 
-// shrink cuts free space off the end of the file. The image is clean, so no log entry speaks of the larger size.
+// shrink gives free space back, that at the end of the file by cutting it off, which takes less time than a hole. The
+// image is clean, so no log entry speaks of the larger size.
 func (w *writer) shrink() error {
-	if f, ok := w.file.(interface{ Device() bool }); ok && f.Device() {
-		return nil
-	}
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
-	w.reclaim()
+	freed := w.takeFreed(math.MaxInt64)
 	end := w.space.end()
-	if end >= w.size {
+	if f, ok := w.file.(interface{ Device() bool }); end >= w.size || ok && f.Device() {
+		w.punchAll(freed, math.MaxInt64)
 		return nil
 	}
+	w.punchAll(freed, end)
 	if err := w.file.Truncate(end); err != nil {
 		return fmt.Errorf("shrink the image to %d bytes: %w", end, err)
 	}

@@ -110,8 +110,8 @@ func (w *writer) drain(ctx context.Context) error {
 	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
 	for {
+		w.giveBack()
 		w.spaceMu.Lock()
-		w.reclaim()
 		done := len(w.freed) == 0 || w.reads.ended(epoch)
 		w.spaceMu.Unlock()
 		if done {

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,5 +64,113 @@ func TestDiscardedSpaceGoesBack(t *testing.T) {
 	}
 	if in := im.Info(); in.Log.State != LogClean || in.Blocks.FullyPresent != 0 {
 		t.Errorf("after Clean: log state %q, %d blocks", in.Log.State, in.Blocks.FullyPresent)
+	}
+}
+
+// A punched file tells where holes were made.
+type punched struct {
+	noAlloc
+	mu    sync.Mutex
+	holes [][2]int64 // offset and size
+}
+
+func (f *punched) PunchHole(off, n int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.holes = append(f.holes, [2]int64{off, n})
+	return f.noAlloc.PunchHole(off, n)
+}
+
+func (f *punched) take() (holes [][2]int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	holes, f.holes = f.holes, nil
+	return holes
+}
+
+// Whoever closes disk.raw and unmounts it next does not wait for holes in what is cut off the end of the file, and what
+// lies together is one hole. Where a file may have none it keeps its size, since it would have to be written again.
+func TestCleanCutsTheFile(t *testing.T) {
+	for _, sparse := range []bool{true, false} {
+		b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{
+			{3, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}, {0, FullyPresent}, {5, FullyPresent}, {4, FullyPresent},
+		}})
+		f := &punched{noAlloc: noAlloc{b.memFile, sparse}}
+		im, err := loadWritable(Options{Writable: true}, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, _ := f.Size()
+		reading := im.BeginRead() // nothing is given back while somebody may read there
+		for _, blk := range []int64{5, 1, 4, 2} {
+			if err := im.Zero(blk*mib, mib); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := im.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		im.EndRead(reading)
+		if err := im.Clean(); err != nil {
+			t.Fatal(err)
+		}
+		after, _ := f.Size()
+		holes := f.take()
+		if !sparse {
+			if after != before || len(holes) > 0 {
+				t.Errorf("without holes: the file had %d bytes and has %d; holes %v", before, after, holes)
+			}
+		} else {
+			first := b.entries[1].fileOff()
+			if want := [][2]int64{{first, 2 * mib}}; after != before-2*mib || len(holes) != 1 || holes[0] != want[0] {
+				t.Errorf("the file had %d bytes and has %d; holes %v, want %v", before, after, holes, want)
+			}
+		}
+		for blk := range int64(8) {
+			if _, err := im.WriteAt(bytes.Repeat([]byte{byte(blk + 1)}, mib), blk*mib); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := im.Close(); err != nil {
+			t.Fatal(err)
+		}
+		ro, err := loadReadOnly(b.memFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, mib)
+		for blk := range int64(8) {
+			if _, err := ro.ReadAt(got, blk*mib); err != nil || bytes.Count(got, []byte{byte(blk + 1)}) != mib {
+				t.Errorf("block %d reads otherwise: %v", blk, err)
+			}
+		}
+	}
+}
+
+// After a sync that makes a trim durable, its space goes back to the host without anything else to cause it.
+func TestSyncedTrimGoesBack(t *testing.T) {
+	b := build(spec{diskSize: 256 * mib, blockSize: 128 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	f := &punched{noAlloc: noAlloc{b.memFile, true}}
+	im, err := loadWritable(Options{Writable: true}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	if err := im.Zero(0, 128*mib); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	var given int64
+	for deadline := time.Now().Add(time.Minute); given < 128*mib; time.Sleep(time.Millisecond) {
+		for _, h := range f.take() {
+			if given += h[1]; h[1] > reclaimStep {
+				t.Errorf("a hole of %d MiB, for which an allocation would have to wait", h[1]/mib)
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d MiB were given back", given/mib)
+		}
 	}
 }

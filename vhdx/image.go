@@ -116,12 +116,16 @@ func (im *Image) Sync() error {
 	return im.writer.sync()
 }
 
-// Clean does what Sync does, and leaves the file as Close would: with nothing to replay.
+// Clean does what Sync does, and leaves the file as Close would: with nothing to replay, and no longer than it has to
+// be, unless it may have no holes: where growing means to write, the space at its end is kept for the next writer.
 func (im *Image) Clean() error {
 	if im.writer == nil {
 		return nil
 	}
-	return im.writer.clean()
+	if !im.writer.holes {
+		return im.writer.clean()
+	}
+	return im.writer.leave()
 }
 
 // BeginRead announces that the extents that Resolve returns from now on are going to be read: their space is not

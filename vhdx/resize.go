@@ -264,9 +264,9 @@ func (w *writer) reload() error {
 	w.metaMu.Lock()
 	w.unmapped = nil
 	w.metaMu.Unlock()
+	w.giveBack()
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
-	w.reclaim()
 	w.l = l
 	w.useSpace()
 	w.current.Store(l)

@@ -68,3 +68,59 @@ func (m *spaceMap) cut(fileSize int64) {
 	m.words = m.words[:(m.n+63)/64]
 	m.low = min(m.low, int64(len(m.words)))
 }
+
+// find returns the first free run of n bytes below the limit.
+func (m *spaceMap) find(n, limit int64) (off int64, ok bool) { return m.findFrom(n, 0, limit) }
+
+// findFrom returns the first free run of n bytes from the file offset from on, and below the limit.
+func (m *spaceMap) findFrom(n, from, limit int64) (off int64, ok bool) {
+	need, run := n/mib, int64(0)
+	for i := max(m.firstFree(), from/mib); i < min(m.n, limit/mib); i++ {
+		if i%64 == 0 && m.words[i/64] == ^uint64(0) {
+			run, i = 0, i+63
+			continue
+		}
+		if m.words[i/64]&(1<<(i%64)) != 0 {
+			run = 0
+			continue
+		}
+		if run++; run == need {
+			return (i - need + 1) * mib, true
+		}
+	}
+	return 0, false
+}
+
+// firstFree returns the first MiB that may be free, and moves the mark below which none is.
+func (m *spaceMap) firstFree() int64 {
+	for m.low < int64(len(m.words)) && m.words[m.low] == ^uint64(0) {
+		m.low++
+	}
+	return m.low * 64
+}
+
+// clear gives the n bytes at file offset off back.
+func (m *spaceMap) clear(off, n int64) {
+	for i, end := off/mib, min((off+n+mib-1)/mib, m.n); i < end; i++ {
+		m.words[i/64] &^= 1 << (i % 64)
+		m.low = min(m.low, i/64)
+	}
+}
+
+// grow extends the map to a file of the given size.
+func (m *spaceMap) grow(fileSize int64) {
+	m.n = max(m.n, (fileSize+mib-1)/mib)
+	for int64(len(m.words)) < (m.n+63)/64 {
+		m.words = append(m.words, 0)
+	}
+}
+
+// end returns the file offset behind the last MiB in use.
+func (m *spaceMap) end() int64 {
+	for i := len(m.words) - 1; i >= 0; i-- {
+		if w := m.words[i]; w != 0 {
+			return int64(i*64+64-bits.LeadingZeros64(w)) * mib
+		}
+	}
+	return 0
+}

@@ -64,6 +64,7 @@ type writer struct {
 
 	lastUsed atomic.Int64  // time of the last change, ns since began
 	wake     chan struct{} // something is to be committed
+	trimmed  chan struct{} // space is to be given back
 	quit     chan struct{}
 	ended    chan struct{}
 	stopOnce sync.Once
@@ -124,6 +125,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		header:       l.headers.header(),
 		slot:         l.headers.current,
 		wake:         make(chan struct{}, 1),
+		trimmed:      make(chan struct{}, 1),
 		quit:         make(chan struct{}),
 		ended:        make(chan struct{}),
 		dirty:        make(map[int64]dirtyPage),
