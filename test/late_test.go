@@ -41,7 +41,7 @@ func TestDamageFarBehind(t *testing.T) {
 	const fullyPresent = 6
 	img := largeTable(t, 200<<40|fullyPresent)
 	before := readAt(t, img, 0, int(stat(t, img).Size))
-	s := serve(t, img)
+	s := serveToKill(t, img) // its end is looked at below
 	f, err := os.OpenFile(s.disk, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +66,11 @@ func TestDamageFarBehind(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
-	s.end(t)
+	unmount(t, s.dir)
+	s.wait(t)
+	if status := s.cmd.ProcessState.ExitCode(); status != mountStatus {
+		t.Errorf("exit status %d at the unmount, want %d", status, mountStatus)
+	}
 	for _, want := range []string{"the image is damaged: nothing is written", "R47", "vhdxfs check"} {
 		if !strings.Contains(s.log.String(), want) {
 			t.Errorf("logged:\n%swant %q", s.log.String(), want)

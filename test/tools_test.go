@@ -334,6 +334,13 @@ func TestConvertBlockDevices(t *testing.T) {
 	}
 	unchanged(t, small, before)
 
+	// The file of a device is not taken from under it.
+	before = sha256File(t, back)
+	if r := vhdxfs(t, "convert", "--force", img, back); r.status != 2 || !strings.Contains(r.stderr, dev+" is attached to it") {
+		t.Errorf("a raw file that a loop device shows: exit status %d, %q", r.status, r.stderr)
+	}
+	unchanged(t, back, before)
+
 	must(t, "mkfs.ext4", "-q", "-F", dev)
 	dir := newDir(t)
 	must(t, "mount", dev, dir)

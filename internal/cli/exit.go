@@ -36,7 +36,7 @@ var exitStatuses = []struct {
 	{statusWarnings, "check: the image can be used, but there are warnings, or a repair found that data is lost or suspect; chain: not all parents fit; convert: something was skipped"},
 	{statusDamaged, "the image breaks a rule of the format"},
 	{statusDiffers, "compare: the disks differ"},
-	{statusMount, "the mount failed: image damaged, locked or not there, the mount point no use; or what is to be unmounted is in use"},
+	{statusMount, "the mount failed: image damaged, which of a large one is known some time after the mount, locked or not there, the mount point no use; or what is to be unmounted is in use"},
 	{statusInterrupted, "interrupted by a signal; nothing half-made is left"},
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	mount "vhdxfs/fs"
+	"vhdxfs/vhdx"
 )
 
 // serve mounts an image and returns when it is unmounted and no longer used. With ready, it leaves the
@@ -34,6 +35,10 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 				log.Error(cerr) // nobody else hears of it
 			}
 			err = errors.Join(err, cerr)
+		}
+		// It was logged when it was found, long after the mount was told to be there.
+		if damage := im.Validated(); errors.Is(damage, vhdx.ErrCorrupt) {
+			err = errors.Join(err, damage)
 		}
 	}()
 	if err := o.findPartition(im); err != nil {

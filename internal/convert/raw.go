@@ -6,10 +6,12 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/disk"
+	"vhdxfs/internal/loop"
 	"vhdxfs/internal/newfile"
 	"vhdxfs/vhdx"
 )
@@ -22,6 +24,9 @@ func NewRaw(path string, size int64, replace bool) (Target, error) {
 	}
 	lock, err := io.Closer(io.NopCloser(nil)), error(nil)
 	if replace {
+		if err := notAttached(path); err != nil {
+			return nil, err
+		}
 		if lock, err = vhdx.LockForReplacement(path); err != nil {
 			return nil, err
 		}
@@ -34,6 +39,23 @@ func NewRaw(path string, size int64, replace bool) (Target, error) {
 		return nil, errors.Join(err, f.Discard(), lock.Close())
 	}
 	return &rawFile{File: f, lock: lock}, nil
+}
+
+// notAttached returns an error if a loop device shows the file at path, if there is any: replaced, the file would have no
+// name any more, and what is written to the device would be lost with it.
+func notAttached(path string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return nil // it is not there, or opening it tells
+	}
+	devices, err := loop.On(path)
+	if err != nil || len(devices) == 0 {
+		return err
+	}
+	return fmt.Errorf("%s is in use: %s is attached to it; detach that first, by losetup --detach", path, devices[0].Path)
 }
 
 // rawFile is a new raw file.
