@@ -564,6 +564,20 @@ func TestAttachAfterKill(t *testing.T) {
 	mustVhdxfs(t, "detach", l.MountPoint+"-2")
 	mustVhdxfs(t, "detach", l.MountPoint)
 	checkDetached(t, again)
+
+	// At a mount point of the user's own, too.
+	dir := newDir(t)
+	mustVhdxfs(t, "attach", img, dir)
+	l, _ = list(t, img)
+	kill(l.PID, dir)
+	// The kernel counts each attaching and detaching; the file's name goes with the mount.
+	diskseq := filepath.Join("/sys/block", filepath.Base(l.Devices[0].Device), "diskseq")
+	before := must(t, "cat", diskseq)
+	mustVhdxfs(t, "attach", img, dir)
+	if must(t, "cat", diskseq) == before {
+		t.Errorf("%s is still attached to the disk of the dead mount", l.Devices[0].Device)
+	}
+	mustVhdxfs(t, "detach", dir)
 }
 
 // loopsOn names the loop devices on a file.

@@ -39,7 +39,7 @@ func newAttach() *cobra.Command {
 partitions known. The devices are printed, one a line: first the whole disk, then each partition. Either all of this
 is done, or nothing is left of it.
 
-Without MOUNTPOINT a directory for it is made in ` + rootRunDir + `, named like the image; detach removes it. The
+Without MOUNTPOINT a directory for it is made in ` + rootRunDir + `, named like the image; detach removes it. A
 dead mount that a killed program has left there is taken away first, with its device, if nobody uses that and
 noclean_stale is not given.
 
@@ -124,7 +124,12 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 	}()
 	var dir string
 	if len(args) > 1 {
-		dir, err = absPath(args[1])
+		if dir, err = absPath(args[1]); err == nil && !o.mount.KeepStale {
+			// The mount itself takes away what is dead at its mount point, and knows nothing of devices.
+			if d, err := detachDead(dir); d != nil && err != nil {
+				logrus.StandardLogger().Warnf("the program that served %s at %s has died; its device stays, since %v", d.Image, dir, err)
+			}
+		}
 	} else {
 		var lock *os.File
 		if dir, lock, err = makeRunDir(image, o.mount.KeepStale); err == nil {

@@ -79,19 +79,11 @@ func clearRunDir(dir string) {
 	if unix.Flock(int(parent.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
 		return
 	}
-	m, err := imageMountAt(dir)
-	if err != nil || m == nil {
-		return
-	}
-	d, err := describeMount(m)
-	if err != nil || d.State != stateDead {
+	d, err := detachDead(dir)
+	if d == nil {
 		return
 	}
 	log := logrus.StandardLogger()
-	err = waitUnused(d.Devices)
-	if err == nil {
-		err = detachAll(d.disk())
-	}
 	if err != nil {
 		log.Warnf("on %s there is the mount of %s, whose program has died; it stays, since %v", dir, d.Image, err)
 		return
@@ -100,6 +92,23 @@ func clearRunDir(dir string) {
 	if left.CheckMountPoint() == nil { // which takes it away, and says so
 		sweepRunDir(parent.Name())
 	}
+}
+
+// detachDead detaches the loop devices of a dead mount, and returns that, or nil where there is none at dir. Where
+// somebody uses a device, that is the error, and all stay.
+func detachDead(dir string) (*activeMount, error) {
+	m, err := imageMountAt(dir)
+	if err != nil || m == nil {
+		return nil, err
+	}
+	d, err := describeMount(m)
+	if err != nil || d.State != stateDead {
+		return nil, err
+	}
+	if err := waitUnused(d.Devices); err != nil {
+		return d, err
+	}
+	return d, detachAll(d.disk())
 }
 
 // errSwept is why a mount point cannot be locked.
