@@ -87,12 +87,21 @@ func (f *fileSystem) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 // FsyncDir has nothing to sync: the directory never changes.
 func (f *fileSystem) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
 
-// Flush tells the kernel not to ask again: a close has nothing to add to writes that were answered, and makes
-// nothing durable. The kernel writes mapped pages back and reports their errors all the same.
-func (f *fileSystem) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+// Flush makes durable what was written, at each close of disk.raw by who could write: the last chance to tell a program
+// that does not sync of an error. And a mount that is taken away next, whose end the kernel lets nobody wait for, has little
+// left to do. It costs nothing after a sync.
+func (f *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	if in.NodeId != diskNode || in.Fh != writeHandle {
+		return fuse.OK // of who reads only kernels before 5.18 tell
+	}
+	if err := f.disk.Sync(); err != nil {
+		return f.errno("sync at close", 0, err)
+	}
+	return fuse.OK
+}
 
 // Release makes the image clean when nobody has disk.raw open for writing any more. It is all that is heard when
-// a loop device is detached, which neither syncs nor flushes.
+// a loop device is detached, which neither syncs nor closes as a program does.
 func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if in.NodeId != diskNode || in.Fh != writeHandle || f.writers.Add(-1) > 0 {
 		return

@@ -100,8 +100,8 @@ func TestCleanCutsTheFile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		im.writer.stop() // what goes on in the background gives space back, too
 		before, _ := f.Size()
-		reading := im.BeginRead() // nothing is given back while somebody may read there
 		for _, blk := range []int64{5, 1, 4, 2} {
 			if err := im.Zero(blk*mib, mib); err != nil {
 				t.Fatal(err)
@@ -110,7 +110,6 @@ func TestCleanCutsTheFile(t *testing.T) {
 		if err := im.Sync(); err != nil {
 			t.Fatal(err)
 		}
-		im.EndRead(reading)
 		if err := im.Clean(); err != nil {
 			t.Fatal(err)
 		}

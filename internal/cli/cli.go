@@ -48,8 +48,8 @@ func newRoot(args []string) *cobra.Command {
 		Short: "Mount a Hyper-V VHDX image as one raw file",
 		Long: `Mount the VHDX file IMAGE at the directory MOUNTPOINT. The mount holds one file, disk.raw: the virtual
 disk's bytes, to attach to a loop device, to copy, or to hand to a virtual machine. What is written to it is
-written to the image, and is durable after fsync(2). The program returns when disk.raw can be used, and serves
-it in the background until it is unmounted with umount or fusermount3 -u.
+written to the image, and is durable after fsync(2) or close(2). The program returns when disk.raw can be used,
+and serves it in the background until it is unmounted with umount or fusermount3 -u.
 
 An image whose name is that of a command below is mounted as ./NAME.
 
