@@ -222,3 +222,47 @@ func TestCompactWhileInUse(t *testing.T) {
 		})
 	}
 }
+
+// A holeFile knows both ends of its holes, and does something else once when it is asked for one.
+type holeFile struct {
+	noAlloc
+	asked func()
+}
+
+func (f *holeFile) NextData(off int64) (int64, error) {
+	next, err := f.noAlloc.NextData(off)
+	if do := f.asked; do != nil {
+		f.asked = nil
+		do()
+	}
+	return next, err
+}
+
+func (f *holeFile) NextHole(off int64) (int64, error) { return off + pageSize, nil }
+
+// Who looks for data while a block moves finds it, also where there was a hole before.
+func TestSeekFindsWhatMoves(t *testing.T) {
+	b := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {5, FullyPresent}}})
+	b.put(make([]byte, 2*mib), 0)
+	b.setBlock(1, NotPresent)
+	b.put(bytes.Repeat([]byte{1}, mib), 5*mib)
+	f := &holeFile{noAlloc: noAlloc{b.memFile, true}}
+	im, err := loadWritable(Options{Writable: true}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	moved := false
+	f.asked = func() {
+		err := im.writer.alone(5, func() (err error) {
+			moved, err = im.writer.moveBlock(5, b.entries[5].fileOff())
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if off, err := im.SeekData(0); err != nil || off != 5*mib || !moved {
+		t.Errorf("data at %#x, %v; want it at %#x; the block has moved: %v", off, err, 5*mib, moved)
+	}
+}

@@ -62,6 +62,9 @@ func (im *Image) seekRun(run *fileRun, off int64, data bool) (next int64, found 
 	case e.File == nil:
 		return e.End(), false, nil
 	}
+	if im.writer != nil && !run.data {
+		*run = fileRun{} // where there was a hole a block may be by now that was moved
+	}
 	if err := run.find(e); err != nil {
 		return 0, false, err
 	}
