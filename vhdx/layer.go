@@ -56,7 +56,9 @@ type layer struct {
 
 // log returns where the log is.
 func (l *layer) log() journal.Region {
+	l.mu.Lock()
 	h := l.headers.header()
+	l.mu.Unlock()
 	return journal.Region{Offset: int64(h.LogOffset), Length: int64(h.LogLength), GUID: h.LogGUID}
 }
 
