@@ -100,8 +100,7 @@ func unsupported(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)
 }
 
-// zeroBytes begins at a page: where a program that is killed has not yet touched a page of the memory that it writes, the
-// kernel ends the write at that page, and the zeros over what the disk holds must not end inside a sector.
+// zeroBytes begins at a page; see zerosAt.
 var zeroBytes = zeroRoom[-uintptr(unsafe.Pointer(&zeroRoom))%pageSize:][:1*mib]
 
 var zeroRoom [1*mib + pageSize]byte
@@ -110,13 +109,21 @@ func (w *writer) writeZeros(off, n int64) error { return writeZeros(w.file, off,
 
 func writeZeros(f io.WriterAt, off, n int64) error {
 	for n > 0 {
-		step := min(n, int64(len(zeroBytes)))
-		if _, err := f.WriteAt(zeroBytes[:step], off); err != nil {
+		p := zerosAt(off, n)
+		if _, err := f.WriteAt(p, off); err != nil {
 			return err
 		}
-		off, n = off+step, n-step
+		off, n = off+int64(len(p)), n-int64(len(p))
 	}
 	return nil
+}
+
+// zerosAt returns up to n zeros to be written at byte off, from memory in which pages begin where they do in the file:
+// where a program that is killed has not yet touched a page of the memory that it writes, the kernel ends the write at that
+// page, and the zeros over what the disk holds must not end inside a sector.
+func zerosAt(off, n int64) []byte {
+	p := zeroBytes[off%pageSize:]
+	return p[:min(n, int64(len(p)))]
 }
 
 // zero makes the n bytes from off on, inside a block's place, read as zero.

@@ -101,11 +101,11 @@ func (w *writer) zeroPlace(off, n int64, keep bool) error {
 // writeZeroSectors writes zeros over what the parent holds of block b from off to end.
 func (w *writer) writeZeroSectors(b, off, end int64) error {
 	for off < end {
-		n := min(end-off, int64(len(zeroBytes)))
-		if err := w.writeAlone(b, off, zeroBytes[:n]); err != nil {
+		p := zerosAt(off, end-off)
+		if err := w.writeAlone(b, off, p); err != nil {
 			return err
 		}
-		off += n
+		off += int64(len(p))
 	}
 	return nil
 }

@@ -323,17 +323,22 @@ func (f *tearing) WriteAt(p []byte, off int64) (int, error) {
 
 // A program that is killed while it makes sectors zero leaves each of them as it was, or zero.
 func TestZerosAreNotTorn(t *testing.T) {
-	for _, state := range []BlockState{FullyPresent, PartiallyPresent} {
+	for _, c := range []struct {
+		state BlockState
+		off   int64
+	}{
+		{FullyPresent, 3 * 512}, {FullyPresent, 100}, {PartiallyPresent, 3 * 512},
+	} {
 		parent := build(spec{diskSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}}})
-		child := build(spec{typ: Differencing, diskSize: 4 * mib, blockSize: 2 * mib, blocks: []blockSpec{{0, state}}})
+		child := build(spec{typ: Differencing, diskSize: 4 * mib, blockSize: 2 * mib, blocks: []blockSpec{{0, c.state}}})
 		f := &tearing{noAlloc: noAlloc{child.memFile, true}, t: t}
 		im, err := loadWritable(Options{Writable: true}, f, parent.memFile)
 		if err != nil {
 			t.Fatal(err)
 		}
 		f.zeroed = 0
-		if err := im.Zero(3*512, 60*kib); err != nil || f.zeroed < 60*kib {
-			t.Errorf("%v: %d bytes were written, %v", state, f.zeroed, err)
+		if err := im.Zero(c.off, 60*kib); err != nil || f.zeroed < 60*kib {
+			t.Errorf("%v from byte %d on: %d bytes were written, %v", c.state, c.off, f.zeroed, err)
 		}
 		im.Close()
 	}
