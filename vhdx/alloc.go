@@ -3,7 +3,6 @@ package vhdx
 import (
 	"errors"
 	"io"
-	"math"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -174,6 +173,13 @@ func (w *writer) anyUnmapped() bool {
 	return len(w.unmapped) > 0
 }
 
+// anyFreed reports whether space waits for reads to end, or to be given back.
+func (w *writer) anyFreed() bool {
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	return len(w.freed) > 0
+}
+
 // reclaimStep is how many bytes whoever wants space waits for at a time, until the host's file system has them back.
 const reclaimStep = 64 * mib
 
@@ -190,7 +196,12 @@ func (w *writer) giveBack() {
 // was any. The caller holds spaceMu.
 func (w *writer) reclaim(n int64) bool {
 	places := w.takeFreed(n)
-	w.punchAll(places, math.MaxInt64)
+	for _, p := range places {
+		if w.punch {
+			// Only a favour to the host's file system: it may fail, since nobody relies on the zeros.
+			_ = w.file.PunchHole(p.off, p.size)
+		}
+	}
 	return len(places) > 0
 }
 
@@ -212,12 +223,12 @@ func (w *writer) takeFreed(n int64) (places []place) {
 	return places
 }
 
-// punchAll makes holes of places that are free, as far as they are before the file offset end. It is only a favour to
-// the host's file system: it may fail, since nobody relies on the zeros.
-func (w *writer) punchAll(places []place, end int64) {
+// putBack undoes takeFreed for places that nobody was given since. The caller holds spaceMu.
+func (w *writer) putBack(places []place) {
+	again := make([]freed, 0, len(places)+len(w.freed))
 	for _, p := range places {
-		if n := min(p.size, end-p.off); w.punch && n > 0 {
-			_ = w.file.PunchHole(p.off, n)
-		}
+		w.space.mark(p.off, p.size)
+		again = append(again, freed{p, 0}) // the reads of that epoch have ended
 	}
+	w.freed = append(again, w.freed...)
 }

@@ -306,24 +306,32 @@ func (w *writer) emptyLog() error {
 }
 
 // clean makes everything durable and in its place, and the headers say that there is nothing to replay.
-func (w *writer) clean() error {
-	if err := w.cleanAlone(); err != nil {
+func (w *writer) clean() error { return w.cleanThen(func() error { return nil }) }
+
+// cleanAndShrink makes the image clean and cuts free space off the end of the file before anybody changes it again.
+func (w *writer) cleanAndShrink() error { return w.cleanThen(w.shrink) }
+
+// leave is cleanAndShrink for an image that nobody changes for now; if nobody has, the file stays as it is.
+func (w *writer) leave() error {
+	return w.cleanThen(func() error {
+		if !w.opened {
+			return nil
+		}
+		return w.shrink()
+	})
+}
+
+// cleanThen makes the image clean and calls do before anybody changes it again. The holes in the file come when nobody
+// has to wait for them.
+func (w *writer) cleanThen(do func() error) error {
+	if err := w.cleanAlone(do); err != nil {
 		return err
 	}
 	w.giveBack()
 	return nil
 }
 
-func (w *writer) cleanAlone() error {
-	w.gate.Lock()
-	defer w.gate.Unlock()
-	w.roundMu.Lock()
-	defer w.roundMu.Unlock()
-	return w.makeClean()
-}
-
-// cleanAndShrink makes the image clean and cuts free space off the end of the file before anybody changes it again.
-func (w *writer) cleanAndShrink() error {
+func (w *writer) cleanAlone(do func() error) error {
 	w.gate.Lock()
 	defer w.gate.Unlock()
 	w.roundMu.Lock()
@@ -331,19 +339,7 @@ func (w *writer) cleanAndShrink() error {
 	if err := w.makeClean(); err != nil {
 		return err
 	}
-	return w.shrink()
-}
-
-// leave is cleanAndShrink for an image that nobody changes for now; if nobody has, the file stays as it is.
-func (w *writer) leave() error {
-	w.gate.Lock()
-	defer w.gate.Unlock()
-	w.roundMu.Lock()
-	defer w.roundMu.Unlock()
-	if err := w.makeClean(); err != nil || !w.opened {
-		return err
-	}
-	return w.shrink()
+	return do()
 }
 
 // makeClean does what clean does. The caller holds the gate alone, and roundMu.
@@ -383,7 +379,8 @@ func (w *writer) background() {
 	}
 }
 
-// untilClean looks after the image until it is clean or broken, and returns false when the writer ends.
+// untilClean looks after the image until it is clean and all free space is given back, or until it is broken. It returns
+// false when the writer ends.
 func (w *writer) untilClean() bool {
 	const (
 		tick       = 250 * time.Millisecond
@@ -393,7 +390,7 @@ func (w *writer) untilClean() bool {
 	defer ticker.Stop()
 	committed := time.Now()
 	var retry time.Time // after a failure, as where the file cannot grow
-	for w.inUse() && w.err() == nil {
+	for (w.inUse() || w.anyFreed()) && w.err() == nil {
 		select {
 		case <-w.quit:
 			return false
@@ -402,8 +399,9 @@ func (w *writer) untilClean() bool {
 			continue
 		case <-ticker.C:
 		}
+		w.giveBack() // what reads were in the way of
 		now := time.Now()
-		if now.Before(retry) {
+		if !w.inUse() || now.Before(retry) {
 			continue
 		}
 		var err error
@@ -431,7 +429,6 @@ func (w *writer) tidy() error {
 			return err
 		}
 	}
-	w.giveBack()
 	if s := w.session; s != nil && s.log.Free() < w.l.log().Length/2 {
 		return w.emptyLog()
 	}
@@ -452,18 +449,20 @@ func (w *writer) stop() {
 	})
 }
 
-// shrink gives free space back, that at the end of the file by cutting it off, which takes less time than a hole. The
-// image is clean, so no log entry speaks of the larger size.
+// shrink cuts free space off the end of the file, which takes less time than a hole; that before it is left to giveBack.
+// The image is clean, so no log entry speaks of the larger size.
 func (w *writer) shrink() error {
+	if f, ok := w.file.(interface{ Device() bool }); ok && f.Device() {
+		return nil
+	}
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
 	freed := w.takeFreed(math.MaxInt64)
 	end := w.space.end()
-	if f, ok := w.file.(interface{ Device() bool }); end >= w.size || ok && f.Device() {
-		w.punchAll(freed, math.MaxInt64)
+	w.putBack(slices.DeleteFunc(freed, func(p place) bool { return p.off >= end }))
+	if end >= w.size {
 		return nil
 	}
-	w.punchAll(freed, end)
 	if err := w.file.Truncate(end); err != nil {
 		return fmt.Errorf("shrink the image to %d bytes: %w", end, err)
 	}

@@ -110,10 +110,8 @@ func (w *writer) drain(ctx context.Context) error {
 	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
 	for {
+		done := !w.anyFreed() || w.reads.ended(epoch) // if so, what follows finds all of that space
 		w.giveBack()
-		w.spaceMu.Lock()
-		done := len(w.freed) == 0 || w.reads.ended(epoch)
-		w.spaceMu.Unlock()
 		if done {
 			return nil
 		}

@@ -72,9 +72,13 @@ type punched struct {
 	noAlloc
 	mu    sync.Mutex
 	holes [][2]int64 // offset and size
+	hook  func()     // called before each, if not nil
 }
 
 func (f *punched) PunchHole(off, n int64) error {
+	if f.hook != nil {
+		f.hook()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.holes = append(f.holes, [2]int64{off, n})
@@ -171,5 +175,66 @@ func TestSyncedTrimGoesBack(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d MiB were given back", given/mib)
 		}
+	}
+}
+
+// Space that somebody still reads when the last writer closes goes back later, without another change.
+func TestSpaceGoesBackAfterReads(t *testing.T) {
+	b := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	f := &punched{noAlloc: noAlloc{b.memFile, true}}
+	im, err := loadWritable(Options{Writable: true}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	reading := im.BeginRead()
+	if err := im.Zero(0, mib); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Clean(); err != nil {
+		t.Fatal(err)
+	}
+	if holes := f.take(); len(holes) > 0 {
+		t.Errorf("holes %v where somebody reads", holes)
+	}
+	im.EndRead(reading)
+	for deadline := time.Now().Add(time.Minute); len(f.take()) == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the space was not given back")
+		}
+	}
+}
+
+// Whoever opens disk.raw again does not wait for the holes of what was trimmed before its last close.
+func TestHolesHoldNobodyUp(t *testing.T) {
+	b := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	f := &punched{noAlloc: noAlloc{b.memFile, true}}
+	im, err := loadWritable(Options{Writable: true}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	w := im.writer
+	w.stop() // in the background holes are made at any time
+	f.hook = func() {
+		if !w.gate.TryRLock() {
+			t.Error("changes wait for a hole")
+			return
+		}
+		defer w.gate.RUnlock()
+		if !w.roundMu.TryLock() {
+			t.Error("syncs wait for a hole")
+			return
+		}
+		w.roundMu.Unlock()
+	}
+	if err := im.Zero(0, mib); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Clean(); err != nil {
+		t.Fatal(err)
+	}
+	if len(f.take()) == 0 {
+		t.Error("there was no hole")
 	}
 }

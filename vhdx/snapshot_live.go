@@ -187,7 +187,11 @@ func (s *liveSnapshot) settle() error {
 	if err := s.w.makeClean(); err != nil || !s.w.opened {
 		return err
 	}
-	return s.w.shrink() // nobody can do it later
+	if err := s.w.shrink(); err != nil {
+		return err
+	}
+	s.w.giveBack() // nobody can do it later
+	return nil
 }
 
 // finish completes the child of the image as that is now, durably.
