@@ -92,6 +92,17 @@ func (f *punched) take() (holes [][2]int64) {
 	return holes
 }
 
+// loadPunched opens an image in such a file, which may have holes or not.
+func loadPunched(t *testing.T, b *image, sparse bool) (*Image, *punched) {
+	t.Helper()
+	f := &punched{noAlloc: noAlloc{b.memFile, sparse}}
+	im, err := loadWritable(Options{Writable: true}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return im, f
+}
+
 // Whoever closes disk.raw and unmounts it next does not wait for holes in what is cut off the end of the file, and what
 // lies together is one hole. Where a file may have none it keeps its size, since it would have to be written again.
 func TestCleanCutsTheFile(t *testing.T) {
@@ -99,11 +110,7 @@ func TestCleanCutsTheFile(t *testing.T) {
 		b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{
 			{3, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}, {0, FullyPresent}, {5, FullyPresent}, {4, FullyPresent},
 		}})
-		f := &punched{noAlloc: noAlloc{b.memFile, sparse}}
-		im, err := loadWritable(Options{Writable: true}, f)
-		if err != nil {
-			t.Fatal(err)
-		}
+		im, f := loadPunched(t, b, sparse)
 		im.writer.stop() // what goes on in the background gives space back, too
 		before, _ := f.Size()
 		for _, blk := range []int64{5, 1, 4, 2} {
@@ -153,11 +160,7 @@ func TestCleanCutsTheFile(t *testing.T) {
 // After a sync that makes a trim durable, its space goes back to the host without anything else to cause it.
 func TestSyncedTrimGoesBack(t *testing.T) {
 	b := build(spec{diskSize: 256 * mib, blockSize: 128 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	f := &punched{noAlloc: noAlloc{b.memFile, true}}
-	im, err := loadWritable(Options{Writable: true}, f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	im, f := loadPunched(t, b, true)
 	defer im.Close()
 	if err := im.Zero(0, 128*mib); err != nil {
 		t.Fatal(err)
@@ -181,11 +184,7 @@ func TestSyncedTrimGoesBack(t *testing.T) {
 // Space that somebody still reads when the last writer closes goes back later, without another change.
 func TestSpaceGoesBackAfterReads(t *testing.T) {
 	b := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	f := &punched{noAlloc: noAlloc{b.memFile, true}}
-	im, err := loadWritable(Options{Writable: true}, f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	im, f := loadPunched(t, b, true)
 	defer im.Close()
 	reading := im.BeginRead()
 	if err := im.Zero(0, mib); err != nil {
@@ -208,11 +207,7 @@ func TestSpaceGoesBackAfterReads(t *testing.T) {
 // Whoever opens disk.raw again does not wait for the holes of what was trimmed before its last close.
 func TestHolesHoldNobodyUp(t *testing.T) {
 	b := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	f := &punched{noAlloc: noAlloc{b.memFile, true}}
-	im, err := loadWritable(Options{Writable: true}, f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	im, f := loadPunched(t, b, true)
 	defer im.Close()
 	w := im.writer
 	w.stop() // in the background holes are made at any time
