@@ -134,7 +134,10 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 		var lock *os.File
 		if dir, lock, err = makeRunDir(image, o.mount.KeepStale); err == nil {
 			defer lock.Close()
-			undo.add(func() error { return removeRunDir(dir) })
+			undo.add(func() error {
+				lock.Close()
+				return removeRunDir(dir)
+			})
 		}
 	}
 	if err != nil {

@@ -4,19 +4,23 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	mount "vhdxfs/fs"
 )
 
-// Mount points that attach makes, and what becomes of them. Whoever needs one has it locked, shared: attach while it
-// works, and the program that serves the mount as long as that lives. The kernel takes the lock from who was killed. A
-// mount point that nobody has locked was left behind, and is removed by the next attach, or when a mount ends.
+// Mount points that attach makes, and what becomes of them. A name below the folder belongs to the holders of the lock of
+// its directory, and only they may mount there, unmount what is dead there or remove it. Attach holds the lock shared
+// while it works, and the process that serves the mount holds it shared as long as it lives; the kernel takes it from a
+// process that was killed. A mount point that has no holder was left behind. It is removed, with the lock held alone, by
+// the next attach or when a mount ends.
 
 // rootRunDir is where root's attach makes mount points.
 const rootRunDir = "/run/vhdxfs"
@@ -51,34 +55,53 @@ func makeRunDir(image string, keepStale bool) (dir string, lock *os.File, err er
 	if name == "" || name == "." || name == ".." {
 		name = "disk"
 	}
+	fresh, lock, err := newRunDir(parent)
+	if err != nil {
+		return "", nil, err
+	}
 	const maxTries = 10000
 	dir = filepath.Join(parent, name)
 	for i := 2; ; i++ {
 		if !keepStale {
 			clearRunDir(dir)
 		}
-		if err = os.Mkdir(dir, runDirMode); err == nil {
-			lock, err = lockRunDir(dir, unix.LOCK_SH) // which fails where another sweep was faster
+		err = unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, dir, unix.RENAME_NOREPLACE)
+		if err == nil {
+			return dir, lock, nil
 		}
-		if err == nil || !errors.Is(err, fs.ErrExist) && !errors.Is(err, errSwept) || i > maxTries {
-			return dir, lock, err
+		if !errors.Is(err, fs.ErrExist) || i > maxTries {
+			lock.Close()
+			return "", nil, errors.Join(&os.LinkError{Op: "rename", Old: fresh, New: dir, Err: err}, removeRunDir(fresh))
 		}
 		dir = filepath.Join(parent, fmt.Sprintf("%s-%d", name, i))
 	}
 }
 
+// newRunDir makes a directory below parent under a name that no other program chooses, and locks it. It gets the name of
+// a mount point only when it is locked: else a sweep could remove it before, and another attach make it anew.
+func newRunDir(parent string) (dir string, lock *os.File, err error) {
+	const tries = 100 // a sweep may remove each of them before it is locked, but hardly all
+	for range tries {
+		dir = filepath.Join(parent, fmt.Sprintf(".new-%016x", rand.Uint64()))
+		if err = os.Mkdir(dir, runDirMode); err != nil {
+			return "", nil, err
+		}
+		if lock, err = lockRunDir(dir, unix.LOCK_SH); err == nil {
+			return dir, lock, nil
+		}
+	}
+	return "", nil, err
+}
+
 // clearRunDir takes a dead mount away from a mount point, with its loop devices, and removes the mount point. Where
-// somebody uses a device, all stays as it is, for detach to find.
+// a device is in use, all stays as it is, for detach to find.
 func clearRunDir(dir string) {
-	// Another attach that does the same may have mounted there anew by the time that this one unmounts.
-	parent, err := os.Open(filepath.Dir(dir))
+	// Alone, so that no attach mounts there anew meanwhile. Where the server lives, it has the lock.
+	lock, err := lockBelowMount(dir)
 	if err != nil {
 		return
 	}
-	defer parent.Close()
-	if unix.Flock(int(parent.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
-		return
-	}
+	defer lock.Close()
 	d, err := detachDead(dir)
 	if d == nil {
 		return
@@ -90,7 +113,7 @@ func clearRunDir(dir string) {
 	}
 	left := mount.Options{MountPoint: dir, NonEmpty: true, Log: log}
 	if left.CheckMountPoint() == nil { // which takes it away, and says so
-		sweepRunDir(parent.Name())
+		removeLocked(lock, dir)
 	}
 }
 
@@ -114,26 +137,69 @@ func detachDead(dir string) (*activeMount, error) {
 // errSwept is why a mount point cannot be locked.
 var errSwept = errors.New("another program uses the mount point, or has removed it")
 
-// lockRunDir locks a mount point as flock(2) does, without waiting, if nothing is mounted there: a mount may hang who
-// touches it.
+// lockRunDir locks a mount point as flock(2) does, without waiting, if nothing is mounted there. It touches no mount,
+// which could hang.
 func lockRunDir(dir string, how int) (*os.File, error) {
-	if m, err := mount.MountAt(dir); err != nil || m != nil {
+	parent, err := os.Open(filepath.Dir(dir))
+	if err != nil {
+		return nil, err
+	}
+	defer parent.Close()
+	return lockIn(parent, filepath.Base(dir), how)
+}
+
+// lockBelowMount locks the directory that the mount at dir covers, alone. It takes the privilege to mount.
+func lockBelowMount(dir string) (*os.File, error) {
+	if m, err := mount.MountAt(dir); err != nil || m == nil {
 		return nil, fmt.Errorf("%w: %s", errSwept, dir)
 	}
-	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	// A copy of the mount that holds the folder, without those below it.
+	fd, err := unix.OpenTree(unix.AT_FDCWD, filepath.Dir(dir), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errSwept, err)
+		return nil, os.NewSyscallError("open_tree", err)
+	}
+	parent := os.NewFile(uintptr(fd), filepath.Dir(dir))
+	defer parent.Close()
+	return lockIn(parent, filepath.Base(dir), unix.LOCK_EX)
+}
+
+// lockIn locks the directory name in parent.
+func lockIn(parent *os.File, name string, how int) (*os.File, error) {
+	d, err := openIn(parent, name)
+	if err != nil {
+		return nil, err
 	}
 	if err = unix.Flock(int(d.Fd()), how|unix.LOCK_NB); err == nil {
-		var locked, there os.FileInfo
-		if locked, err = d.Stat(); err == nil {
-			if there, err = os.Lstat(dir); err == nil && os.SameFile(locked, there) {
+		var now *os.File
+		if now, err = openIn(parent, name); err == nil { // whoever had it locked before may have removed it
+			locked, lerr := d.Stat()
+			there, terr := now.Stat()
+			now.Close()
+			if err = errors.Join(lerr, terr); err == nil && os.SameFile(locked, there) {
 				return d, nil
 			}
 		}
 	}
 	d.Close()
-	return nil, fmt.Errorf("%w: %s", errSwept, dir)
+	return nil, fmt.Errorf("%w: %s", errSwept, filepath.Join(parent.Name(), name))
+}
+
+// openIn opens the directory name in parent if nothing is mounted there.
+func openIn(parent *os.File, name string) (*os.File, error) {
+	path, flags := filepath.Join(parent.Name(), name), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC
+	fd, err := unix.Openat2(int(parent.Fd()), name, &unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_NO_XDEV})
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) { // Linux before 5.6, and containers that do not know it
+		var m *mountinfo.Info
+		if m, err = mount.MountAt(path); err == nil && m == nil {
+			fd, err = unix.Openat(int(parent.Fd()), name, flags, 0)
+		} else if err == nil {
+			err = unix.EXDEV
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errSwept, &os.PathError{Op: "open", Path: path, Err: err})
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // keepRunDir locks the mount point of a mount that is to be served, if attach has made it. When the mount has ended, end
@@ -155,26 +221,29 @@ func keepRunDir(mountPoint string) (end func()) {
 	}
 }
 
-// removeRunDir removes a mount point, unless a sweep was faster.
+// removeRunDir removes a mount point that attach has made, unless it is in use. Another attach may have made the name
+// anew; then it is that one's.
 func removeRunDir(dir string) error {
-	if err := os.Remove(dir); !errors.Is(err, fs.ErrNotExist) {
-		return err
+	lock, err := lockRunDir(dir, unix.LOCK_EX)
+	if err != nil {
+		return nil // its holder removes it
 	}
-	return nil
+	defer lock.Close()
+	return removeLocked(lock, dir)
 }
 
-// sweepRunDir removes the mount points below parent that nobody uses any more. What cannot be removed stays.
+// removeLocked removes a mount point that this process has locked alone, if attach has made it.
+func removeLocked(lock *os.File, dir string) error {
+	if st, err := lock.Stat(); err != nil || st.Mode() != os.ModeDir|runDirMode {
+		return err
+	}
+	return os.NewSyscallError("rmdir "+dir, unix.Rmdir(dir))
+}
+
+// sweepRunDir removes the mount points below parent that have no holder. What cannot be removed stays.
 func sweepRunDir(parent string) {
 	entries, _ := os.ReadDir(parent)
 	for _, e := range entries {
-		dir := filepath.Join(parent, e.Name())
-		lock, err := lockRunDir(dir, unix.LOCK_EX)
-		if err != nil {
-			continue
-		}
-		if st, err := lock.Stat(); err == nil && st.Mode() == os.ModeDir|runDirMode {
-			_ = unix.Rmdir(dir)
-		}
-		lock.Close()
+		_ = removeRunDir(filepath.Join(parent, e.Name()))
 	}
 }
