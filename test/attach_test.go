@@ -291,10 +291,10 @@ func TestAttachFails(t *testing.T) {
 		{name: "no image", args: []string{noImage}, status: 32, want: "signature"},
 		{name: "missing mount point", args: []string{good, full + "/no"}, status: 32, want: "mkdir -p"},
 		{name: "mount point with files", args: []string{good, full}, status: 32, want: "is not empty"},
-		{name: "unknown option", args: []string{"-o", "discrad=off", good}, status: 1, want: "do you mean discard?"},
+		{name: "unknown option", args: []string{"-o", "discrad=off", good}, status: 1, want: "did you mean discard?"},
 		{name: "in the foreground", args: []string{"-o", "foreground", good}, status: 1, want: "foreground"},
-		{name: "no arguments", status: 1, want: "IMAGE is missing"},
-		{name: "too many arguments", args: []string{good, full, full}, status: 1, want: "one argument too many"},
+		{name: "no arguments", status: 1, want: "missing IMAGE"},
+		{name: "too many arguments", args: []string{good, full, full}, status: 1, want: "unexpected argument"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dirs, before := runDirs(t), sha256File(t, good)

@@ -80,11 +80,19 @@ func TestShellCompletion(t *testing.T) {
 		{"vhdxfs info -o ", "lock=of", "lock=off"},
 		{"vhdxfs create ", "--typ", "--type"},
 		{"vhdxfs completion ", "f", "fish"},
+		{"vhdxfs help ", "opt", "options"},
+		{"mount.vhdx ", "da", "data.vhdx"},
+		{"mount.vhdx data.vhdx mnt -o ", "comm", "commit="},
 	}
 	var lines, want []string
 	for _, tc := range cases {
 		lines, want = append(lines, tc.typed+tc.word), append(want, tc.typed+tc.want)
 	}
+	helper := filepath.Join(filepath.Dir(program.path(t)), "mount.vhdx")
+	if err := os.Symlink("vhdxfs", helper); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(helper)
 	folder := func(t *testing.T) string {
 		t.Helper()
 		dir := newDir(t)

@@ -81,13 +81,13 @@ var badRows = []row{
 				`exec setpriv --reuid 65534 --regid 65534 --clear-groups mount.vhdx "$@"`, "sh", p.img, p.dir)
 	}},
 	{"wrong usage", func(t *testing.T, p *place) {
-		p.bad(t, 1, "MOUNTPOINT is missing", "mount.vhdx", p.img)
-		p.bad(t, 1, "one argument too many", "mount.vhdx", p.img, p.dir, "more")
+		p.bad(t, 1, "missing MOUNTPOINT", "mount.vhdx", p.img)
+		p.bad(t, 1, "unexpected argument", "mount.vhdx", p.img, p.dir, "more")
 		p.bad(t, 1, "MOUNTPOINT is empty", "mount.vhdx", p.img, "")
 		p.bad(t, 1, "IMAGE is empty", "mount.vhdx", "", p.dir)
-		p.bad(t, 1, "do you mean the command list?", program.path(t), "lits")
-		p.bad(t, 1, "unknown shorthand flag: 'q'", "mount.vhdx", p.img, p.dir, "-q")
-		p.bad(t, 1, `option commit=often: it is a number of seconds`, "mount", "-t", "vhdx", "-o", "commit=often", p.img, p.dir)
+		p.bad(t, 1, "did you mean list?", program.path(t), "lits")
+		p.bad(t, 1, "unknown flag -q", "mount.vhdx", p.img, p.dir, "-q")
+		p.bad(t, 1, `option commit=often: give whole seconds`, "mount", "-t", "vhdx", "-o", "commit=often", p.img, p.dir)
 		p.bad(t, 1, "option replay=memory needs ro", "mount", "-t", "vhdx", "-o", "replay=memory", p.img, p.dir)
 	}},
 }

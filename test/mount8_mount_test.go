@@ -56,7 +56,7 @@ var mountRows = []row{
 		p.run(t, 1, "unknown option", "mount", "-f", "-t", "vhdx", "-o", "frobnicate", p.img, p.dir)
 	}},
 	{"an unknown option, and -s", func(t *testing.T, p *place) {
-		p.run(t, 1, `unknown option "idle_claen"; do you mean idle_clean?`, "mount", "-t", "vhdx", "-o", "idle_claen=1", p.img, p.dir)
+		p.run(t, 1, `unknown option "idle_claen"; did you mean idle_clean?`, "mount", "-t", "vhdx", "-o", "idle_claen=1", p.img, p.dir)
 		p.unmounted(t)
 		p.run(t, 0, "", "mount", "-s", "-t", "vhdx", "-o", "idle_claen=1,ro", p.img, p.dir)
 		p.mounted(t, "ro")

@@ -138,7 +138,7 @@ var umountRows = []row{
 	{"no mount of ours", func(t *testing.T, p *place) {
 		p.run(t, 32, "no mount point of a VHDX image", "umount.fuse.vhdxfs", p.dir)
 		p.run(t, 32, "not mounted", "umount", p.dir)
-		p.run(t, 1, "MOUNTPOINT is missing", "umount.fuse.vhdxfs")
+		p.run(t, 1, "missing MOUNTPOINT", "umount.fuse.vhdxfs")
 	}},
 	{"still mounted in another place", func(t *testing.T, p *place) {
 		p.mount(t)

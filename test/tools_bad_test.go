@@ -247,9 +247,9 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 func TestCreateRefusesSizes(t *testing.T) {
 	w := newWorkshop(t)
 	for size, says := range map[string]string{
-		"0": "it is a size above zero", "-1": "it is a size above zero", "-5G": "it is a size above zero", "1X": "it is a size above zero",
-		"": "it is a size above zero", "0x100": "it is a size above zero", "99999999999999999999": "it is a size above zero", "16EiB": "it is a size above zero",
-		"nan": "it is a size above zero", "inf": "it is a size above zero",
+		"0": "give a positive size", "-1": "give a positive size", "-5G": "give a positive size", "1X": "give a positive size",
+		"": "give a positive size", "0x100": "give a positive size", "99999999999999999999": "give a positive size", "16EiB": "give a positive size",
+		"nan": "give a positive size", "inf": "give a positive size",
 		"1": "a multiple of the logical sector size", "513": "a multiple of the logical sector size", "65T": "up to 64 TiB", "4P": "up to 64 TiB",
 	} {
 		w.refuses(t, usageStatus, says, "create", "--size", size, "new.vhdx")

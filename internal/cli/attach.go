@@ -33,13 +33,19 @@ type attachCommand struct {
 func newAttach() *cobra.Command {
 	var a attachCommand
 	cmd := &cobra.Command{
-		Use:   "attach [-r] [-o LIST] [--json] IMAGE [MOUNTPOINT]",
-		Short: "Mount an image and attach it to a loop device, in one step",
-		Long: `Mount the VHDX file IMAGE, attach its disk.raw to a loop device with the sectors that the disk has, and make its
-partitions known. The devices are printed, one a line: first the whole disk, then each partition. Either all of this
-is done, or nothing is left of it.
+		Use:   "attach [flags] IMAGE [MOUNTPOINT]",
+		Short: "Mount an image and attach it to a loop device",
+		Long: `Mount the VHDX file IMAGE, attach its disk.raw to a loop device with the sector size of the disk, and make its
+partitions available. The command prints the devices, one in a line: first the whole disk, then each partition. If a step
+fails, everything is undone.
 
-Without MOUNTPOINT a directory for it is made in ` + rootRunDir + `, named like the image; detach removes it. A
+Without MOUNTPOINT, the mount point is a new directory in ` + rootRunDir + `, named like the image. vhdxfs detach removes
+it. If a killed program left a dead mount there, attach removes that first, with its loop device, unless the device is
+in use or noclean_stale is given.
+
+If the server of the mount is told to end (SIGTERM), the loop device is detached as soon as it is unused.
+
+The loop device bypasses the page cache of disk.raw (losetup --direct-io=on). This is faster and saves memory.` + rootRunDir + `, named like the image; detach removes it. A
 dead mount that a killed program has left there is taken away first, with its device, if nobody uses that and
 noclean_stale is not given.
 
@@ -56,9 +62,9 @@ The device passes by the page cache of disk.raw (losetup --direct-io=on), which 
 		RunE:              a.run,
 	}
 	cmd.Flags().SortFlags = false
-	cmd.Flags().BoolVarP(&a.readOnly, "read-only", "r", false, "as -o ro: neither image nor device can be written")
-	cmd.Flags().StringArrayVarP(&a.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs --help")
-	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON, with sizes in bytes")
+	cmd.Flags().BoolVarP(&a.readOnly, "read-only", "r", false, "same as -o ro: image and device are read-only")
+	cmd.Flags().StringArrayVarP(&a.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
+	addJSON(cmd, &a.json)
 	completeOptions(cmd, aboutMount|aboutImage)
 	return cmd
 }
@@ -80,7 +86,7 @@ func (a *attachCommand) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	if o.remount || o.foreground {
-		return usageError("the options remount and foreground are for mounting alone; attach has no use for them")
+		return usageError("options remount and foreground do not apply to attach")
 	}
 	o.readOnly = o.readOnly || a.readOnly
 	if err := checkDescriptors(); err != nil {

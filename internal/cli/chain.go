@@ -23,23 +23,14 @@ func newChain() *cobra.Command {
 	var options []string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "chain [--json] [-o LIST] {IMAGE | DIRECTORY}...",
-		Short: "Show which image is the parent of which, and whether they fit",
-		Long: `Show the images and their parents as a tree, parents first. Of a DIRECTORY, all its images are shown. A child
-says how it is linked to its parent: linked; parent missing; parent changed, when the parent is another disk or
-was written after the child was made; parent unusable, when it is damaged or in use. The exit status is 3 unless
-all are linked.`,
+		Use:   "chain [flags] IMAGE|DIRECTORY...",
+		Short: "Show which image is the parent of which",
+		Long: `Show images and their parents as a tree, parents first. For a DIRECTORY, show all images in it. Each child has a link to its
+parent: "linked"; "parent missing"; "parent changed" if the parent is another disk or was written after the child was
+created; "parent unusable" if the parent is damaged or in use.`,
 		Example: `  vhdxfs chain child.avhdx
   vhdxfs chain /srv/vm`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			switch {
-			case len(args) == 0:
-				return exactArgs("IMAGE")(cmd, args)
-			case slices.Contains(args, ""):
-				return exactArgs("IMAGE")(cmd, []string{""})
-			}
-			return nil
-		},
+		Args: someArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o, err := parseOptions(options, aboutImage)
 			if err != nil {
@@ -72,9 +63,8 @@ all are linked.`,
 		},
 		ValidArgsFunction: completeImage,
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with sizes in bytes")
-	cmd.Flags().StringArrayVarP(&options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
-	completeOptions(cmd, aboutImage)
+	addJSON(cmd, &asJSON)
+	addImageOptions(cmd, &options)
 	return cmd
 }
 

@@ -17,30 +17,24 @@ type checkCommand struct {
 	repair   vhdx.RepairOptions
 	undoFile string
 	force    bool
-	quiet    bool
 }
 
 func newCheck() *cobra.Command {
 	var c checkCommand
 	cmd := &cobra.Command{
-		Use:   "check [--repair | --undo FILE] [flags] IMAGE",
-		Short: "Check an image and its parents against every rule of the format; repair it",
-		Long: `Check an image and its parents against every rule of the format, and change nothing. The exit status
-tells the result; errors come before warnings.
+		Use:   "check [flags] IMAGE",
+		Short: "Check an image against the format, and repair it",
+		Long: `Check an image and its parents against every rule of the format. Nothing is changed. The exit status is the result.
 
-With --repair, repair IMAGE, but not its parents; nobody else may have it open. Everything is planned first, and where
-a broken rule would remain, nothing is changed. Then all that is going to change is saved in an undo file, IMAGE.undo
-if that name is free, and only then the image changes. --undo brings it back, byte for byte, as long as the image was
-not written meanwhile. So a repair can be tried: look at the disk, and undo it.
+With --repair, repair IMAGE, but not its parents. No other program may have it open. The repair is planned first. If a
+broken rule would remain, nothing is changed. Otherwise everything that will change is saved in an undo file, by default
+IMAGE.undo, and then the image is changed. --undo restores the image, byte for byte, if it was not written in between.
+So you can try a repair: look at the disk, then undo it.
 
-What is repaired: a log that was not replayed; a damaged copy of the headers or of the region table; blocks that point
-nowhere, or to a place that another block has; sector bitmaps; a file that was cut off, or is longer than what is used;
-metadata that the disk can do without. Where bytes of the disk are lost, or may be wrong, the ranges are printed, and the
-exit status is 3. Lost bytes read as zeros, and in a child never as its parent's.
-
-Exit status:
-
-` + exitStatusHelp(),
+A repair covers: a log that was not replayed; a damaged copy of the headers or of the region table; blocks that point
+outside the file or to the place of another block; sector bitmaps; a file that was cut off or is longer than needed;
+metadata that the disk does not need. If data of the disk is lost or may be wrong, its ranges are printed and the exit
+status is 3. Lost data reads as zeros; it is never replaced by data of a parent.`,
 		Example: `  vhdxfs check data.vhdx
   vhdxfs check --repair --dry-run data.vhdx
   vhdxfs check --repair data.vhdx
@@ -52,16 +46,14 @@ Exit status:
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.BoolVar(&c.repairs, "repair", false, "repair the image")
-	f.BoolVar(&c.repair.DryRun, "dry-run", false, "with --repair: say what would be done, and change nothing")
-	f.StringVar(&c.repair.UndoFile, "undo-file", "", "with --repair: save what is changed in `FILE`, which must not exist, and not in IMAGE.undo")
-	f.BoolVar(&c.repair.DropLog, "drop-log", false, "with --repair: give up a log that cannot be replayed; what was changed last may be lost")
-	f.BoolVar(&c.repair.FreeLeaks, "free-leaks", false, "with --repair: give space back that nothing uses, even if it holds data")
-	f.StringVar(&c.undoFile, "undo", "", "take the repair back that made the undo file `FILE`")
-	f.BoolVar(&c.force, "force", false, "with --undo: restore although the image was changed since, which is lost then")
-	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
-	f.BoolVar(&c.json, "json", false, "print JSON, with sizes and offsets in bytes")
-	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
-	completeOptions(cmd, aboutImage)
+	f.BoolVar(&c.repair.DryRun, "dry-run", false, "with --repair: show what would be done, but change nothing")
+	f.StringVar(&c.repair.UndoFile, "undo-file", "", "with --repair: the undo file, a new `FILE`; by default IMAGE.undo")
+	f.BoolVar(&c.repair.DropLog, "drop-log", false, "with --repair: discard a log that cannot be replayed; the last changes may be lost")
+	f.BoolVar(&c.repair.FreeLeaks, "free-leaks", false, "with --repair: release unused space even if it holds data")
+	f.StringVar(&c.undoFile, "undo", "", "undo the repair that wrote the undo file `FILE`")
+	f.BoolVar(&c.force, "force", false, "with --undo: restore even if the image was changed since; those changes are lost")
+	addJSON(cmd, &c.json)
+	addImageOptions(cmd, &c.options)
 	return cmd
 }
 

@@ -19,7 +19,7 @@ func (c *checkCommand) mend(cmd *cobra.Command, path string, o vhdx.Options) err
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
-	p := newProgress(cmd, c.quiet)
+	p := newProgress(cmd)
 	c.repair.Open, c.repair.Phase, c.repair.Progress = o, p.phase, p.add
 	r, err := vhdx.Repair(ctx, path, c.repair)
 	p.end()
@@ -104,7 +104,7 @@ func harm(f vhdx.Fix) string {
 
 // takeBack undoes a repair.
 func (c *checkCommand) takeBack(cmd *cobra.Command, args []string, o vhdx.Options) error {
-	p := newProgress(cmd, c.quiet)
+	p := newProgress(cmd)
 	u := vhdx.UndoOptions{Force: c.force, Lock: o.Lock, Phase: p.phase, Progress: p.add}
 	if len(args) > 0 {
 		u.Image = args[0]

@@ -22,7 +22,7 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	if root == nil {
 		name, root = "vhdxfs", newRoot(args)
 	}
-	root.SetArgs(args)
+	root.SetArgs(negativeLast(args))
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	helpError := watchHelp(root)
@@ -39,53 +39,100 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	return statusOf(err)
 }
 
+// negativeLast moves a size such as -50G, which resize takes, behind the flags, where it is not one of them.
+func negativeLast(args []string) []string {
+	negative := func(a string) bool { return len(a) > 1 && a[0] == '-' && '0' <= a[1] && a[1] <= '9' }
+	i := slices.IndexFunc(args, negative)
+	if i < 0 || slices.Contains(args, "--") || !slices.Contains(args[:i], "resize") {
+		return args
+	}
+	return slices.Concat(args[:i], args[i+1:], []string{"--", args[i]})
+}
+
+// longMount is the description of mounting, for the command and for the program.
+const longMount = `Mount the VHDX file IMAGE on the directory MOUNTPOINT. The mount holds one file, disk.raw: the bytes of the virtual
+disk. Attach disk.raw to a loop device, copy it, or give it to a virtual machine. Writes to disk.raw change the image. They
+are durable after fsync(2) or close(2).
+
+The command returns when disk.raw is ready and serves it in the background. Unmount it with vhdxfs umount, umount(8) or
+fusermount3 -u.`
+
 // newRoot returns the command that mounts, with the others below it. args is the whole command line, which
 // a mount in the background starts again.
 func newRoot(args []string) *cobra.Command {
 	m := mountCommand{args: args}
 	root := &cobra.Command{
-		Use:   "vhdxfs [-f] [-r] [-o LIST] IMAGE MOUNTPOINT",
-		Short: "Mount a Hyper-V VHDX image as one raw file",
-		Long: `Mount the VHDX file IMAGE at the directory MOUNTPOINT. The mount holds one file, disk.raw: the virtual
-disk's bytes, to attach to a loop device, to copy, or to hand to a virtual machine. What is written to it is
-written to the image, and is durable after fsync(2) or close(2). The program returns when disk.raw can be used,
-and serves it in the background until it is unmounted with umount or fusermount3 -u.
-
-An image whose name is that of a command below is mounted as ./NAME.
-
-Options for -o, separated by commas; a value with commas goes into double quotes:
-
-` + optionsHelp() + `
-Exit status:
-
-` + exitStatusHelp(),
-		Example: `  vhdxfs data.vhdx /mnt/vhdx
-  losetup --find --show --partscan /mnt/vhdx/disk.raw
-  vhdxfs -o ro,parent_dir=/srv/base,allow_other child.avhdx /mnt/vhdx
+		Use:   "vhdxfs [mount] [flags] IMAGE MOUNTPOINT",
+		Short: "Mount a Hyper-V VHDX image as one raw file, and work on images",
+		Long:  longMount,
+		Example: `  vhdxfs attach data.vhdx             # mount it, with loop devices
+  vhdxfs detach data.vhdx
+  vhdxfs -o ro data.vhdx /mnt/vhdx    # mount it, without
   umount /mnt/vhdx`,
-		Args:              exactArgs("IMAGE", "MOUNTPOINT"),
+		Args:              commandOrMount,
 		RunE:              m.run,
 		ValidArgsFunction: completeMount,
 		PersistentPreRunE: refuseEmptyFlags,
 		SilenceErrors:     true, // Run reports them
 		SilenceUsage:      true,
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError("%w; see %s --help", err, cmd.CommandPath())
-	})
-	root.Flags().SortFlags = false
 	addVersionFlag(root)
-	root.Flags().BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
-	root.Flags().BoolVarP(&m.readOnly, "read-only", "r", false, "as -o ro")
-	root.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see above")
-	completeOptions(root, aboutMount|aboutImage)
-	root.AddCommand(newInfo(), newCheck(), newMap(), newCreate(), newConvert(), newFlatten(), newMerge(), newSetParent(), newSnapshot(), newCompact(), newResize(), newCompare(), newDiff(), newChain(), newAttach(), newDetach(), newList(), newCompletion(), newVersion())
-	root.SetUsageFunc(printUsage)
-	root.DisableFlagsInUseLine = true
+	m.addFlags(root)
+	root.PersistentFlags().BoolP("quiet", "q", false, "show no progress and no warnings")
+	root.PersistentFlags().BoolP("verbose", "v", false, "show more details")
+	for _, g := range commandGroups {
+		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+	}
+	for group, commands := range map[string][]*cobra.Command{
+		"mount":  {newAttach(), newDetach(), newMount(args), newUmount(), newList()},
+		"look":   {newInfo(), newCheck(), newMap(), newChain(), newCompare(), newDiff()},
+		"make":   {newCreate(), newConvert(), newFlatten()},
+		"change": {newSnapshot(), newMerge(), newSetParent(), newCompact(), newResize()},
+		"more":   {newCompletion(), newVersion()},
+	} {
+		for _, c := range commands {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	help := newHelp()
+	help.GroupID = "more"
+	root.SetHelpCommand(help)
+	root.AddCommand(help)
+	finish(root)
 	for _, c := range root.Commands() {
-		c.DisableFlagsInUseLine = true
+		finish(c)
 	}
 	return root
+}
+
+// newMount returns the command that mounts by its name.
+func newMount(args []string) *cobra.Command {
+	m := mountCommand{args: args}
+	cmd := &cobra.Command{
+		Use:   "mount [flags] IMAGE MOUNTPOINT",
+		Short: "Mount an image; its file disk.raw is the disk",
+		Long:  longMount + "\n\nFor all options, run: vhdxfs help options",
+		Example: `  vhdxfs mount data.vhdx /mnt/vhdx
+  vhdxfs mount -o ro,parent_dir=/srv/base child.avhdx /mnt/vhdx
+  losetup --find --show --partscan /mnt/vhdx/disk.raw`,
+		Args:              exactArgs("IMAGE", "MOUNTPOINT"),
+		RunE:              m.run,
+		ValidArgsFunction: completeMount,
+	}
+	m.addFlags(cmd)
+	return cmd
+}
+
+// addFlags adds the flags for mounting by hand.
+func (m *mountCommand) addFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
+	f.BoolVarP(&m.readOnly, "read-only", "r", false, "same as -o ro")
+	f.BoolVar(&m.allowOther, "allow-other", false, "same as -o allow_other")
+	f.StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
+	completeOptions(cmd, aboutMount|aboutImage)
 }
 
 // refuseEmptyFlags returns an error where a flag has the value of a variable that is not set, which would count as a flag
@@ -99,22 +146,43 @@ func refuseEmptyFlags(cmd *cobra.Command, _ []string) (err error) {
 	return err
 }
 
+// commandOrMount checks the arguments of the program without a command, which are those of a mount. What is neither a
+// command nor a file is taken for a command that was mistyped.
+func commandOrMount(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usageError("missing command or IMAGE; see vhdxfs help")
+	}
+	if word := args[0]; word != "" && !strings.ContainsAny(word, "./") && isMissing(word) {
+		return usageError("unknown command %q%s", word, suggestion(word, commandNames(cmd), "vhdxfs help"))
+	}
+	return exactArgs("IMAGE", "MOUNTPOINT")(cmd, args)
+}
+
 // exactArgs wants one argument for each name, and names the first that is missing.
 func exactArgs(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
-		case len(args) < len(names) && cmd.HasSubCommands() && len(args) == 0:
-			return usageError("no %s is given; see %s --help", names[0], cmd.CommandPath())
-		case len(args) < len(names) && cmd.HasSubCommands() && nearest(args[0], commandNames(cmd)) != "":
-			return usageError("%s is missing; do you mean the command %s?", names[1], nearest(args[0], commandNames(cmd)))
 		case len(args) < len(names):
-			return usageError("%s is missing; usage: %s", names[len(args)], cmd.UseLine())
+			return usageError("missing %s; usage: %s", names[len(args)], cmd.UseLine())
 		case len(args) > len(names):
-			return usageError("%q is one argument too many; usage: %s", args[len(names)], cmd.UseLine())
+			return usageError("unexpected argument %q; usage: %s", args[len(names)], cmd.UseLine())
 		}
 		// Of a variable that is not set, in a script, say. As a path it would be the working directory.
 		if i := slices.Index(args, ""); i >= 0 {
 			return usageError("%s is empty; usage: %s", names[i], cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+// someArgs wants one argument or more.
+func someArgs(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) == 0:
+			return exactArgs(name)(cmd, args)
+		case slices.Contains(args, ""):
+			return exactArgs(name)(cmd, []string{""})
 		}
 		return nil
 	}

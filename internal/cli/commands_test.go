@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,21 +24,32 @@ func TestUsageErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		{nil, "no IMAGE is given; see vhdxfs --help"},
-		{[]string{"x.vhdx"}, "MOUNTPOINT is missing; usage: vhdxfs "},
-		{[]string{"x.vhdx", "y", "z"}, `"z" is one argument too many`},
-		{[]string{"-x", "x.vhdx", "y"}, "unknown shorthand flag: 'x'"},
-		{[]string{"x.vhdx", "y", "-o"}, "flag needs an argument"},
+		{nil, "missing command or IMAGE; see vhdxfs help"},
+		{[]string{"x.vhdx"}, "missing MOUNTPOINT; usage: vhdxfs "},
+		{[]string{"x.vhdx", "y", "z"}, `unexpected argument "z"`},
+		{[]string{"-x", "x.vhdx", "y"}, "unknown flag -x; see vhdxfs --help"},
+		{[]string{"x.vhdx", "y", "-o"}, "flag --options needs a value: LIST"},
 		{[]string{"x.vhdx", "y", "-o", "color"}, `unknown option "color"`},
-		{[]string{"info"}, "IMAGE is missing; usage: vhdxfs info "},
+		{[]string{"inof", "x.vhdx"}, `unknown command "inof"; did you mean info?`},
+		{[]string{"chek", "x.vhdx"}, `unknown command "chek"; did you mean check?`},
+		{[]string{"frobnicate"}, `unknown command "frobnicate"; see vhdxfs help`},
+		{[]string{"help", "inof"}, `no help on "inof"; did you mean info?`},
+		{[]string{"info", "--jsn", "x"}, "unknown flag --jsn; did you mean --json?"},
+		{[]string{"info", "--json=yes", "x"}, "--json takes no value"},
+		{[]string{"compare", "--workers", "many", "x", "y"}, "--workers many: give a whole number"},
+		{[]string{"create", "x", "10X"}, `invalid size "10X": give a positive size such as 64M or 10G`},
+		{[]string{"create", "--size", "1G", "x", "2G"}, `unexpected argument "2G"`},
+		{[]string{"resize", "x", "-big"}, "unknown flag -b"},
+		{[]string{"resize", "x", "big"}, `invalid size "big"`},
+		{[]string{"info"}, "missing IMAGE; usage: vhdxfs info "},
 		{[]string{"info", "--yaml", "x"}, "see vhdxfs info --help"},
-		{[]string{"check", "-o", "uid=1", "x"}, "option uid is for mounting"},
-		{[]string{"map", "x", "y"}, "one argument too many"},
-		{[]string{"create", "x"}, "create needs the size"},
-		{[]string{"create", "--size", "big", "x"}, `such as 64M or 10GiB`},
+		{[]string{"check", "-o", "uid=1", "x"}, "option uid applies only to mounting"},
+		{[]string{"map", "x", "y"}, `unexpected argument "y"`},
+		{[]string{"create", "x"}, "missing SIZE, --parent or --from"},
+		{[]string{"create", "--size", "big", "x"}, `such as 64M or 10G`},
 		{[]string{"create", "--size", "1000", "x"}, "disk size 1000"},
 		{[]string{"create", "--size", "1G", "--type", "thin", "x"}, `type "thin"`},
-		{[]string{"version", "x"}, "one argument too many"},
+		{[]string{"version", "x"}, `unexpected argument "x"`},
 	} {
 		r := run(t, tc.args...)
 		if r.status != statusUsage || !strings.Contains(r.stderr, tc.want) {
@@ -82,26 +94,44 @@ func TestStatusOf(t *testing.T) {
 	}
 }
 
-func TestHelpTellsEveryStatus(t *testing.T) {
-	r := run(t, "--help")
-	if r.status != 0 {
-		t.Fatalf("status %d", r.status)
+// The help of every command fits the terminal and has a usage, examples, and no statuses but its own.
+func TestHelp(t *testing.T) {
+	texts := map[string]string{}
+	for _, args := range [][]string{{"--help"}, {"help"}, {"help", "options"}, {"help", "exit-status"}} {
+		texts[strings.Join(args, " ")] = mustRun(t, args...)
 	}
-	help := strings.Join(strings.Fields(r.stdout), " ") // without its line breaks
+	for _, name := range commandNames(newRoot(nil)) {
+		text := mustRun(t, "help", name)
+		texts["help "+name] = text
+		for _, want := range []string{"Usage:\n", "Flags:\n", "Examples:\n", "Exit status:\n  0    success\n"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("help %s lacks %q", name, want)
+			}
+		}
+		for _, s := range exitStatuses {
+			own := slices.ContainsFunc(statusesOf(name), func(o exitStatus) bool { return o.status == s.status })
+			if strings.Contains(text, fmt.Sprintf("\n  %-4d ", s.status)) != own {
+				t.Errorf("help %s: status %d is there: %v", name, s.status, !own)
+			}
+		}
+		if name != "help" && mustRun(t, name, "--help") != text {
+			t.Errorf("%s --help is not help %[1]s", name)
+		}
+	}
+	for name, text := range texts {
+		for line := range strings.Lines(text) {
+			if utf8.RuneCountInString(line) > 81 || strings.Contains(line, "`") {
+				t.Errorf("%s has the line %q", name, line)
+			}
+		}
+	}
 	for _, s := range exitStatuses {
-		if !strings.Contains(help, fmt.Sprintf(" %d %s ", s.status, s.help)) {
-			t.Errorf("the help does not tell status %d", s.status)
+		if !strings.Contains(strings.Join(strings.Fields(texts["help exit-status"]), " "), fmt.Sprintf(" %d %s", s.status, s.help)) {
+			t.Errorf("help exit-status lacks %d", s.status)
 		}
 	}
-	for line := range strings.Lines(r.stdout) {
-		if utf8.RuneCountInString(line) > 121 {
-			t.Errorf("the help has the line %q", line)
-		}
-	}
-	for _, want := range []string{"./NAME", "parent_dir=DIR", "check", "-o, --options LIST"} {
-		if !strings.Contains(r.stdout, want) {
-			t.Errorf("the help lacks %q", want)
-		}
+	if texts["help"] != texts["--help"] {
+		t.Error("help and --help differ")
 	}
 }
 
@@ -133,7 +163,7 @@ func TestCreate(t *testing.T) {
 	}
 	path := newImage(t)
 	r := run(t, "create", "--size", "1G", path)
-	if r.status != statusUsage || !strings.Contains(r.stderr, path+" exists") {
+	if r.status != statusUsage || !strings.Contains(r.stderr, path+" ") {
 		t.Errorf("create over an image: status %d, %q", r.status, r.stderr)
 	}
 	checkMessage(t, r)
@@ -377,5 +407,24 @@ func TestVersionCompletion(t *testing.T) {
 	}
 	if r := run(t, "__complete", "-o", "overlay="); strings.Contains(r.stdout, "FILE") {
 		t.Errorf("completion of -o overlay=: %s", r.stdout)
+	}
+}
+
+// What people are used to from other programs works.
+func TestHabits(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a.vhdx"), filepath.Join(dir, "b.vhdx")
+	for _, args := range [][]string{
+		{"create", a, "64Mi"}, {"-q", "create", "-v", b, "1G"}, {"resize", a, "+1G"}, {"resize", a, "-512M", "-q"}, {"check", "-q", a}, {"rebase", "-h"},
+		{"unmount", "--help"},
+	} {
+		mustRun(t, args...)
+	}
+	var list []vhdx.Info
+	if err := json.Unmarshal([]byte(mustRun(t, "info", "--json", a, b)), &list); err != nil || len(list) != 2 || list[0].DiskSize != 576<<20 || list[1].Path != b {
+		t.Errorf("info of two images: %v, %+v", err, list)
+	}
+	if out := mustRun(t, "info", a, b); !strings.Contains(out, a) || !strings.Contains(out, b) {
+		t.Errorf("info of two images: %s", out)
 	}
 }

@@ -12,25 +12,25 @@ import (
 )
 
 type compactCommand struct {
-	options                []string
-	keepZeros, quiet, json bool
+	options         []string
+	keepZeros, json bool
 }
 
 func newCompact() *cobra.Command {
 	var c compactCommand
 	cmd := &cobra.Command{
 		Use:   "compact [flags] IMAGE|MOUNTPOINT",
-		Short: "Make an image file smaller: give up blocks of zeros, close gaps, cut the end off",
-		Long: `Make the file of an image as small as it can be. Blocks that hold nothing but zeros, and places that blocks keep
-though they were trimmed, are given up; blocks at the end of the file move into gaps; the end is cut off. What the
-disk reads as stays the same, and children of the image stay usable. vhdxfs info --zeros tells before what can be won.
+		Short: "Make an image file smaller",
+		Long: `Make the file of an image as small as possible. Blocks that hold only zeros and blocks that were trimmed are released,
+blocks at the end of the file move into gaps, and the file is truncated. The contents of the disk stay the same, and
+children of the image stay valid. vhdxfs info --zeros shows what compact can reclaim.
 
-An image that is mounted, here and for writing, is compacted by the program that serves it, in small steps, while reads
-and writes go on. Only root and who made the mount may ask for that. For blocks that a file system inside does not use
-any more, run fstrim on it first.
+If the image is mounted read/write on this host, its server compacts it in small steps; reads and writes continue. Only
+root and the owner of the mount may do this. To release blocks that a file system on the disk no longer uses, run fstrim
+on it first.
 
-It can be interrupted at any moment, and continued: what was done stays done, and no data is lost, not by a power cut
-either. The blocks of a fixed disk stay allocated. Parents are not changed.`,
+You can interrupt the command at any time and run it again. Completed work is kept, and no data is lost, not even in a
+power cut. Blocks of a fixed disk stay allocated. Parents are not changed.`,
 		Example: `  vhdxfs compact data.vhdx
   fstrim /mnt/data && vhdxfs compact /mnt/vhdx`,
 		Args:              exactArgs("IMAGE"),
@@ -39,11 +39,9 @@ either. The blocks of a fixed disk stay allocated. Parents are not changed.`,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.BoolVar(&c.keepZeros, "keep-zeros", false, "do not read the blocks to find those that hold nothing but zeros")
-	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
-	f.BoolVar(&c.json, "json", false, "print JSON, with sizes in bytes")
-	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
-	completeOptions(cmd, aboutImage)
+	f.BoolVar(&c.keepZeros, "keep-zeros", false, "do not read the blocks to find those that hold only zeros")
+	addJSON(cmd, &c.json)
+	addImageOptions(cmd, &c.options)
 	return cmd
 }
 
@@ -54,7 +52,7 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
-	p := newProgress(cmd, c.quiet)
+	p := newProgress(cmd)
 	defer p.end()
 	var r *vhdx.CompactResult
 	switch m, notMounted := findMounted(path); {

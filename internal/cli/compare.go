@@ -15,22 +15,20 @@ import (
 
 // compareFlags are the flags of commands that compare two disks.
 type compareFlags struct {
-	options     []string
-	formats     [2]string
-	quiet, json bool
-	workers     int
+	options []string
+	formats [2]string
+	json    bool
+	workers int
 }
 
 func (c *compareFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVarP(&c.formats[0], "first-format", "f", "", "`FORMAT` of the first disk: vhdx or raw (by default what its first bytes tell)")
-	f.StringVarP(&c.formats[1], "second-format", "F", "", "`FORMAT` of the second disk")
-	f.IntVar(&c.workers, "workers", compare.DefaultWorkers, "how many `N` pieces of the disks are compared at once")
-	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
-	f.BoolVar(&c.json, "json", false, "print JSON, with sizes and offsets in bytes")
-	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
-	completeOptions(cmd, aboutImage)
+	f.StringVarP(&c.formats[0], "first-format", "f", "", "`FORMAT` of the first disk: vhdx or raw; detected by default")
+	f.StringVarP(&c.formats[1], "second-format", "F", "", "`FORMAT` of the second disk, likewise")
+	f.IntVar(&c.workers, "workers", compare.DefaultWorkers, "compare `N` pieces of the disks at once")
+	addJSON(cmd, &c.json)
+	addImageOptions(cmd, &c.options)
 	completeFlag(cmd, "first-format", string(disk.Raw), string(disk.VHDX))
 	completeFlag(cmd, "second-format", string(disk.Raw), string(disk.VHDX))
 }
@@ -38,7 +36,7 @@ func (c *compareFlags) add(cmd *cobra.Command) {
 // withDisks opens both disks for do.
 func (c *compareFlags) withDisks(paths []string, do func(a, b *disk.Disk) error) (err error) {
 	if c.workers < 1 || c.workers > 256 {
-		return usageError("%d workers; it can be 1 to 256", c.workers)
+		return usageError("--workers %d: give 1 to 256", c.workers)
 	}
 	o, err := parseOptions(c.options, aboutImage)
 	if err != nil {
@@ -56,7 +54,7 @@ func (c *compareFlags) withDisks(paths []string, do func(a, b *disk.Disk) error)
 
 // ranges compares the disks and shows the progress.
 func (c *compareFlags) ranges(cmd *cobra.Command, ctx context.Context, a, b *disk.Disk, report func(compare.Range) error) error {
-	p := newProgress(cmd, c.quiet)
+	p := newProgress(cmd)
 	defer p.end()
 	return compare.Disks(ctx, a, b, compare.Options{Workers: c.workers, Phase: p.phase, Progress: p.add}, report)
 }
@@ -76,9 +74,9 @@ func newCompare() *cobra.Command {
 	limit := 10
 	cmd := &cobra.Command{
 		Use:   "compare [flags] FIRST SECOND",
-		Short: "Tell whether two disks have the same contents, and where they differ",
-		Long: `Compare two disks, each a VHDX image with its parents, a raw file or a block device. Behind its end a disk
-counts as zero. The exit status is 0 if they are equal and 5 if they differ.`,
+		Short: "Compare the contents of two disks",
+		Long: `Compare two disks. Each is a VHDX image with its parents, a raw file or a block device. The space beyond the end of the
+smaller disk counts as zeros.`,
 		Example: `  vhdxfs compare disk.vhdx disk.raw
   vhdxfs compare --json old.vhdx new.vhdx`,
 		Args: exactArgs("FIRST", "SECOND"),
@@ -112,8 +110,8 @@ counts as zero. The exit status is 0 if they are equal and 5 if they differ.`,
 		},
 	}
 	c.add(cmd)
-	cmd.Flags().BoolVar(&strict, "strict", false, "disks of different sizes differ, even where all that one has more is zero")
-	cmd.Flags().IntVar(&limit, "limit", limit, "how many `N` ranges are listed")
+	cmd.Flags().BoolVar(&strict, "strict", false, "report disks of different sizes as different, even if the rest is zeros")
+	cmd.Flags().IntVar(&limit, "limit", limit, "list at most `N` ranges")
 	return cmd
 }
 
@@ -139,17 +137,16 @@ func newDiff() *cobra.Command {
 	var content bool
 	depth := 1
 	cmd := &cobra.Command{
-		Use:   "diff [flags] {IMAGE | FIRST SECOND}",
-		Short: "List what was changed: in a differencing image, or from one disk to another",
-		Long: `List the ranges of the disk that IMAGE, a differencing image, holds itself: what was written or trimmed since
-it was made. This reads no data, so what was overwritten by the same is listed too, unless --content is given.
-With --depth 2 its parent's changes belong to it as well, and so on.
+		Use:   "diff [flags] IMAGE | FIRST SECOND",
+		Short: "List what a child, or a second disk, changes",
+		Long: `List the ranges of the disk that IMAGE, a differencing image, holds itself: everything written or trimmed since it was
+created. No data is read, so data that was overwritten with the same data is listed too, unless --content is given. With
+--depth 2 the changes of its parent count as well, and so on.
 
-With two disks, list the ranges in which SECOND differs from FIRST. What both have in the same place of the
-same file is not read, so that comparing two children of one parent, or a child with its parent, takes no
-longer than reading what they hold themselves.
+With two disks, list the ranges in which SECOND differs from FIRST. Data that both have in the same place of the same
+file is not read. So comparing two children of one parent, or a child with its parent, reads only their own data.
 
-Each range has a kind: data, or zero where there is nothing to copy.`,
+Each range is data, or zero if there is nothing to copy.`,
 		Example: `  vhdxfs diff --json child.avhdx
   vhdxfs diff monday.avhdx tuesday.avhdx`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -177,8 +174,8 @@ Each range has a kind: data, or zero where there is nothing to copy.`,
 		ValidArgsFunction: completeImage,
 	}
 	c.add(cmd)
-	cmd.Flags().IntVar(&depth, "depth", depth, "how many `N` images of the chain, IMAGE being the first, count as changes")
-	cmd.Flags().BoolVar(&content, "content", false, "read what was written and list it only if it differs")
+	cmd.Flags().IntVar(&depth, "depth", depth, "count the changes of the first `N` images of the chain")
+	cmd.Flags().BoolVar(&content, "content", false, "read the data and list it only if it differs")
 	return cmd
 }
 

@@ -25,21 +25,19 @@ const standardStream = "-"
 
 // copyFlags are the flags of commands that copy a disk.
 type copyFlags struct {
-	options             []string
-	verify, quiet, json bool
-	skipErrors          bool
-	workers             int
-	input, output       string // formats
+	options       []string
+	verify, json  bool
+	skipErrors    bool
+	workers       int
+	input, output string // formats
 }
 
 func (c *copyFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.BoolVar(&c.verify, "verify", false, "read the output again, from the disk, and compare it with what was written")
-	f.IntVar(&c.workers, "workers", convert.DefaultWorkers, "how many `N` pieces of the disk are copied at once")
-	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
-	f.BoolVar(&c.json, "json", false, "print JSON, with sizes and offsets in bytes")
-	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
-	completeOptions(cmd, aboutImage)
+	f.BoolVar(&c.verify, "verify", false, "read the output from the disk again and compare it")
+	f.IntVar(&c.workers, "workers", convert.DefaultWorkers, "copy `N` pieces of the disk at once")
+	addJSON(cmd, &c.json)
+	addImageOptions(cmd, &c.options)
 }
 
 type convertCommand struct {
@@ -51,18 +49,17 @@ func newConvert() *cobra.Command {
 	var c convertCommand
 	cmd := &cobra.Command{
 		Use:   "convert [flags] INPUT OUTPUT",
-		Short: "Copy a disk: raw to VHDX, VHDX to raw, or VHDX to another type or block size",
-		Long: `Copy the disk INPUT to OUTPUT. INPUT is a VHDX image with its parents, a raw file, a block device, or - for a
-raw disk on standard input. OUTPUT becomes a VHDX image if its name ends in .vhdx or .avhdx, otherwise a raw
-file; -f and -O say it otherwise. What is zero takes no space in OUTPUT.
+		Short: "Copy a disk between raw and VHDX, or to another type",
+		Long: `Copy the disk INPUT to OUTPUT. INPUT is a VHDX image with its parents, a raw file, a block device, or - for a raw disk on
+standard input. OUTPUT becomes a VHDX image if its name ends in .vhdx or .avhdx, otherwise a raw file. To choose the
+formats yourself, use -f and -O, as in qemu-img. Zeros take no space in OUTPUT.
 
-A new file appears under its name when it is complete and durable. Whatever ends the command before leaves
-nothing. What is there already stays as it is, unless --force is given. A block device is overwritten only with
---force, and only if nothing has it mounted.
+A new file appears under its name when it is complete and durable. If the command fails, no file is left. An existing file
+is kept unless --force is given. A block device is overwritten only with --force, and only if it is not mounted.
 
-An image made of an image keeps its type, a differencing one becomes dynamic, its sector sizes, block size and
-metadata of the disk, but for the disk id, which is new. Partition tables count in sectors: with another
---logical-sector-size the partitions inside are not found any more.
+An image that is copied to an image keeps its type, sector sizes, block size and disk metadata. A differencing image
+becomes dynamic, and the disk ID is new. Partition tables count in sectors: with another --logical-sector-size, the
+partitions are no longer found.
 
 For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk.
 
@@ -77,9 +74,9 @@ For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVarP(&c.copy.input, "input-format", "f", "", "`FORMAT` of INPUT: vhdx or raw (by default what its first bytes tell)")
-	f.StringVarP(&c.copy.output, "output-format", "O", "", "`FORMAT` of OUTPUT: vhdx or raw (by default what its name tells)")
-	f.BoolVar(&c.copy.skipErrors, "skip-errors", false, "copy what can be read of a damaged image; the rest is zero, is listed, and makes the exit status 3")
+	f.StringVarP(&c.copy.input, "input-format", "f", "", "`FORMAT` of INPUT: vhdx or raw; detected by default")
+	f.StringVarP(&c.copy.output, "output-format", "O", "", "`FORMAT` of OUTPUT: vhdx or raw; chosen by its name by default")
+	f.BoolVar(&c.copy.skipErrors, "skip-errors", false, "copy what is readable of a damaged image; unreadable ranges are filled with zeros and listed, and the exit status is 3")
 	c.copy.add(cmd)
 	c.layout.add(cmd)
 	completeFlag(cmd, "input-format", string(disk.Raw), string(disk.VHDX))
@@ -165,7 +162,7 @@ func imageOptions(in convert.Input, o vhdx.CreateOptions, keepID bool) (vhdx.Cre
 // copy copies input to the target that open returns.
 func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.Format, open func(context.Context, convert.Input) (convert.Target, error)) (err error) {
 	if c.workers < 1 || c.workers > 256 {
-		return usageError("%d workers; it can be 1 to 256", c.workers)
+		return usageError("--workers %d: give 1 to 256", c.workers)
 	}
 	in, err := c.openInput(input, output)
 	if err != nil {
@@ -180,7 +177,7 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if err != nil {
 		return createError(interrupted(err, left(output)))
 	}
-	p := newProgress(cmd, c.quiet)
+	p := newProgress(cmd)
 	r, err := convert.Run(ctx, in, t, convert.Options{
 		Workers: c.workers, Verify: c.verify, SkipErrors: c.skipErrors, Phase: p.phase, Progress: p.add,
 	})

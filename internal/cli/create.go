@@ -6,8 +6,7 @@ import (
 	"vhdxfs/vhdx"
 )
 
-const parentPathHelp = "where Windows finds the parent, beside the path relative to the child: a `PATH` such as\n" +
-	`D:\vm\base.vhdx, \\server\share\base.vhdx or \\?\Volume{GUID}\vm\base.vhdx; can be given twice`
+const parentPathHelp = "another `PATH` of the parent for Windows, such as " + `D:\vm\base.vhdx, \\server\share\base.vhdx or \\?\Volume{GUID}\vm\base.vhdx; can be repeated`
 
 // A createCommand makes an image: an empty one, a child, or one of a raw disk.
 type createCommand struct {
@@ -22,35 +21,50 @@ type createCommand struct {
 func newCreate() *cobra.Command {
 	var c createCommand
 	cmd := &cobra.Command{
-		Use:   "create {--size SIZE | --parent PARENT | --from RAW} [flags] IMAGE",
-		Short: "Make a new image: an empty one, a child of another, or one with the bytes of a raw disk",
-		Long: `Make a new image. Its disk reads as zeros, or as that of PARENT, or as the file or block device RAW, for
-which - is standard input. IMAGE appears when it is complete, and what has that name already stays as it is,
-unless --force is given.
+		Use:   "create [flags] IMAGE [SIZE]",
+		Short: "Create an image: empty, a child, or from a raw disk",
+		Long: `Create an image. Its disk reads as zeros, as the image PARENT, or as the file or block device RAW. RAW can be - for
+standard input. IMAGE appears when it is complete. An existing file is kept unless --force is given.
 
-With --parent the image is a differencing one. It holds what is written to it, and shows PARENT elsewhere.
-Sector sizes, block size, disk id and further metadata of the disk are PARENT's, and so is the size unless a
-larger one is given. PARENT must not be changed as long as it has children. To mount a child whose parent is
-in another folder, name that folder with -o parent_dir=.
+With --parent, the image is a differencing image. It holds what is written to it and shows PARENT elsewhere. It takes
+sector sizes, block size, disk ID and other disk metadata from PARENT, and its size unless you give a larger one. PARENT
+must not change while it has children. To mount a child whose parent is in another folder, use -o parent_dir=.
 
 ` + sizeHelp,
-		Example: `  vhdxfs create --size 100G data.vhdx
+		Example: `  vhdxfs create data.vhdx 100G
   vhdxfs create --size 10G --type fixed --logical-sector-size 4096 data.vhdx
   vhdxfs create --parent base.vhdx child.vhdx
   zstdcat disk.raw.zst | vhdxfs create --from - data.vhdx`,
-		Args:              exactArgs("IMAGE"),
+		Args:              c.args,
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0]) },
 		ValidArgsFunction: completeImage,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.Var(&c.size, "size", "size of the disk")
-	f.StringVar(&c.parent, "parent", "", "make a differencing image over the image `PARENT`")
+	f.StringVar(&c.parent, "parent", "", "create a differencing image of the image `PARENT`")
 	f.StringArrayVar(&c.parentPaths, "parent-path", nil, parentPathHelp)
-	f.StringVar(&c.from, "from", "", "fill the image with the bytes of `RAW`; see convert for other inputs")
+	f.StringVar(&c.from, "from", "", "copy the raw disk `RAW` into the image; see also convert")
 	c.layout.add(cmd)
 	c.copy.add(cmd)
 	return cmd
+}
+
+// args wants an image and, unless a flag says it, a size.
+func (c *createCommand) args(cmd *cobra.Command, args []string) error {
+	if len(args) != 2 {
+		return exactArgs("IMAGE")(cmd, args)
+	}
+	if c.size != 0 {
+		return usageError("unexpected argument %q: the size is given by --size", args[1])
+	}
+	if err := exactArgs("IMAGE", "SIZE")(cmd, args); err != nil {
+		return err
+	}
+	if err := c.size.Set(args[1]); err != nil {
+		return usageError("%w", err)
+	}
+	return nil
 }
 
 func (c *createCommand) run(cmd *cobra.Command, path string) error {
@@ -62,11 +76,11 @@ func (c *createCommand) run(cmd *cobra.Command, path string) error {
 	c.layout.apply(&o)
 	switch {
 	case c.from != "" && c.parent != "":
-		return usageError("an image is made from a raw disk or over a parent, not both")
+		return usageError("--from and --parent exclude each other")
 	case c.from != "":
 		return c.copy.toImage(cmd, c.from, path, o, false)
 	case c.size == 0 && c.parent == "":
-		return usageError("create needs the size of the disk, such as --size 10G, or --parent, or --from")
+		return usageError("missing SIZE, --parent or --from; usage: %s", cmd.UseLine())
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()

@@ -18,17 +18,20 @@ import (
 
 func newDetach() *cobra.Command {
 	return &cobra.Command{
-		Use:   "detach IMAGE|DEVICE|MOUNTPOINT",
-		Short: "Undo what attach did: detach the loop devices, unmount, wait for the end",
-		Long: `Detach the loop devices on the disk.raw of a mount, unmount it, and return when the image is written and closed.
-The mount is named by its image, its mount point or one of its devices, and may have been made by hand. A mount point
-in ` + rootRunDir + ` is removed.
+		Use:   "detach [flags] IMAGE|DEVICE|MOUNTPOINT",
+		Short: "Detach the loop devices, unmount, and wait until it is closed",
+		Long: `Detach the loop devices on the disk.raw of a mount, unmount it, and return when the image is written and closed. Name the
+mount by its image, its mount point or one of its devices. It does not matter how it was mounted. A mount point in
+` + rootRunDir + ` is removed.
+
+If something on a device is mounted or in use, nothing is done. The error says what is in use.` + rootRunDir + ` is removed.
 
 While something on a device is mounted or otherwise in use, nothing is done; what it is stands in the message, and the
 exit status is 32.`,
 		Example: `  vhdxfs detach data.vhdx
   vhdxfs detach /dev/loop0`,
-		Args: exactArgs("IMAGE"),
+		Args:              exactArgs("IMAGE"),
+		ValidArgsFunction: completeMounted,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := findMounted(args[0])
 			if err == nil {

@@ -6,8 +6,6 @@ import (
 	"io/fs"
 	"strings"
 
-	"github.com/charmbracelet/x/ansi"
-
 	mount "vhdxfs/fs"
 	"vhdxfs/vhdx"
 )
@@ -25,26 +23,73 @@ const (
 	statusInterrupted = 130 // as shells have it for SIGINT
 )
 
-// exitStatuses is what the help and the manual say of them.
-var exitStatuses = []struct {
+// An exitStatus is a status and what it means, for the help and the manual.
+type exitStatus struct {
 	status int
 	help   string
-}{
-	{statusOK, "done; of check: no error and no warning"},
-	{statusUsage, "wrong usage, or no permission"},
-	{statusSystem, "the system failed: a file that cannot be opened or read, no FUSE, no memory"},
-	{statusWarnings, "check: the image can be used, but there are warnings, or a repair found that data is lost or suspect; chain: not all parents fit; convert: something was skipped"},
-	{statusDamaged, "the image breaks a rule of the format"},
-	{statusDiffers, "compare: the disks differ"},
-	{statusMount, "the mount failed: image damaged, which of a large one is known some time after the mount, locked or not there, the mount point no use; or what is to be unmounted is in use"},
-	{statusInterrupted, "interrupted by a signal; nothing half-made is left"},
 }
 
-func exitStatusHelp() string {
+// What the statuses mean that nearly every command has.
+var (
+	okStatus          = exitStatus{statusOK, "success"}
+	usageStatus       = exitStatus{statusUsage, "wrong usage, or permission denied"}
+	systemStatus      = exitStatus{statusSystem, "system failure: a file cannot be opened or read, no FUSE, no memory"}
+	damagedStatus     = exitStatus{statusDamaged, "the image breaks a rule of the format"}
+	mountStatus       = exitStatus{statusMount, "the mount failed: the image is damaged, locked or missing, or the mount point is unusable"}
+	unmountStatus     = exitStatus{statusMount, "not mounted, or still in use"}
+	interruptedStatus = exitStatus{statusInterrupted, "interrupted by a signal; no partial output is left"}
+)
+
+// exitStatuses are all of them, for the manual of the program and the topic exit-status.
+var exitStatuses = []exitStatus{
+	okStatus, usageStatus, systemStatus,
+	{statusWarnings, "success with warnings: check found warnings only, or a repair lost data; chain found a parent that does not fit; convert skipped unreadable ranges"},
+	damagedStatus,
+	{statusDiffers, "compare: the disks differ"},
+	{statusMount, mountStatus.help + "; or what was to be unmounted is not mounted, or in use"},
+	interruptedStatus,
+}
+
+// commandStatuses are the statuses of each command beside success, wrong usage and a system failure, by its name.
+var commandStatuses = map[string][]exitStatus{
+	"vhdxfs": {mountStatus},
+	"mount":  {mountStatus},
+	"umount": {unmountStatus},
+	"attach": {mountStatus, interruptedStatus},
+	"detach": {unmountStatus},
+	"info":   {damagedStatus, interruptedStatus},
+	"check": {
+		{statusWarnings, "warnings only, or the repair found that data is lost or suspect"},
+		{statusDamaged, "the image breaks a rule of the format, or could not be repaired"}, interruptedStatus,
+	},
+	"map":     {damagedStatus},
+	"chain":   {{statusWarnings, "a parent is missing, has changed, or cannot be used"}, damagedStatus},
+	"compare": {damagedStatus, {statusDiffers, "the disks differ"}, interruptedStatus},
+	"diff":    {damagedStatus, interruptedStatus},
+	"create":  {damagedStatus, interruptedStatus},
+	"convert": {
+		{statusWarnings, "the copy is complete except for unreadable ranges, which are zeros (--skip-errors)"}, damagedStatus, interruptedStatus,
+	},
+	"flatten":    {damagedStatus, interruptedStatus},
+	"snapshot":   {damagedStatus, interruptedStatus},
+	"merge":      {damagedStatus, interruptedStatus},
+	"set-parent": {damagedStatus},
+	"compact":    {damagedStatus, interruptedStatus},
+	"resize":     {damagedStatus, interruptedStatus},
+
+	"mount.vhdx":         {mountStatus},
+	"umount.fuse.vhdxfs": {unmountStatus},
+}
+
+// statusesOf returns the exit statuses that a command can have.
+func statusesOf(command string) []exitStatus {
+	return append([]exitStatus{okStatus, usageStatus, systemStatus}, commandStatuses[command]...)
+}
+
+func exitStatusHelp(statuses []exitStatus) string {
 	var b strings.Builder
-	for _, s := range exitStatuses {
-		const indent = "      "
-		fmt.Fprintf(&b, "  %-3d %s\n", s.status, strings.ReplaceAll(ansi.Wordwrap(s.help, helpWidth-len(indent), ""), "\n", "\n"+indent))
+	for _, s := range statuses {
+		writeEntry(&b, 4, fmt.Sprint(s.status), s.help)
 	}
 	return b.String()
 }

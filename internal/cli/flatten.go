@@ -12,10 +12,9 @@ func newFlatten() *cobra.Command {
 	var c copyFlags
 	cmd := &cobra.Command{
 		Use:   "flatten [flags] IMAGE OUTPUT",
-		Short: "Make one new image of a differencing image and its parents",
-		Long: `Copy what IMAGE shows, its own bytes and those of its parents, to the new image OUTPUT, which has no parent.
-It stands for the same disk: with the disk id and all other metadata of it. IMAGE and its parents are only
-read. For the rest this is convert, whose help tells more.
+		Short: "Combine an image and its parents in one new image",
+		Long: `Copy the disk of IMAGE, its own data and that of its parents, to the new image OUTPUT, which has no parent. The disk stays
+the same, with the same disk ID and disk metadata. IMAGE and its parents are only read. See also vhdxfs help convert.
 
 ` + sizeHelp,
 		Example: `  vhdxfs flatten child.avhdx disk.vhdx

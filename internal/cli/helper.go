@@ -34,50 +34,46 @@ func newMountHelper(name string, args []string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   name + " IMAGE MOUNTPOINT [-sfnvr] [-o LIST]",
 		Short: "Mount a Hyper-V VHDX image for mount(8)",
-		Long: `Mount the VHDX file IMAGE at the directory MOUNTPOINT, as vhdxfs does. This is what mount(8) calls for
+		Long: `Mount the VHDX file IMAGE on the directory MOUNTPOINT, as vhdxfs does. mount(8) calls this program for
 
   mount -t vhdx -o LIST IMAGE MOUNTPOINT
 
-and for a line of that type in /etc/fstab:
+and for lines of this type in /etc/fstab:
 
   /srv/data.vhdx       /mnt/vhdx  vhdx  nofail       0 0
   /mnt/vhdx/disk.raw   /mnt/data  ext4  loop,nofail  0 0
 
-The types vhdx, vhdxfs and fuse.vhdxfs are the same. With the option remount, an existing mount is made read-only
-or writable again.
-
-Options for -o, separated by commas; a value with commas goes into double quotes:
-
-` + optionsHelp() + `
-Exit status:
-
-` + exitStatusHelp(),
-		Args:          exactArgs("IMAGE", "MOUNTPOINT"),
-		RunE:          m.run,
-		SilenceErrors: true, // Run reports them
-		SilenceUsage:  true,
+The types vhdx, vhdxfs and fuse.vhdxfs are the same. With the option remount, an existing mount becomes read-only or
+writable. For all options, run: vhdxfs help options`,
+		Example: `  mount -t vhdx data.vhdx /mnt/vhdx
+  mount -t vhdx -o ro,parent_dir=/srv/base child.avhdx /mnt/vhdx
+  mount -o loop /mnt/vhdx/disk.raw /mnt/data
+  umount /mnt/data`,
+		Args:              exactArgs("IMAGE", "MOUNTPOINT"),
+		RunE:              m.run,
+		ValidArgsFunction: completeMount,
+		SilenceErrors:     true, // Run reports them
+		SilenceUsage:      true,
 	}
 	cmd.Flags().BoolVarP(&m.sloppy, "sloppy", "s", false, "ignore unknown options")
-	cmd.Flags().BoolVarP(&m.fake, "fake", "f", false, "do everything but mount")
-	cmd.Flags().BoolVarP(&m.readOnly, "read-only", "r", false, "as -o ro")
-	cmd.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see above")
-	helperFlags(cmd, &m.verbose, &m.namespace)
+	cmd.Flags().BoolVarP(&m.fake, "fake", "f", false, "check everything, but do not mount")
+	cmd.Flags().BoolVarP(&m.readOnly, "read-only", "r", false, "same as -o ro")
+	cmd.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
+	completeOptions(cmd, aboutMount|aboutImage)
+	helperFlags(cmd, "mount", &m.verbose, &m.namespace)
 	return cmd
 }
 
-// helperFlags declares what both kinds of helpers are called with.
-func helperFlags(cmd *cobra.Command, verbose *bool, namespace *string) {
+// helperFlags declares the flags of both kinds of helpers; work is what they do in a namespace.
+func helperFlags(cmd *cobra.Command, work string, verbose *bool, namespace *string) {
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.BoolVarP(verbose, "verbose", "v", false, "say what is done")
-	f.StringVarP(namespace, "namespace", "N", "", "mount in the mount namespace that the file `PATH` stands for")
-	f.BoolP("no-mtab", "n", false, "accepted and not used")
-	f.StringP("types", "t", "", "the `TYPE` by which the helper was found; not used")
+	f.BoolVarP(verbose, "verbose", "v", false, "report what is done")
+	f.StringVarP(namespace, "namespace", "N", "", work+" in the mount namespace of the file `PATH`")
+	f.BoolP("no-mtab", "n", false, "ignored")
+	f.StringP("types", "t", "", "ignored; the `TYPE` by which mount(8) found this program")
 	addVersionFlag(cmd)
-	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError("%w; see %s --help", err, cmd.CommandPath())
-	})
-	cmd.DisableFlagsInUseLine = true
+	finish(cmd)
 	cmd.CompletionOptions.DisableDefaultCmd = true
 }
 

@@ -15,7 +15,7 @@ import (
 
 func TestHelperByName(t *testing.T) {
 	for name, want := range map[string]string{
-		"mount.vhdx": "Mount", "mount.vhdxfs": "Mount", "mount.fuse.vhdxfs": "Mount", "umount.fuse.vhdxfs": "Take", "vhdxfs": "", "cli.test": "",
+		"mount.vhdx": "Mount", "mount.vhdxfs": "Mount", "mount.fuse.vhdxfs": "Mount", "umount.fuse.vhdxfs": "Unmount", "vhdxfs": "", "cli.test": "",
 	} {
 		var got string
 		if cmd := newHelper(name, nil); cmd != nil {
@@ -36,15 +36,15 @@ func TestHelperArguments(t *testing.T) {
 		status int
 		want   string
 	}{
-		{"mount.vhdx -V", statusUsage, "unknown shorthand flag: 'V'"},
-		{"mount.vhdx", statusUsage, "IMAGE is missing"},
-		{"mount.vhdx /none /none -o", statusUsage, "flag needs an argument"},
+		{"mount.vhdx -V", statusUsage, "unknown flag -V"},
+		{"mount.vhdx", statusUsage, "missing IMAGE"},
+		{"mount.vhdx /none /none -o", statusUsage, "flag --options needs a value: LIST"},
 		{"mount.vhdx /none /none -sfnvr -t vhdx -o rw", statusMount, "mount point /none does not exist"},
 		{"mount.vhdx /none /none -f -o rw,nonsuch", statusUsage, "mount.vhdx: unknown option"},
 		{"mount.vhdx /none /none -sf -o rw,nonsuch", statusMount, "mount point /none does not exist"},
 		{"mount.vhdx /none /none -f -o nofail", statusOK, ""},
 		{"mount.vhdx /none /none -vN/none", statusUsage, "arguments of their own"},
-		{"umount.fuse.vhdxfs", statusUsage, "MOUNTPOINT is missing"},
+		{"umount.fuse.vhdxfs", statusUsage, "missing MOUNTPOINT"},
 		{"umount.fuse.vhdxfs /none -nlfvr -t fuse.vhdxfs", statusMount, "umount.fuse.vhdxfs: "},
 	} {
 		var stderr strings.Builder

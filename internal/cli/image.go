@@ -16,19 +16,20 @@ type imageCommand struct {
 }
 
 // command completes cmd with the argument, the flags and the parsing that all of them share.
-func (c *imageCommand) command(cmd *cobra.Command, run func(cmd *cobra.Command, path string, o vhdx.Options) error) *cobra.Command {
-	cmd.Args = exactArgs("IMAGE")
+func (c *imageCommand) command(cmd *cobra.Command, run func(cmd *cobra.Command, paths []string, o vhdx.Options) error) *cobra.Command {
+	if cmd.Args == nil {
+		cmd.Args = exactArgs("IMAGE")
+	}
 	cmd.ValidArgsFunction = completeImage
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o, err := parseOptions(c.options, aboutImage)
 		if err != nil {
 			return err
 		}
-		return run(cmd, args[0], o.image)
+		return run(cmd, args, o.image)
 	}
-	cmd.Flags().BoolVar(&c.json, "json", false, "print JSON, with sizes and offsets in bytes")
-	cmd.Flags().StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
-	completeOptions(cmd, aboutImage)
+	addJSON(cmd, &c.json)
+	addImageOptions(cmd, &c.options)
 	return cmd
 }
 

@@ -16,21 +16,41 @@ func newInfo() *cobra.Command {
 	var c imageCommand
 	var zeros bool
 	cmd := c.command(&cobra.Command{
-		Use:   "info [--json] [--zeros] [-o LIST] IMAGE",
-		Short: "Show what an image is: type, sizes, headers, log, regions, metadata, blocks, parents",
-	}, func(cmd *cobra.Command, path string, o vhdx.Options) error {
-		return withImage(path, o, func(im *vhdx.Image) error {
-			won, err := reclaimable(cmd, im, zeros)
+		Use: "info [flags] IMAGE",
+		Example: `  vhdxfs info data.vhdx
+  vhdxfs info --json data.vhdx | jq .disk_size`,
+		Short: "Show type, size, use, parent and state of an image",
+		Args:  someArgs("IMAGE"),
+	}, func(cmd *cobra.Command, paths []string, o vhdx.Options) error {
+		var list []imageInfo
+		for i, path := range paths {
+			err := withImage(path, o, func(im *vhdx.Image) error {
+				won, err := reclaimable(cmd, im, zeros)
+				if err != nil {
+					return err
+				}
+				list = append(list, imageInfo{im.Info(), won})
+				if c.json {
+					return nil
+				}
+				if i > 0 {
+					fmt.Fprintln(cmd.OutOrStdout())
+				}
+				return printInfo(cmd.OutOrStdout(), im.Info(), won, zeros)
+			})
 			if err != nil {
 				return err
 			}
-			if c.json {
-				return writeJSON(cmd.OutOrStdout(), imageInfo{im.Info(), won})
-			}
-			return printInfo(cmd.OutOrStdout(), im.Info(), won, zeros)
-		})
+		}
+		switch {
+		case !c.json:
+			return nil
+		case len(list) == 1:
+			return writeJSON(cmd.OutOrStdout(), list[0])
+		}
+		return writeJSON(cmd.OutOrStdout(), list)
 	})
-	cmd.Flags().BoolVar(&zeros, "zeros", false, "read all blocks, and tell how many hold nothing but zeros")
+	cmd.Flags().BoolVar(&zeros, "zeros", false, "read all blocks and count those that hold only zeros")
 	return cmd
 }
 
@@ -44,7 +64,7 @@ type imageInfo struct {
 func reclaimable(cmd *cobra.Command, im *vhdx.Image, zeros bool) (vhdx.Reclaimable, error) {
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
-	p := newProgress(cmd, false)
+	p := newProgress(cmd)
 	defer p.end()
 	r, err := im.Reclaimable(ctx, zeros, vhdx.CompactOptions{Phase: p.phase, Progress: p.add})
 	return r, interrupted(err, "nothing was changed")

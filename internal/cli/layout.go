@@ -17,19 +17,16 @@ type layoutFlags struct {
 	zeroBlocks, force                                 bool
 }
 
-// sizeHelp is what the help of such a command says of sizes.
-const sizeHelp = `A SIZE is in bytes, or has a unit: K, M, G, T, also written as KiB; all are powers of 1024.`
-
 func (l *layoutFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&l.diskType, "type", "", "`TYPE` of the image: dynamic, which grows as it is written, or fixed")
-	f.Var(&l.blockSize, "block-size", "unit in which the image grows: a power of two from 1M to 256M (by default 1M to 32M, by the size of the disk)")
-	f.Var(&l.logicalSector, "logical-sector-size", "512 or 4096 (default 512)")
-	f.Var(&l.physicalSector, "physical-sector-size", "512 or 4096 (default 4096)")
-	f.Var(&l.logSize, "log-size", "room for the log: a multiple of 1M (default 1M)")
-	f.BoolVar(&l.zeroBlocks, "zero-blocks", false, "blocks of a dynamic image begin as ZERO, as Windows makes them, not as NOT_PRESENT")
-	f.StringVar(&l.creator, "creator", "", "`NAME` of the program that made the image, as info shows it (default "+vhdx.DefaultCreator+")")
-	f.BoolVar(&l.force, "force", false, "replace a file that is there")
+	f.StringVar(&l.diskType, "type", "", "`TYPE` of the image: dynamic (grows as it is written) or fixed")
+	f.Var(&l.blockSize, "block-size", "block size: a power of two from 1M to 256M; by default 1M to 32M, depending on the disk size")
+	f.Var(&l.logicalSector, "logical-sector-size", "512 (default) or 4096")
+	f.Var(&l.physicalSector, "physical-sector-size", "512 or 4096 (default)")
+	f.Var(&l.logSize, "log-size", "size of the log: a multiple of 1M; 1M by default")
+	f.BoolVar(&l.zeroBlocks, "zero-blocks", false, "start with blocks in the state ZERO, as Windows does, not NOT_PRESENT")
+	f.StringVar(&l.creator, "creator", "", "`NAME` of the creating program in the image; "+vhdx.DefaultCreator+" by default")
+	f.BoolVar(&l.force, "force", false, "replace an existing file")
 	completeFlag(cmd, "type", string(vhdx.Dynamic), string(vhdx.Fixed))
 }
 

@@ -45,11 +45,11 @@ func (m *activeMount) disk() string { return filepath.Join(m.MountPoint, mount.F
 func newList() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "list [--json]",
-		Short: "List what is mounted, by which process, with which loop devices",
-		Long: `List every mount of a VHDX image with its process, the loop devices on its disk.raw, and what their partitions are
-used for. A mount whose program has died is shown as dead, one whose program does not answer within some seconds as not
-answering. What another user has mounted for himself alone is unknown.`,
+		Use:   "list [flags]",
+		Short: "List mounted images, their loop devices and partitions",
+		Long: `List every mount of a VHDX image, its server process, the loop devices on its disk.raw, and what uses their partitions.
+A mount is "dead" if its server has died, and "not answering" if its server does not answer within some seconds. A mount
+that another user made only for that user is "unknown".`,
 		Example: `  vhdxfs list
   vhdxfs list --json | jq -r '.[].devices[].device'`,
 		Args:              exactArgs(),
@@ -65,7 +65,7 @@ answering. What another user has mounted for himself alone is unknown.`,
 			return printMounts(cmd.OutOrStdout(), list)
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with sizes in bytes")
+	addJSON(cmd, &asJSON)
 	return cmd
 }
 

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"regexp"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"time"
 
@@ -72,17 +71,30 @@ func commandPage(c *cobra.Command, extra string) string {
 	short := strings.ToLower(c.Short[:1]) + c.Short[1:]
 	page := fmt.Sprintf("# NAME\n%s - %s\n\n", pageName(c), short)
 	page += "# SYNOPSIS\n" + synopsis(c) + "\n\n"
-	description, mountOptions := describe(c)
-	page += "# DESCRIPTION\n" + description + "\n"
+	page += "# DESCRIPTION\n" + describe(c) + "\n"
+	if c.HasSubCommands() {
+		page += "# COMMANDS\n" + commandList(c)
+	}
 	page += "# OPTIONS\n" + flagList(c)
-	if mountOptions != "" {
-		page += "# MOUNT OPTIONS\n" + mountOptions
+	if c.HasSubCommands() || c.Name() == helperPages[0] {
+		page += "# MOUNT OPTIONS\nSeparate the options behind **-o** with commas. Put a value that contains a comma in double quotes.\n\n" + mountOptionList()
 	}
-	page += exitStatusSection(slices.Contains(helperPages, c.Name())) + extra
-	if c.Example != "" {
-		page += "# EXAMPLES\n" + literal(c.Example) + "\n"
+	page += exitStatusSection(statusesOf(c.Name())) + extra
+	return page + "# EXAMPLES\n" + literal(c.Example) + "\n"
+}
+
+// commandList lists the commands by their groups.
+func commandList(root *cobra.Command) string {
+	var b strings.Builder
+	for _, g := range commandGroups {
+		fmt.Fprintf(&b, "### %s\n", g.title)
+		for _, c := range root.Commands() {
+			if c.GroupID == g.id && !c.Hidden {
+				fmt.Fprintf(&b, "**%s**\n: %s.\n\n", c.Name(), emphasize(c.Short))
+			}
+		}
 	}
-	return page
+	return b.String()
 }
 
 func synopsis(c *cobra.Command) string {
@@ -98,49 +110,35 @@ func synopsis(c *cobra.Command) string {
 	return s
 }
 
-// describe returns what the help says, without the tables in it. The table of mount options becomes a section, with
-// the paragraph that leads to it; exit statuses are in a section of their own, which every page has.
-func describe(c *cobra.Command) (text, mountOptions string) {
-	long := c.Long
-	if long == "" {
-		long = c.Short + "."
-	}
+// describe returns the description that the help has.
+func describe(c *cobra.Command) string {
 	var paragraphs []string
-	for p := range strings.SplitSeq(strings.TrimSpace(long), "\n\n") {
-		intro := len(paragraphs) - 1
-		switch table := strings.Trim(p, "\n") + "\n"; {
-		case table == optionsHelp():
-			mountOptions = paragraphs[intro] + "\n\n" + mountOptionList()
-			paragraphs = paragraphs[:intro]
-		case table == exitStatusHelp():
-			paragraphs = paragraphs[:intro]
-		case strings.HasPrefix(p, "  "):
+	for p := range strings.SplitSeq(strings.TrimSpace(description(c)), "\n\n") {
+		if strings.HasPrefix(p, "  ") {
 			paragraphs = append(paragraphs, literal(p))
-		default:
+		} else {
 			paragraphs = append(paragraphs, emphasize(p))
 		}
 	}
-	return strings.Join(paragraphs, "\n\n") + "\n", mountOptions
+	return strings.Join(paragraphs, "\n\n") + "\n"
 }
 
 // flagList describes the flags of a command, those included that every command has.
 func flagList(c *cobra.Command) string {
-	c.InitDefaultHelpFlag()
+	c.InheritedFlags() // which has cobra gather them
 	var b strings.Builder
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		if f.Hidden {
 			return
 		}
-		value, usage := pflag.UnquoteUsage(f)
 		term := "**--" + f.Name + "**"
 		if f.Shorthand != "" {
 			term = "**-" + f.Shorthand + "**, " + term
 		}
-		if value != "" {
-			term += " *" + strings.ToUpper(value) + "*"
+		if value := flagValue(f); value != "" {
+			term += " *" + value + "*"
 		}
-		usage = strings.TrimSuffix(usage, "; see above") // here it is below
-		fmt.Fprintf(&b, "%s\n: %s\n\n", term, emphasize(usage))
+		fmt.Fprintf(&b, "%s\n: %s\n\n", term, emphasize(flagHelp(f)))
 	})
 	return b.String()
 }
@@ -156,7 +154,7 @@ func mountOptionList() string {
 		if o.value != "" {
 			term += "=" + emphasize(o.value)
 		}
-		fmt.Fprintf(&b, "%s\n: %s\n\n", term, emphasize(strings.ReplaceAll(o.help, "\n", " ")))
+		fmt.Fprintf(&b, "%s\n: %s\n\n", term, emphasize(o.help))
 	}
 	for _, help := range otherOptionsHelp {
 		b.WriteString(plain(help) + "\n\n")
@@ -164,21 +162,11 @@ func mountOptionList() string {
 	return b.String()
 }
 
-// helperStatuses are the exit statuses that mounting and unmounting can have.
-var helperStatuses = []int{statusOK, statusUsage, statusSystem, statusMount}
-
-func exitStatusSection(helper bool) string {
+func exitStatusSection(statuses []exitStatus) string {
 	var b strings.Builder
 	b.WriteString("# EXIT STATUS\n")
-	for _, s := range exitStatuses {
-		help := s.help
-		if helper {
-			if !slices.Contains(helperStatuses, s.status) {
-				continue
-			}
-			help, _, _ = strings.Cut(help, "; of check")
-		}
-		fmt.Fprintf(&b, "**%d**\n: %s\n\n", s.status, plain(help))
+	for _, s := range statuses {
+		fmt.Fprintf(&b, "**%d**\n: %s\n\n", s.status, plain(s.help))
 	}
 	return b.String()
 }

@@ -26,18 +26,18 @@ type mapCommand struct {
 func newMap() *cobra.Command {
 	var c mapCommand
 	cmd := c.command(&cobra.Command{
-		Use:   "map [--json | --qemu-json | --draw | --svg FILE | --png FILE] [-o LIST] IMAGE",
-		Short: "List, or paint, where the bytes of the disk are, and which file of the chain holds them",
-		Long: `List the extents of the disk in order: where each begins and how long it is, whether it is data, zero (an image
-of the chain says so) or a hole (nothing holds it), the state of its blocks, and which file of the chain holds
-it, at which offset. Layer 0 is the image itself, layer 1 its parent, and so on.
+		Use:   "map [flags] IMAGE",
+		Short: "List or draw where the bytes of the disk are stored",
+		Long: `List the extents of the disk in order: offset, length, kind, the state of the blocks, and the file of the chain and the
+offset in it that hold the data. The kind is data, zero (an image of the chain says that it is zero) or hole (no image
+holds it). Layer 0 is the image itself, layer 1 its parent, and so on.
 
---draw paints the disk for the terminal: in each place how much there is, in the colour of the file that holds
-it, and below it the image's file, in which the colours tell which part of the disk is where. A file in many
-pieces is speckled. --svg and --png write such a picture to a file, or to standard output where FILE is -.`,
+--draw draws the disk on the terminal: how much data is in each place, in the color of the file that holds it. Below it
+is the file of the image; the colors show which part of the disk is where. A fragmented file is speckled. --svg and --png
+write the picture to a file, or to standard output if FILE is -.`,
 		Example: `  vhdxfs map --draw child.avhdx
   vhdxfs map --svg disk.svg disk.vhdx`,
-	}, func(cmd *cobra.Command, path string, o vhdx.Options) error {
+	}, func(cmd *cobra.Command, paths []string, o vhdx.Options) error {
 		forms := 0
 		for _, given := range []bool{c.json, c.qemuJSON, c.draw, c.svg != "" || c.png != ""} {
 			if given {
@@ -50,16 +50,16 @@ pieces is speckled. --svg and --png write such a picture to a file, or to standa
 		if forms > 1 {
 			return usageError("map shows the disk in one form: --json, --qemu-json, --draw, or --svg and --png")
 		}
-		return withImage(path, o, func(im *vhdx.Image) error { return c.show(cmd.OutOrStdout(), im) })
+		return withImage(paths[0], o, func(im *vhdx.Image) error { return c.show(cmd.OutOrStdout(), im) })
 	})
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.BoolVar(&c.qemuJSON, "qemu-json", false, "print JSON as qemu-img map --output=json does")
-	f.BoolVar(&c.draw, "draw", false, "paint the disk and the file, as large as the terminal is")
-	f.StringVar(&c.color, "color", "auto", "colours of --draw: auto, always or never, `WHEN` that is")
-	f.StringVar(&c.svg, "svg", "", "paint into an SVG `FILE`")
-	f.StringVar(&c.png, "png", "", "paint into a PNG `FILE`")
-	f.BoolVar(&c.force, "force", false, "replace a picture that is there")
+	f.BoolVar(&c.qemuJSON, "qemu-json", false, "print JSON in the format of qemu-img map --output=json")
+	f.BoolVar(&c.draw, "draw", false, "draw the disk and the file, in the size of the terminal")
+	f.StringVar(&c.color, "color", "auto", "`WHEN` --draw uses colors: auto (default), always or never")
+	f.StringVar(&c.svg, "svg", "", "draw into the SVG `FILE`")
+	f.StringVar(&c.png, "png", "", "draw into the PNG `FILE`")
+	f.BoolVar(&c.force, "force", false, "replace an existing picture")
 	completeFlag(cmd, "color", "auto", "always", "never")
 	return cmd
 }
@@ -190,7 +190,7 @@ func (c *mapCommand) paintTerminal(out io.Writer, im *vhdx.Image) error {
 	case "never":
 		w.Profile = colorprofile.NoTTY
 	default:
-		return usageError("--color %s; it can be auto, always or never", c.color)
+		return usageError("--color %s: must be auto, always or never", c.color)
 	}
 	t.Color = w.Profile > colorprofile.ASCII
 	disk, file := t.Grid(len(chainPaths(im.Info())))

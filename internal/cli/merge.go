@@ -12,26 +12,25 @@ import (
 
 // A mergeCommand writes a child into an image that it is based on.
 type mergeCommand struct {
-	options            []string
-	merge              vhdx.MergeOptions
-	force, quiet, json bool
+	options     []string
+	merge       vhdx.MergeOptions
+	force, json bool
 }
 
 func newMerge() *cobra.Command {
 	var c mergeCommand
 	cmd := &cobra.Command{
-		Use:   "merge [--into ANCESTOR] [--delete | --keep-name] [flags] CHILD",
-		Short: "Write what a differencing image holds into its parent",
-		Long: `Write what the differencing image CHILD holds into its parent, or, with --into, into an image further down
-the chain, with all between. That image then reads as CHILD did, and CHILD is not needed any more; it still shows
-the same disk until it is removed. None of the images may be in use.
+		Use:   "merge [flags] CHILD",
+		Short: "Write the changes of a child into its parent",
+		Long: `Write the data of the differencing image CHILD into its parent. With --into, write it, and the data of all images in
+between, into an image further up the chain. That image then reads as CHILD did. CHILD is no longer needed, but still
+shows the same disk until it is removed. None of the images may be in use.
 
-Whatever ends the command, an interruption, a full disk, or a power cut, CHILD shows the same disk as before, and
-merge can be run again. Other children of the images that are written to would be lost: where the folders of the
-chain hold one, merge refuses.
+If the command is interrupted, the disk is full or the power fails, CHILD still shows the same disk. Then run merge again.
+Other children of the changed images would be lost; if one is in a folder of the chain, merge refuses.
 
-Children of CHILD accept the result as their parent. With --keep-name they find it, too; otherwise set-parent tells
-them where it is.`,
+Children of CHILD accept the result as their parent. With --keep-name they also find it. Otherwise run vhdxfs set-parent
+for each of them.`,
 		Example: `  vhdxfs merge --delete child.avhdx
   vhdxfs merge --keep-name data.vhdx
   vhdxfs merge --into base.vhdx --delete newest.avhdx`,
@@ -41,20 +40,18 @@ them where it is.`,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVar(&c.merge.Into, "into", "", "merge into the image `ANCESTOR`, which CHILD is based on, and not into its parent")
-	f.BoolVar(&c.merge.Delete, "delete", false, "remove what was merged")
-	f.BoolVar(&c.merge.KeepName, "keep-name", false, "give the result the name of CHILD, whose file is gone then")
-	f.BoolVar(&c.force, "force", false, "merge although other children are lost")
-	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
+	f.StringVar(&c.merge.Into, "into", "", "merge into `ANCESTOR`, an image further up the chain")
+	f.BoolVar(&c.merge.Delete, "delete", false, "remove the merged images")
+	f.BoolVar(&c.merge.KeepName, "keep-name", false, "rename the result to CHILD; the file CHILD is removed")
+	f.BoolVar(&c.force, "force", false, "merge even if other children are lost")
 	addChainFlags(cmd, &c.json, &c.options)
 	return cmd
 }
 
 // addChainFlags adds the flags that all commands have that change a chain.
 func addChainFlags(cmd *cobra.Command, asJSON *bool, options *[]string) {
-	cmd.Flags().BoolVar(asJSON, "json", false, "print JSON, with sizes in bytes")
-	cmd.Flags().StringArrayVarP(options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
-	completeOptions(cmd, aboutImage)
+	addJSON(cmd, asJSON)
+	addImageOptions(cmd, options)
 }
 
 // chainOptions parses the options of such a command.
@@ -79,7 +76,7 @@ func (c *mergeCommand) run(cmd *cobra.Command, path string) error {
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
-	p := newProgress(cmd, c.quiet)
+	p := newProgress(cmd)
 	c.merge.Phase, c.merge.Progress = p.phase, p.add
 	r, err := vhdx.Merge(ctx, path, c.merge)
 	p.end()

@@ -28,12 +28,12 @@ const metricsNamespace = "vhdxfs"
 func parseMetrics(v string) (string, error) {
 	path, ok := strings.CutPrefix(v, "unix:")
 	if !ok || path == "" {
-		return "", errors.New("it is unix: and the path of a socket, such as unix:/run/vhdxfs/metrics.sock")
+		return "", errors.New("give unix: and the path of a socket, such as unix:/run/vhdxfs/metrics.sock")
 	}
 	path, err := absPath(path)
 	// The kernel's limit, with a zero byte behind the path.
 	if limit := len(unix.RawSockaddrUnix{}.Path) - 1; err == nil && len(path) > limit {
-		err = fmt.Errorf("the path of a socket has at most %d bytes, and %s has %d", limit, path, len(path))
+		err = fmt.Errorf("the path of a socket has at most %d bytes; %s has %d", limit, path, len(path))
 	}
 	return path, err
 }

@@ -24,6 +24,7 @@ type mountCommand struct {
 	args       []string // the whole command line
 	foreground bool
 	readOnly   bool
+	allowOther bool
 	options    []string
 
 	// What only mount(8) asks for.
@@ -44,11 +45,18 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	o.readOnly = o.readOnly || m.readOnly
+	if m.allowOther {
+		o.allowOther()
+	}
 	if err := o.check(); err != nil {
 		return err
 	}
-	if m.verbose {
+	m.verbose = m.verbose || isVerbose(cmd)
+	switch {
+	case m.verbose:
 		o.logLevel = max(o.logLevel, logrus.InfoLevel)
+	case isQuiet(cmd):
+		o.logLevel = min(o.logLevel, logrus.ErrorLevel)
 	}
 	if m.helper {
 		os.Unsetenv("NOTIFY_SOCKET") // it is for the service that has called mount(8), if there is one
@@ -100,11 +108,6 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 		return mountError(err)
 	}
 	err = serve(cmd.Context(), o, log, ready)
-	if errors.Is(err, fs.ErrNotExist) {
-		if n := nearest(args[0], commandNames(cmd)); n != "" {
-			err = fmt.Errorf("%w; do you mean the command %s?", err, n)
-		}
-	}
 	return mountError(err)
 }
 
@@ -153,14 +156,4 @@ func pretend(o *options, args []string, stderr io.Writer) error {
 		return err
 	}
 	return errors.Join(o.findPartition(im), im.Close())
-}
-
-func commandNames(cmd *cobra.Command) []string {
-	var names []string
-	for _, c := range cmd.Commands() {
-		if c.IsAvailableCommand() {
-			names = append(names, c.Name())
-		}
-	}
-	return names
 }

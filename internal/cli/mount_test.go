@@ -178,7 +178,6 @@ func TestMountErrors(t *testing.T) {
 		want string
 	}{
 		{"no image", []string{filepath.Join(dir, "none.vhdx"), dir}, "no such file"},
-		{"no image, but a command", []string{"inof", dir}, "do you mean the command info?"},
 		{"damaged image", []string{broken, dir}, "(rule R"},
 		{"no mount point", []string{image, filepath.Join(dir, "none")}, "does not exist; make it with"},
 		{"a file as mount point", []string{image, image}, "not a directory"},

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -33,7 +32,7 @@ func completeOptions(cmd *cobra.Command, about aboutness) {
 				word += "="
 			}
 			if t.value == "" || !strings.HasPrefix(typed, word) {
-				words = append(words, word+"\t"+strings.ReplaceAll(t.help, "\n", " "))
+				words = append(words, word+"\t"+t.help)
 				continue
 			}
 			for v := range strings.SplitSeq(t.value, "|") {
@@ -50,33 +49,31 @@ func completeOptions(cmd *cobra.Command, about aboutness) {
 }
 
 func optionsHelp() string {
-	const column = 24
 	var b strings.Builder
-	for _, t := range optionTable {
-		if t.help == "" {
-			continue
-		}
-		name := t.name
-		if t.value != "" {
-			name += "=" + t.value
-		}
-		for i, line := range strings.Split(t.help, "\n") {
-			if i == 0 && len(name) > column {
-				fmt.Fprintf(&b, "  %s\n", name)
-				name = ""
-			}
-			fmt.Fprintf(&b, "  %-*s %s\n", column, name, line)
-			name = ""
+	for i := range optionTable {
+		if t := &optionTable[i]; t.help != "" {
+			writeOption(&b, t)
 		}
 	}
+	b.WriteString("\n")
 	for _, help := range otherOptionsHelp {
-		fmt.Fprintf(&b, "  %s\n", strings.ReplaceAll(help, "\n", "\n  "))
+		for _, line := range wrap(help, helpWidth) {
+			b.WriteString(line + "\n")
+		}
 	}
 	return b.String()
 }
 
+func writeOption(b *strings.Builder, t *option) {
+	name := t.name
+	if t.value != "" {
+		name += "=" + t.value
+	}
+	writeEntry(b, 22, name, t.help)
+}
+
 // otherOptionsHelp explains the options that are hidden in the table.
 var otherOptionsHelp = []string{
-	"nosuid, nodev, noexec, noatime, ... and their opposites, as mount(8) has them; nosuid and nodev are\non by default",
-	"auto, noauto, user, users, nofail, _netdev, comment=, x-*, ... are accepted for fstab and not used",
+	"nosuid, nodev, noexec, noatime and the like, and their opposites, work as in mount(8). nosuid and nodev are the default.",
+	"auto, noauto, user, users, nofail, _netdev, comment= and x-* are accepted for fstab and ignored.",
 }

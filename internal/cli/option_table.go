@@ -31,84 +31,86 @@ type option struct {
 	set   func(*options, string) error
 }
 
+// allowOther lets all users use the mount.
+func (o *options) allowOther() {
+	o.mount.AllowOther, o.mount.AllowRoot, o.allowAsked = true, false, true
+}
+
 // optionTable has every option, in the order of the help.
 var optionTable = []option{
-	{"rw", "", aboutMount | aboutRemount, "mount for reading and writing; the default", func(o *options, _ string) error {
+	{"rw", "", aboutMount | aboutRemount, "mount read/write; the default", func(o *options, _ string) error {
 		o.readOnly = false
 		return nil
 	}},
-	{"ro", "", aboutMount | aboutRemount, "mount read-only: no byte of the image is changed, not even to replay its log", func(o *options, _ string) error {
+	{"ro", "", aboutMount | aboutRemount, "mount read-only; no byte of the image changes, not even to replay its log", func(o *options, _ string) error {
 		o.readOnly = true
 		return nil
 	}},
-	{"ro_fallback", "", aboutMount, "mount read-only where the image cannot be opened for writing", func(o *options, _ string) error {
+	{"ro_fallback", "", aboutMount, "mount read-only if the image cannot be opened for writing", func(o *options, _ string) error {
 		o.roFallback = true
 		return nil
 	}},
-	{"orphan_children", "", aboutMount, "write also to an image that is the parent of one in its folder, which is lost then", func(o *options, _ string) error {
+	{"orphan_children", "", aboutMount, "allow writing to an image that has children in its folder; they become unusable", func(o *options, _ string) error {
 		o.orphanChildren = true
 		return nil
 	}},
-	{"overlay", "FILE|" + overlayTmp, aboutMount, "leave the image as it is, and write to FILE, a differencing image that is made\n" +
-		"if there is none, and else used again; or to a file that is gone with the mount", func(o *options, v string) (err error) {
+	{"overlay", "FILE|" + overlayTmp, aboutMount, "leave the image unchanged and write to FILE, a differencing image that is created if it does not exist; with tmp, to a file that is removed with the mount", func(o *options, v string) (err error) {
 		if o.mount.Overlay = v; v != overlayTmp {
 			o.mount.Overlay, err = absPath(v)
 		}
 		return err
 	}},
-	{"partition", "NUMBER", aboutMount, "disk.raw is this partition, of a GPT or an MBR, and not the whole disk", func(o *options, v string) error {
+	{"partition", "NUMBER", aboutMount, "show this partition of the GPT or MBR as disk.raw, not the whole disk", func(o *options, v string) error {
 		return parsePartition(&o.partition, v)
 	}},
-	{"replay", strings.Join(replayModes, "|"), aboutMount, "the log of an image that was not closed cleanly: auto, the default, replays it in\n" +
-		"the file, with ro in memory; memory is auto that needs ro; no refuses the image", func(o *options, v string) error {
+	{"replay", strings.Join(replayModes, "|"), aboutMount, "how to treat the log of an image that was not closed cleanly: auto (default) replays it in the file, or in memory with ro; memory replays it in memory and needs ro; no refuses the image", func(o *options, v string) error {
 		o.replay = v
 		return oneOf(v, replayModes...)
 	}},
-	{"errors", "eio|remount-ro", aboutMount, "after a failed sync, changes fail with EIO, the default; or with EROFS, and the\n" +
-		"mount becomes read-only as soon as nobody has disk.raw open for writing", func(o *options, v string) error {
+	{"errors", "eio|remount-ro", aboutMount, "after a failed sync, changes fail with EIO (default), or with EROFS; then the mount becomes read-only when the last writer closes disk.raw", func(o *options, v string) error {
 		o.mount.ReadOnlyOnError = v == "remount-ro"
 		return oneOf(v, "eio", "remount-ro")
 	}},
-	{"discard", "auto|unmap|punch|off", aboutMount, "what becomes of space that is discarded, as by fstrim: unmap uses it for other\n" +
-		"blocks, punch also leaves holes in the image; auto, the default, is punch on\n" +
-		"file systems where holes are harmless, else unmap; off refuses discards", func(o *options, v string) error {
+	{"discard", "auto|unmap|punch|off", aboutMount, "how to release discarded space, such as by fstrim: unmap reuses it for other blocks; punch also punches holes in the image; auto (default, also discard alone) is punch on file systems where holes are harmless, else unmap; off refuses discards", func(o *options, v string) error {
+		if v == "" {
+			v = string(vhdx.DiscardAuto)
+		}
 		o.image.Discard = vhdx.DiscardMode(v)
 		return oneOf(v, string(vhdx.DiscardAuto), string(vhdx.DiscardUnmap), string(vhdx.DiscardPunch), string(vhdx.DiscardOff))
 	}},
-	{"detect_zeroes", "on|off", aboutMount, "writing zeros where nothing is takes no space; on by default", func(o *options, v string) error {
+	{"detect_zeroes", "on|off", aboutMount, "do not allocate blocks for zeros; on by default", func(o *options, v string) error {
 		o.image.DetectZeroes = v == "on"
 		return oneOf(v, "on", "off")
 	}},
-	{"sync", "", aboutMount, "a write is durable when it returns", func(o *options, _ string) error {
+	{"sync", "", aboutMount, "make each write durable before it returns", func(o *options, _ string) error {
 		o.mount.Flags |= unix.MS_SYNCHRONOUS
 		return nil
 	}},
-	{"commit", "SECONDS", aboutMount, "after which changes are made durable that nobody syncs; 5 by default, 0 never", func(o *options, v string) error {
+	{"commit", "SECONDS", aboutMount, "flush unsynced changes every SECONDS; 5 by default, 0 never", func(o *options, v string) error {
 		return parseSeconds(&o.image.Commit, v)
 	}},
-	{"idle_clean", "SECONDS", aboutMount, "without changes, after which nothing is left in the image's log to replay;\n5 by default, 0 only at the unmount", func(o *options, v string) error {
+	{"idle_clean", "SECONDS", aboutMount, "mark the image clean after SECONDS without changes; 5 by default, 0 only at unmount", func(o *options, v string) error {
 		return parseSeconds(&o.image.IdleClean, v)
 	}},
-	{"direct_io", "", aboutMount, "the kernel caches nothing of disk.raw", func(o *options, _ string) error {
+	{"direct_io", "", aboutMount, "do not cache disk.raw in the page cache", func(o *options, _ string) error {
 		o.mount.DirectIO = true
 		return nil
 	}},
-	{"writeback_cache", "", aboutMount, "the kernel collects small writes: faster for programs that make many without\nO_DIRECT, but that the image has no more space, or the disk has ended, they learn\nat fsync or close", func(o *options, _ string) error {
+	{"writeback_cache", "", aboutMount, "let the kernel collect small writes: faster without O_DIRECT, but errors such as \"no space left\" are reported only by fsync or close", func(o *options, _ string) error {
 		o.mount.WritebackCache = true
 		return nil
 	}},
-	{"parent", "FILE", aboutImage, "the parent of a differencing image; repeated, the parents of the levels in turn", func(o *options, v string) error {
+	{"parent", "FILE", aboutImage, "the parent of a differencing image; repeat it for further levels", func(o *options, v string) error {
 		return appendPath(&o.image.Parents, v)
 	}},
-	{"parent_dir", "DIR", aboutImage, "a further directory to look for parents in; can be repeated", func(o *options, v string) error {
+	{"parent_dir", "DIR", aboutImage, "another directory to search for parents; can be repeated", func(o *options, v string) error {
 		return appendPath(&o.image.ParentDirs, v)
 	}},
-	{"ignore_parent_mismatch", "", aboutImage, "take a parent that was changed after the child was made: for rescue, with ro", func(o *options, _ string) error {
+	{"ignore_parent_mismatch", "", aboutImage, "accept a parent that has changed since the child was created; for rescue, needs ro", func(o *options, _ string) error {
 		o.image.AnyParent = true
 		return nil
 	}},
-	{"lock", "on|try|off", aboutImage, "lock the image and its parents against other programs, on by default;\n" +
-		"try uses an image all the same that another program holds", func(o *options, v string) error {
+	{"lock", "on|try|off", aboutImage, "lock the image and its parents against other programs; on by default; try proceeds even if another program holds the lock", func(o *options, v string) error {
 		o.image.Lock = vhdx.LockMode(v)
 		return oneOf(v, string(vhdx.LockOn), string(vhdx.LockTry), string(vhdx.LockOff))
 	}},
@@ -117,69 +119,70 @@ var optionTable = []option{
 		o.image.CacheSize, err = parseSize(v)
 		return err
 	}},
-	refused("bat_cache", "there is one cache for all block tables; its size is cache_size="),
-	{"allow_other", "", aboutMount, "all users may use the mount, as far as the mode of disk.raw lets them;\nthe default for root", func(o *options, _ string) error {
-		o.mount.AllowOther, o.mount.AllowRoot, o.allowAsked = true, false, true
+	refused("bat_cache", "one cache holds all block tables; set its size with cache_size="),
+	refused("loop", insideHelp), refused("offset", insideHelp), refused("sizelimit", insideHelp), refused("noload", insideHelp),
+	refused("norecovery", insideHelp), refused("subvol", insideHelp), refused("data", insideHelp),
+	{"allow_other", "", aboutMount, "let all users access the mount, as the mode of disk.raw permits; the default for root", func(o *options, _ string) error {
+		o.allowOther()
 		return nil
 	}},
-	{"no_allow_other", "", aboutMount, "only the user who mounts may use the mount; the default for others", func(o *options, _ string) error {
+	{"no_allow_other", "", aboutMount, "let only the user who mounts access the mount; the default for other users", func(o *options, _ string) error {
 		o.mount.AllowOther, o.mount.AllowRoot, o.allowAsked = false, false, true
 		return nil
 	}},
-	{"allow_root", "", aboutMount, "only root and the user who mounts may use the mount", func(o *options, _ string) error {
+	{"allow_root", "", aboutMount, "let only root and the user who mounts access the mount", func(o *options, _ string) error {
 		o.mount.AllowOther, o.mount.AllowRoot, o.allowAsked = false, true, true
 		return nil
 	}},
-	{"default_permissions", "", aboutMount, "the kernel checks the mode of disk.raw; always on", func(o *options, _ string) error {
+	{"default_permissions", "", aboutMount, "let the kernel check the mode of disk.raw; always on", func(o *options, _ string) error {
 		o.mount.DefaultPermissions = true
 		return nil
 	}},
-	{"uid", "NUMBER", aboutMount, "owner of disk.raw; the image's by default, with overlay= who mounts", func(o *options, v string) error {
-		return parseID(&o.mount.UID, v)
+	{"uid", "USER", aboutMount, "owner of disk.raw, a name or a number; by default the owner of the image, with overlay= the user who mounts", func(o *options, v string) error {
+		return parseID(&o.mount.UID, v, userID)
 	}},
-	{"gid", "NUMBER", aboutMount, "group of disk.raw; the image's by default", func(o *options, v string) error {
-		return parseID(&o.mount.GID, v)
+	{"gid", "GROUP", aboutMount, "group of disk.raw, a name or a number; by default the group of the image", func(o *options, v string) error {
+		return parseID(&o.mount.GID, v, groupID)
 	}},
-	{"mode", "OCTAL", aboutMount, "permissions of disk.raw; by default those of the image to read and write", func(o *options, v string) error {
+	{"mode", "OCTAL", aboutMount, "permission bits of disk.raw; by default the read and write bits of the image", func(o *options, v string) error {
 		return parseMode(&o.mount.Mode, v)
 	}},
-	{"umask", "OCTAL", aboutMount, "permissions that disk.raw and the directory do not have", func(o *options, v string) error {
+	{"umask", "OCTAL", aboutMount, "permission bits to clear for disk.raw and the directory", func(o *options, v string) error {
 		return parseMode(&o.mount.Umask, v)
 	}},
-	{"fsname", "NAME", aboutMount, "source in the mount table; IMAGE as given by default", func(o *options, v string) error {
+	{"fsname", "NAME", aboutMount, "source in the mount table; IMAGE by default", func(o *options, v string) error {
 		o.mount.Source = v
 		return nil
 	}},
-	{"nonempty", "", aboutMount, "hide what the mount point holds", func(o *options, _ string) error {
+	{"nonempty", "", aboutMount, "mount even if the mount point is not empty; its files are hidden", func(o *options, _ string) error {
 		o.mount.NonEmpty = true
 		return nil
 	}},
-	{"clean_stale", "", aboutMount, "take away the dead mount of a killed vhdxfs at the mount point; the default", func(o *options, _ string) error {
+	{"clean_stale", "", aboutMount, "remove the dead mount of a killed vhdxfs from the mount point; the default", func(o *options, _ string) error {
 		o.mount.KeepStale = false
 		return nil
 	}},
-	{"noclean_stale", "", aboutMount, "refuse to mount there", func(o *options, _ string) error {
+	{"noclean_stale", "", aboutMount, "refuse a mount point with a dead mount", func(o *options, _ string) error {
 		o.mount.KeepStale = true
 		return nil
 	}},
-	{"setuid", "USER", aboutMount, "open the image and mount as this user, by fusermount3", func(o *options, v string) error {
+	{"setuid", "USER", aboutMount, "open the image and mount as this user, with fusermount3", func(o *options, v string) error {
 		o.user = v
 		return nil
 	}},
-	{"pidfile", "FILE", aboutMount, "holds the number of the process that serves, as long as it does", func(o *options, v string) error {
+	{"pidfile", "FILE", aboutMount, "write the process ID of the server to this file; it is removed when the server ends", func(o *options, v string) error {
 		var err error
 		o.pidFile, err = absPath(v)
 		return err
 	}},
-	{"foreground", "", aboutMount, "as -f", func(o *options, _ string) error {
+	{"foreground", "", aboutMount, "same as -f", func(o *options, _ string) error {
 		o.foreground = true
 		return nil
 	}},
-	{"oom_score_adj", "NUMBER|keep", aboutMount, "how readily the system ends the program when memory is short, from -1000, never,\n" +
-		"which is the default where it is permitted, to 1000; keep leaves it as it is", func(o *options, v string) error {
+	{"oom_score_adj", "NUMBER|keep", aboutMount, "how likely the kernel is to kill the server when memory is short: -1000 (never; the default if permitted) to 1000; keep leaves it unchanged", func(o *options, v string) error {
 		return parseOOMScore(&o.oomScore, v)
 	}},
-	{"log", "stderr|syslog|FILE", aboutMount, "where messages go once mounted: by default to standard error in the\nforeground, to syslog in the background; what a FIFO has no room for is lost", func(o *options, v string) error {
+	{"log", "stderr|syslog|FILE", aboutMount, "destination of messages once mounted; by default standard error in the foreground and syslog in the background; lines are lost while a FIFO is full", func(o *options, v string) error {
 		o.log = v
 		if v == logStderr || v == logSyslog {
 			return nil
@@ -188,7 +191,7 @@ var optionTable = []option{
 		o.log, err = absPath(v)
 		return err
 	}},
-	{"loglevel", strings.Join(logLevels, "|"), aboutMount, "the least of what is logged; warn by default", func(o *options, v string) error {
+	{"loglevel", strings.Join(logLevels, "|"), aboutMount, "the least severe messages to log; warn by default", func(o *options, v string) error {
 		if err := oneOf(v, logLevels...); err != nil {
 			return err
 		}
@@ -196,7 +199,7 @@ var optionTable = []option{
 		o.logLevel, err = logrus.ParseLevel(v)
 		return err
 	}},
-	{"metrics", "unix:PATH", aboutMount, "tell statistics by HTTP at this socket, as Prometheus reads them: GET /metrics", func(o *options, v string) error {
+	{"metrics", "unix:PATH", aboutMount, "serve statistics for Prometheus over HTTP at this socket: GET /metrics", func(o *options, v string) error {
 		var err error
 		o.metrics, err = parseMetrics(v)
 		return err
@@ -255,10 +258,14 @@ func clearFlag(name string, flag uintptr) option {
 	}}
 }
 
-// refused is an option of others that has no meaning here, or a bad one.
+// refused is an option of others that does not apply here.
 func refused(name, why string) option {
 	return option{name, "", aboutImage | aboutRefused, "", func(*options, string) error { return errors.New(why) }}
 }
+
+// insideHelp is said of options that belong to the mount of a file system on the disk.
+const insideHelp = "it belongs to the file system on the disk. Mount the image without it, then run mount -o loop MOUNTPOINT/disk.raw DIR; " +
+	"or run vhdxfs attach IMAGE and mount the partition"
 
 func unused(name, value string) option {
 	return option{name, value, aboutOther, "", func(*options, string) error { return nil }}

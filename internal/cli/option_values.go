@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -15,7 +17,7 @@ func oneOf(v string, allowed ...string) error {
 	if slices.Contains(allowed, v) {
 		return nil
 	}
-	return fmt.Errorf("it can be %s or %s", strings.Join(allowed[:len(allowed)-1], ", "), allowed[len(allowed)-1])
+	return fmt.Errorf("must be %s or %s", strings.Join(allowed[:len(allowed)-1], ", "), allowed[len(allowed)-1])
 }
 
 // absPath makes a path absolute, since the program leaves the working directory when it is mounted.
@@ -27,20 +29,43 @@ func appendPath(list *[]string, path string) error {
 	return err
 }
 
-func parseID(p **uint32, v string) error {
-	n, err := strconv.ParseUint(v, 10, 32)
+// parseID reads a number, or a name that find knows.
+func parseID(p **uint32, v string, find func(name string) (string, error)) error {
+	number := v
+	if _, err := strconv.Atoi(v); err != nil {
+		if number, err = find(v); err != nil {
+			return err
+		}
+	}
+	n, err := strconv.ParseUint(number, 10, 32)
 	if err != nil || n == 1<<32-1 { // the highest means "none" to the system
-		return fmt.Errorf("it is a number from 0 to %d", uint32(1<<32-2))
+		return fmt.Errorf("give a name, or a number from 0 to %d", uint32(1<<32-2))
 	}
 	id := uint32(n)
 	*p = &id
 	return nil
 }
 
+func userID(name string) (string, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return "", errors.New("no such user")
+	}
+	return u.Uid, nil
+}
+
+func groupID(name string) (string, error) {
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return "", errors.New("no such group")
+	}
+	return g.Gid, nil
+}
+
 func parseMode(p **uint32, v string) error {
 	n, err := strconv.ParseUint(v, 8, 32)
 	if err != nil || n > 0o777 {
-		return fmt.Errorf("it is an octal number from 0 to 777")
+		return fmt.Errorf("give an octal number from 0 to 777")
 	}
 	mode := uint32(n)
 	*p = &mode
@@ -53,7 +78,7 @@ const maxSeconds = 365 * 24 * 60 * 60
 func parseSeconds(d *time.Duration, v string) error {
 	n, err := strconv.ParseUint(v, 10, 32)
 	if err != nil || n > maxSeconds {
-		return fmt.Errorf("it is a number of seconds from 0 to %d", maxSeconds)
+		return fmt.Errorf("give whole seconds, such as 5; at most %d", maxSeconds)
 	}
 	*d = time.Duration(n) * time.Second
 	return nil
@@ -66,18 +91,22 @@ func parseOOMScore(p **int, v string) error {
 	}
 	n, err := strconv.Atoi(v)
 	if err != nil || n < neverKill || n > -neverKill {
-		return fmt.Errorf("it is keep or a number from %d to %d", neverKill, -neverKill)
+		return fmt.Errorf("give keep or a number from %d to %d", neverKill, -neverKill)
 	}
 	*p = &n
 	return nil
 }
 
 // parseSize reads a number of bytes, with a unit or without. Units are powers of 1024: K, M, G, T, P, also
-// written KiB or KB.
+// written Ki, KiB or KB.
 func parseSize(v string) (int64, error) {
-	n, err := units.RAMInBytes(v)
+	word := v
+	if strings.HasSuffix(strings.ToLower(v), "i") {
+		word += "B"
+	}
+	n, err := units.RAMInBytes(word)
 	if err != nil || n <= 0 {
-		return 0, fmt.Errorf("it is a size above zero in bytes, or with a unit, such as 64M or 10GiB")
+		return 0, fmt.Errorf("invalid size %q: give a positive size such as 64M or 10G", v)
 	}
 	return n, nil
 }

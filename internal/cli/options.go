@@ -49,15 +49,15 @@ func (o *options) check() error {
 	case o.remount:
 		return nil
 	case o.mount.Overlay != "" && o.readOnly:
-		return usageError("option overlay is for writing, and does not go with ro; to see what an overlay holds, mount it with -o ro,parent=IMAGE")
+		return usageError("options overlay and ro exclude each other; to read an overlay, mount it with -o ro,parent=IMAGE")
 	case o.mount.Overlay != "" && o.roFallback:
-		return usageError("option overlay does not go with ro_fallback: it never writes to the image")
+		return usageError("options overlay and ro_fallback exclude each other: an overlay never writes to the image")
 	case o.readOnly:
 		return nil
 	case o.replay == replayMemory:
-		return usageError("option replay=memory needs ro: who writes has to replay the log in the file")
+		return usageError("option replay=memory needs ro: a writable mount must replay the log into the file")
 	case o.image.AnyParent:
-		return usageError("option ignore_parent_mismatch needs ro: what is written would not fit the parent")
+		return usageError("option ignore_parent_mismatch needs ro: writes would not fit the parent")
 	}
 	return nil
 }
@@ -126,7 +126,7 @@ func (o *options) apply(word string, about aboutness) error {
 	if t == nil {
 		hint := ""
 		if n := nearest(name, optionNames(about)); n != "" {
-			hint = fmt.Sprintf("; do you mean %s?", n)
+			hint = fmt.Sprintf("; did you mean %s?", n)
 		}
 		return usageError("unknown option %q%s", name, hint)
 	}
@@ -134,14 +134,14 @@ func (o *options) apply(word string, about aboutness) error {
 	case t.about&aboutRefused != 0:
 		return usageError("option %s is not supported: %w", name, t.set(o, value))
 	case t.about&(about|aboutOther) == 0:
-		return usageError("option %s is for mounting; here it has no use", name)
+		return usageError("option %s applies only to mounting", name)
 	case t.value == "" && hasValue:
-		return usageError("option %s takes no value, but has %q", name, value)
-	case t.value != "" && value == "":
+		return usageError("option %s takes no value, not %q", name, value)
+	case t.value != "" && value == "" && (hasValue || t.name != "discard"):
 		return usageError("option %s needs a value: %s=%s", name, name, t.value)
 	}
 	if err := t.set(o, value); err != nil {
-		return usageError("option %s=%s: %w", name, value, err)
+		return usageError("option %s: %w", word, err)
 	}
 	return nil
 }

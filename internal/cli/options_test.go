@@ -34,6 +34,9 @@ func TestParseOptions(t *testing.T) {
 		{[]string{"orphan_children"}, func(o *options) { o.orphanChildren = true }},
 		{[]string{"discard=off"}, func(o *options) { o.image.Discard = vhdx.DiscardOff }},
 		{[]string{"discard=unmap,discard=auto"}, func(o *options) { o.image.Discard = vhdx.DiscardAuto }},
+		{[]string{"discard=off,discard"}, func(o *options) { o.image.Discard = vhdx.DiscardAuto }},
+		{[]string{"uid=root,gid=root"}, func(o *options) { o.mount.UID, o.mount.GID = num(0), num(0) }},
+		{[]string{"cache_size=1Gi"}, func(o *options) { o.image.CacheSize = 1 << 30 }},
 		{[]string{"detect_zeroes=off"}, func(o *options) { o.image.DetectZeroes = false }},
 		{[]string{"detect_zeroes=off,detect_zeroes=on"}, func(*options) {}},
 		{[]string{"commit=30,idle_clean=0"}, func(o *options) { o.image.Commit, o.image.IdleClean = 30*time.Second, 0 }},
@@ -81,29 +84,31 @@ func TestParseOptionsErrors(t *testing.T) {
 		want  string
 	}{
 		{"xyzzy", aboutImage | aboutMount, `unknown option "xyzzy"`},
-		{"parent_dri=/x", aboutImage | aboutMount, "do you mean parent_dir?"},
+		{"parent_dri=/x", aboutImage | aboutMount, "did you mean parent_dir?"},
+		{"loop", aboutImage | aboutMount, "run mount -o loop MOUNTPOINT/disk.raw DIR"},
+		{"offset=1048576", aboutImage | aboutMount, "option offset is not supported: it belongs to the file system on the disk"},
 		{"RO", aboutImage | aboutMount, `unknown option "RO"`},
-		{"uid=1", aboutImage, "option uid is for mounting"},
+		{"uid=1", aboutImage, "option uid applies only to mounting"},
 		{"ui=1", aboutImage, `unknown option "ui"`},
-		{"ro=1", aboutImage | aboutMount, `option ro takes no value, but has "1"`},
+		{"ro=1", aboutImage | aboutMount, `option ro takes no value, not "1"`},
 		{"parent", aboutImage, "option parent needs a value: parent=FILE"},
 		{"parent=", aboutImage, "option parent needs a value"},
-		{"uid=root", aboutMount, "a number from 0 to 4294967294"},
+		{"uid=no-such-user", aboutMount, "no such user"},
 		{"uid=4294967295", aboutMount, "a number from 0 to 4294967294"},
 		{"gid=-1", aboutMount, "a number from 0"},
 		{"mode=888", aboutMount, "an octal number from 0 to 777"},
 		{"umask=1777", aboutMount, "an octal number from 0 to 777"},
-		{"lock=yes", aboutImage, "it can be on, try or off"},
-		{"loglevel=loud", aboutMount, "it can be error, warn, info or debug"},
-		{"discard=on", aboutMount, "it can be auto, unmap, punch or off"},
-		{"detect_zeroes=unmap", aboutMount, "it can be on or off"},
-		{"commit=-1", aboutMount, "a number of seconds from 0"},
-		{"commit=1h", aboutMount, "a number of seconds from 0"},
-		{"idle_clean=99999999999", aboutMount, "a number of seconds from 0"},
-		{"oom_score_adj=-1001", aboutMount, "it is keep or a number from -1000 to 1000"},
-		{"discard=off", aboutImage, "option discard is for mounting"},
-		{"cache_size=0", aboutImage, "a size above zero"},
-		{"cache_size=-1M", aboutImage, "a size above zero"},
+		{"lock=yes", aboutImage, "must be on, try or off"},
+		{"loglevel=loud", aboutMount, "must be error, warn, info or debug"},
+		{"discard=on", aboutMount, "must be auto, unmap, punch or off"},
+		{"detect_zeroes=unmap", aboutMount, "must be on or off"},
+		{"commit=-1", aboutMount, "give whole seconds"},
+		{"commit=1h", aboutMount, "give whole seconds"},
+		{"idle_clean=99999999999", aboutMount, "give whole seconds"},
+		{"oom_score_adj=-1001", aboutMount, "give keep or a number from -1000 to 1000"},
+		{"discard=off", aboutImage, "option discard applies only to mounting"},
+		{"cache_size=0", aboutImage, "give a positive size"},
+		{"cache_size=-1M", aboutImage, "give a positive size"},
 		{"cache_size=many", aboutImage, "such as 64M"},
 		{`parent="/x`, aboutImage, "not closed"},
 	} {
@@ -128,7 +133,7 @@ func TestOptionTable(t *testing.T) {
 		}
 	}
 	for line := range strings.Lines(help) {
-		if len(line) > 110 || strings.TrimRight(line, " \n") != strings.TrimSuffix(line, "\n") {
+		if len(line) > 81 || strings.TrimRight(line, " \n") != strings.TrimSuffix(line, "\n") {
 			t.Errorf("help has the line %q", line)
 		}
 	}

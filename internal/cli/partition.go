@@ -15,7 +15,7 @@ const maxPartition = 65535
 func parsePartition(p *int, v string) error {
 	n, err := strconv.Atoi(v)
 	if err != nil || n < 1 || n > maxPartition {
-		return fmt.Errorf("it is the number of a partition, from 1, as in /dev/loop0p1")
+		return fmt.Errorf("give the number of a partition, such as 1")
 	}
 	*p = n
 	return nil

@@ -21,9 +21,9 @@ type progress struct {
 	bar *progressbar.ProgressBar
 }
 
-// newProgress shows progress on standard error if that is a terminal and nobody wants quiet.
-func newProgress(cmd *cobra.Command, quiet bool) *progress {
-	if f, ok := cmd.ErrOrStderr().(*os.File); ok && !quiet && term.IsTerminal(int(f.Fd())) {
+// newProgress shows progress on standard error if that is a terminal, and -q was not given.
+func newProgress(cmd *cobra.Command) *progress {
+	if f, ok := cmd.ErrOrStderr().(*os.File); ok && !isQuiet(cmd) && term.IsTerminal(int(f.Fd())) {
 		return &progress{out: f}
 	}
 	return &progress{}

@@ -14,8 +14,8 @@ import (
 )
 
 type resizeCommand struct {
-	options                    []string
-	force, fixGPT, quiet, json bool
+	options             []string
+	force, fixGPT, json bool
 
 	size     int64 // bytes
 	relative bool  // size is to be added
@@ -27,36 +27,34 @@ func newResize() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resize [flags] IMAGE SIZE",
 		Short: "Make a disk larger or smaller",
-		Long: `Give the disk in IMAGE the size SIZE, or make it larger by +SIZE. What it gains reads as zero. The image must not be
-mounted; a mounted disk becomes larger with truncate -s of disk.raw, and losetup -c. A power cut or an error leaves the
-disk with the old size or with the new one, and nothing in between.
+		Long: `Change the size of the disk in IMAGE to SIZE. +SIZE makes it larger by SIZE, -SIZE smaller. Added space reads as zeros.
+The image must not be mounted. To enlarge a mounted disk, run truncate -s on disk.raw, then losetup -c. After an error or
+a power cut, the disk has the old size or the new one.
 
-A disk is made smaller only if what is on it ends before: partitions, or a file system or the like that vhdxfs knows
-(ext2 to ext4, XFS, Btrfs, F2FS, NTFS, ReFS, exFAT, FAT, swap, LVM, LUKS, BitLocker, md). Make those smaller first.
-Where there is data behind the new end that belongs to nothing known, that is refused, too. With --force what lies
-behind the new end is lost.
+A disk is made smaller only if everything on it ends before the new end: partitions, file systems and other structures
+that vhdxfs knows (ext2 to ext4, XFS, Btrfs, F2FS, NTFS, ReFS, exFAT, FAT, swap, LVM, LUKS, BitLocker, md). Shrink them
+first. Unknown data beyond the new end also prevents it. --force discards everything beyond the new end.
 
-A GPT has a backup at the end of the disk. --fix-gpt moves it to the new end, also of a disk that has the right size
-already; to make a disk with a GPT smaller it is needed.
+A GPT has a backup at the end of the disk. --fix-gpt moves the backup to the new end, even if the size stays the same. It is
+needed to shrink a disk with a GPT.
 
-A differencing image cannot become larger while its parent is larger than it. Children of IMAGE become useless, so it is
-left alone where one is beside it, unless forced.
+A differencing image cannot grow while its parent is larger. Children of IMAGE become unusable; if one is beside it,
+resize refuses unless --force is given.
 
 ` + sizeHelp,
 		Example: `  vhdxfs resize --fix-gpt data.vhdx +20G
-  vhdxfs resize data.vhdx 64G`,
+  vhdxfs resize data.vhdx 64G
+  vhdxfs resize --fix-gpt data.vhdx -50G`,
 		Args:              exactArgs("IMAGE", "SIZE"),
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0], args[1]) },
 		ValidArgsFunction: completeImage,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.BoolVar(&c.force, "force", false, "resize though what is on the disk reaches beyond its end, or images are based on it, which is lost")
+	f.BoolVar(&c.force, "force", false, "resize even if data beyond the new end, or children of the image, are lost")
 	f.BoolVar(&c.fixGPT, "fix-gpt", false, "move the backup of the GPT to the end of the disk")
-	f.BoolVarP(&c.quiet, "quiet", "q", false, "show no progress")
-	f.BoolVar(&c.json, "json", false, "print JSON, with sizes in bytes")
-	f.StringArrayVarP(&c.options, "options", "o", nil, "a `LIST` of the options parent=, parent_dir=, lock= and cache_size=; see vhdxfs --help")
-	completeOptions(cmd, aboutImage)
+	addJSON(cmd, &c.json)
+	addImageOptions(cmd, &c.options)
 	return cmd
 }
 
@@ -74,12 +72,14 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
 	if err != nil {
 		return err
 	}
-	add, relative := strings.CutPrefix(size, "+")
-	n, err := parseSize(add)
+	n, err := parseSize(strings.TrimLeft(size, "+-"))
 	if err != nil {
-		return usageError("size %q: %w", size, err)
+		return usageError("invalid size %q: give a size such as 64G, or a change such as +10G or -10G", size)
 	}
-	c.size, c.relative = n, relative
+	c.size, c.relative = n, size[0] == '+' || size[0] == '-'
+	if size[0] == '-' {
+		c.size = -n
+	}
 	if m, err := findMounted(path); err == nil {
 		return resizeMounted(path, m)
 	}
@@ -91,7 +91,7 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	o.image.Writable = true
-	c.progress = newProgress(cmd, c.quiet)
+	c.progress = newProgress(cmd)
 	r := resizeReport{Image: path}
 	err = withImage(path, o.image, func(im *vhdx.Image) error { return c.resize(ctx, im, &r) })
 	if errors.Is(err, vhdx.ErrSize) || errors.Is(err, errBeyond) {
@@ -123,8 +123,8 @@ func (c *resizeCommand) resize(ctx context.Context, im *vhdx.Image, r *resizeRep
 	sector := im.SectorSize()
 	size := c.size
 	if c.relative {
-		if size += im.Size(); size < 0 {
-			return usageError("%d bytes more are too many", c.size)
+		if size += im.Size(); size <= 0 {
+			return usageError("cannot change the size by %s: the disk has %s", humanSize(c.size), humanSize(im.Size()))
 		}
 	}
 	if err := im.CanResize(size); err != nil {

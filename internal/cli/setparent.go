@@ -14,20 +14,19 @@ func newSetParent() *cobra.Command {
 	var options []string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:     "set-parent [--unsafe] [flags] CHILD PARENT",
+		Use:     "set-parent [flags] CHILD PARENT",
 		Aliases: []string{"rebase"},
-		Short:   "Tell a differencing image where its parent is",
-		Long: `Write into the differencing image CHILD that its parent is at PARENT: after one of them has moved, or where another
-file holds the same disk, as after a merge. PARENT has to be what CHILD was made with, as its DataWriteGuid tells.
-Nothing is copied, and the disk reads as before.
+		Short:   "Record where the parent of an image is",
+		Long: `Write into the differencing image CHILD that its parent is at PARENT. Use it after one of them was moved, or if another file
+holds the same disk, such as after a merge. PARENT must be the image that CHILD was created from; its DataWriteGuid shows
+that. No data is copied, and the disk reads as before.
 
-With --unsafe another parent is taken, such as one that was written by mistake. What CHILD does not hold then reads
-as that parent has it: a filesystem inside may be damaged, and children of CHILD do not accept it any more. Keep a
-copy.
+With --unsafe, any parent is accepted, such as one that was written by mistake. Data that CHILD does not hold is then
+read from that parent: a file system on the disk may be damaged, and children of CHILD no longer accept it. Keep a copy.
 
-To mount a child whose parent is in another folder, name that folder with -o parent_dir=.`,
+To mount a child whose parent is in another folder, use -o parent_dir=.`,
 		Example: `  vhdxfs set-parent child.avhdx /srv/base/windows.vhdx
-  vhdxfs set-parent --parent-path 'D:\base\windows.vhdx' child.avhdx /srv/base/windows.vhdx`,
+  vhdxfs set-parent --parent-path 'D:\vm\base.vhdx' child.avhdx base.vhdx`,
 		Args: exactArgs("CHILD", "PARENT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -55,7 +54,7 @@ To mount a child whose parent is in another folder, name that folder with -o par
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.BoolVar(&o.Unsafe, "unsafe", false, "take PARENT although it is another disk, or was changed after CHILD was made")
+	f.BoolVar(&o.Unsafe, "unsafe", false, "accept PARENT even if it is another disk or was changed after CHILD was created")
 	f.StringArrayVar(&o.ParentPaths, "parent-path", nil, parentPathHelp)
 	addChainFlags(cmd, &asJSON, &options)
 	return cmd

@@ -20,27 +20,26 @@ type snapshotCommand struct {
 func newSnapshot() *cobra.Command {
 	var c snapshotCommand
 	cmd := &cobra.Command{
-		Use:   "snapshot [--keep-name] [flags] IMAGE|MOUNTPOINT [NEW]",
-		Short: "Freeze an image, and go on in a new differencing child of it, mounted or not",
-		Long: `Make a differencing child of IMAGE, which is a parent from now on and must not be written any more, or the child
-is lost. The disk goes on in the child; IMAGE keeps what it was.
+		Use:   "snapshot [flags] IMAGE|MOUNTPOINT [NEW]",
+		Short: "Freeze an image and continue in a new child",
+		Long: `Create a differencing child of IMAGE. From now on the child is the active image. IMAGE is frozen as its parent and must not
+be written, or the child is lost.
 
-The child is the new file NEW, by default IMAGE-DATE-TIME.avhdx beside IMAGE. What used IMAGE, such as an fstab or a
-virtual machine, has to be told of the child. With --keep-name it has not: IMAGE is renamed to NEW, by default with
-date and time in its name, and the child gets the name IMAGE. After a power cut either file may have that name, but
-never none.
+The child is the new file NEW, by default IMAGE-DATE-TIME.avhdx beside IMAGE. Whatever used IMAGE, such as an fstab or a
+virtual machine, must use the child instead. This is not needed with --keep-name: IMAGE is renamed to NEW, by default with
+date and time in its name, and the child gets the name IMAGE. After a power cut, IMAGE names one of the two, but it always
+exists.
 
-An image that is mounted, here and for writing, is frozen by the program that serves it, while disk.raw is in use:
-reads go on, changes and syncs wait for a moment. The frozen image has all that was written to disk.raw before. What a
-file system on it has only in memory it has not, so freeze that as well: fsfreeze -f, snapshot, fsfreeze -u. NEW is in
-the folder of IMAGE then. Use --keep-name where an fstab or a unit names IMAGE: without, the next mount has to name the
-child, and to mount IMAGE again for writing would lose the child. Only root and who made the mount may ask for it.
-Whatever goes wrong before the child is complete leaves the mount as it was.
+If IMAGE is mounted read/write on this host, its server freezes it while disk.raw is in use. Reads continue; writes and
+syncs wait for a moment. The frozen image has everything that was written to disk.raw before. Data that a file system on
+the disk only has in memory is not included; to include it, run fsfreeze -f, then the snapshot, then fsfreeze -u. NEW must
+be in the folder of IMAGE. Use --keep-name if an fstab or a unit names IMAGE. Otherwise the next mount must name the child;
+mounting IMAGE read/write would lose the child. Only root and the owner of the mount may do this. If it fails, the mount
+is unchanged.
 
-Any other program that has IMAGE open for writing has to be stopped before.
+Stop any other program that has IMAGE open for writing first.
 
-To go back, remove the child, and with --keep-name rename the frozen image. To keep what was written, merge the
-child.`,
+To go back, remove the child and, with --keep-name, rename the frozen image. To keep the changes, merge the child.`,
 		Example: `  vhdxfs snapshot data.vhdx
   vhdxfs snapshot --keep-name data.vhdx before-update.vhdx
   vhdxfs snapshot --keep-name /mnt/vhdx
@@ -62,8 +61,8 @@ child.`,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.BoolVar(&c.o.KeepName, "keep-name", false, "give the child the name IMAGE, and the frozen image a new one")
-	f.BoolVar(&c.force, "force", false, "with --keep-name: rename the image although it has children already")
+	f.BoolVar(&c.o.KeepName, "keep-name", false, "give the child the name IMAGE; rename the frozen image")
+	f.BoolVar(&c.force, "force", false, "with --keep-name: rename the image even if it has children")
 	f.StringArrayVar(&c.o.ParentPaths, "parent-path", nil, parentPathHelp)
 	addChainFlags(cmd, &c.json, &c.options)
 	return cmd

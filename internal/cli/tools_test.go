@@ -66,7 +66,7 @@ func TestToolsRefuse(t *testing.T) {
 		status int
 		want   string
 	}{
-		{[]string{"convert", raw}, statusUsage, "OUTPUT is missing"},
+		{[]string{"convert", raw}, statusUsage, "missing OUTPUT"},
 		{[]string{"convert", raw, there}, statusUsage, "exists"},
 		{[]string{"convert", image, image}, statusUsage, "is what is read"},
 		{[]string{"convert", "--force", child, image}, statusUsage, "one of its parents"},
@@ -84,12 +84,12 @@ func TestToolsRefuse(t *testing.T) {
 		{[]string{"create", "--parent", orphan, filepath.Join(dir, "new.vhdx")}, statusDamaged, "R63"},
 		{[]string{"diff", orphan}, statusDamaged, "R63"},
 		{[]string{"convert", "--type", "fixed", image, filepath.Join(dir, "new.raw")}, statusUsage, "--type is for images"},
-		{[]string{"create", "--from", raw, "--parent", image, filepath.Join(dir, "new.vhdx")}, statusUsage, "not both"},
+		{[]string{"create", "--from", raw, "--parent", image, filepath.Join(dir, "new.vhdx")}, statusUsage, "exclude each other"},
 		{[]string{"create", "--from", raw, "--size", "1M", filepath.Join(dir, "new.vhdx")}, statusUsage, "cannot hold"},
 		{[]string{"create", "--parent", image, "--size", "1M", filepath.Join(dir, "new.vhdx")}, statusUsage, "not below"},
 		{[]string{"create", "--parent", image, image}, statusUsage, "is the parent"},
 		{[]string{"create", "--parent", qcow, filepath.Join(dir, "new.vhdx")}, statusDamaged, "parent: "},
-		{[]string{"compare", raw}, statusUsage, "SECOND is missing"},
+		{[]string{"compare", raw}, statusUsage, "missing SECOND"},
 		{[]string{"compare", raw, filepath.Join(dir, "missing")}, statusSystem, "no such file"},
 		{[]string{"diff", image}, statusUsage, "0 parents"},
 		{[]string{"diff", "--depth", "2", child}, statusUsage, "1 parent"},
@@ -97,7 +97,7 @@ func TestToolsRefuse(t *testing.T) {
 		{[]string{"map", "--draw", "--color", "blue", image}, statusUsage, "auto, always or never"},
 		{[]string{"map", "--svg", there, image}, statusUsage, "exists"},
 		{[]string{"map", "--force", "--svg", image, child}, statusUsage, "one of its parents"},
-		{[]string{"chain"}, statusUsage, "IMAGE is missing"},
+		{[]string{"chain"}, statusUsage, "missing IMAGE"},
 		{[]string{"chain", filepath.Join(dir, "missing")}, statusSystem, "no such file"},
 		{[]string{"chain", there}, statusDamaged, "R1"},
 	} {

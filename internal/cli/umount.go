@@ -23,21 +23,44 @@ func newUmountHelper(name string, args []string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   name + " MOUNTPOINT [-nlfvr]",
 		Short: "Unmount a Hyper-V VHDX image for umount(8)",
-		Long: `Take the mount of a VHDX image away and return when everything is written and the image is closed. This is what
-umount(8) calls.
-
-Exit status:
-
-` + exitStatusHelp(),
+		Long: `Unmount a VHDX image and return when all data is written and the image is closed. umount(8) calls this program
+for mounts of the type fuse.vhdxfs.`,
+		Example:       `  umount /mnt/vhdx`,
 		Args:          exactArgs("MOUNTPOINT"),
 		RunE:          u.run,
 		SilenceErrors: true, // Run reports them
 		SilenceUsage:  true,
 	}
-	cmd.Flags().BoolVarP(&u.lazy, "lazy", "l", false, "take the name of a mount in use away, and do not wait")
-	cmd.Flags().BoolVarP(&u.force, "force", "f", false, "as without: to cut the connection would lose data")
-	cmd.Flags().BoolVarP(&u.readOnly, "read-only", "r", false, "make a mount that is in use read-only")
-	helperFlags(cmd, &u.verbose, &u.namespace)
+	cmd.Flags().BoolVarP(&u.lazy, "lazy", "l", false, "detach the mount point now, even if it is in use, and do not wait")
+	cmd.Flags().BoolVarP(&u.force, "force", "f", false, "ignored: aborting the connection would lose data")
+	cmd.Flags().BoolVarP(&u.readOnly, "read-only", "r", false, "make the mount read-only if it is in use")
+	helperFlags(cmd, "unmount", &u.verbose, &u.namespace)
+	return cmd
+}
+
+// newUmount returns the command that unmounts by hand.
+func newUmount() *cobra.Command {
+	u := umountCommand{name: "vhdxfs", patience: releasePatience}
+	cmd := &cobra.Command{
+		Use:     "umount [-l] IMAGE|MOUNTPOINT",
+		Aliases: []string{"unmount"},
+		Short:   "Unmount an image and wait until it is closed",
+		Long: `Unmount a VHDX image and return when all data is written and the image is closed. Nothing is changed if the mount is in
+use, such as by a loop device. To detach loop devices as well, use vhdxfs detach.`,
+		Example: `  vhdxfs umount /mnt/vhdx
+  vhdxfs umount data.vhdx`,
+		Args:              exactArgs("IMAGE"),
+		ValidArgsFunction: completeMounted,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			u.verbose = isVerbose(cmd)
+			m, err := findMounted(args[0])
+			if err == nil {
+				err = u.unmount(m.MountPoint, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			}
+			return mountError(err)
+		},
+	}
+	cmd.Flags().BoolVarP(&u.lazy, "lazy", "l", false, "detach the mount point now, even if it is in use, and do not wait")
 	return cmd
 }
 
