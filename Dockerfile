@@ -1,26 +1,32 @@
 # vhdxfs in a container: the static binary and nothing else. docs/containers.md says how to run it and what for.
 #
-#   docker build -t vhdxfs .
+#   docker build --build-arg REVISION="$(git rev-parse HEAD)" -t vhdxfs .
 #   docker run --rm --device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor:unconfined \
 #     -v /srv/images:/images -v /mnt/vhdx:/mnt/vhdx:rshared vhdxfs /images/disk.vhdx /mnt/vhdx
 
-ARG GO_IMAGE=docker.io/library/golang:1.26-bookworm
+ARG GO_IMAGE=docker.io/library/golang:1.26.8-bookworm
 FROM ${GO_IMAGE} AS build
 WORKDIR /src
 # The modules change less often than the code, so they get a layer of their own.
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
+# The folder .git is not copied, so the build has to be told what it builds.
 ARG VERSION=
-RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w -X vhdxfs/internal/cli.version=${VERSION}" -o /vhdxfs .
+ARG REVISION=
+RUN VERSION=${VERSION} REVISION=${REVISION} internal/scripts/build /vhdxfs
 
 # Root mounts and unmounts by system calls of its own. No other program is started, so none is left for process 1 to
 # wait for, and none is in the image.
 FROM scratch
+ARG VERSION=
+ARG REVISION=
 COPY --from=build /vhdxfs /usr/bin/vhdxfs
 LABEL org.opencontainers.image.title="vhdxfs" \
       org.opencontainers.image.description="Mounts Hyper-V VHDX images as raw disks" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 # Unmounts; the container ends when everything is written.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/bin/vhdxfs"]

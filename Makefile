@@ -20,10 +20,11 @@ test_needs := $(demo_needs) qemu-utils:qemu-img gcc:gcc libc6-dev:/usr/include/s
 helpers := mount.vhdx mount.vhdxfs mount.fuse.vhdxfs umount.fuse.vhdxfs
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-vm lint fuzz install package clean help
+.PHONY: build demo test test-vm lint fuzz install package release clean help
+export GO
 
 build: ## Build bin/vhdxfs, a static binary
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/vhdxfs .
+	@internal/scripts/build bin/vhdxfs
 
 demo: ## Mount an image (IMAGE=path, else a new one), show what is inside, put everything away
 	@internal/scripts/need $(demo_needs)
@@ -57,6 +58,9 @@ install: build ## Install the binary below DESTDIR and PREFIX (/usr/local), and 
 
 package: ## Build dist/*.deb and *.rpm; a release has VERSION=1.2.3
 	@internal/scripts/package
+
+release: ## Build all files of a release in dist: VERSION=1.2.3
+	@internal/scripts/release
 
 clean: ## Remove what was built
 	rm -rf bin dist

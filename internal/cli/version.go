@@ -7,8 +7,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set when a release is built: -ldflags "-X vhdxfs/internal/cli.version=1.2.3".
-var version string
+// The version of a release, and the commit that the program was built from. internal/scripts/build sets them.
+var version, revision string
 
 // buildVersion returns the version, or what is known of the source that the program was built from.
 func buildVersion() string {
@@ -16,16 +16,13 @@ func buildVersion() string {
 		return version
 	}
 	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
+	switch {
+	case ok && info.Main.Version != "" && info.Main.Version != "(devel)": // by go install MODULE@VERSION
+		return info.Main.Version
+	case revision != "":
+		return "(devel) " + revision
 	}
-	v := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && v == "(devel)" {
-			v += " " + s.Value
-		}
-	}
-	return v
+	return "(devel)"
 }
 
 func newVersion() *cobra.Command {
