@@ -25,12 +25,6 @@ const (
 	remountPause = 100 * time.Millisecond
 )
 
-func newFailedMount(path string, flags uintptr, log logrus.FieldLogger) *failedMount {
-	return &failedMount{log: log, remount: func() error {
-		return unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY|flags, "")
-	}}
-}
-
 // refused is called for a change that was refused. It does not wait: the kernel may, for the answer to this change.
 func (m *failedMount) refused() {
 	if m == nil || !m.busy.CompareAndSwap(false, true) {

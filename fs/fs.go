@@ -122,7 +122,7 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		snapshotter:   snapshotter{disk: disk},
 	}
 	if o.ReadOnlyOnError {
-		f.failed = newFailedMount(o.MountPoint, o.Flags, o.Log)
+		f.failed = &failedMount{log: o.Log, remount: o.Mounter.MakeReadOnly}
 	}
 	f.root, f.file = o.attributes(disk, im)
 	f.times.set(im.atime, im.mtime, im.ctime)

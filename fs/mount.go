@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log"
 	"slices"
-	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/moby/sys/mountinfo"
@@ -58,6 +57,8 @@ type Options struct {
 
 	BeforeUnmount func() // called when Server.Unmount begins; nil does nothing
 
+	Mounter Mounter // mounts and unmounts; nil is one that does so in this process
+
 	Log logrus.FieldLogger // errors of requests; nil is logrus's standard logger
 }
 
@@ -69,9 +70,7 @@ type Server struct {
 	log        logrus.FieldLogger
 	disk       *fencedDisk
 	done       chan struct{} // closed when the last request is answered
-
-	unmountMu     sync.Mutex // one Unmount at a time
-	beforeUnmount func()     // Options.BeforeUnmount
+	mounter    Mounter
 }
 
 // Mount mounts disk and begins to serve it. When it returns, disk.raw can be read. An error names what to
@@ -84,8 +83,8 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := o.CheckMountPoint(); err != nil {
-		return nil, err
+	if o.MountPoint, err = ResolveMountPoint(o.MountPoint); err != nil {
+		return nil, mountPointError(o.MountPoint, err)
 	}
 	if o.Window != nil {
 		if disk, err = newWindow(disk, *o.Window); err != nil {
@@ -95,12 +94,12 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	if err := prepareSplice(); err != nil {
 		return nil, err
 	}
+	if o.Mounter == nil {
+		o.Mounter = NewMounter(o)
+	}
 	fence := &fencedDisk{Disk: disk}
 	fsys := newFileSystem(fence, &o, im)
-	if o.Flags &^= unix.MS_RDONLY; !disk.Writable() {
-		o.Flags |= unix.MS_RDONLY
-	}
-	fd, err := mountFuse(&o)
+	fd, err := o.Mounter.Mount(!disk.Writable())
 	if err != nil {
 		return nil, err
 	}
@@ -115,13 +114,11 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	}, o.Log)
 	if err := t.initialize(); err != nil {
 		unix.Close(fd)
-		unmount(o.MountPoint, unix.MNT_DETACH)
+		_ = o.Mounter.Unmount() // it is told that the kernel did not accept it, which is why
 		return nil, fmt.Errorf("the kernel's FUSE did not accept the mount of %s: %w", o.MountPoint, err)
 	}
-	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{}), beforeUnmount: o.BeforeUnmount}
-	if m, err := MountAt(o.MountPoint); err == nil && m != nil {
-		s.device = DeviceOf(m)
-	}
+	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{}), mounter: o.Mounter}
+	s.device = deviceAt(o.MountPoint)
 	fsys.compactor.readOnly = s.readOnly
 	t.start()
 	go func() {
@@ -130,7 +127,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		fsys.compactor.end()
 		fsys.snapshotter.end()
 	}()
-	s.setReadAhead()
+	o.Mounter.Accepted()
 	return s, nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -17,29 +16,10 @@ import (
 // it, only its name goes: who has disk.raw open, as a loop device does, is served until the last of them lets go,
 // and then Wait returns.
 func (s *Server) Unmount() error {
-	s.unmountMu.Lock()
-	defer s.unmountMu.Unlock()
 	if s.ended() {
 		return nil
 	}
-	if s.beforeUnmount != nil {
-		s.beforeUnmount()
-	}
-	m, err := MountAt(s.mountPoint)
-	if err != nil || s.device == "" {
-		return s.unmountAt(s.mountPoint) // without a mount table the path has to do
-	}
-	if m != nil && DeviceOf(m) != s.device {
-		if below, err := s.mountedBelow(); err != nil || below {
-			return fmt.Errorf("%s is hidden by a mount of %s; unmount that first", s.mountPoint, m.Source)
-		}
-	}
-	mounts, err := mountsOf(s.device)
-	var errs []error
-	for i := len(mounts) - 1; i >= 0; i-- {
-		errs = append(errs, s.unmountAt(mounts[i].Mountpoint))
-	}
-	return errors.Join(append(errs, err)...)
+	return s.mounter.Unmount()
 }
 
 // ended reports whether the last request was answered.
@@ -50,29 +30,6 @@ func (s *Server) ended() bool {
 	default:
 		return false
 	}
-}
-
-// mountedBelow reports whether the mount is at the mount point, below another.
-func (s *Server) mountedBelow() (bool, error) {
-	mounts, err := mountsOf(s.device)
-	for _, m := range mounts {
-		if m.Mountpoint == s.mountPoint {
-			return true, err
-		}
-	}
-	return false, err
-}
-
-func (s *Server) unmountAt(path string) error {
-	err := unmount(path, 0)
-	if errors.Is(err, unix.EBUSY) {
-		s.log.Warnf("%s is in use; it is detached, and served until its last user is gone", path)
-		err = unmount(path, unix.MNT_DETACH)
-	}
-	if errors.Is(err, unix.EINVAL) {
-		return nil // no longer a mount point: somebody was faster
-	}
-	return err
 }
 
 // Stop ends the service for who still uses the disk after Unmount: changes under way are finished, later ones
@@ -101,28 +58,7 @@ func (s *Server) Check() error {
 
 // DetachDead is for when Wait has returned. It takes away the mount if that is still there, because the
 // connection was cut below it, and returns an error that says so.
-func (s *Server) DetachDead() error {
-	mounts, err := mountsOf(s.device)
-	if err != nil {
-		return nil // without a mount table nothing can be said
-	}
-	var cut bool
-	for i := len(mounts) - 1; i >= 0; i-- {
-		path := mounts[i].Mountpoint
-		// The number of the device is another mount's as soon as ours is gone, so this must be seen to be dead.
-		if dead, err := isDead(path); err != nil || !dead {
-			continue
-		}
-		cut = true
-		if err := unmount(path, unix.MNT_DETACH); err != nil {
-			s.log.WithError(err).Errorf("the dead mount at %s cannot be removed", path)
-		}
-	}
-	if !cut {
-		return nil
-	}
-	return fmt.Errorf("the connection of %s was cut, as by umount -f; who used the disk has got errors, and lost what was not synced", s.mountPoint)
-}
+func (s *Server) DetachDead() error { return s.mounter.DetachDead() }
 
 // Unmount unmounts path, as an ordinary user by fusermount3. The error matches unix.EBUSY for a mount in use; with
 // lazy that is no error, and only the name of the mount goes.
@@ -158,13 +94,4 @@ func unmount(path string, flags int) error {
 		return fusermountError(&stderr, err)
 	}
 	return nil
-}
-
-// setReadAhead lets the kernel read ahead as much as one request can carry: at mount it allows 128 KiB and
-// no more. Only root may change that; for others reading is somewhat slower, which is no error.
-func (s *Server) setReadAhead() {
-	name := "/sys/class/bdi/" + s.device + "/read_ahead_kb"
-	if err := os.WriteFile(name, strconv.AppendInt(nil, maxRequest>>10, 10), 0); err != nil {
-		s.log.WithError(err).Debug("read-ahead left at the kernel's default")
-	}
 }

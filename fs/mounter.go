@@ -1,0 +1,149 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Mounter does for one mount what may take privilege, so that the process that serves the mount needs none. An
+// error of Mount leaves no mount behind.
+type Mounter interface {
+	// Mount mounts a connection, which the caller has to answer, and returns its descriptor.
+	Mount(readOnly bool) (fd int, err error)
+	// Accepted is called when the kernel's first request is answered. It sets what could not be set before.
+	Accepted()
+	// Unmount is Server.Unmount.
+	Unmount() error
+	// MakeReadOnly makes the mount read-only. The error matches unix.EBUSY where disk.raw is open for writing.
+	MakeReadOnly() error
+	// DetachDead is Server.DetachDead.
+	DetachDead() error
+}
+
+// A mounter is a Mounter that works in this process.
+type mounter struct {
+	o      Options
+	device string // of the mount, major:minor, as the mount table has it; "" where unknown
+
+	mu sync.Mutex // one call at a time
+}
+
+// NewMounter returns a Mounter that does all in this process. Of the options it uses those that say where and how to
+// mount.
+func NewMounter(o Options) Mounter { return &mounter{o: o} }
+
+func (m *mounter) Mount(readOnly bool) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.o.CheckMountPoint(); err != nil {
+		return -1, err
+	}
+	if m.o.Flags &^= unix.MS_RDONLY; readOnly {
+		m.o.Flags |= unix.MS_RDONLY
+	}
+	fd, err := mountFuse(&m.o)
+	if err != nil {
+		return -1, err
+	}
+	m.device = deviceAt(m.o.MountPoint)
+	return fd, nil
+}
+
+// deviceAt returns the device of the mount at path, major:minor, and "" where it is not known.
+func deviceAt(path string) string {
+	if m, err := MountAt(path); err == nil && m != nil {
+		return DeviceOf(m)
+	}
+	return ""
+}
+
+// Accepted lets the kernel read ahead as much as one request can carry: at mount it allows 128 KiB and no more. Only
+// root may change that; for others reading is somewhat slower, which is no error.
+func (m *mounter) Accepted() {
+	name := "/sys/class/bdi/" + m.device + "/read_ahead_kb"
+	if err := os.WriteFile(name, strconv.AppendInt(nil, maxRequest>>10, 10), 0); err != nil {
+		m.o.Log.WithError(err).Debug("read-ahead left at the kernel's default")
+	}
+}
+
+func (m *mounter) MakeReadOnly() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return unix.Mount("", m.o.MountPoint, "", unix.MS_REMOUNT|unix.MS_RDONLY|m.o.Flags, "")
+}
+
+func (m *mounter) Unmount() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.o.BeforeUnmount != nil {
+		m.o.BeforeUnmount()
+	}
+	at, err := MountAt(m.o.MountPoint)
+	if err != nil || m.device == "" {
+		return m.unmountAt(m.o.MountPoint) // without a mount table the path has to do
+	}
+	if at != nil && DeviceOf(at) != m.device {
+		if below, err := m.mountedBelow(); err != nil || below {
+			return fmt.Errorf("%s is hidden by a mount of %s; unmount that first", m.o.MountPoint, at.Source)
+		}
+	}
+	mounts, err := mountsOf(m.device)
+	var errs []error
+	for i := len(mounts) - 1; i >= 0; i-- {
+		errs = append(errs, m.unmountAt(mounts[i].Mountpoint))
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// mountedBelow reports whether the mount is at the mount point, below another.
+func (m *mounter) mountedBelow() (bool, error) {
+	mounts, err := mountsOf(m.device)
+	for _, at := range mounts {
+		if at.Mountpoint == m.o.MountPoint {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+func (m *mounter) unmountAt(path string) error {
+	err := unmount(path, 0)
+	if errors.Is(err, unix.EBUSY) {
+		m.o.Log.Warnf("%s is in use; it is detached, and served until its last user is gone", path)
+		err = unmount(path, unix.MNT_DETACH)
+	}
+	if errors.Is(err, unix.EINVAL) {
+		return nil // no longer a mount point: somebody was faster
+	}
+	return err
+}
+
+func (m *mounter) DetachDead() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	mounts, err := mountsOf(m.device)
+	if err != nil {
+		return nil // without a mount table nothing can be said
+	}
+	var cut bool
+	for i := len(mounts) - 1; i >= 0; i-- {
+		path := mounts[i].Mountpoint
+		// The number of the device is another mount's as soon as ours is gone, so this must be seen to be dead.
+		if dead, err := isDead(path); err != nil || !dead {
+			continue
+		}
+		cut = true
+		if err := unmount(path, unix.MNT_DETACH); err != nil {
+			m.o.Log.WithError(err).Errorf("the dead mount at %s cannot be removed", path)
+		}
+	}
+	if !cut {
+		return nil
+	}
+	return fmt.Errorf("the connection of %s was cut, as by umount -f; who used the disk has got errors, and lost what was not synced", m.o.MountPoint)
+}
