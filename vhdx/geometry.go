@@ -63,6 +63,12 @@ func (g *geometry) batEntries() int64 {
 // batPages returns the number of pages that these entries take.
 func (g *geometry) batPages() int64 { return (g.batEntries() + entriesPerPage - 1) / entriesPerPage }
 
+// blocksOf returns how many of the first n entries of the BAT are those of payload blocks.
+func (g *geometry) blocksOf(n int64) int64 {
+	group := g.chunkRatio() + 1
+	return n/group<<g.chunkShift + min(n%group, g.chunkRatio())
+}
+
 // payloadEntry returns the index of the BAT entry of payload block b.
 func (g *geometry) payloadEntry(b int64) int64 { return b + b>>g.chunkShift }
 

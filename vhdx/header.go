@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 
@@ -121,6 +122,12 @@ type headers struct {
 
 func (hs *headers) header() header { return hs.copies[hs.current] }
 
+// dropLog has the current header say that there is no log.
+func (hs *headers) dropLog() {
+	h := &hs.copies[hs.current]
+	h.LogGUID, h.LogOffset, h.LogLength = uuid.Nil, 0, 0
+}
+
 // readHeaders reads both headers and chooses the current one: the only valid one, or the one with the larger
 // sequence number. Two that are alike in every byte are one (Disk2vhd writes them so). With the error that both could
 // be it returns them all the same, the first as the current one, for a repair.
@@ -159,10 +166,14 @@ func readIdentifier(r io.ReaderAt) (creator string, err error) {
 		return "", err
 	}
 	if sig := string(b[:len(identifierSignature)]); sig != identifierSignature {
-		return "", ondisk.Corrupt(ondisk.R2, "file type identifier", 0, "signature %q; this is no VHDX file", sig)
+		return "", errNoIdentifier
 	}
 	return decodeCreator(b[len(identifierSignature):]), nil
 }
+
+// errNoIdentifier is what readIdentifier returns where the signature is another one. What the file holds instead is for
+// the caller to find out.
+var errNoIdentifier = errors.New("no file type identifier")
 
 // readFull reads len(b) bytes at off, where the file is known to hold them.
 func readFull(r io.ReaderAt, b []byte, off int64, what string) error {

@@ -33,7 +33,11 @@ type Options struct {
 	CacheSize  int64    // bytes of BAT and sector bitmap pages to keep, for the whole chain; 0 is the default
 	Lock       LockMode // "" is LockOn
 	Salvage    bool     // open a damaged image, too, to read what can be read of it; see Image.Damage
-	LateScan   bool     // do not wait until all of a large BAT of the image itself is validated; see Image.Validated
+	Assume     Assumed  // with Salvage: what to take for the image itself where it does not say any more
+
+	WithoutParent bool // read a differencing image alone: what it does not hold itself reads as zero; see Image.LeftToParent
+
+	LateScan bool // do not wait until all of a large BAT of the image itself is validated; see Image.Validated
 
 	Writable     bool               // open the image for writing; its parents are never written
 	Discard      DiscardMode        // "" is DiscardAuto
@@ -72,8 +76,8 @@ type Image struct {
 // replayed into the file when Options.Writable is set. Without, it is laid over the file in memory. An error that
 // matches ErrCorrupt says which rule the image breaks.
 func Open(path string, o Options) (*Image, error) {
-	if o.Writable && o.Salvage {
-		return nil, errors.New("a damaged image cannot be opened for writing")
+	if o.Writable && (o.Salvage || o.WithoutParent) {
+		return nil, errors.New("an image that is damaged or without its parent cannot be opened for writing")
 	}
 	op := newOpener(o)
 	op.collect = o.Salvage
@@ -246,7 +250,10 @@ func (o *opener) openLayer(path string, flags int, kind lockKind) (*layer, error
 }
 
 func (o *opener) newLayer(f File, path string) *layer {
-	l := &layer{path: path, file: f, cache: o.cache, collect: o.collect, skim: o.skim}
+	l := &layer{path: path, file: f, cache: o.cache, collect: o.collect, skim: o.skim, salvage: o.Salvage}
+	if len(o.chain) == 0 {
+		l.assume, l.orphan = o.Assume, o.WithoutParent
+	}
 	l.mayLate = o.LateScan && !o.collect && len(o.chain) == 0
 	l.wary.Store(o.collect)
 	return l

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"vhdxfs/cache"
+	"vhdxfs/internal/content"
 	"vhdxfs/internal/ondisk"
 	"vhdxfs/journal"
 )
@@ -50,8 +51,11 @@ type layer struct {
 	errors   []Finding // with collect: the broken rules
 	dropped  int       // findings beyond the bound
 	collect  bool
-	skim     bool // load does not look at the BAT, so nothing can be read
-	mayLate  bool // load need not wait until all of a large BAT is validated
+	salvage  bool    // load goes on where it can without what is damaged
+	assume   Assumed // values for what is damaged
+	orphan   bool    // the parent is not opened
+	skim     bool    // load does not look at the BAT, so nothing can be read
+	mayLate  bool    // load need not wait until all of a large BAT is validated
 }
 
 // log returns where the log is.
@@ -100,22 +104,29 @@ func (l *layer) load() error {
 	l.fileSize, l.payload = size, l.file
 	l.size, l.src = size, l.file
 	if size < headerSectionSize {
-		return ondisk.Corrupt(ondisk.R1, "file", 0, "%d bytes; a VHDX file has at least 1 MiB", size)
+		return l.tooSmall()
 	}
 	if size > maxFileSize {
 		return fmt.Errorf("the file has %d bytes; files above 256 TiB are not supported", size)
 	}
-	if l.creator, err = readIdentifier(l.file); err != nil {
+	if l.creator, err = readIdentifier(l.file); errors.Is(err, errNoIdentifier) {
+		err = l.noIdentifier()
+	}
+	if err := l.goOn(err); err != nil {
 		return err
 	}
-	if err := l.loadHeaders(); err != nil {
+	if err := l.goOn(l.loadHeaders()); err != nil {
 		return err
 	}
-	if err := l.replayLog(); err != nil {
+	if err := l.goOn(l.replayLog()); err != nil {
 		return err
 	}
-	if l.tables, err = readRegionTables(l.src); err != nil {
+	l.tables, err = readRegionTables(l.src)
+	if err := l.goOn(err); err != nil {
 		return err
+	}
+	if l.tables == nil { // to salvage
+		l.tables = l.searchRegions()
 	}
 	for i, err := range l.tables.err {
 		if err != nil {
@@ -125,11 +136,16 @@ func (l *layer) load() error {
 	if l.tables.differ {
 		l.warn("region table", regionTableOffsets[1], "copy 2 differs from copy 1, which is used")
 	}
-	if err := l.validateRegions(); err != nil {
+	if err := l.goOn(l.validateRegions()); err != nil {
 		return err
 	}
-	if err := l.readMetadata(); err != nil {
+	if err := l.goOn(l.readMetadata()); err != nil {
 		return err
+	}
+	if l.salvage {
+		if err := l.complete(); err != nil {
+			return err
+		}
 	}
 	l.geo = newGeometry(int64(l.meta.diskSize), int64(l.meta.blockSize), int64(l.meta.logicalSectorSize), l.meta.hasParent)
 	if l.skim {
@@ -138,9 +154,37 @@ func (l *layer) load() error {
 	return l.loadBAT()
 }
 
+// tooSmall says of a file that is too small for an image what it is.
+func (l *layer) tooSmall() error {
+	kind, err := content.Identify(l.file, l.size)
+	switch {
+	case err != nil:
+		return err
+	case kind.IsVHDX():
+		return ondisk.Corrupt(ondisk.R1, "file", 0, "%d bytes; a VHDX file has at least 1 MiB; was the file cut off?", l.size)
+	}
+	msg := ""
+	if !kind.IsDisk() {
+		msg = "; " + kind.NotVHDX(l.path)
+	}
+	return ondisk.Corrupt(ondisk.R1, "file", 0, "%d bytes; a VHDX file has at least 1 MiB%s", l.size, msg)
+}
+
+// noIdentifier says of a file that does not begin as an image what it is.
+func (l *layer) noIdentifier() error {
+	kind, err := content.Identify(l.file, l.size)
+	if err != nil {
+		return err
+	}
+	return ondisk.Corrupt(ondisk.R2, "file type identifier", 0, "%s", kind.NotVHDX(l.path))
+}
+
 func (l *layer) loadHeaders() error {
 	var err error
 	if l.headers, err = readHeaders(l.file); err != nil {
+		if l.headers == nil { // to salvage; nobody else looks at them after an error
+			l.headers = &headers{err: [2]error{err, err}}
+		}
 		return err
 	}
 	for i, err := range l.headers.err {
@@ -153,6 +197,7 @@ func (l *layer) loadHeaders() error {
 	}
 	h := l.headers.header()
 	if err := h.validate(headerOffsets[l.headers.current], l.size); err != nil {
+		l.headers.dropLog()
 		return err
 	}
 	if h.LogVersion != 0 {
@@ -176,12 +221,13 @@ func (l *layer) replayLog() error {
 	if l.replay, err = journal.NewOverlay(l.file, l.size, seq); err != nil {
 		return err
 	}
+	if l.replay.Size() > maxFileSize {
+		defer func() { l.replay = nil }()
+		return ondisk.Corrupt(ondisk.R13, "log", l.log().Offset, "the replayed file has %d bytes; files above 256 TiB are not supported", l.replay.Size())
+	}
 	l.sequence, l.src, l.size = seq, l.replay, l.replay.Size()
 	if gap := l.logGap(); gap != "" {
 		l.remember(&l.warnings, Finding{Rule: ondisk.R11.Name(), Structure: "log", Offset: seq.Region.Offset, Message: gap + "; to write to it makes that final, so keep a copy"})
-	}
-	if l.size > maxFileSize {
-		return ondisk.Corrupt(ondisk.R13, "log", l.log().Offset, "the replayed file has %d bytes; files above 256 TiB are not supported", l.size)
 	}
 	return nil
 }

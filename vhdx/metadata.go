@@ -232,6 +232,19 @@ func (l *layer) item(id uuid.UUID) (b []byte, off int64, err error) {
 
 // readItems reads the known items and checks their values.
 func (l *layer) readItems() error {
+	for _, read := range []func() error{l.readFileParameters, l.readSectorSizes, l.readDiskID, l.readDiskSize} {
+		if err := l.goOn(read()); err != nil {
+			return err
+		}
+	}
+	err := l.readLocator()
+	if err != nil && l.orphan { // where nobody follows it
+		err = l.goOn(err)
+	}
+	return err
+}
+
+func (l *layer) readFileParameters() error {
 	m := &l.meta
 	params, paramsOff, err := l.item(fileParametersGUID)
 	if err != nil {
@@ -250,7 +263,11 @@ func (l *layer) readItems() error {
 	if reserved := flags &^ (paramLeaveBlockAllocated | paramHasParent); reserved != 0 {
 		l.warn("file parameters", paramsOff, "reserved flags %#x", reserved)
 	}
+	return nil
+}
 
+func (l *layer) readSectorSizes() error {
+	m := &l.meta
 	sector, sectorOff, err := l.item(logicalSectorSizeGUID)
 	if err != nil {
 		return err
@@ -271,7 +288,10 @@ func (l *layer) readItems() error {
 	} else if m.physicalSectorSize = le.Uint32(physical); !validSectorSize(m.physicalSectorSize) {
 		return ondisk.Corrupt(ondisk.R39, "physical sector size", physicalOff, "%d bytes", m.physicalSectorSize)
 	}
+	return nil
+}
 
+func (l *layer) readDiskID() error {
 	id, _, err := l.item(diskIDGUID)
 	if err != nil {
 		return err
@@ -279,13 +299,9 @@ func (l *layer) readItems() error {
 	if id == nil {
 		l.warn("metadata table", l.metadataOffset(), "the virtual disk id is missing")
 	} else {
-		m.diskID = ondisk.GUID(id)
+		l.meta.diskID = ondisk.GUID(id)
 	}
-
-	if err := l.readDiskSize(); err != nil {
-		return err
-	}
-	return l.readLocator()
+	return nil
 }
 
 func (l *layer) readDiskSize() error {
@@ -303,7 +319,7 @@ func (l *layer) readDiskSize() error {
 		return ondisk.Corrupt(ondisk.R40, "virtual disk size", off, "a disk of no bytes")
 	case size > maxDiskSize:
 		return ondisk.Corrupt(ondisk.R42, "virtual disk size", off, "%d bytes", size)
-	case size%uint64(l.meta.logicalSectorSize) != 0:
+	case size%uint64(max(l.meta.logicalSectorSize, 512)) != 0:
 		return ondisk.Corrupt(ondisk.R41, "virtual disk size", off, "%d bytes in sectors of %d", size, l.meta.logicalSectorSize)
 	}
 	return nil

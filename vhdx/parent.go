@@ -23,8 +23,11 @@ const (
 // openParent finds, opens and checks the parent of l, the last layer of the chain so far, if it has one.
 func (o *opener) openParent(l *layer) error {
 	o.chain = append(o.chain, l)
-	if !l.geo.hasParent {
+	if !l.geo.hasParent || l.orphan {
 		return nil
+	}
+	if l.meta.locator == nil { // to salvage, and what was wrong has been written down
+		return l.parentError(ondisk.R53, "the parent locator is damaged, so the parent is not known")
 	}
 	if len(o.chain) == maxLayers {
 		return l.parentError(ondisk.R65, "the chain has more than %d images", maxLayers)

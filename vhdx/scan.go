@@ -16,7 +16,12 @@ func (l *layer) loadBAT() error {
 	r, _ := l.tables.find(batRegionGUID) // validateRegions has seen it
 	entries := l.geo.batEntries()
 	if need := entries * batEntrySize; need > int64(r.Length) {
-		return ondisk.Corrupt(ondisk.R43, "BAT", int64(r.Offset), "a region of %d bytes for %d entries, which take %d", r.Length, entries, need)
+		err := ondisk.Corrupt(ondisk.R43, "BAT", int64(r.Offset), "a region of %d bytes for %d entries, which take %d", r.Length, entries, need)
+		if l.goOn(err) != nil || r.Length < pageSize {
+			return err
+		}
+		l.geo.diskSize = l.geo.blocksOf(int64(r.Length)/batEntrySize) << l.geo.blockShift
+		entries = l.geo.batEntries()
 	}
 	l.bat = l.cache.Span(l.src, int64(r.Offset), l.geo.batPages())
 	if l.geo.hasParent {

@@ -54,11 +54,9 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 // withAdvice says what to do next where an image was found to break a rule.
 func withAdvice(err error) error {
 	var broken *vhdx.FormatError
-	switch {
-	case !errors.As(err, &broken), broken.Structure == "parent locator": // which has told where a parent was looked for
+	// A parent locator has told where a parent was looked for; what has no identifier, what it is.
+	if !errors.As(err, &broken) || broken.Structure == "parent locator" || broken.Structure == "file type identifier" || broken.Structure == "file" {
 		return err
-	case broken.Structure == "file type identifier":
-		return fmt.Errorf("%w; qemu-img info may tell what it is", err)
 	}
 	return fmt.Errorf("%w; vhdxfs check tells all that is wrong", err)
 }

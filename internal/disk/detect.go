@@ -1,28 +1,39 @@
 package disk
 
 import (
-	"bytes"
 	"fmt"
-	"io"
+	"path/filepath"
+	"strings"
+
+	"vhdxfs/internal/content"
+	"vhdxfs/vhdx"
 )
 
-// foreign are the formats that are known well enough not to be taken for raw disks: by some bytes at an offset,
-// which counts from the end where it is negative.
-var foreign = []struct {
-	name  string
-	off   int64
-	bytes string
-}{
-	{"QCOW2", 0, "QFI\xfb"},
-	{"VMDK", 0, "KDMV"},
-	{"VMDK", 0, "# Disk DescriptorFile"},
-	{"VHD", 0, "conectix"},
-	{"VHD", -512, "conectix"},
-	{"VDI", 64, "\x7f\x10\xda\xbe"},
-	{"QED", 0, "QED\x00"},
+// imageNames are the ends of names that only images have. A disk in such a file that looks like none is a damaged image,
+// or something else than what its name says, and in either case no raw disk without a word. VMDK is not among them: its
+// parts may be raw.
+var imageNames = []string{".vhdx", ".avhdx", ".vhds", ".vhd", ".avhd", ".qcow2", ".qcow", ".vdi", ".qed"}
+
+// A ForeignError says that something is neither a VHDX image nor, by its bytes and its name, a raw disk.
+type ForeignError struct {
+	Path string // "-" is standard input
+	Kind *content.Kind
 }
 
-const vhdxSignature = "vhdxfile" // MS-VHDX 2.2.1
+func (e *ForeignError) Error() string {
+	path := e.Path
+	if path == "-" {
+		path = "standard input"
+	}
+	msg := fmt.Sprintf("%s is no raw disk: it looks like %v", path, e.Kind)
+	if e.Kind.IsDisk() {
+		msg = fmt.Sprintf("%s is not the image that its name says: it looks like %v", path, e.Kind)
+	}
+	if advice := e.Kind.Advice(e.Path); advice != "" && !e.Kind.IsDisk() {
+		msg += "; " + advice
+	}
+	return msg
+}
 
 // detect finds out the format of the file at path. What is known to be of another than those here is an error.
 func detect(path string) (Format, error) {
@@ -31,32 +42,44 @@ func detect(path string) (Format, error) {
 		return Auto, err
 	}
 	defer f.Close()
-	size, err := f.Seek(0, io.SeekEnd)
+	size, err := sizeOf(f)
 	if err != nil {
 		return Auto, err
 	}
-	holds := func(off int64, want string) (bool, error) {
-		if off < 0 {
-			off += size
-		}
-		if off < 0 || off+int64(len(want)) > size {
-			return false, nil
-		}
-		b := make([]byte, len(want))
-		if _, err := f.ReadAt(b, off); err != nil {
-			return false, err
-		}
-		return bytes.Equal(b, []byte(want)), nil
+	kind, err := content.Identify(f, size)
+	if err != nil {
+		return Auto, fmt.Errorf("%s: %w", path, err)
 	}
-	if is, err := holds(0, vhdxSignature); err != nil || is {
-		return VHDX, err
+	return FormatOf(kind, path)
+}
+
+// FormatOf returns the format of what is of the given kind and named so, and a ForeignError where it is none of those here.
+func FormatOf(kind *content.Kind, path string) (Format, error) {
+	named := hasEnd(path, imageNames)
+	switch {
+	case kind.IsVHDX(), kind.IsDisk() && hasEnd(path, imageNames[:2]): // what is wrong with it is for its reader to say
+		return VHDX, nil
+	case kind.IsDisk() && !named:
+		return Raw, nil
 	}
-	for _, x := range foreign {
-		if is, err := holds(x.off, x.bytes); err != nil {
-			return Auto, err
-		} else if is {
-			return Auto, fmt.Errorf("%s is a %s image; turn it into a raw one with qemu-img convert, or say that its format is raw to take the bytes as they are", path, x.name)
+	return Auto, &ForeignError{path, kind}
+}
+
+func hasEnd(path string, ends []string) bool {
+	ext := strings.ToLower(filepath.Ext(path))
+	for _, e := range ends {
+		if ext == e {
+			return true
 		}
 	}
-	return Raw, nil
+	return false
+}
+
+// openImage opens the image at path.
+func openImage(path string, o vhdx.Options) (*Disk, error) {
+	im, err := vhdx.Open(path, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Disk{Path: path, Format: VHDX, Image: im, SectorSize: im.SectorSize(), ReaderAt: imageReader{im}, size: im.Size()}, nil
 }

@@ -30,6 +30,9 @@ type Disk struct {
 	Format Format
 	Image  *vhdx.Image // nil for a raw disk
 
+	SectorSize int64  // of the logical sectors, in bytes; 0 where nothing tells, as of most raw files
+	Warning    string // what is odd about it, for people; "" is nothing
+
 	io.ReaderAt // bytes of the disk
 	size        int64
 	raw         *os.File
@@ -46,11 +49,7 @@ func Open(path string, format Format, o vhdx.Options) (*Disk, error) {
 	}
 	switch format {
 	case VHDX:
-		im, err := vhdx.Open(path, o)
-		if err != nil {
-			return nil, err
-		}
-		return &Disk{Path: path, Format: VHDX, Image: im, ReaderAt: imageReader{im}, size: im.Size()}, nil
+		return openImage(path, o)
 	case Raw:
 		return openRaw(path, o.Lock)
 	}
@@ -79,12 +78,19 @@ func openRaw(path string, lock vhdx.LockMode) (*Disk, error) {
 	if err := vhdx.LockFile(f, lock, false); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	size, err := f.Seek(0, io.SeekEnd) // of a block device, too
+	size, err := sizeOf(f)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &Disk{Path: path, Format: Raw, ReaderAt: f, size: size, raw: f}, nil
+	d := &Disk{Path: path, Format: Raw, ReaderAt: f, size: size, raw: f}
+	if err := d.findSectors(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return d, nil
 }
+
+// sizeOf returns the size in bytes, of a block device too.
+func sizeOf(f *os.File) (int64, error) { return f.Seek(0, io.SeekEnd) }
 
 // openFile opens a regular file or a block device, and does not wait as opening a named pipe would.
 func openFile(path string) (*os.File, error) {
