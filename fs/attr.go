@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"vhdxfs/internal/mounts"
 )
 
 const (
@@ -116,7 +118,7 @@ func (f *fileSystem) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, ou
 		return fuse.ENOTDIR
 	}
 	out.SetEntryTimeout(cacheTimeout)
-	if name != FileName {
+	if name != mounts.FileName {
 		return fuse.OK // node 0: there is no such name, and the kernel may remember that
 	}
 	f.fillEntry(out)

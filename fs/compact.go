@@ -4,36 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
-
-// The extended attribute user.vhdx.compact of both nodes is how a mount is told to compact its image: to set it to one
-// of these words begins or ends a compaction, which goes on in the background, and to read it tells how far it is, as
-// the JSON of a Compaction. Only root and the owner of the process may set it. It is not there before the first one.
-const (
-	compactXAttr = "compact"
-
-	CompactStart     = "start"
-	CompactKeepZeros = "start keep-zeros" // without looking for blocks that hold nothing but zeros
-	CompactStop      = "stop"
-)
-
-// A Compaction is how far one is that goes on, or went on last.
-type Compaction struct {
-	Running bool                `json:"running"`
-	Phase   string              `json:"phase,omitempty"`
-	Done    int64               `json:"done_bytes"`  // of the phase
-	Total   int64               `json:"total_bytes"` // as far as is known
-	Result  *vhdx.CompactResult `json:"result,omitempty"`
-	Error   string              `json:"error,omitempty"` // why it ended early
-}
 
 // Causes of a compaction's end before it is done.
 var (
@@ -51,7 +30,7 @@ type compactor struct {
 	running  sync.WaitGroup
 
 	mu     sync.Mutex // guards what follows
-	state  *Compaction
+	state  *mounts.Compaction
 	cancel context.CancelCauseFunc
 	ended  bool // no further one may begin
 }
@@ -64,7 +43,7 @@ func (c *compactor) start(o vhdx.CompactOptions) fuse.Status {
 		return fuse.EBUSY
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	c.state, c.cancel = &Compaction{Running: true}, cancel
+	c.state, c.cancel = &mounts.Compaction{Running: true}, cancel
 	o.Phase = func(name string, total int64) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -137,37 +116,17 @@ func (c *compactor) xattrs() map[string]string {
 	if err != nil {
 		return nil
 	}
-	return map[string]string{compactXAttr: string(b)}
+	return map[string]string{mounts.CompactXAttr: string(b)}
 }
 
 // set begins or stops a compaction, as data says.
 func (c *compactor) set(data []byte) fuse.Status {
 	switch word := strings.TrimRight(string(data), "\x00\n"); word {
-	case CompactStart, CompactKeepZeros:
-		return c.start(vhdx.CompactOptions{KeepZeros: word == CompactKeepZeros})
-	case CompactStop:
+	case mounts.CompactStart, mounts.CompactKeepZeros:
+		return c.start(vhdx.CompactOptions{KeepZeros: word == mounts.CompactKeepZeros})
+	case mounts.CompactStop:
 		c.stop()
 		return fuse.OK
 	}
 	return fuse.EINVAL
-}
-
-// TellCompaction has the mount at mountPoint begin or stop a compaction: word is one of the words above. The error
-// matches unix.EBUSY while one is running, unix.EROFS where the mount is read-only, and unix.EOPNOTSUPP where it is one
-// of an older program.
-func TellCompaction(mountPoint, word string) error {
-	return tell(mountPoint, compactXAttr, []byte(word))
-}
-
-// AskCompaction returns how far the compaction of the mount at mountPoint is.
-func AskCompaction(mountPoint string) (*Compaction, error) {
-	text, err := Attribute(mountPoint, compactXAttr)
-	if err != nil {
-		return nil, err
-	}
-	c := new(Compaction)
-	if err := json.Unmarshal([]byte(text), c); err != nil {
-		return nil, fmt.Errorf("what the mount at %s says of its compaction: %w", mountPoint, err)
-	}
-	return c, nil
 }

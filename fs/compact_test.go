@@ -9,6 +9,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
@@ -19,11 +20,11 @@ func TestCompaction(t *testing.T) {
 	f := newTestFileSystem(t, d, Options{})
 	set := func(uid uint32, word string) fuse.Status {
 		in := fuse.SetXAttrIn{InHeader: fuse.InHeader{NodeId: diskNode, Caller: fuse.Caller{Owner: fuse.Owner{Uid: uid}}}}
-		return f.SetXAttr(nil, &in, xattrPrefix+compactXAttr, []byte(word))
+		return f.SetXAttr(nil, &in, mounts.XAttrPrefix+mounts.CompactXAttr, []byte(word))
 	}
-	ask := func() (c Compaction, s fuse.Status) {
-		buf := make([]byte, maxXAttrSize)
-		n, s := f.GetXAttr(nil, &fuse.InHeader{NodeId: rootNode}, xattrPrefix+compactXAttr, buf)
+	ask := func() (c mounts.Compaction, s fuse.Status) {
+		buf := make([]byte, mounts.MaxXAttrSize)
+		n, s := f.GetXAttr(nil, &fuse.InHeader{NodeId: rootNode}, mounts.XAttrPrefix+mounts.CompactXAttr, buf)
 		if s.Ok() {
 			if err := json.Unmarshal(buf[:n], &c); err != nil {
 				t.Fatal(err)
@@ -40,12 +41,12 @@ func TestCompaction(t *testing.T) {
 		word string
 		want fuse.Status
 	}{
-		{self + 1, CompactStart, fuse.EPERM},
+		{self + 1, mounts.CompactStart, fuse.EPERM},
 		{self, "begin", fuse.EINVAL},
-		{self, CompactStop, fuse.OK},
-		{self, CompactStart, fuse.OK},
-		{self, CompactStart, fuse.Status(unix.EBUSY)},
-		{self + 1, CompactStop, fuse.EPERM},
+		{self, mounts.CompactStop, fuse.OK},
+		{self, mounts.CompactStart, fuse.OK},
+		{self, mounts.CompactStart, fuse.Status(unix.EBUSY)},
+		{self + 1, mounts.CompactStop, fuse.EPERM},
 	} {
 		if s := set(tc.uid, tc.word); s != tc.want {
 			t.Errorf("%q by user %d: %v, want %v", tc.word, tc.uid, s, tc.want)
@@ -57,18 +58,18 @@ func TestCompaction(t *testing.T) {
 	if !c.Running || c.Phase != "working" || c.Done != 3 || c.Total != 10 || c.Result != nil {
 		t.Errorf("while it runs: %+v", c)
 	}
-	if s := set(self, CompactStop); !s.Ok() {
+	if s := set(self, mounts.CompactStop); !s.Ok() {
 		t.Error(s)
 	}
 	f.compactor.end()
 	if c, _ = ask(); c.Running || c.Result == nil || c.Result.Moved != 3 || c.Error != errStopped.Error() {
 		t.Errorf("after it was stopped: %+v", c)
 	}
-	if s := set(self, CompactStart); s != fuse.Status(unix.EBUSY) {
+	if s := set(self, mounts.CompactStart); s != fuse.Status(unix.EBUSY) {
 		t.Errorf("while the disk is being closed: %v, want EBUSY", s)
 	}
 	d.writable = false
-	if s := newTestFileSystem(t, d, Options{}).SetXAttr(nil, &fuse.SetXAttrIn{}, xattrPrefix+compactXAttr, []byte(CompactStart)); s != fuse.EROFS {
+	if s := newTestFileSystem(t, d, Options{}).SetXAttr(nil, &fuse.SetXAttrIn{}, mounts.XAttrPrefix+mounts.CompactXAttr, []byte(mounts.CompactStart)); s != fuse.EROFS {
 		t.Errorf("of a read-only mount: %v, want EROFS", s)
 	}
 }
@@ -99,8 +100,8 @@ func TestCompactionEndsByRemount(t *testing.T) {
 		case <-time.After(30 * time.Second):
 			t.Fatalf("flags %#x: it goes on", flags)
 		}
-		var c Compaction
-		if err := json.Unmarshal([]byte(s.fs.compactor.xattrs()[compactXAttr]), &c); err != nil || c.Running || c.Error != errRemounted.Error() {
+		var c mounts.Compaction
+		if err := json.Unmarshal([]byte(s.fs.compactor.xattrs()[mounts.CompactXAttr]), &c); err != nil || c.Running || c.Error != errRemounted.Error() {
 			t.Errorf("flags %#x: %+v, %v; want the end by %q", flags, c, err, errRemounted)
 		}
 		remount(flags &^ unix.MS_RDONLY)

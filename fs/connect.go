@@ -9,9 +9,9 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-)
 
-const fuseDevice = "/dev/fuse"
+	"vhdxfs/internal/mounts"
+)
 
 // mountFuse mounts a FUSE connection at o.MountPoint and returns its descriptor. With the privilege to
 // mount it calls mount(2); without it, as an ordinary user, fusermount3, which has that privilege.
@@ -26,7 +26,7 @@ func mountFuse(o *Options) (int, error) {
 	if unix.Geteuid() == 0 { // fusermount3 could do no more than this
 		return -1, fmt.Errorf("mount on %s: %w; root lacks the privilege CAP_SYS_ADMIN here: start the container with --cap-add SYS_ADMIN", o.MountPoint, err)
 	}
-	bin, lookErr := fusermountPath()
+	bin, lookErr := mounts.FusermountPath()
 	if lookErr != nil {
 		return -1, fmt.Errorf("mount on %s needs root, or for an ordinary user the program fusermount3; install the package fuse3: %w", o.MountPoint, err)
 	}
@@ -35,16 +35,16 @@ func mountFuse(o *Options) (int, error) {
 
 // mountDirect opens the device and mounts it.
 func mountDirect(o *Options) (fd int, err error) {
-	fd, err = unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err = unix.Open(mounts.FUSEDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, &os.PathError{Op: "open", Path: fuseDevice, Err: err}
+		return -1, &os.PathError{Op: "open", Path: mounts.FUSEDevice, Err: err}
 	}
 	data := append(o.kernelOptions(),
 		fmt.Sprintf("fd=%d", fd),
 		fmt.Sprintf("rootmode=%o", unix.S_IFDIR),
 		fmt.Sprintf("user_id=%d", unix.Geteuid()),
 		fmt.Sprintf("group_id=%d", unix.Getegid()))
-	err = unix.Mount(o.source(), o.MountPoint, Type, o.Flags, strings.Join(data, ","))
+	err = unix.Mount(o.source(), o.MountPoint, mounts.Type, o.Flags, strings.Join(data, ","))
 	if err != nil {
 		unix.Close(fd)
 		return -1, err
@@ -75,7 +75,7 @@ func mountHelped(o *Options, bin string) (int, error) {
 	theirs := os.NewFile(uintptr(pair[1]), "fusermount socket")
 	defer theirs.Close()
 
-	list := append(o.kernelOptions(), "fsname="+escapeOption(o.source()), "subtype="+typeName)
+	list := append(o.kernelOptions(), "fsname="+escapeOption(o.source()), "subtype="+mounts.TypeName)
 	for _, f := range []struct {
 		flag uintptr
 		name string
@@ -96,7 +96,7 @@ func mountHelped(o *Options, bin string) (int, error) {
 	cmd.ExtraFiles = []*os.File{theirs} // becomes descriptor 3
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		return -1, fusermountError(&stderr, err)
+		return -1, mounts.FusermountError(&stderr, err)
 	}
 	theirs.Close() // so that the receive below ends if nothing was sent
 	return receiveDescriptor(pair[0])
@@ -125,16 +125,4 @@ func receiveDescriptor(socket int) (int, error) {
 // escapeOption protects what fusermount3 would take for the end of an option or for an escape.
 func escapeOption(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `,`, `\,`).Replace(s)
-}
-
-// fusermountPath finds fusermount3 even where mount(8) was called with an empty environment.
-func fusermountPath() (string, error) {
-	path, err := exec.LookPath("fusermount3")
-	for _, p := range []string{"/usr/bin/fusermount3", "/bin/fusermount3"} {
-		if err == nil {
-			break
-		}
-		path, err = exec.LookPath(p)
-	}
-	return path, err
 }

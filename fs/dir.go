@@ -4,13 +4,15 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"vhdxfs/internal/mounts"
 )
 
 // entries is what the directory lists. The offset of an entry is its place in the list, from 1.
 var entries = []fuse.DirEntry{
 	{Name: ".", Ino: rootNode, Mode: syscall.S_IFDIR, Off: 1},
 	{Name: "..", Ino: rootNode, Mode: syscall.S_IFDIR, Off: 2},
-	{Name: FileName, Ino: diskNode, Mode: syscall.S_IFREG, Off: 3},
+	{Name: mounts.FileName, Ino: diskNode, Mode: syscall.S_IFREG, Off: 3},
 }
 
 func (f *fileSystem) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {

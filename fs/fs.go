@@ -8,11 +8,9 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
-
-// FileName is the name of the one file in the mount.
-const FileName = "disk.raw"
 
 // The two nodes. Their numbers are their inode numbers, too.
 const (
@@ -131,4 +129,4 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 	return f
 }
 
-func (f *fileSystem) String() string { return typeName }
+func (f *fileSystem) String() string { return mounts.TypeName }

@@ -9,10 +9,9 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
-)
 
-// typeName is what the mount's type is made of: fuse.vhdxfs. mount(8) finds the helper for umount by it.
-const typeName = "vhdxfs"
+	"vhdxfs/internal/mounts"
+)
 
 // maxBackground is how many read-ahead and asynchronous requests the kernel may have under way. Its own
 // default of 12 keeps too few reads of a disk in flight.
@@ -83,7 +82,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.MountPoint, err = ResolveMountPoint(o.MountPoint); err != nil {
+	if o.MountPoint, err = mounts.Resolve(o.MountPoint); err != nil {
 		return nil, mountPointError(o.MountPoint, err)
 	}
 	if o.Window != nil {
@@ -104,7 +103,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		return nil, err
 	}
 	t := newTransport(fd, fsys, &fuse.MountOptions{
-		Name:                     typeName,
+		Name:                     mounts.TypeName,
 		MaxWrite:                 maxRequest,
 		MaxReadAhead:             maxRequest,
 		MaxBackground:            maxBackground,
@@ -154,8 +153,8 @@ func (s *Server) Image() string { return s.disk.Path() }
 
 // readOnly reports whether the mount is read-only wherever it is, as after a remount.
 func (s *Server) readOnly() bool {
-	mounts, err := mountsOf(s.device)
-	return err == nil && len(mounts) > 0 && !slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool { return !ReadOnly(m) })
+	list, err := mounts.Of(s.device)
+	return err == nil && len(list) > 0 && !slices.ContainsFunc(list, func(m *mountinfo.Info) bool { return !mounts.ReadOnly(m) })
 }
 
 // Wait returns when the disk is unmounted and no longer used.

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
@@ -22,9 +23,9 @@ func needMount(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: mounting is tested as root only")
 	}
-	fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(mounts.FUSEDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		t.Skipf("%s: %v", fuseDevice, err)
+		t.Skipf("%s: %v", mounts.FUSEDevice, err)
 	}
 	unix.Close(fd)
 }
@@ -58,7 +59,7 @@ func mountDisk(t *testing.T, d Disk, image string, o Options) *Server {
 
 func openDisk(t *testing.T, s *Server, flags int) int {
 	t.Helper()
-	fd, err := unix.Open(filepath.Join(s.MountPoint(), FileName), flags|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(filepath.Join(s.MountPoint(), mounts.FileName), flags|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +89,7 @@ func TestMountedFile(t *testing.T) {
 	d := newFakeDisk(t)
 	s := mountTest(t, d, Options{Source: `a b,c\d`, DefaultPermissions: true, Flags: unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC})
 
-	m, err := MountAt(s.MountPoint())
+	m, err := mounts.At(s.MountPoint())
 	if err != nil || m == nil {
 		t.Fatalf("mount table: %v, %v", m, err)
 	}
@@ -128,10 +129,10 @@ func TestMountedFile(t *testing.T) {
 		t.Errorf("statfs: %+v, %v", sfs, err)
 	}
 	entries, err := os.ReadDir(s.MountPoint())
-	if err != nil || len(entries) != 1 || entries[0].Name() != FileName {
+	if err != nil || len(entries) != 1 || entries[0].Name() != mounts.FileName {
 		t.Errorf("directory: %v, %v", entries, err)
 	}
-	path := filepath.Join(s.MountPoint(), FileName)
+	path := filepath.Join(s.MountPoint(), mounts.FileName)
 	for name, err := range map[string]error{
 		"truncate": unix.Truncate(path, 0),
 		"chmod":    unix.Chmod(path, 0o600),
@@ -193,7 +194,7 @@ func TestUnmountBusy(t *testing.T) {
 	if err := s.Unmount(); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := MountAt(s.MountPoint()); err != nil || m != nil {
+	if m, err := mounts.At(s.MountPoint()); err != nil || m != nil {
 		t.Fatalf("mount table after unmount: %v, %v", m, err)
 	}
 	select {
@@ -301,7 +302,7 @@ func TestFusermountErrors(t *testing.T) {
 		{"/usr/bin/fusermount3: mount failed: Operation not permitted\n", "fusermount3: mount failed: Operation not permitted; a container needs --cap-add SYS_ADMIN"},
 		{"", "fusermount3: exit"},
 	} {
-		err := fusermountError(bytes.NewBufferString(tc.said), errors.New("exit status 1"))
+		err := mounts.FusermountError(bytes.NewBufferString(tc.said), errors.New("exit status 1"))
 		if !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q becomes %q, want %q", tc.said, err, tc.want)
 		}

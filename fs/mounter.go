@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"vhdxfs/internal/mounts"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,8 +57,8 @@ func (m *mounter) Mount(readOnly bool) (int, error) {
 
 // deviceAt returns the device of the mount at path, major:minor, and "" where it is not known.
 func deviceAt(path string) string {
-	if m, err := MountAt(path); err == nil && m != nil {
-		return DeviceOf(m)
+	if m, err := mounts.At(path); err == nil && m != nil {
+		return mounts.DeviceOf(m)
 	}
 	return ""
 }
@@ -83,27 +84,27 @@ func (m *mounter) Unmount() error {
 	if m.o.BeforeUnmount != nil {
 		m.o.BeforeUnmount()
 	}
-	at, err := MountAt(m.o.MountPoint)
+	at, err := mounts.At(m.o.MountPoint)
 	if err != nil || m.device == "" {
 		return m.unmountAt(m.o.MountPoint) // without a mount table the path has to do
 	}
-	if at != nil && DeviceOf(at) != m.device {
+	if at != nil && mounts.DeviceOf(at) != m.device {
 		if below, err := m.mountedBelow(); err != nil || below {
 			return fmt.Errorf("%s is hidden by a mount of %s; unmount that first", m.o.MountPoint, at.Source)
 		}
 	}
-	mounts, err := mountsOf(m.device)
+	list, err := mounts.Of(m.device)
 	var errs []error
-	for i := len(mounts) - 1; i >= 0; i-- {
-		errs = append(errs, m.unmountAt(mounts[i].Mountpoint))
+	for i := len(list) - 1; i >= 0; i-- {
+		errs = append(errs, m.unmountAt(list[i].Mountpoint))
 	}
 	return errors.Join(append(errs, err)...)
 }
 
 // mountedBelow reports whether the mount is at the mount point, below another.
 func (m *mounter) mountedBelow() (bool, error) {
-	mounts, err := mountsOf(m.device)
-	for _, at := range mounts {
+	list, err := mounts.Of(m.device)
+	for _, at := range list {
 		if at.Mountpoint == m.o.MountPoint {
 			return true, err
 		}
@@ -112,10 +113,10 @@ func (m *mounter) mountedBelow() (bool, error) {
 }
 
 func (m *mounter) unmountAt(path string) error {
-	err := unmount(path, 0)
+	err := mounts.Unmount(path, false)
 	if errors.Is(err, unix.EBUSY) {
 		m.o.Log.Warnf("%s is in use; it is detached, and served until its last user is gone", path)
-		err = unmount(path, unix.MNT_DETACH)
+		err = mounts.Unmount(path, true)
 	}
 	if errors.Is(err, unix.EINVAL) {
 		return nil // no longer a mount point: somebody was faster
@@ -126,19 +127,19 @@ func (m *mounter) unmountAt(path string) error {
 func (m *mounter) DetachDead() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	mounts, err := mountsOf(m.device)
+	list, err := mounts.Of(m.device)
 	if err != nil {
 		return nil // without a mount table nothing can be said
 	}
 	var cut bool
-	for i := len(mounts) - 1; i >= 0; i-- {
-		path := mounts[i].Mountpoint
+	for i := len(list) - 1; i >= 0; i-- {
+		path := list[i].Mountpoint
 		// The number of the device is another mount's as soon as ours is gone, so this must be seen to be dead.
-		if dead, err := isDead(path); err != nil || !dead {
+		if dead, err := mounts.IsDead(path); err != nil || !dead {
 			continue
 		}
 		cut = true
-		if err := unmount(path, unix.MNT_DETACH); err != nil {
+		if err := mounts.Unmount(path, true); err != nil {
 			m.o.Log.WithError(err).Errorf("the dead mount at %s cannot be removed", path)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/mounts"
 )
 
 // CheckMountPoint makes o.MountPoint what the mount table will have, and returns an error where nothing can be
@@ -14,17 +16,17 @@ import (
 //
 // The dead mount of a program that was killed is taken away, unless o.KeepStale is set.
 func (o *Options) CheckMountPoint() error {
-	path, err := ResolveMountPoint(o.MountPoint)
+	path, err := mounts.Resolve(o.MountPoint)
 	if err != nil {
 		return mountPointError(o.MountPoint, err)
 	}
 	o.MountPoint = path
 	for {
-		m, err := MountAt(path)
-		if err != nil || m == nil || m.FSType != Type {
+		m, err := mounts.At(path)
+		if err != nil || m == nil || m.FSType != mounts.Type {
 			break // nothing of ours: the directory decides. An automounter's mount is there to be covered.
 		}
-		dead, err := isDead(path)
+		dead, err := mounts.IsDead(path)
 		switch {
 		case err != nil:
 			return fmt.Errorf("on %s %s is mounted already, and %w; unmount it with: umount -l %s", path, m.Source, err, path)
@@ -45,9 +47,9 @@ func (o *Options) CheckMountPoint() error {
 
 // clearStale takes away the dead mount at the mount point.
 func (o *Options) clearStale(source string) error {
-	err := unmount(o.MountPoint, 0)
+	err := mounts.Unmount(o.MountPoint, false)
 	if errors.Is(err, unix.EBUSY) { // who has it open gets nothing but errors from it
-		err = unmount(o.MountPoint, unix.MNT_DETACH)
+		err = mounts.Unmount(o.MountPoint, true)
 	}
 	if err != nil {
 		return fmt.Errorf("%w, and it could not be removed now: %w", mountPointError(o.MountPoint, unix.ENOTCONN), err)

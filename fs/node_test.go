@@ -14,6 +14,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
@@ -68,7 +69,7 @@ func TestAttrUntilCounted(t *testing.T) {
 		var got fuse.AttrOut
 		f.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: diskNode}}, &got)
 		var entry fuse.EntryOut
-		f.Lookup(nil, &fuse.InHeader{NodeId: rootNode}, FileName, &entry)
+		f.Lookup(nil, &fuse.InHeader{NodeId: rootNode}, mounts.FileName, &entry)
 		if got.Timeout() > 0 != counted || entry.AttrTimeout() > 0 != counted || entry.EntryTimeout() == 0 {
 			t.Errorf("counted %v: attributes are kept for %v and %v, the name for %v", counted, got.Timeout(), entry.AttrTimeout(), entry.EntryTimeout())
 		}
@@ -83,9 +84,9 @@ func TestLookup(t *testing.T) {
 		want uint64
 		s    fuse.Status
 	}{
-		{rootNode, FileName, diskNode, fuse.OK},
+		{rootNode, mounts.FileName, diskNode, fuse.OK},
 		{rootNode, "DISK.RAW", 0, fuse.OK}, // node 0: no such name
-		{diskNode, FileName, 0, fuse.ENOTDIR},
+		{diskNode, mounts.FileName, 0, fuse.ENOTDIR},
 	} {
 		var out fuse.EntryOut
 		if s := f.Lookup(nil, &fuse.InHeader{NodeId: tc.node}, tc.name, &out); s != tc.s || out.NodeId != tc.want {
@@ -99,7 +100,7 @@ func TestLookup(t *testing.T) {
 
 func TestReadDir(t *testing.T) {
 	f := newTestFileSystem(t, newFakeDisk(t), Options{})
-	names := []string{".", "..", FileName}
+	names := []string{".", "..", mounts.FileName}
 	for off := range uint64(5) {
 		want := names[min(off, 3):]
 		in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: rootNode}, Offset: off}
@@ -120,7 +121,7 @@ func TestReadDir(t *testing.T) {
 			t.Fatalf("READDIRPLUS from %d: %v, %v; want %q", off, plus, err, want)
 		}
 		for i, out := range outs {
-			if isDisk := plus[i].Name == FileName; isDisk != (out.NodeId == diskNode) {
+			if isDisk := plus[i].Name == mounts.FileName; isDisk != (out.NodeId == diskNode) {
 				t.Errorf("READDIRPLUS: %s is node %d", plus[i].Name, out.NodeId)
 			}
 		}
@@ -186,7 +187,7 @@ func testXAttrs(t *testing.T, f *fileSystem, d *fakeDisk, node *fuse.InHeader) {
 		"data_write_guid": "02000000-0000-0000-0000-000000000000",
 		"file_write_guid": "03000000-0000-0000-0000-000000000000",
 	} {
-		name = xattrPrefix + name
+		name = mounts.XAttrPrefix + name
 		if !slices.Contains(names, name) {
 			t.Errorf("%s is not listed", name)
 		}
@@ -198,13 +199,13 @@ func testXAttrs(t *testing.T, f *fileSystem, d *fakeDisk, node *fuse.InHeader) {
 			t.Errorf("%s without room: %d, %v; want %d and ERANGE", name, n, s, len(want))
 		}
 	}
-	buf := make([]byte, maxXAttrSize)
-	n, s := f.GetXAttr(nil, node, xattrPrefix+"json", buf)
+	buf := make([]byte, mounts.MaxXAttrSize)
+	n, s := f.GetXAttr(nil, node, mounts.XAttrPrefix+"json", buf)
 	var info vhdx.Info
 	if err := json.Unmarshal(buf[:n], &info); err != nil || !s.Ok() || !reflect.DeepEqual(info, d.info) {
 		t.Errorf("json: %v, %v, %+v", s, err, info)
 	}
-	for _, name := range []string{"security.capability", "type", xattrPrefix + "no"} {
+	for _, name := range []string{"security.capability", "type", mounts.XAttrPrefix + "no"} {
 		if _, s := f.GetXAttr(nil, node, name, buf); s != fuse.ENOATTR {
 			t.Errorf("%s: %v, want ENODATA", name, s)
 		}
@@ -214,12 +215,12 @@ func testXAttrs(t *testing.T, f *fileSystem, d *fakeDisk, node *fuse.InHeader) {
 // What is too long for an extended attribute is left out, and harms no other.
 func TestXAttrTooLong(t *testing.T) {
 	d := newFakeDisk(t)
-	d.info.Creator = strings.Repeat("x", maxXAttrSize+1)
+	d.info.Creator = strings.Repeat("x", mounts.MaxXAttrSize+1)
 	f := newTestFileSystem(t, d, Options{})
 	node := &fuse.InHeader{NodeId: diskNode}
-	buf := make([]byte, 2*maxXAttrSize)
+	buf := make([]byte, 2*mounts.MaxXAttrSize)
 	for _, name := range []string{"creator", "json"} {
-		if n, s := f.GetXAttr(nil, node, xattrPrefix+name, buf); s != fuse.ENOATTR {
+		if n, s := f.GetXAttr(nil, node, mounts.XAttrPrefix+name, buf); s != fuse.ENOATTR {
 			t.Errorf("%s: %d bytes, %v", name, n, s)
 		}
 	}
@@ -239,9 +240,9 @@ func TestEverythingElseIsReadOnly(t *testing.T) {
 		"setattr":     f.SetAttr(nil, &fuse.SetAttrIn{}, nil),
 		"mknod":       f.Mknod(nil, &fuse.MknodIn{}, "x", nil),
 		"mkdir":       f.Mkdir(nil, &fuse.MkdirIn{}, "x", nil),
-		"unlink":      f.Unlink(nil, &fuse.InHeader{}, FileName),
+		"unlink":      f.Unlink(nil, &fuse.InHeader{}, mounts.FileName),
 		"rmdir":       f.Rmdir(nil, &fuse.InHeader{}, "x"),
-		"rename":      f.Rename(nil, &fuse.RenameIn{}, FileName, "x"),
+		"rename":      f.Rename(nil, &fuse.RenameIn{}, mounts.FileName, "x"),
 		"link":        f.Link(nil, &fuse.LinkIn{}, "x", nil),
 		"symlink":     f.Symlink(nil, &fuse.InHeader{}, "x", "y", nil),
 		"setxattr":    f.SetXAttr(nil, &fuse.SetXAttrIn{}, "user.x", nil),
@@ -280,7 +281,7 @@ func TestAllowRoot(t *testing.T) {
 		_, get := f.GetXAttr(nil, &disk, "user.vhdx.type", make([]byte, 100))
 		_, list := f.ListXAttr(nil, &disk, make([]byte, 4096))
 		for name, s := range map[string]fuse.Status{
-			"lookup":    f.Lookup(nil, &root, FileName, new(fuse.EntryOut)),
+			"lookup":    f.Lookup(nil, &root, mounts.FileName, new(fuse.EntryOut)),
 			"getattr":   f.GetAttr(nil, &fuse.GetAttrIn{InHeader: disk}, new(fuse.AttrOut)),
 			"access":    f.Access(nil, &fuse.AccessIn{InHeader: disk}),
 			"open":      f.Open(nil, &fuse.OpenIn{InHeader: disk}, new(fuse.OpenOut)),

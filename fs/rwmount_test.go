@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
@@ -172,7 +173,7 @@ func TestMountedWritesAtOnce(t *testing.T) {
 func TestMountedLimits(t *testing.T) {
 	s := mountImage(t, 512, Options{Flags: unix.MS_NODEV | unix.MS_NOSUID})
 	fd := openDisk(t, s, unix.O_RDWR)
-	path := filepath.Join(s.MountPoint(), FileName)
+	path := filepath.Join(s.MountPoint(), mounts.FileName)
 	if n, err := unix.Pwrite(fd, make([]byte, 8192), rwSize-4096); n != 4096 || err != nil {
 		t.Errorf("write across the end: %d, %v; want 4096", n, err)
 	}
@@ -263,7 +264,7 @@ func TestMountedSyncs(t *testing.T) {
 			d := newWritable(nil)
 			d.info.Path = t.TempDir()
 			s := mountTest(t, d, tc.o)
-			fd, err := unix.Open(filepath.Join(s.MountPoint(), FileName), tc.flags|unix.O_CLOEXEC, 0)
+			fd, err := unix.Open(filepath.Join(s.MountPoint(), mounts.FileName), tc.flags|unix.O_CLOEXEC, 0)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -10,6 +10,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
@@ -20,12 +21,12 @@ func TestSnapshotAttribute(t *testing.T) {
 	set := func(uid uint32, value string) fuse.Status {
 		in := fuse.SetXAttrIn{}
 		in.NodeId, in.Uid = rootNode, uid
-		return f.SetXAttr(nil, &in, xattrPrefix+snapshotXAttr, []byte(value))
+		return f.SetXAttr(nil, &in, mounts.XAttrPrefix+mounts.SnapshotXAttr, []byte(value))
 	}
-	get := func() (s Snapshot) {
+	get := func() (s mounts.Snapshot) {
 		t.Helper()
-		buf := make([]byte, maxXAttrSize)
-		n, status := f.GetXAttr(nil, &fuse.InHeader{NodeId: rootNode}, xattrPrefix+snapshotXAttr, buf)
+		buf := make([]byte, mounts.MaxXAttrSize)
+		n, status := f.GetXAttr(nil, &fuse.InHeader{NodeId: rootNode}, mounts.XAttrPrefix+mounts.SnapshotXAttr, buf)
 		if status != fuse.OK {
 			t.Fatal(status)
 		}
@@ -34,7 +35,7 @@ func TestSnapshotAttribute(t *testing.T) {
 		}
 		return s
 	}
-	if _, status := f.GetXAttr(nil, &fuse.InHeader{NodeId: rootNode}, xattrPrefix+snapshotXAttr, nil); status != fuse.ENOATTR {
+	if _, status := f.GetXAttr(nil, &fuse.InHeader{NodeId: rootNode}, mounts.XAttrPrefix+mounts.SnapshotXAttr, nil); status != fuse.ENOATTR {
 		t.Errorf("before the first: %v", status)
 	}
 	if s := set(12345, `{"id":"a"}`); s != fuse.EPERM {
@@ -52,7 +53,7 @@ func TestSnapshotAttribute(t *testing.T) {
 	if s := set(0, `{"id":"b"}`); s != fuse.EBUSY {
 		t.Errorf("a second one: %v", s)
 	}
-	next := func() Snapshot {
+	next := func() mounts.Snapshot {
 		d.snapshots <- struct{}{}
 		f.snapshotter.running.Wait()
 		return get()
@@ -71,7 +72,7 @@ func TestSnapshotAttribute(t *testing.T) {
 	}
 	// Whoever asks finds his own outcome, also behind others; there is a bound, and long names take the oldest away.
 	d.fail["snapshot"] = nil
-	for i, name := range []string{"x", strings.Repeat("y", maxXAttrSize/2), strings.Repeat("z", maxXAttrSize/2)} {
+	for i, name := range []string{"x", strings.Repeat("y", mounts.MaxXAttrSize/2), strings.Repeat("z", mounts.MaxXAttrSize/2)} {
 		for n := range 2 * maxEarlier {
 			if s := set(0, fmt.Sprintf(`{"id":"%d-%d","name":%q}`, i, n, name)); s != fuse.OK {
 				t.Fatal(s)
@@ -95,7 +96,7 @@ func TestSnapshotAttribute(t *testing.T) {
 		t.Errorf("behind the end: %v", s)
 	}
 	d.writable = false
-	if s := newTestFileSystem(t, d, Options{}).SetXAttr(nil, &fuse.SetXAttrIn{}, xattrPrefix+snapshotXAttr, []byte(`{}`)); s != fuse.EROFS {
+	if s := newTestFileSystem(t, d, Options{}).SetXAttr(nil, &fuse.SetXAttrIn{}, mounts.XAttrPrefix+mounts.SnapshotXAttr, []byte(`{}`)); s != fuse.EROFS {
 		t.Errorf("read-only: %v", s)
 	}
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/mounts"
 )
 
 // Every request is counted once, under its kind, and none that failed but as an error.
@@ -68,7 +70,7 @@ func TestStats(t *testing.T) {
 		t.Errorf("missing: %v", want)
 	}
 
-	buf := make([]byte, maxXAttrSize)
+	buf := make([]byte, mounts.MaxXAttrSize)
 	n, s := f.GetXAttr(nil, &disk, "user.vhdx.stats", buf)
 	var all map[string]int64
 	if err := json.Unmarshal(buf[:n], &all); err != nil || !s.Ok() || !maps.Equal(all, got) {

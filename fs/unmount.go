@@ -1,15 +1,10 @@
 package fs
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 )
 
 // Unmount takes the mount away, also one that was moved or is bound to other places. While something still uses
@@ -59,39 +54,3 @@ func (s *Server) Check() error {
 // DetachDead is for when Wait has returned. It takes away the mount if that is still there, because the
 // connection was cut below it, and returns an error that says so.
 func (s *Server) DetachDead() error { return s.mounter.DetachDead() }
-
-// Unmount unmounts path, as an ordinary user by fusermount3. The error matches unix.EBUSY for a mount in use; with
-// lazy that is no error, and only the name of the mount goes.
-func Unmount(path string, lazy bool) error {
-	if lazy {
-		return unmount(path, unix.MNT_DETACH)
-	}
-	return unmount(path, 0)
-}
-
-// unmount unmounts a path, as an ordinary user by fusermount3. It returns EBUSY for a mount in use.
-func unmount(path string, flags int) error {
-	err := unix.Unmount(path, flags|unix.UMOUNT_NOFOLLOW)
-	if !errors.Is(err, unix.EPERM) {
-		return os.NewSyscallError("umount", err)
-	}
-	bin, lookErr := fusermountPath()
-	if lookErr != nil {
-		return os.NewSyscallError("umount", err)
-	}
-	args := "-u"
-	if flags&unix.MNT_DETACH != 0 {
-		args = "-uz"
-	}
-	var stderr bytes.Buffer
-	cmd := exec.Command(bin, args, "--", path)
-	cmd.Env = append(os.Environ(), "LC_ALL=C") // its message is the only sign of what went wrong
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		if bytes.Contains(stderr.Bytes(), []byte("busy")) {
-			return unix.EBUSY
-		}
-		return fusermountError(&stderr, err)
-	}
-	return nil
-}

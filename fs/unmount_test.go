@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
@@ -50,7 +51,7 @@ func TestUnmountMoved(t *testing.T) {
 	if err := s.Unmount(); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := MountAt(to); err != nil || m != nil {
+	if m, err := mounts.At(to); err != nil || m != nil {
 		t.Fatalf("mount at the new place: %v, %v", m, err)
 	}
 	s.Wait()
@@ -78,7 +79,7 @@ func TestDetachDead(t *testing.T) {
 	if err := s.DetachDead(); err == nil || !strings.Contains(err.Error(), "was cut") {
 		t.Errorf("after the connection was cut: %v", err)
 	}
-	if m, err := MountAt(s.MountPoint()); err != nil || m != nil {
+	if m, err := mounts.At(s.MountPoint()); err != nil || m != nil {
 		t.Errorf("mount table: %v, %v", m, err)
 	}
 }
@@ -88,7 +89,7 @@ func TestStaleMount(t *testing.T) {
 	s := mountTest(t, d, Options{Source: "dead"})
 	abort(t, s)
 	s.Wait()
-	if _, err := Attribute(s.MountPoint(), "pid"); !errors.Is(err, unix.ENOTCONN) {
+	if _, err := mounts.Attribute(s.MountPoint(), "pid"); !errors.Is(err, unix.ENOTCONN) {
 		t.Errorf("attribute of a dead mount: %v", err)
 	}
 	o := Options{MountPoint: s.MountPoint(), Image: d.info.Path, Log: quiet(), KeepStale: true}
@@ -100,14 +101,14 @@ func TestStaleMount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v, err := Attribute(again.MountPoint(), "pid"); err != nil || v != fmt.Sprint(os.Getpid()) {
+	if v, err := mounts.Attribute(again.MountPoint(), "pid"); err != nil || v != fmt.Sprint(os.Getpid()) {
 		t.Errorf("attribute: %q, %v", v, err)
 	}
 	if err := again.Unmount(); err != nil {
 		t.Error(err)
 	}
 	again.Wait()
-	if m, err := MountAt(s.MountPoint()); err != nil || m != nil {
+	if m, err := mounts.At(s.MountPoint()); err != nil || m != nil {
 		t.Errorf("the dead mount is still below: %v, %v", m, err)
 	}
 }
@@ -172,7 +173,7 @@ func TestReadOnlyOnError(t *testing.T) {
 		t.Errorf("write: %v, want EROFS", err)
 	}
 	options := func() string {
-		m, err := MountAt(s.MountPoint())
+		m, err := mounts.At(s.MountPoint())
 		if err != nil || m == nil {
 			t.Fatalf("mount table: %v, %v", m, err)
 		}
@@ -204,16 +205,16 @@ func TestResolveMountPoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{"dir", "dir/", "link", "link2", "up", "dir/../dir"} {
-		if got, err := ResolveMountPoint(dir + "/" + path); err != nil || got != dir+"/dir" {
+		if got, err := mounts.Resolve(dir + "/" + path); err != nil || got != dir+"/dir" {
 			t.Errorf("%s: %s, %v", path, got, err)
 		}
 	}
 	for path, want := range map[string]error{"none": unix.ENOENT, "loop": unix.ELOOP, "none/x": unix.ENOENT} {
-		if got, err := ResolveMountPoint(dir + "/" + path); !errors.Is(err, want) {
+		if got, err := mounts.Resolve(dir + "/" + path); !errors.Is(err, want) {
 			t.Errorf("%s: %s, %v; want %v", path, got, err, want)
 		}
 	}
-	if got, err := ResolveMountPoint("/"); err != nil || got != "/" {
+	if got, err := mounts.Resolve("/"); err != nil || got != "/" {
 		t.Errorf("/: %s, %v", got, err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"runtime"
 	"sync/atomic"
+	"vhdxfs/internal/mounts"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,7 +61,7 @@ func (w *worker) run() {
 			w.waiting.Add(-1)
 			w.workers.Add(-1)
 			if !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ECONNABORTED) {
-				w.log.WithError(err).Error("cannot read from " + fuseDevice)
+				w.log.WithError(err).Error("cannot read from " + mounts.FUSEDevice)
 			}
 			return
 		}

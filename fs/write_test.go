@@ -12,6 +12,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
@@ -351,9 +352,9 @@ func TestRefusals(t *testing.T) {
 	for name, tc := range map[string]struct{ got, want fuse.Status }{
 		"mknod":           {f.Mknod(nil, &fuse.MknodIn{}, "x", nil), fuse.EPERM},
 		"mkdir":           {f.Mkdir(nil, &fuse.MkdirIn{}, "x", nil), fuse.EPERM},
-		"unlink":          {f.Unlink(nil, &fuse.InHeader{}, FileName), fuse.EPERM},
+		"unlink":          {f.Unlink(nil, &fuse.InHeader{}, mounts.FileName), fuse.EPERM},
 		"rmdir":           {f.Rmdir(nil, &fuse.InHeader{}, "x"), fuse.EPERM},
-		"rename":          {f.Rename(nil, &fuse.RenameIn{}, FileName, "x"), fuse.EPERM},
+		"rename":          {f.Rename(nil, &fuse.RenameIn{}, mounts.FileName, "x"), fuse.EPERM},
 		"link":            {f.Link(nil, &fuse.LinkIn{}, "x", nil), fuse.EPERM},
 		"symlink":         {f.Symlink(nil, &fuse.InHeader{}, "x", "y", nil), fuse.EPERM},
 		"create":          {f.Create(nil, &fuse.CreateIn{}, "x", nil), fuse.EPERM},

@@ -11,12 +11,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
-)
-
-const (
-	xattrPrefix  = "user.vhdx."
-	maxXAttrSize = 64 << 10 // bytes: XATTR_SIZE_MAX, a longer value cannot be read
 )
 
 // An xattrGroup returns extended attributes, by their names without the prefix. Both nodes have the same ones: a
@@ -98,12 +94,12 @@ func (f *fileSystem) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, 
 	if !f.access(h) {
 		return 0, fuse.EACCES
 	}
-	name, ours := strings.CutPrefix(name, xattrPrefix)
+	name, ours := strings.CutPrefix(name, mounts.XAttrPrefix)
 	if !ours { // as the kernel asks for security.* by itself
 		return 0, fuse.ENOATTR
 	}
 	for _, group := range f.xattrs {
-		if v, ok := group()[name]; ok && len(v) <= maxXAttrSize {
+		if v, ok := group()[name]; ok && len(v) <= mounts.MaxXAttrSize {
 			return copyXAttr(dest, v)
 		}
 	}
@@ -118,8 +114,8 @@ func (f *fileSystem) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte)
 	var names []string
 	for _, group := range f.xattrs {
 		for name, v := range group() {
-			if len(v) <= maxXAttrSize {
-				names = append(names, xattrPrefix+name+"\x00")
+			if len(v) <= mounts.MaxXAttrSize {
+				names = append(names, mounts.XAttrPrefix+name+"\x00")
 			}
 		}
 	}
@@ -131,9 +127,9 @@ func (f *fileSystem) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte)
 func (f *fileSystem) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
 	var set func([]byte) fuse.Status
 	switch name {
-	case xattrPrefix + compactXAttr:
+	case mounts.XAttrPrefix + mounts.CompactXAttr:
 		set = f.compactor.set
-	case xattrPrefix + snapshotXAttr:
+	case mounts.XAttrPrefix + mounts.SnapshotXAttr:
 		set = f.snapshotter.set
 	}
 	switch {

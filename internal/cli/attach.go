@@ -15,8 +15,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
-	mount "vhdxfs/fs"
 	"vhdxfs/internal/loop"
+	"vhdxfs/internal/mounts"
 )
 
 // attachVariable is the environment variable by which the process that serves the mount learns that it is for attach: the
@@ -153,7 +153,7 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 	if err := startBackground(a.mountArgs(image, dir), dir, !o.readOnly, stdout, stderr); err != nil {
 		return err
 	}
-	if dir, err = mount.ResolveMountPoint(dir); err != nil {
+	if dir, err = mounts.Resolve(dir); err != nil {
 		return err
 	}
 	undo.add(func() error {
@@ -164,7 +164,7 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 	if err != nil {
 		return err
 	}
-	sector, err := mount.Attribute(dir, "logical_sector_size")
+	sector, err := mounts.Attribute(dir, "logical_sector_size")
 	if err != nil {
 		return err
 	}

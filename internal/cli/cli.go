@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"vhdxfs/internal/mounts"
 )
 
 // Run executes a command line, which begins with the name of the program, and returns the exit status. By the
@@ -18,6 +20,9 @@ import (
 // files: the second process writes to them by itself.
 func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	name, args := filepath.Base(argv[0]), argv[1:]
+	if status, ran := mounts.Answer(args, stdout); ran {
+		return status
+	}
 	root := newHelper(name, args)
 	if root == nil {
 		name, root = "vhdxfs", newRoot(args)

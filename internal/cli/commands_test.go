@@ -14,7 +14,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	mount "vhdxfs/fs"
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
@@ -79,7 +79,7 @@ func TestStatusOf(t *testing.T) {
 		{denied, statusUsage, statusUsage},
 		{missing, statusSystem, statusMount},
 		{fmt.Errorf("x: %w", vhdx.ErrLocked), statusSystem, statusMount},
-		{fmt.Errorf("x: %w", mount.ErrNoFUSE), statusSystem, statusSystem},
+		{fmt.Errorf("x: %w", mounts.ErrNoFUSE), statusSystem, statusSystem},
 		{usageError("x"), statusUsage, statusUsage},
 	} {
 		if got := statusOf(tc.err); got != tc.plain {

@@ -5,35 +5,35 @@ import (
 	"fmt"
 	"time"
 
-	mount "vhdxfs/fs"
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
 // online has the program that serves a mount compact the image, shows how far it is, and waits for the end. Where ctx
 // ends before, the compaction is stopped.
 func (c *compactCommand) online(ctx context.Context, m *activeMount, p *progress) (*vhdx.CompactResult, error) {
-	word := mount.CompactStart
+	word := mounts.CompactStart
 	if c.keepZeros {
-		word = mount.CompactKeepZeros
+		word = mounts.CompactKeepZeros
 	}
-	if err := mount.TellCompaction(m.MountPoint, word); err != nil {
+	if err := mounts.TellCompaction(m.MountPoint, word); err != nil {
 		return nil, refusal(m, "compaction", err)
 	}
-	var shown mount.Compaction
+	var shown mounts.Compaction
 	stopped := false
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		select {
 		case <-ctx.Done():
 			if !stopped {
 				stopped = true
-				if err := mount.TellCompaction(m.MountPoint, mount.CompactStop); err != nil {
+				if err := mounts.TellCompaction(m.MountPoint, mounts.CompactStop); err != nil {
 					return nil, refusal(m, "compaction", err)
 				}
 			}
 			time.Sleep(wait)
 		case <-time.After(wait):
 		}
-		now, err := mount.AskCompaction(m.MountPoint)
+		now, err := mounts.AskCompaction(m.MountPoint)
 		switch {
 		case err != nil: // it took the word, so it is no other program's
 			return nil, fmt.Errorf("the mount at %s has ended before the compaction was done; what was done stays, and no data is lost (%w)", m.MountPoint, err)
@@ -50,7 +50,7 @@ func (c *compactCommand) online(ctx context.Context, m *activeMount, p *progress
 }
 
 // follow shows what has changed since the state that was shown before.
-func (p *progress) follow(shown, now *mount.Compaction) {
+func (p *progress) follow(shown, now *mounts.Compaction) {
 	if now.Phase != shown.Phase {
 		p.phase(now.Phase, now.Total)
 		shown.Done = 0

@@ -6,7 +6,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	mount "vhdxfs/fs"
+	"vhdxfs/internal/mounts"
 )
 
 // inContainer reports whether this process is what a container runs, with process id 1. The container ends when it
@@ -19,7 +19,7 @@ func warnUnseen(mountPoint string, log *logrus.Logger) {
 	if !inContainer() {
 		return
 	}
-	if m, err := mount.MountAt(mountPoint); err == nil && m != nil && !strings.Contains(m.Optional, "shared:") {
+	if m, err := mounts.At(mountPoint); err == nil && m != nil && !strings.Contains(m.Optional, "shared:") {
 		log.Warnf("%s is seen in this container only; for the host to see it, too, the folder above it has to be the host's, "+
 			"with the propagation rshared: -v DIR:DIR:rshared", mountPoint)
 	}

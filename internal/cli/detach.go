@@ -12,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	mount "vhdxfs/fs"
 	"vhdxfs/internal/loop"
+	"vhdxfs/internal/mounts"
 )
 
 func newDetach() *cobra.Command {
@@ -46,7 +46,7 @@ exit status is 32.`,
 func detach(m *activeMount, stderr io.Writer) error {
 	switch m.State {
 	case stateNotAnswered:
-		return fmt.Errorf("%s: %w, so nothing can be taken from it without harm; wait, or end it", m.MountPoint, mount.ErrNoAnswer)
+		return fmt.Errorf("%s: %w, so nothing can be taken from it without harm; wait, or end it", m.MountPoint, mounts.ErrNoAnswer)
 	case stateUnknown:
 		if errors.Is(m.reason, fs.ErrPermission) {
 			return fmt.Errorf("%s: %w: it belongs to another user, who has to detach it", m.MountPoint, fs.ErrPermission)
@@ -175,10 +175,10 @@ func byDevice(path string, list []*activeMount) ([]*activeMount, error) {
 // byMountPoint finds the mount at path, or whose disk.raw is at path. It does not touch what is mounted there.
 func byMountPoint(path string, list []*activeMount) ([]*activeMount, error) {
 	for _, p := range []string{path, filepath.Dir(path)} {
-		if p != path && filepath.Base(path) != mount.FileName {
+		if p != path && filepath.Base(path) != mounts.FileName {
 			continue
 		}
-		p, err := mount.ResolveMountPoint(p)
+		p, err := mounts.Resolve(p)
 		if err != nil {
 			continue
 		}

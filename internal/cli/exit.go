@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"strings"
 
-	mount "vhdxfs/fs"
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
@@ -136,7 +136,7 @@ func mountError(err error) error {
 		return err
 	case errors.Is(err, fs.ErrPermission):
 		return &statusError{statusUsage, err}
-	case errors.Is(err, mount.ErrNoFUSE):
+	case errors.Is(err, mounts.ErrNoFUSE):
 		return &statusError{statusSystem, err}
 	}
 	return &statusError{statusMount, err}

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
 	"vhdxfs/internal/loop"
+	"vhdxfs/internal/mounts"
 )
 
 // What can be said of a mount.
@@ -40,7 +40,7 @@ type activeMount struct {
 }
 
 // disk returns the path of the mount's file.
-func (m *activeMount) disk() string { return filepath.Join(m.MountPoint, mount.FileName) }
+func (m *activeMount) disk() string { return filepath.Join(m.MountPoint, mounts.FileName) }
 
 func newList() *cobra.Command {
 	var asJSON bool
@@ -73,7 +73,7 @@ that another user made only for that user is "unknown".`,
 // asks all of them at once, so that many that hang cost the time of one.
 func listMounts() ([]*activeMount, error) {
 	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.FSType != mount.Type || m.Root != "/", false
+		return m.FSType != mounts.Type || m.Root != "/", false
 	})
 	if err != nil {
 		return nil, err
@@ -90,8 +90,8 @@ func listMounts() ([]*activeMount, error) {
 
 // imageMountAt returns the mount that is on top at a directory, and nil where that is none of an image.
 func imageMountAt(dir string) (*mountinfo.Info, error) {
-	m, err := mount.MountAt(dir)
-	if err != nil || m == nil || m.FSType != mount.Type {
+	m, err := mounts.At(dir)
+	if err != nil || m == nil || m.FSType != mounts.Type {
 		return nil, err
 	}
 	return m, nil
@@ -100,10 +100,10 @@ func imageMountAt(dir string) (*mountinfo.Info, error) {
 // describeMount asks a mount for what the mount table does not tell.
 func describeMount(m *mountinfo.Info) (*activeMount, error) {
 	d := &activeMount{Image: m.Source, MountPoint: m.Mountpoint, Mode: "rw", Devices: []loop.Device{}}
-	if mount.ReadOnly(m) {
+	if mounts.ReadOnly(m) {
 		d.Mode = "ro"
 	}
-	top, err := mount.MountAt(m.Mountpoint)
+	top, err := mounts.At(m.Mountpoint)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +111,7 @@ func describeMount(m *mountinfo.Info) (*activeMount, error) {
 		d.State = stateHidden
 		return d, nil
 	}
-	values, err := mount.Attributes(m.Mountpoint, "path", "pid", "pid_namespace", "overlay", "partition")
+	values, err := mounts.Attributes(m.Mountpoint, "path", "pid", "pid_namespace", "overlay", "partition")
 	switch {
 	case err == nil:
 		d.State = stateServing
@@ -125,7 +125,7 @@ func describeMount(m *mountinfo.Info) (*activeMount, error) {
 		}
 	case errors.Is(err, unix.ENOTCONN):
 		d.State = stateDead
-	case errors.Is(err, mount.ErrNoAnswer):
+	case errors.Is(err, mounts.ErrNoAnswer):
 		d.State = stateNotAnswered
 	default:
 		d.State, d.reason = stateUnknown, err

@@ -12,7 +12,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
-	mount "vhdxfs/fs"
+	"vhdxfs/internal/mounts"
 )
 
 // minProcs is how many system threads may run Go code at the least. A thread that waits for the disk in a
@@ -102,7 +102,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	defer keepRunDir(o.mount.MountPoint)()
 	if os.Getenv(attachVariable) != "" {
 		os.Unsetenv(attachVariable)
-		o.mount.BeforeUnmount = func() { releaseDevices(filepath.Join(o.mount.MountPoint, mount.FileName), log) }
+		o.mount.BeforeUnmount = func() { releaseDevices(filepath.Join(o.mount.MountPoint, mounts.FileName), log) }
 	}
 	if err := o.becomeUser(); err != nil {
 		return mountError(err)

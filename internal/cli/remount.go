@@ -11,14 +11,14 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
+	"vhdxfs/internal/mounts"
 )
 
 // remount changes the mount of an image from read/write to read-only and back, and flags such as noexec. The kernel
 // does that by itself; the process that serves the mount is not asked. It can change nothing else while it runs, so
 // any other option must be one that the mount has. With fake, all is checked and nothing is changed.
 func remount(image, path string, lists []string, fake bool) error {
-	dir, err := mount.ResolveMountPoint(path)
+	dir, err := mounts.Resolve(path)
 	if err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func remount(image, path string, lists []string, fake bool) error {
 		return fmt.Errorf("remount cannot change %s; unmount %s, then mount it with the new options", strings.Join(changed, ", "), dir)
 	}
 	if wasReadOnly := hasOption(m.VFSOptions, "ro"); !o.readOnly && wasReadOnly {
-		if mode, err := mount.Attribute(dir, "mode"); err != nil || mode != "rw" {
+		if mode, err := mounts.Attribute(dir, "mode"); err != nil || mode != "rw" {
 			return fmt.Errorf("remount: the image is open read-only, so %s cannot be made writable; unmount it, then mount it with rw", dir)
 		}
 	}
@@ -59,7 +59,7 @@ func sameImage(m *mountinfo.Info, dir, image string) error {
 	if err != nil || path == m.Source {
 		return err
 	}
-	if is, err := mount.Attribute(dir, "path"); err != nil || is != path {
+	if is, err := mounts.Attribute(dir, "path"); err != nil || is != path {
 		return fmt.Errorf("remount: on %s %s is mounted, not %s", dir, m.Source, image)
 	}
 	return nil

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "vhdxfs/fs"
+
+	"vhdxfs/internal/mounts"
 )
 
 // Mount points that attach makes, and what becomes of them. A name below the folder belongs to the holders of the lock of
@@ -150,7 +152,7 @@ func lockRunDir(dir string, how int) (*os.File, error) {
 
 // lockBelowMount locks the directory that the mount at dir covers, alone. It takes the privilege to mount.
 func lockBelowMount(dir string) (*os.File, error) {
-	if m, err := mount.MountAt(dir); err != nil || m == nil {
+	if m, err := mounts.At(dir); err != nil || m == nil {
 		return nil, fmt.Errorf("%w: %s", errSwept, dir)
 	}
 	// A copy of the mount that holds the folder, without those below it.
@@ -190,7 +192,7 @@ func openIn(parent *os.File, name string) (*os.File, error) {
 	fd, err := unix.Openat2(int(parent.Fd()), name, &unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_NO_XDEV})
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) { // Linux before 5.6, and containers that do not know it
 		var m *mountinfo.Info
-		if m, err = mount.MountAt(path); err == nil && m == nil {
+		if m, err = mounts.At(path); err == nil && m == nil {
 			fd, err = unix.Openat(int(parent.Fd()), name, flags, 0)
 		} else if err == nil {
 			err = unix.EXDEV

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	mount "vhdxfs/fs"
+	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
 
@@ -31,8 +31,8 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 	if err != nil {
 		return nil, err
 	}
-	request := mount.SnapshotRequest{ID: rand.Text(), Name: name, KeepName: c.o.KeepName, ParentPaths: c.o.ParentPaths}
-	if err := mount.TellSnapshot(m.MountPoint, request); err != nil {
+	request := mounts.SnapshotRequest{ID: rand.Text(), Name: name, KeepName: c.o.KeepName, ParentPaths: c.o.ParentPaths}
+	if err := mounts.TellSnapshot(m.MountPoint, request); err != nil {
 		return nil, refusal(m, "snapshot", err)
 	}
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
@@ -41,7 +41,7 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 			return nil, interrupted(context.Cause(ctx), "the snapshot may be made all the same, which vhdxfs list and chain tell")
 		case <-time.After(wait):
 		}
-		now, err := mount.AskSnapshot(m.MountPoint, request.ID)
+		now, err := mounts.AskSnapshot(m.MountPoint, request.ID)
 		switch {
 		case err != nil: // it took the request, so it is no other program's
 			return nil, fmt.Errorf("the mount at %s has ended, or hangs, before it told of the snapshot; vhdxfs chain tells what there is (%w)", m.MountPoint, err)

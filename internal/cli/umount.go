@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
+	"vhdxfs/internal/mounts"
 )
 
 // newUmountHelper returns the command that umount(8) calls for a mount of the type fuse.vhdxfs:
@@ -84,7 +84,7 @@ func (u *umountCommand) run(cmd *cobra.Command, args []string) error {
 }
 
 func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
-	dir, err := mount.ResolveMountPoint(path)
+	dir, err := mounts.Resolve(path)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 		server, unknown = findServer(dir)
 		defer server.close()
 	}
-	err = u.takeAway(dir, errors.Is(unknown, mount.ErrNoAnswer))
+	err = u.takeAway(dir, errors.Is(unknown, mounts.ErrNoAnswer))
 	switch {
 	case errors.Is(err, unix.EBUSY) && u.readOnly:
 		if err := remountFlags(m, true); err != nil {
@@ -122,7 +122,7 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 		u.say(stderr, "%s: %v; it is unmounted without waiting for that program to end", dir, unknown)
 	}
 	if server != nil {
-		device := mount.DeviceOf(m)
+		device := mounts.DeviceOf(m)
 		if err := server.wait(func() bool { return u.heldElsewhere(dir, device, server.pid, stderr) }); err != nil {
 			return err
 		}
@@ -136,7 +136,7 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 // takeAway unmounts, and tries again while the mount is in use by who will let go of it soon. The program that serves
 // one that hangs does not answer.
 func (u *umountCommand) takeAway(dir string, hangs bool) error {
-	err := mount.Unmount(dir, u.lazy)
+	err := mounts.Unmount(dir, u.lazy)
 	if !errors.Is(err, unix.EBUSY) {
 		return err
 	}
@@ -149,10 +149,10 @@ func (u *umountCommand) takeAway(dir string, hangs bool) error {
 	}
 	for end := time.Now().Add(patience); errors.Is(err, unix.EBUSY) && time.Now().Before(end); {
 		time.Sleep(50 * time.Millisecond)
-		err = mount.Unmount(dir, u.lazy)
+		err = mounts.Unmount(dir, u.lazy)
 	}
 	if errors.Is(err, unix.EBUSY) && hangs && unused {
-		return mount.Unmount(dir, true) // only questions keep it, which nobody can end
+		return mounts.Unmount(dir, true) // only questions keep it, which nobody can end
 	}
 	return err
 }
@@ -217,7 +217,7 @@ func findServer(dir string) (*serverProcess, error) {
 
 // serverPID asks the mount at dir who serves it.
 func serverPID(dir string) (int, error) {
-	values, err := mount.Attributes(dir, "pid", "pid_namespace")
+	values, err := mounts.Attributes(dir, "pid", "pid_namespace")
 	if err != nil {
 		return 0, err
 	}

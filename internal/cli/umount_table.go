@@ -10,7 +10,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
+	"vhdxfs/internal/mounts"
 )
 
 // umount(8), when root calls it for a path, asks the kernel what is mounted there, hears only that it is FUSE, and
@@ -18,8 +18,8 @@ import (
 // that it keeps for itself. So that is seen to, or umount would not wait, and not tell who uses a mount.
 
 const (
-	umountHelper = "/sbin/umount." + mount.Type
-	helperEntry  = "uhelper=" + mount.Type
+	umountHelper = "/sbin/umount." + mounts.Type
+	helperEntry  = "uhelper=" + mounts.Type
 )
 
 // A mountTable is the table, in the folder that it has to itself.
@@ -36,7 +36,7 @@ func noteForUmount(dir string, log *logrus.Logger) {
 	if _, err := os.Stat(umountHelper); err != nil || os.Geteuid() != 0 {
 		return
 	}
-	cmd := exec.Command("mount", "--internal-only", "--fake", "--types", mount.Type, "--options", helperEntry, "--", "vhdxfs", dir)
+	cmd := exec.Command("mount", "--internal-only", "--fake", "--types", mounts.Type, "--options", helperEntry, "--", "vhdxfs", dir)
 	if cmd.Err != nil { // no mount(8) in the PATH, which may be empty
 		cmd = exec.Command("/bin/mount", cmd.Args[1:]...)
 	}
@@ -47,7 +47,7 @@ func noteForUmount(dir string, log *logrus.Logger) {
 
 // forgetForUmount takes away what noteForUmount has left of the mount at dir, unless there is another by now.
 func forgetForUmount(dir string, log *logrus.Logger) {
-	if m, err := mount.MountAt(dir); err != nil || m != nil {
+	if m, err := mounts.At(dir); err != nil || m != nil {
 		return
 	}
 	if err := systemTable.remove(dir); err != nil && !os.IsNotExist(err) && !os.IsPermission(err) {

@@ -10,7 +10,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 
-	mount "vhdxfs/fs"
+	"vhdxfs/internal/mounts"
 )
 
 // maxUsers bounds how many processes are named.
@@ -21,12 +21,12 @@ const maxUsers = 5
 //
 // Nothing on the mount is touched, only what the kernel says of names: the program behind it may hang.
 func mountUsers(dir string) []string {
-	mounts, err := mountinfo.GetMounts(nil)
+	table, err := mountinfo.GetMounts(nil)
 	if err != nil {
-		mounts = nil
+		table = nil
 	}
-	users := loopUsers(dir, mounts)
-	for _, m := range mounts {
+	users := loopUsers(dir, table)
+	for _, m := range table {
 		if below(m.Mountpoint, dir) && m.Mountpoint != dir {
 			users = append(users, fmt.Sprintf("the mount at %s (umount %s)", m.Mountpoint, m.Mountpoint))
 		}
@@ -35,7 +35,7 @@ func mountUsers(dir string) []string {
 }
 
 // loopUsers names the loop devices on files below dir, and where they are mounted.
-func loopUsers(dir string, mounts []*mountinfo.Info) []string {
+func loopUsers(dir string, table []*mountinfo.Info) []string {
 	var users []string
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is a good one
 	for _, f := range files {
@@ -45,7 +45,7 @@ func loopUsers(dir string, mounts []*mountinfo.Info) []string {
 		}
 		dev := "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(f)))
 		var todo []string
-		for _, m := range mounts {
+		for _, m := range table {
 			if rest, ok := strings.CutPrefix(m.Source, dev); ok && (rest == "" || rest[0] == 'p') {
 				todo = append(todo, "umount "+m.Mountpoint)
 			}
@@ -92,7 +92,7 @@ func processUses(process, dir string) bool {
 // isUnder reports whether a descriptor, given by its link in /proc, is of a folder that the mount at dir hides, as that is
 // whose program has locked the name of its mount point. Where dir is none, such as a device, nothing is hidden.
 func isUnder(link, dir string) bool {
-	if m, err := mount.MountAt(dir); err != nil || m == nil {
+	if m, err := mounts.At(dir); err != nil || m == nil {
 		return false
 	}
 	process := filepath.Dir(filepath.Dir(link))
@@ -102,10 +102,10 @@ func isUnder(link, dir string) bool {
 	}
 	_, id, _ := strings.Cut(string(info), "mnt_id:")
 	id, _, _ = strings.Cut(id, "\n")
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
 		return strconv.Itoa(m.ID) != strings.TrimSpace(id) || m.Mountpoint == dir, false
 	})
-	return err == nil && len(mounts) > 0
+	return err == nil && len(table) > 0
 }
 
 // below reports whether path is dir or below it.
@@ -115,11 +115,11 @@ func below(path, dir string) bool {
 
 // mountedAt returns where the device, major:minor, is mounted in this namespace, and "" where it is not.
 func mountedAt(device string) string {
-	mounts, err := mountinfo.GetMounts(mount.OnDevice(device))
-	if err != nil || len(mounts) == 0 {
+	table, err := mountinfo.GetMounts(mounts.OnDevice(device))
+	if err != nil || len(table) == 0 {
 		return ""
 	}
-	return mounts[0].Mountpoint
+	return table[0].Mountpoint
 }
 
 // namespaceWith returns a process that has the device, major:minor, in its mount table, and "" where none is found.
@@ -137,9 +137,9 @@ func namespaceWith(device string) string {
 		if err != nil {
 			continue
 		}
-		mounts, err := mountinfo.GetMountsFromReader(f, mount.OnDevice(device))
+		table, err := mountinfo.GetMountsFromReader(f, mounts.OnDevice(device))
 		f.Close()
-		if err == nil && len(mounts) > 0 {
+		if err == nil && len(table) > 0 {
 			return filepath.Base(process)
 		}
 	}

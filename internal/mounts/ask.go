@@ -1,4 +1,4 @@
-package fs
+package mounts
 
 import (
 	"bytes"
@@ -25,8 +25,8 @@ const patience = 5 * time.Second
 // A mount is asked by a process of its own. Where the program behind the mount hangs, who has asked it a question
 // cannot be ended, not even by the kernel, and neither could this program if one of its threads had asked.
 
-// askVariable is the environment variable that makes a process one that asks.
-const askVariable = "_VHDXFS_ASK"
+// askCommand is the hidden command of the program that asks: NAME MOUNTPOINT ATTRIBUTE...
+const askCommand = "internal-ask"
 
 // An answer is what such a process writes to its standard output.
 type answer struct {
@@ -34,23 +34,24 @@ type answer struct {
 	Errno  syscall.Errno     // why there are no values, or 0
 }
 
-// init makes this the process that asks, if it was started as one: with whatever program, also that of a test.
-func init() {
-	if os.Getenv(askVariable) == "" || len(os.Args) < 2 {
-		return
+// Answer runs the hidden command by which a mount is asked, if args are its arguments, and reports whether it did. The
+// program, and a test program that asks mounts, calls it before all else. What it writes to out is for Attributes.
+func Answer(args []string, out io.Writer) (status int, ran bool) {
+	if len(args) < 2 || args[0] != askCommand {
+		return 0, false
 	}
-	if err := json.NewEncoder(os.Stdout).Encode(getAttributes(os.Args[1], os.Args[2:])); err != nil {
-		os.Exit(1)
+	if err := json.NewEncoder(out).Encode(getAttributes(args[1], args[2:])); err != nil {
+		return 1, true
 	}
-	os.Exit(0)
+	return 0, true
 }
 
 // getAttributes reads extended attributes of the directory at mountPoint.
 func getAttributes(mountPoint string, names []string) answer {
 	a := answer{Values: make(map[string][]byte)}
-	buf := make([]byte, maxXAttrSize)
+	buf := make([]byte, MaxXAttrSize)
 	for _, name := range names {
-		n, err := unix.Lgetxattr(mountPoint, xattrPrefix+name, buf)
+		n, err := unix.Lgetxattr(mountPoint, XAttrPrefix+name, buf)
 		switch {
 		case err == nil:
 			a.Values[name] = bytes.Clone(buf[:n])
@@ -78,7 +79,7 @@ func Attributes(mountPoint string, names ...string) (map[string]string, error) {
 
 // ownerOf returns who has made the FUSE mount at mountPoint, and nil where that is not known.
 func ownerOf(mountPoint string) *syscall.Credential {
-	m, err := MountAt(mountPoint)
+	m, err := At(mountPoint)
 	if err != nil || m == nil {
 		return nil
 	}
@@ -107,9 +108,9 @@ func ask(as *syscall.Credential, mountPoint string, names []string) (map[string]
 		return nil, err
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe", append([]string{mountPoint}, names...)...)
-	cmd.Args[0] = os.Args[0]
-	cmd.Env = []string{askVariable + "=1"}
+	cmd := exec.Command("/proc/self/exe", append([]string{askCommand, mountPoint}, names...)...)
+	cmd.Args[0] = TypeName // by that of a helper of mount(8) it would be one
+	cmd.Env = []string{}
 	cmd.Dir = "/" // or it would keep another file system from being unmounted, as long as it hangs
 	cmd.Stdout = w
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
@@ -160,14 +161,14 @@ func Attribute(mountPoint, name string) (string, error) {
 	}
 	v, ok := values[name]
 	if !ok {
-		return "", &os.PathError{Op: "getxattr " + xattrPrefix + name, Path: mountPoint, Err: unix.ENODATA}
+		return "", &os.PathError{Op: "getxattr " + XAttrPrefix + name, Path: mountPoint, Err: unix.ENODATA}
 	}
 	return v, nil
 }
 
-// isDead reports whether the mount at mountPoint is one whose program has died. The error is ErrNoAnswer where
+// IsDead reports whether the mount at mountPoint is one whose program has died. The error is ErrNoAnswer where
 // that cannot be told.
-func isDead(mountPoint string) (bool, error) {
+func IsDead(mountPoint string) (bool, error) {
 	_, err := Attributes(mountPoint, "pid")
 	if errors.Is(err, ErrNoAnswer) {
 		return false, err

@@ -1,4 +1,4 @@
-package fs
+package mounts
 
 import (
 	"errors"
@@ -12,24 +12,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// TypeName is what the mount's type is made of: fuse.vhdxfs. mount(8) finds the helper for umount by it.
+const TypeName = "vhdxfs"
+
 // Type is the type of the program's mounts in the mount table.
-const Type = "fuse." + typeName
+const Type = "fuse." + TypeName
+
+// FileName is the name of the one file in a mount.
+const FileName = "disk.raw"
 
 // maxLinks is how many symbolic links the last element of a path may lead through, as for the kernel.
 const maxLinks = 40
 
-// MountAt returns the mount that is on top at path, and nil where path is no mount point. It reads the
+// At returns the mount that is on top at path, and nil where path is no mount point. It reads the
 // mount table and does not touch the path, so it cannot hang on a dead mount or set off an automount.
-func MountAt(path string) (*mountinfo.Info, error) {
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != path, false })
-	if err != nil || len(mounts) == 0 {
+func At(path string) (*mountinfo.Info, error) {
+	list, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != path, false })
+	if err != nil || len(list) == 0 {
 		return nil, err
 	}
-	return mounts[len(mounts)-1], nil
+	return list[len(list)-1], nil
 }
 
-// mountsOf returns the mounts of a device, major:minor, wherever they are.
-func mountsOf(device string) ([]*mountinfo.Info, error) { return mountinfo.GetMounts(OnDevice(device)) }
+// Of returns the mounts of a device, major:minor, wherever they are.
+func Of(device string) ([]*mountinfo.Info, error) { return mountinfo.GetMounts(OnDevice(device)) }
 
 // OnDevice leaves out all mounts but those of a device, major:minor, that is one of the program's.
 func OnDevice(device string) mountinfo.FilterFunc {
@@ -44,9 +50,9 @@ func ReadOnly(m *mountinfo.Info) bool {
 	return slices.Contains(strings.Split(m.Options+","+m.VFSOptions, ","), "ro")
 }
 
-// ResolveMountPoint returns path as the mount table has it: absolute and without symbolic links. It does not touch
+// Resolve returns path as the mount table has it: absolute and without symbolic links. It does not touch
 // what is mounted there, which may be the mount of a program that hangs, or wait for an automounter.
-func ResolveMountPoint(path string) (string, error) {
+func Resolve(path string) (string, error) {
 	for range maxLinks {
 		abs, err := filepath.Abs(path)
 		if err != nil {
@@ -57,7 +63,7 @@ func ResolveMountPoint(path string) (string, error) {
 			return "", err
 		}
 		abs = filepath.Join(dir, filepath.Base(abs))
-		if m, err := MountAt(abs); err == nil && m != nil {
+		if m, err := At(abs); err == nil && m != nil {
 			return abs, nil // a mount point is no symbolic link
 		}
 		to, err := os.Readlink(abs)
