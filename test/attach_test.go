@@ -218,7 +218,7 @@ func TestAttachPartitions(t *testing.T) {
 			if r.status != 32 || !strings.Contains(r.stderr, part+" is mounted at "+dir) {
 				t.Errorf("detach while a partition is mounted: status %d, %q", r.status, r.stderr)
 			}
-			want := fmt.Sprintf("%s on %s, rw, process %d\n  %s, 64MiB\n  %s, 8MiB\n  %s, 32MiB, mounted at %s\n",
+			want := fmt.Sprintf("%s on %s, rw, process %d\n  %s, 64 MiB\n  %s, 8 MiB\n  %s, 32 MiB, mounted at %s\n",
 				img, l.MountPoint, l.PID, d.Device, d.Partitions[0].Device, part, dir)
 			if !strings.Contains(plain.stdout, want) {
 				t.Errorf("list:\n%s\nlacks\n%s", plain.stdout, want)

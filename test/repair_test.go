@@ -51,18 +51,18 @@ var repairCases = []repairCase{
 	{"region table 2", func(t *testing.T, img string) { writeAt(t, img, []byte{0xFF}, 256<<10+40) }, warningStatus, soundStatus, "copy 2 is written from copy 1", nil},
 	{"identifier", func(t *testing.T, img string) { writeAt(t, img, make([]byte, 512), 0) }, damagedStatus, soundStatus, "written anew", nil},
 	{"block outside the file", func(t *testing.T, img string) { setBATEntry(t, img, 1, 1<<50|6) }, damagedStatus, warningStatus,
-		"lost: bytes 1048576 to 2097152", func(disk []byte) { clear(disk[mib : 2*mib]) }},
+		"lost, on the disk at 0x100000 (1 MiB)", func(disk []byte) { clear(disk[mib : 2*mib]) }},
 	{"block in the metadata", func(t *testing.T, img string) { setBATEntry(t, img, 1, uint64(regionOffset(t, img, metadataRegion))|6) }, damagedStatus, warningStatus,
-		"lost: bytes 1048576 to 2097152", func(disk []byte) { clear(disk[mib : 2*mib]) }},
+		"lost, on the disk at 0x100000 (1 MiB)", func(disk []byte) { clear(disk[mib : 2*mib]) }},
 	{"overlap", func(t *testing.T, img string) {
 		first := setBATEntry(t, img, 0, 0)
 		setBATEntry(t, img, 0, first)
 		setBATEntry(t, img, 3, first)
-	}, damagedStatus, warningStatus, "suspect: bytes 3145728 to 4194304, 0 to 1048576", func(disk []byte) { copy(disk[3*mib:4*mib], disk) }},
+	}, damagedStatus, warningStatus, "suspect, on the disk at 0x300000 (1 MiB), 0x0 (1 MiB)", func(disk []byte) { copy(disk[3*mib:4*mib], disk) }},
 	{"flipped state", func(t *testing.T, img string) {
 		e := setBATEntry(t, img, 2, 0)
 		setBATEntry(t, img, 2, e&^7|4)
-	}, damagedStatus, warningStatus, "suspect: bytes 2097152 to 3145728", nil},
+	}, damagedStatus, warningStatus, "suspect, on the disk at 0x200000 (1 MiB)", nil},
 	{"reserved bits", func(t *testing.T, img string) {
 		e := setBATEntry(t, img, 2, 0)
 		setBATEntry(t, img, 2, e|0x1000)

@@ -47,13 +47,13 @@ func TestResize(t *testing.T) {
 				args []string
 				want string
 			}{
-				{[]string{img, "90M"}, "partition 1 ends at byte"},
+				{[]string{img, "90M"}, "partition 1 ends at 101 MiB. Shrink that first"},
 				{[]string{img, "150M"}, "--fix-gpt moves it"},
 				{[]string{"--fix-gpt", img, "101M"}, "there is room up to"},
 				{[]string{img, "65T"}, "up to 64 TiB"},
 				{[]string{img, "+17"}, "whole sectors"},
 				{[]string{img, "+64T"}, "up to 64 TiB"},
-				{[]string{img, "much"}, "it is a size"},
+				{[]string{img, "much"}, "give a size such as"},
 			} {
 				r := vhdxfs(t, append([]string{"resize"}, tc.args...)...)
 				if r.status != usageStatus || !strings.Contains(r.stderr, tc.want) {
@@ -129,7 +129,7 @@ func TestResizeUnknown(t *testing.T) {
 	writeAt(t, s.disk, fill(8), 70*mib)
 	s.end(t)
 	before := sha256File(t, img)
-	if r := vhdxfs(t, "resize", img, "50M"); r.status != usageStatus || !strings.Contains(r.stderr, "data at byte 73400320") {
+	if r := vhdxfs(t, "resize", img, "50M"); r.status != usageStatus || !strings.Contains(r.stderr, "data at 0x4600000") {
 		t.Errorf("status %d, %s", r.status, r.stderr)
 	}
 	unchanged(t, img, before)
@@ -216,9 +216,9 @@ func TestResizeMounted(t *testing.T) {
 	for _, tc := range []struct {
 		options, want string
 	}{
-		{"rw", "truncate -s makes"},
-		{"ro", "mounted read-only at"},
-		{"partition=1", "partition 1 of"},
+		{"rw", "enlarge it there with truncate -s"},
+		{"ro", "mounted read-only on"},
+		{"partition=1", "partition 1 is mounted on"},
 	} {
 		s := serve(t, img, "-o", tc.options)
 		r := vhdxfs(t, "resize", img, "+64M")

@@ -181,7 +181,7 @@ func TestToolsRefuseBadInput(t *testing.T) {
 	w.refuses(t, systemStatus, "the input is empty", "convert", "-", "new.vhdx") // the tests have no standard input
 	w.refuses(t, usageStatus, `unknown format "qcow2"`, "convert", "-f", "qcow2", "raw", "new.vhdx")
 	w.refuses(t, usageStatus, `unknown format "qcow2"`, "convert", "-O", "qcow2", "raw", "new")
-	w.refuses(t, usageStatus, "0 parents", "diff", "full.vhdx")
+	w.refuses(t, usageStatus, "has no parent", "diff", "full.vhdx")
 }
 
 // No tool writes over what is there, or what it reads, by whatever name; and where nothing can be made, nothing is.

@@ -54,7 +54,7 @@ created; "parent unusable" if the parent is damaged or in use.`,
 			if asJSON {
 				err = writeJSON(cmd.OutOrStdout(), f.roots)
 			} else {
-				err = f.print(cmd.OutOrStdout())
+				err = f.print(cmd.OutOrStdout(), sizesOf(cmd))
 			}
 			if err == nil && f.broken {
 				err = &statusError{statusWarnings, nil} // the tree says it
@@ -126,9 +126,9 @@ func (f *forest) add(k *vhdx.Link) *tree {
 	return n
 }
 
-func (f *forest) print(w io.Writer) error {
+func (f *forest) print(w io.Writer, size sizeWriter) error {
 	for _, n := range f.roots {
-		if err := n.print(w, "", ""); err != nil {
+		if err := n.print(w, size, "", ""); err != nil {
 			return err
 		}
 	}
@@ -136,10 +136,10 @@ func (f *forest) print(w io.Writer) error {
 }
 
 // print writes the tree, its own line behind first, those of its children behind rest.
-func (n *tree) print(w io.Writer, first, rest string) error {
-	what := "cannot be examined"
+func (n *tree) print(w io.Writer, size sizeWriter, first, rest string) error {
+	what := "cannot be checked"
 	if n.Type != "" {
-		what = fmt.Sprintf("%s, disk %s, file %s", n.Type, roughSize(n.DiskSize), roughSize(n.FileSize))
+		what = fmt.Sprintf("%s, disk %s, file %s", n.Type, size(n.DiskSize), size(n.FileSize))
 		if n.Log != vhdx.LogClean {
 			what += ", not closed cleanly"
 		}
@@ -164,7 +164,7 @@ func (n *tree) print(w io.Writer, first, rest string) error {
 		if i == len(n.Children)-1 {
 			branch, below = "└── ", "    "
 		}
-		if err := c.print(w, rest+branch, rest+below); err != nil {
+		if err := c.print(w, size, rest+branch, rest+below); err != nil {
 			return err
 		}
 	}

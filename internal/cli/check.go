@@ -69,14 +69,14 @@ func (c *checkCommand) run(cmd *cobra.Command, args []string) error {
 	undo := cmd.Flags().Changed("undo")
 	for _, name := range []string{"dry-run", "undo-file", "drop-log", "free-leaks"} {
 		if cmd.Flags().Changed(name) && !c.repairs {
-			return usageError("--%s is for --repair", name)
+			return usageError("--%s needs --repair", name)
 		}
 	}
 	switch {
 	case undo && c.repairs:
-		return usageError("--repair and --undo do not go together")
+		return usageError("--repair and --undo exclude each other")
 	case c.force && !undo:
-		return usageError("--force is for --undo")
+		return usageError("--force needs --undo")
 	}
 	o, err := parseOptions(c.options, aboutImage)
 	if err != nil {
@@ -96,7 +96,7 @@ func (c *checkCommand) run(cmd *cobra.Command, args []string) error {
 	if c.json {
 		err = writeJSON(out, r)
 	} else {
-		err = printReport(out, r)
+		err = printReport(out, sizesOf(cmd), r)
 	}
 	if err != nil {
 		return err
@@ -116,7 +116,7 @@ func reportStatus(r *vhdx.Report) error {
 }
 
 // printReport writes a line for each finding, and one for each image of the chain.
-func printReport(out io.Writer, r *vhdx.Report) error {
+func printReport(out io.Writer, size sizeWriter, r *vhdx.Report) error {
 	for ; r != nil; r = r.Parent {
 		for _, f := range r.Errors {
 			if err := printFinding(out, r.Path, "error", f); err != nil {
@@ -136,7 +136,7 @@ func printReport(out io.Writer, r *vhdx.Report) error {
 			result += fmt.Sprintf(", and %d more that are not listed", r.Dropped)
 		}
 		if r.Leaked > 0 {
-			result += fmt.Sprintf("; %s inside the file used by nothing", humanSize(r.Leaked))
+			result += fmt.Sprintf("; %s of the file is unused; vhdxfs compact reclaims it", size(r.Leaked))
 		}
 		if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), result); err != nil {
 			return err

@@ -15,7 +15,7 @@ import (
 // mend repairs the image at path and says what was done.
 func (c *checkCommand) mend(cmd *cobra.Command, path string, o vhdx.Options) error {
 	if o.AnyParent {
-		return usageError("ignore_parent_mismatch is for reading; an image is repaired only where its parents fit")
+		return usageError("option ignore_parent_mismatch does not apply to a repair: the parents must fit")
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
@@ -24,12 +24,12 @@ func (c *checkCommand) mend(cmd *cobra.Command, path string, o vhdx.Options) err
 	r, err := vhdx.Repair(ctx, path, c.repair)
 	p.end()
 	if err != nil {
-		return createError(interrupted(err, path+" is what it was"))
+		return createError(interrupted(err, path+" is unchanged"))
 	}
 	if c.json {
 		err = writeJSON(cmd.OutOrStdout(), r)
 	} else {
-		err = printRepair(cmd.OutOrStdout(), r)
+		err = printRepair(cmd.OutOrStdout(), sizesOf(cmd), r)
 	}
 	switch {
 	case err != nil:
@@ -46,8 +46,8 @@ func (c *checkCommand) mend(cmd *cobra.Command, path string, o vhdx.Options) err
 }
 
 // printRepair writes what was found, what was done, and what the image is like now.
-func printRepair(out io.Writer, r *vhdx.RepairReport) error {
-	if err := printReport(out, r.Before); err != nil {
+func printRepair(out io.Writer, size sizeWriter, r *vhdx.RepairReport) error {
+	if err := printReport(out, size, r.Before); err != nil {
 		return err
 	}
 	done := "repaired"
@@ -56,7 +56,7 @@ func printRepair(out io.Writer, r *vhdx.RepairReport) error {
 	}
 	var lines []string
 	for _, f := range r.Fixes {
-		lines = append(lines, fmt.Sprintf("%s: %s at offset %#x: %s: %s%s", done, f.Structure, f.Offset, oneLine(f.Message), f.Done, harm(f)))
+		lines = append(lines, fmt.Sprintf("%s: %s at offset %#x: %s: %s%s", done, f.Structure, f.Offset, oneLine(f.Message), f.Done, harm(f, size)))
 	}
 	for _, f := range r.Left {
 		lines = append(lines, fmt.Sprintf("cannot be repaired: %s at offset %#x: %s", f.Structure, f.Offset, oneLine(f.Message)))
@@ -65,11 +65,11 @@ func printRepair(out io.Writer, r *vhdx.RepairReport) error {
 	case len(r.Left) > 0:
 		lines = append(lines, "nothing was changed")
 	case r.Changed:
-		lines = append(lines, fmt.Sprintf("what was there before is in %s, %s; %s brings it back", r.UndoFile, roughSize(r.UndoSize), vhdx.UndoCommand(r.UndoFile)))
+		lines = append(lines, fmt.Sprintf("the undo file is %s (%s); to undo the repair, run %s", r.UndoFile, size(r.UndoSize), vhdx.UndoCommand(r.UndoFile)))
 	case len(r.Fixes) == 0:
 		lines = append(lines, "nothing to repair")
 	default:
-		lines = append(lines, fmt.Sprintf("nothing was changed; the undo file would be %s, %s", r.UndoFile, roughSize(r.UndoSize)))
+		lines = append(lines, fmt.Sprintf("nothing was changed; the undo file would be %s (%s)", r.UndoFile, size(r.UndoSize)))
 	}
 	for _, line := range append(lines, r.Advice...) {
 		if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), line); err != nil {
@@ -79,17 +79,17 @@ func printRepair(out io.Writer, r *vhdx.RepairReport) error {
 	if !r.Changed && !r.DryRun || len(r.Fixes) == 0 {
 		return nil
 	}
-	return printReport(out, r.After)
+	return printReport(out, size, r.After)
 }
 
 // harm says what a repair means for the disk.
-func harm(f vhdx.Fix) string {
+func harm(f vhdx.Fix, size sizeWriter) string {
 	if f.Effect == vhdx.Harmless {
 		return ""
 	}
 	var ranges []string
 	for _, g := range f.Ranges {
-		ranges = append(ranges, fmt.Sprintf("%d to %d", g.Start, g.Start+g.Length))
+		ranges = append(ranges, fmt.Sprintf("%#x (%s)", g.Start, size(g.Length)))
 	}
 	const most = 8 // the rest is in the JSON
 	if n := len(ranges); n > most {
@@ -97,7 +97,7 @@ func harm(f vhdx.Fix) string {
 	}
 	of := ""
 	if len(ranges) > 0 {
-		of = ": bytes " + strings.Join(ranges, ", ") + " of the disk"
+		of = ", on the disk at " + strings.Join(ranges, ", ")
 	}
 	return fmt.Sprintf(" [%s%s]", f.Effect, of)
 }
@@ -117,14 +117,14 @@ func (c *checkCommand) takeBack(cmd *cobra.Command, args []string, o vhdx.Option
 		return &statusError{statusUsage, err}
 	}
 	if err != nil {
-		return interrupted(err, "the same command goes on")
+		return interrupted(err, "run the same command to continue")
 	}
 	if c.json {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
 	what := "restored from " + printable(r.UndoFile)
 	if r.Restored == 0 {
-		what = "as it was before the repair already"
+		what = "already as it was before the repair"
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(r.Path), what)
 	return err

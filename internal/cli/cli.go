@@ -84,6 +84,7 @@ func newRoot(args []string) *cobra.Command {
 	addVersionFlag(root)
 	m.addFlags(root)
 	root.PersistentFlags().BoolP("quiet", "q", false, "show no progress and no warnings")
+	root.PersistentFlags().Bool("bytes", false, "show sizes in bytes, not rounded")
 	root.PersistentFlags().BoolP("verbose", "v", false, "show more details")
 	for _, g := range commandGroups {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})

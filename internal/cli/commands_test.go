@@ -360,17 +360,6 @@ func TestPictureToStandardOutput(t *testing.T) {
 	}
 }
 
-func TestHumanSize(t *testing.T) {
-	for n, want := range map[int64]string{
-		0: "0 B", 1: "1 B", 512: "512 B", 1023: "1023 B", 1024: "1 KiB", 1536: "1536 B", 3 << 20: "3 MiB",
-		1<<30 + 512: "1073742336 B", 64 << 40: "64 TiB", 5 << 50: "5120 TiB",
-	} {
-		if got := humanSize(n); got != want {
-			t.Errorf("humanSize(%d) = %q, want %q", n, got, want)
-		}
-	}
-}
-
 func TestOneLine(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                                   "",

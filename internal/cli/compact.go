@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/spf13/cobra"
 
@@ -65,9 +64,9 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 	}
 	p.end()
 	if err != nil {
-		return interrupted(err, "what was done stays, and no data is lost; the same command goes on")
+		return interrupted(err, "completed work is kept and no data is lost; run the same command to continue")
 	}
-	return c.report(cmd.OutOrStdout(), path, r)
+	return c.report(cmd, path, r)
 }
 
 // offline compacts the image at path, which nobody else may have open.
@@ -83,11 +82,23 @@ func (c *compactCommand) offline(ctx context.Context, path string, o vhdx.Option
 	return r, err
 }
 
-func (c *compactCommand) report(out io.Writer, path string, r *vhdx.CompactResult) error {
+func (c *compactCommand) report(cmd *cobra.Command, path string, r *vhdx.CompactResult) error {
 	if c.json {
-		return writeJSON(out, r)
+		return writeJSON(cmd.OutOrStdout(), r)
 	}
-	_, err := fmt.Fprintf(out, "%s: %s, was %s; given up: %s of zeros, %s trimmed before; moved: %s\n", printable(path),
-		roughSize(r.After), roughSize(r.Before), roughSize(r.Zero), roughSize(r.Unmapped), roughSize(r.Moved))
+	size := sizesOf(cmd)
+	text := size(r.After) + ", nothing to reclaim"
+	if r.After != r.Before || r.Zero+r.Unmapped+r.Moved > 0 {
+		text = fmt.Sprintf("%s, was %s", size(r.After), size(r.Before))
+		for _, part := range []struct {
+			n    int64
+			what string
+		}{{r.Zero, "of zeros released"}, {r.Unmapped, "of trimmed blocks released"}, {r.Moved, "moved"}} {
+			if part.n > 0 {
+				text += fmt.Sprintf("; %s %s", size(part.n), part.what)
+			}
+		}
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(path), text)
 	return err
 }

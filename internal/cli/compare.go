@@ -100,7 +100,7 @@ smaller disk counts as zeros.`,
 				if c.json {
 					err = writeJSON(cmd.OutOrStdout(), r)
 				} else {
-					err = r.print(cmd.OutOrStdout())
+					err = r.print(cmd.OutOrStdout(), sizesOf(cmd))
 				}
 				if err == nil && !r.Equal {
 					err = &statusError{statusDiffers, nil} // it has been said
@@ -115,18 +115,18 @@ smaller disk counts as zeros.`,
 	return cmd
 }
 
-func (r *comparison) print(w io.Writer) error {
+func (r *comparison) print(w io.Writer, size sizeWriter) error {
 	for _, d := range r.Ranges {
-		if _, err := fmt.Fprintf(w, "%d bytes differ at %d (%#x)\n", d.Length, d.Offset, d.Offset); err != nil {
+		if _, err := fmt.Fprintf(w, "%s at %#x differ\n", size(d.Length), d.Offset); err != nil {
 			return err
 		}
 	}
 	verdict := "the disks are equal"
 	if r.Sizes[0] != r.Sizes[1] {
-		verdict = fmt.Sprintf("the disks are equal, but one has %d bytes, the other %d", r.Sizes[0], r.Sizes[1])
+		verdict = fmt.Sprintf("the disks are equal, but their sizes are %s and %s", size(r.Sizes[0]), size(r.Sizes[1]))
 	}
 	if r.Count > 0 {
-		verdict = fmt.Sprintf("the disks differ in %s, %s in all", plural(int(r.Count), "range"), roughSize(r.Different))
+		verdict = fmt.Sprintf("the disks differ in %s, %s in total", plural(int(r.Count), "range"), size(r.Different))
 	}
 	_, err := fmt.Fprintln(w, verdict)
 	return err
@@ -156,7 +156,7 @@ Each range is data, or zero if there is nothing to copy.`,
 			return exactArgs("IMAGE")(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list := newRangeList(cmd.OutOrStdout(), c.json)
+			list := newRangeList(cmd, c.json)
 			ctx, stop := interruptible(cmd.Context())
 			defer stop()
 			var err error
@@ -187,8 +187,11 @@ func (c *compareFlags) changes(cmd *cobra.Command, ctx context.Context, path str
 	}
 	return withImage(path, o.image, func(im *vhdx.Image) error {
 		chain := chainPaths(im.Info())
+		if len(chain) == 1 {
+			return usageError("%s has no parent; name two disks: vhdxfs diff OLD NEW", path)
+		}
 		if depth < 1 || depth >= len(chain) {
-			return usageError("--depth %d, but %s has %s; without any, give two disks", depth, path, plural(len(chain)-1, "parent"))
+			return usageError("--depth %d: %s has %s; give 1 to %[4]d", depth, path, plural(len(chain)-1, "parent"), len(chain)-1)
 		}
 		if !content {
 			return compare.Layers(im, depth, report)

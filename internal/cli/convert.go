@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -189,7 +188,7 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if in.Disk != nil && in.Disk.Image != nil {
 		report.Damage = in.Disk.Image.Damage()
 	}
-	if err := c.report(cmd.OutOrStdout(), report); err != nil {
+	if err := c.report(cmd, report); err != nil {
 		return err
 	}
 	if len(r.Skipped)+len(report.Damage) > 0 {
@@ -250,7 +249,8 @@ type copyReport struct {
 	*convert.Result
 }
 
-func (c *copyFlags) report(w io.Writer, r copyReport) error {
+func (c *copyFlags) report(cmd *cobra.Command, r copyReport) error {
+	w, size := cmd.OutOrStdout(), sizesOf(cmd)
 	if c.json {
 		return writeJSON(w, r)
 	}
@@ -260,7 +260,7 @@ func (c *copyFlags) report(w io.Writer, r copyReport) error {
 		}
 	}
 	for _, s := range r.Skipped {
-		if _, err := fmt.Fprintf(w, "%s: %d bytes at %d were not read: %s\n", printable(r.Input), s.Length, s.Offset, oneLine(s.Error)); err != nil {
+		if _, err := fmt.Fprintf(w, "%s: %s at %#x of the disk could not be read: %s\n", printable(r.Input), size(s.Length), s.Offset, oneLine(s.Error)); err != nil {
 			return err
 		}
 	}
@@ -268,6 +268,6 @@ func (c *copyFlags) report(w io.Writer, r copyReport) error {
 	if r.Verified {
 		verified = ", verified"
 	}
-	_, err := fmt.Fprintf(w, "%s: a disk of %s with %s of data%s\n", printable(r.Output), roughSize(r.DiskSize), roughSize(r.Data), verified)
+	_, err := fmt.Fprintf(w, "%s: %s disk, %s used%s\n", printable(r.Output), size(r.DiskSize), size(r.Data), verified)
 	return err
 }

@@ -36,7 +36,7 @@ func newInfo() *cobra.Command {
 				if i > 0 {
 					fmt.Fprintln(cmd.OutOrStdout())
 				}
-				return printInfo(cmd.OutOrStdout(), im.Info(), won, zeros)
+				return printInfo(cmd.OutOrStdout(), sizesOf(cmd), im.Info(), won, zeros)
 			})
 			if err != nil {
 				return err
@@ -71,9 +71,9 @@ func reclaimable(cmd *cobra.Command, im *vhdx.Image, zeros bool) (vhdx.Reclaimab
 }
 
 // printInfo describes an image, what compact could win of it, and then each of its parents.
-func printInfo(out io.Writer, in *vhdx.Info, won vhdx.Reclaimable, zeros bool) error {
+func printInfo(out io.Writer, size sizeWriter, in *vhdx.Info, won vhdx.Reclaimable, zeros bool) error {
 	for level := 0; ; level++ {
-		p := &infoPrinter{w: tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)}
+		p := &infoPrinter{size: size, w: tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)}
 		if level > 0 {
 			p.printf("\nParent, level %d\n", level)
 		}
@@ -96,8 +96,9 @@ func printInfo(out io.Writer, in *vhdx.Info, won vhdx.Reclaimable, zeros bool) e
 
 // An infoPrinter writes lines of a name and a value, and keeps the first error.
 type infoPrinter struct {
-	w   *tabwriter.Writer
-	err error
+	w    *tabwriter.Writer
+	size sizeWriter
+	err  error
 }
 
 func (p *infoPrinter) printf(format string, args ...any) {
@@ -113,10 +114,10 @@ func (p *infoPrinter) line(name, format string, args ...any) {
 func (p *infoPrinter) image(in *vhdx.Info) {
 	p.line("image", "%s", printable(in.Path))
 	p.line("type", "%s", in.Type)
-	p.line("disk size", "%s (%d bytes)", humanSize(in.DiskSize), in.DiskSize)
-	p.line("file size", "%s, %s of it blocks of the disk, %s unused", humanSize(in.FileSize), humanSize(in.AllocatedBytes), humanSize(in.FreeBytes))
-	p.line("block size", "%s", humanSize(in.BlockSize))
-	p.line("sectors", "logical %s, physical %s", humanSize(in.LogicalSectorSize), sizeOrUnknown(in.PhysicalSectorSize))
+	p.line("disk size", "%s (%d bytes)", p.size(in.DiskSize), in.DiskSize)
+	p.line("file size", "%s, %s of it blocks of the disk, %s unused", p.size(in.FileSize), p.size(in.AllocatedBytes), p.size(in.FreeBytes))
+	p.line("block size", "%s", p.size(in.BlockSize))
+	p.line("sectors", "logical %s, physical %s", p.size(in.LogicalSectorSize), p.sizeOrUnknown(in.PhysicalSectorSize))
 	if in.LogicalSectorSize != 512 {
 		p.line("loop device", "needs losetup --sector-size %d", in.LogicalSectorSize)
 	}
@@ -125,15 +126,15 @@ func (p *infoPrinter) image(in *vhdx.Info) {
 	if in.LeaveBlockAllocated {
 		p.line("blocks", "stay allocated")
 	}
-	p.line("log", "%s; %s at %#x", logText(in.Log), humanSize(in.Log.Length), in.Log.Offset)
+	p.line("log", "%s; %s at %#x", logText(in.Log), p.size(in.Log.Length), in.Log.Offset)
 	for i, h := range in.Headers {
 		p.header(i+1, h, in.CurrentHeader)
 	}
 	for _, r := range in.Regions {
-		p.line("region", "%s at %#x, %s%s", named(r.Name, r.GUID), r.Offset, humanSize(r.Length), required(r.Required))
+		p.line("region", "%s at %#x, %s%s", named(r.Name, r.GUID), r.Offset, p.size(r.Length), required(r.Required))
 	}
 	for _, m := range in.Metadata {
-		p.line("metadata", "%s at %#x, %s%s", named(m.Name, m.GUID), m.Offset, humanSize(m.Length), required(m.Required))
+		p.line("metadata", "%s at %#x, %s%s", named(m.Name, m.GUID), m.Offset, p.size(m.Length), required(m.Required))
 	}
 	b := in.Blocks
 	p.line("BAT", "%d entries, %d blocks to a sector bitmap", in.BATEntries, in.ChunkRatio)
@@ -168,10 +169,10 @@ func (p *infoPrinter) reclaimable(r vhdx.Reclaimable, zeros bool) {
 		name string
 	}{{r.Free, "unused"}, {r.Unmapped, "trimmed and kept"}, {r.BAT, "of the BAT"}, {r.Zero, "in blocks of zeros"}} {
 		if part.n > 0 {
-			parts = append(parts, humanSize(part.n)+" "+part.name)
+			parts = append(parts, p.size(part.n)+" "+part.name)
 		}
 	}
-	won := humanSize(r.Total)
+	won := p.size(r.Total)
 	if len(parts) > 0 {
 		won += ": " + strings.Join(parts, ", ")
 	}
@@ -243,11 +244,11 @@ func guidOrNone(id uuid.UUID) string {
 	return id.String()
 }
 
-func sizeOrUnknown(n int64) string {
+func (p *infoPrinter) sizeOrUnknown(n int64) string {
 	if n == 0 {
-		return "not told"
+		return "unknown"
 	}
-	return humanSize(n)
+	return p.size(n)
 }
 
 // plural returns n and the word, in the form that fits.

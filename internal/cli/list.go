@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/spf13/cobra"
+
 	"vhdxfs/internal/compare"
 )
 
@@ -42,10 +44,11 @@ func (l *jsonList) end() error {
 type rangeList struct {
 	w    *bufio.Writer
 	json *jsonList // nil for text
+	size sizeWriter
 }
 
-func newRangeList(w io.Writer, asJSON bool) *rangeList {
-	l := &rangeList{w: bufio.NewWriter(w)}
+func newRangeList(cmd *cobra.Command, asJSON bool) *rangeList {
+	l := &rangeList{w: bufio.NewWriter(cmd.OutOrStdout()), size: sizesOf(cmd)}
 	if asJSON {
 		l.json = &jsonList{w: l.w}
 	}
@@ -62,7 +65,7 @@ func (l *rangeList) add(r compare.Range) error {
 	if r.Zero {
 		kind = "zero"
 	}
-	_, err := fmt.Fprintf(l.w, rangeRow, fmt.Sprintf("%#x", r.Offset), humanSize(r.Length), kind)
+	_, err := fmt.Fprintf(l.w, rangeRow, fmt.Sprintf("%#x", r.Offset), l.size(r.Length), kind)
 	return err
 }
 

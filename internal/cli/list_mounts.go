@@ -62,7 +62,7 @@ that another user made only for that user is "unknown".`,
 			if asJSON {
 				return writeJSON(cmd.OutOrStdout(), list)
 			}
-			return printMounts(cmd.OutOrStdout(), list)
+			return printMounts(cmd.OutOrStdout(), sizesOf(cmd), list)
 		},
 	}
 	addJSON(cmd, &asJSON)
@@ -139,7 +139,7 @@ func describeMount(m *mountinfo.Info) (*activeMount, error) {
 }
 
 // printMounts writes a line for each mount, and below it one for each device and partition.
-func printMounts(out io.Writer, list []*activeMount) error {
+func printMounts(out io.Writer, size sizeWriter, list []*activeMount) error {
 	var b strings.Builder
 	for _, m := range list {
 		fmt.Fprintf(&b, "%s on %s, %s", printable(m.Image), printable(m.MountPoint), m.Mode)
@@ -157,9 +157,9 @@ func printMounts(out io.Writer, list []*activeMount) error {
 		}
 		b.WriteString("\n")
 		for _, d := range m.Devices {
-			writeDevice(&b, d.Path, d.Size, d.Uses)
+			writeDevice(&b, d.Path, size(d.Size), d.Uses)
 			for _, p := range d.Partitions {
-				writeDevice(&b, p.Path, p.Size, p.Uses)
+				writeDevice(&b, p.Path, size(p.Size), p.Uses)
 			}
 		}
 	}
@@ -167,8 +167,8 @@ func printMounts(out io.Writer, list []*activeMount) error {
 	return err
 }
 
-func writeDevice(b *strings.Builder, path string, size int64, uses []string) {
-	fmt.Fprintf(b, "  %s, %s", path, roughSize(size))
+func writeDevice(b *strings.Builder, path, size string, uses []string) {
+	fmt.Fprintf(b, "  %s, %s", path, size)
 	for _, u := range uses {
 		fmt.Fprintf(b, ", %s", printable(u))
 	}

@@ -50,7 +50,7 @@ write the picture to a file, or to standard output if FILE is -.`,
 		if forms > 1 {
 			return usageError("map shows the disk in one form: --json, --qemu-json, --draw, or --svg and --png")
 		}
-		return withImage(paths[0], o, func(im *vhdx.Image) error { return c.show(cmd.OutOrStdout(), im) })
+		return withImage(paths[0], o, func(im *vhdx.Image) error { return c.show(cmd.OutOrStdout(), sizesOf(cmd), im) })
 	})
 	f := cmd.Flags()
 	f.SortFlags = false
@@ -64,7 +64,7 @@ write the picture to a file, or to standard output if FILE is -.`,
 	return cmd
 }
 
-func (c *mapCommand) show(out io.Writer, im *vhdx.Image) error {
+func (c *mapCommand) show(out io.Writer, size sizeWriter, im *vhdx.Image) error {
 	switch {
 	case c.draw:
 		return c.paintTerminal(out, im)
@@ -81,7 +81,7 @@ func (c *mapCommand) show(out io.Writer, im *vhdx.Image) error {
 		err = eachExtent(im, func(m mapEntry) error { return list.add(m.qemu()) })
 	default:
 		list = nil
-		err = writeMapText(w, im)
+		err = writeMapText(w, size, im)
 	}
 	if err == nil && list != nil {
 		err = list.end()
@@ -159,7 +159,7 @@ func chainPaths(in *vhdx.Info) []string {
 	return paths
 }
 
-func writeMapText(w io.Writer, im *vhdx.Image) error {
+func writeMapText(w io.Writer, size sizeWriter, im *vhdx.Image) error {
 	const row = "%-14s %-12s %-4s %-17s %-5s %-14s %s\n" // which leaves room for a name in 80 columns
 	if _, err := fmt.Fprintf(w, row, "OFFSET", "LENGTH", "KIND", "STATE", "LAYER", "FILE OFFSET", "FILE"); err != nil {
 		return err
@@ -169,7 +169,7 @@ func writeMapText(w io.Writer, im *vhdx.Image) error {
 		if !m.Zero {
 			fileOffset, file = fmt.Sprintf("%#x", *m.FileOffset), printable(m.File)
 		}
-		_, err := fmt.Fprintf(w, row, fmt.Sprintf("%#x", m.Offset), humanSize(m.Length), m.Kind, m.State, fmt.Sprint(m.Layer), fileOffset, file)
+		_, err := fmt.Fprintf(w, row, fmt.Sprintf("%#x", m.Offset), size(m.Length), m.Kind, m.State, fmt.Sprint(m.Layer), fileOffset, file)
 		return err
 	})
 }

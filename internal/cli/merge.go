@@ -86,7 +86,7 @@ func (c *mergeCommand) run(cmd *cobra.Command, path string) error {
 	if c.json {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
-	return c.report(cmd.OutOrStdout(), path, r)
+	return c.report(cmd.OutOrStdout(), sizesOf(cmd), path, r)
 }
 
 // checkChildren looks for images that the merge would cut off from their disk.
@@ -121,12 +121,12 @@ func (c *mergeCommand) checkChildren(path string) error {
 	return nil
 }
 
-func (c *mergeCommand) report(w io.Writer, path string, r *vhdx.MergeResult) error {
+func (c *mergeCommand) report(w io.Writer, size sizeWriter, path string, r *vhdx.MergeResult) error {
 	now := ""
 	if r.Path != r.Into {
-		now = ", which is " + printable(r.Path) + " now"
+		now = ", now named " + printable(r.Path)
 	}
-	_, err := fmt.Fprintf(w, "%s: merged into %s%s; %s were written\n", printable(path), printable(r.Into), now, roughSize(r.Data))
+	_, err := fmt.Fprintf(w, "%s: merged into %s%s; %s written\n", printable(path), printable(r.Into), now, size(r.Data))
 	if err != nil || c.merge.Delete {
 		return err
 	}
@@ -134,7 +134,7 @@ func (c *mergeCommand) report(w io.Writer, path string, r *vhdx.MergeResult) err
 		if m == path && c.merge.KeepName {
 			continue
 		}
-		if _, err := fmt.Fprintf(w, "%s: not needed any more\n", printable(m)); err != nil {
+		if _, err := fmt.Fprintf(w, "%s: no longer needed\n", printable(m)); err != nil {
 			return err
 		}
 	}

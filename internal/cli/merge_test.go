@@ -49,7 +49,7 @@ func TestMergeCommand(t *testing.T) {
 		t.Errorf("chain:\n%s", out)
 	}
 	if out := mustRun(t, "merge", path("three.avhdx")); !strings.Contains(out, path("three.avhdx")+": merged into "+path("two.avhdx")+"; ") ||
-		!strings.Contains(out, path("three.avhdx")+": not needed any more\n") {
+		!strings.Contains(out, path("three.avhdx")+": no longer needed\n") {
 		t.Errorf("merge says %q", out)
 	}
 	mustRun(t, "compare", path("two.avhdx"), raw)
@@ -82,7 +82,7 @@ func TestMergeLooksForChildren(t *testing.T) {
 		{[]string{"merge", "--into", path("base.vhdx"), path("two.avhdx")}, path("nephew.avhdx") + ", " + path("sibling.avhdx")},
 		{[]string{"merge", "--delete", "--force", path("one.avhdx")}, "is a child of " + path("one.avhdx")},
 		{[]string{"snapshot", "--keep-name", path("one.avhdx")}, path("two.avhdx")},
-		{[]string{"resize", path("base.vhdx"), "+1M"}, path("one.avhdx") + ", " + path("sibling.avhdx") + " would lose"},
+		{[]string{"resize", path("base.vhdx"), "+1M"}, "it is the parent of " + path("one.avhdx") + ", " + path("sibling.avhdx") + ", which would become unusable"},
 		{[]string{"snapshot", "--keep-name", link}, "two.avhdx"},
 	} {
 		r := run(t, tc.args...)

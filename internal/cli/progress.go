@@ -7,18 +7,27 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"vhdxfs/internal/size"
 )
 
 // A progress shows on a terminal how far a command is.
 type progress struct {
 	out io.Writer // nil shows nothing
 	bar *progressbar.ProgressBar
+
+	name  string // of the phase
+	total int64  // bytes, -1 if unknown
+	begun time.Time
+	done  atomic.Int64 // bytes
+	told  atomic.Int64 // when the time that is left was told last, in nanoseconds since begun
 }
 
 // newProgress shows progress on standard error if that is a terminal, and -q was not given.
@@ -35,6 +44,9 @@ func (p *progress) phase(name string, total int64) {
 	if p.out == nil {
 		return
 	}
+	p.name, p.total, p.begun = name, total, time.Now()
+	p.done.Store(0)
+	p.told.Store(0)
 	p.bar = progressbar.NewOptions64(total,
 		progressbar.OptionSetWriter(p.out),
 		progressbar.OptionSetDescription(name),
@@ -42,7 +54,8 @@ func (p *progress) phase(name string, total int64) {
 		progressbar.OptionShowTotalBytes(true),
 		progressbar.OptionShowCount(),
 		progressbar.OptionUseIECUnits(true),
-		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionSetPredictTime(false),
+		progressbar.OptionSetElapsedTime(false),
 		progressbar.OptionFullWidth(),
 		progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionClearOnFinish(),
@@ -52,8 +65,14 @@ func (p *progress) phase(name string, total int64) {
 
 // add says that n more bytes are done. Any number of goroutines may call it.
 func (p *progress) add(n int64) {
-	if p.bar != nil {
-		_ = p.bar.Add64(n) // a terminal that is gone is no reason to fail
+	if p.bar == nil {
+		return
+	}
+	_ = p.bar.Add64(n) // a terminal that is gone is no reason to fail
+	done, now, told := p.done.Add(n), int64(time.Since(p.begun)), p.told.Load()
+	if p.total > 0 && done > 0 && now-told > int64(time.Second) && p.told.CompareAndSwap(told, now) {
+		left := time.Duration(float64(now) * float64(max(p.total-done, 0)) / float64(done))
+		p.bar.Describe(p.name + ", " + size.Duration(left) + " left")
 	}
 }
 

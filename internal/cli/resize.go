@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vhdxfs/internal/partition"
+	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx"
 )
 
@@ -98,33 +99,36 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
 		err = &statusError{statusUsage, err}
 	}
 	if err != nil {
-		return interrupted(err, "the disk has the size that it had")
+		return interrupted(err, "the size of the disk is unchanged")
 	}
-	return c.report(cmd.OutOrStdout(), r)
+	return c.report(cmd.OutOrStdout(), sizesOf(cmd), r)
 }
 
 // resizeMounted says what can be done instead with an image that is mounted.
 func resizeMounted(path string, m *activeMount) error {
 	switch {
 	case m.State == stateDead:
-		return fmt.Errorf("%s is mounted at %s, by a program that has died; unmount it first", path, m.MountPoint)
+		return fmt.Errorf("%s: mounted on %s by a server that has died; unmount it first: vhdxfs detach %[2]s", path, m.MountPoint)
 	case m.Mode == "ro":
-		return fmt.Errorf("%s is mounted read-only at %s, where its disk cannot change; unmount it first", path, m.MountPoint)
+		return fmt.Errorf("%s: mounted read-only on %s; unmount it first: vhdxfs detach %[2]s", path, m.MountPoint)
 	case m.Partition != 0:
-		return fmt.Errorf("partition %d of %s is mounted at %s, and no larger disk; unmount it first", m.Partition, path, m.MountPoint)
+		return fmt.Errorf("%[2]s: partition %[1]d is mounted on %[3]s; unmount it first: vhdxfs detach %[3]s", m.Partition, path, m.MountPoint)
 	}
-	return fmt.Errorf("%s is mounted at %s; truncate -s makes %s larger there, or unmount it first", path, m.MountPoint, m.disk())
+	return fmt.Errorf("%s: mounted on %s; enlarge it there with truncate -s SIZE %s, or unmount it first", path, m.MountPoint, m.disk())
 }
 
 // errBeyond is matched by the refusal to cut something off.
-var errBeyond = errors.New("the disk cannot become so small")
+var errBeyond = errors.New("cannot shrink")
 
 func (c *resizeCommand) resize(ctx context.Context, im *vhdx.Image, r *resizeReport) error {
 	sector := im.SectorSize()
 	size := c.size
 	if c.relative {
-		if size += im.Size(); size <= 0 {
-			return usageError("cannot change the size by %s: the disk has %s", humanSize(c.size), humanSize(im.Size()))
+		switch size += im.Size(); {
+		case size <= 0 && c.size > 0:
+			return usageError("cannot enlarge the disk by %s: a disk has at most 64 TiB", sizes.Exact(c.size))
+		case size <= 0:
+			return usageError("cannot shrink the disk by %s: it has only %s", sizes.Exact(-c.size), sizes.Exact(im.Size()))
 		}
 	}
 	if err := im.CanResize(size); err != nil {
@@ -158,7 +162,7 @@ func (c *resizeCommand) resize(ctx context.Context, im *vhdx.Image, r *resizeRep
 	r.After = im.Size()
 	if c.fixGPT && !r.GPTMoved && !gpt.BackupAtEnd(size) {
 		if err := moveGPT(gpt, im, size, r); err != nil {
-			return fmt.Errorf("the disk has %d bytes now, but: %w", size, err)
+			return fmt.Errorf("the disk now has %s, but: %w", sizes.Exact(size), err)
 		}
 	}
 	r.GPTFits = gpt != nil && gpt.BackupAtEnd(size)
@@ -173,14 +177,17 @@ func moveGPT(gpt *partition.GPT, im *vhdx.Image, size int64, r *resizeReport) er
 	return nil
 }
 
-func (c *resizeCommand) report(out io.Writer, r resizeReport) error {
+func (c *resizeCommand) report(out io.Writer, size sizeWriter, r resizeReport) error {
 	if c.json {
 		return writeJSON(out, r)
 	}
-	gpt := ""
-	if r.GPTMoved {
-		gpt = "; the backup of the GPT is at the end"
+	text := "already " + size(r.After)
+	if r.After != r.Before {
+		text = fmt.Sprintf("now %s, was %s", size(r.After), size(r.Before))
 	}
-	_, err := fmt.Fprintf(out, "%s: a disk of %s, was %s%s\n", printable(r.Image), humanSize(r.After), humanSize(r.Before), gpt)
+	if r.GPTMoved {
+		text += "; the backup of the GPT is at the end"
+	}
+	_, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Image), text)
 	return err
 }

@@ -9,16 +9,17 @@ import (
 	"strings"
 
 	"vhdxfs/internal/partition"
+	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx"
 )
 
 // checkShrink says why a disk of size bytes could not hold what is there.
 func (c *resizeCommand) checkShrink(ctx context.Context, im *vhdx.Image, l *partition.Layout, size int64) error {
 	if u, beyond := l.Beyond(size); beyond {
-		return fmt.Errorf("%w: %s ends at byte %d, behind the new end at %d; make it smaller first, or give --force and lose it", errBeyond, u.What, u.End, size)
+		return fmt.Errorf("%w to %s: %s ends at %s. Shrink that first%s; --force cuts it off and loses data", errBeyond, sizes.Text(size), u.What, sizes.Text(u.End), shrinkWith(u.What))
 	}
 	if l.GPT != nil && !c.fixGPT && !l.GPT.BackupWithin(size) {
-		return fmt.Errorf("%w without the backup of its GPT, which lies behind the new end: --fix-gpt moves it", errBeyond)
+		return fmt.Errorf("%w to %s: the backup of the GPT is beyond the new end; --fix-gpt moves it", errBeyond, sizes.Text(size))
 	}
 	if l.GPT != nil && c.fixGPT {
 		if err := l.GPT.Fits(size); err != nil {
@@ -28,7 +29,7 @@ func (c *resizeCommand) checkShrink(ctx context.Context, im *vhdx.Image, l *part
 	if len(l.Uses) > 0 || l.GPT != nil {
 		return nil
 	}
-	c.progress.phase("look for data", im.Size()-size)
+	c.progress.phase("looking for data", im.Size()-size)
 	at, err := firstData(ctx, im, size, c.progress.add)
 	c.progress.end()
 	if errors.Is(err, io.EOF) {
@@ -37,7 +38,17 @@ func (c *resizeCommand) checkShrink(ctx context.Context, im *vhdx.Image, l *part
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: there is data at byte %d, behind the new end at %d, and nothing tells what it is; --force gives it up", errBeyond, at, size)
+	return fmt.Errorf("%w to %s: there is unknown data at %#x, beyond the new end; --force discards it", errBeyond, sizes.Text(size), at)
+}
+
+// shrinkWith names the tool that makes a file system smaller.
+func shrinkWith(what string) string {
+	for word, tool := range map[string]string{"ext4": "resize2fs", "NTFS": "ntfsresize", "Btrfs": "btrfs filesystem resize", "LVM": "pvresize", "partition": "parted"} {
+		if strings.Contains(what, word) {
+			return " (" + tool + ")"
+		}
+	}
+	return ""
 }
 
 // firstData returns the first byte of the disk at or after off that is not zero, and io.EOF if there is none. Blocks
@@ -77,5 +88,5 @@ func checkBased(path string, o vhdx.Options) error {
 	if err != nil || len(children) == 0 {
 		return err
 	}
-	return usageError("%s would lose their disk, since they are based on %s; resize those, or flatten them first, or --force", strings.Join(children, ", "), path)
+	return usageError("%[2]s: it is the parent of %[1]s, which would become unusable; resize the child, flatten it first, or use --force", strings.Join(children, ", "), path)
 }

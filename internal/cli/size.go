@@ -3,22 +3,21 @@ package cli
 import (
 	"strconv"
 
-	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"vhdxfs/internal/size"
 )
 
-// humanSize writes a number of bytes exactly, in the largest unit of which it is a multiple.
-func humanSize(n int64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	i := 0
-	for i < len(units)-1 && n != 0 && n%1024 == 0 {
-		n /= 1024
-		i++
-	}
-	return strconv.FormatInt(n, 10) + " " + units[i]
-}
+// A sizeWriter writes a number of bytes.
+type sizeWriter func(n int64) string
 
-// roughSize writes a number of bytes for people, to four digits.
-func roughSize(n int64) string { return units.BytesSize(float64(n)) }
+// sizesOf returns how a command writes sizes: for people, or with --bytes exactly.
+func sizesOf(cmd *cobra.Command) sizeWriter {
+	if isSet(cmd, "bytes") {
+		return func(n int64) string { return strconv.FormatInt(n, 10) + " B" }
+	}
+	return size.Text
+}
 
 // A sizeFlag is a flag for a size in bytes; 0 is one that was not given.
 type sizeFlag int64
@@ -33,7 +32,7 @@ func (s *sizeFlag) String() string {
 	if *s == 0 {
 		return ""
 	}
-	return humanSize(int64(*s))
+	return size.Exact(int64(*s))
 }
 
 func (s *sizeFlag) Type() string { return "SIZE" }

@@ -91,7 +91,7 @@ func TestToolsRefuse(t *testing.T) {
 		{[]string{"create", "--parent", qcow, filepath.Join(dir, "new.vhdx")}, statusDamaged, "parent: "},
 		{[]string{"compare", raw}, statusUsage, "missing SECOND"},
 		{[]string{"compare", raw, filepath.Join(dir, "missing")}, statusSystem, "no such file"},
-		{[]string{"diff", image}, statusUsage, "0 parents"},
+		{[]string{"diff", image}, statusUsage, "has no parent; name two disks: vhdxfs diff OLD NEW"},
 		{[]string{"diff", "--depth", "2", child}, statusUsage, "1 parent"},
 		{[]string{"map", "--json", "--draw", image}, statusUsage, "json"},
 		{[]string{"map", "--draw", "--color", "blue", image}, statusUsage, "auto, always or never"},
@@ -161,7 +161,7 @@ func TestConvertCommand(t *testing.T) {
 		t.Errorf("%+v", other)
 	}
 	back := filepath.Join(dir, "back")
-	if out := mustRun(t, "convert", "-q", again, back); !strings.Contains(out, "5MiB") {
+	if out := mustRun(t, "convert", "-q", again, back); !strings.Contains(out, "5 MiB disk, 160 KiB used") {
 		t.Errorf("convert says %q", out)
 	}
 	for _, path := range []string{image, fixed, again, back} {
@@ -193,10 +193,10 @@ func TestCompareCommand(t *testing.T) {
 		want   string
 	}{
 		{[]string{raw, raw}, statusOK, "the disks are equal\n"},
-		{[]string{raw, longer}, statusOK, "equal, but one has 3145728 bytes, the other 4194304"},
-		{[]string{"--strict", raw, longer}, statusDiffers, "one has 3145728 bytes"},
-		{[]string{raw, other}, statusDiffers, "512 bytes differ at 1049088 (0x100200)\n512 bytes differ at 2097152 (0x200000)\nthe disks differ in 2 ranges, 1KiB in all\n"},
-		{[]string{"--limit", "1", raw, other}, statusDiffers, "(0x100200)\nthe disks differ in 2 ranges"},
+		{[]string{raw, longer}, statusOK, "equal, but their sizes are 3 MiB and 4 MiB"},
+		{[]string{"--strict", raw, longer}, statusDiffers, "sizes are 3 MiB"},
+		{[]string{raw, other}, statusDiffers, "512 B at 0x100200 differ\n512 B at 0x200000 differ\nthe disks differ in 2 ranges, 1 KiB in total\n"},
+		{[]string{"--limit", "1", raw, other}, statusDiffers, "512 B at 0x100200 differ\nthe disks differ in 2 ranges"},
 	} {
 		r := run(t, append([]string{"compare"}, tc.args...)...)
 		if r.status != tc.status || !strings.Contains(r.stdout, tc.want) || r.stderr != "" {
@@ -235,7 +235,7 @@ func TestChainCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := run(t, "chain", dir)
-	if r.status != statusWarnings || !strings.Contains(r.stdout, "three.avhdx  differencing, disk 4MiB, file 4MiB: parent missing\n") || r.stderr != "" {
+	if r.status != statusWarnings || !strings.Contains(r.stdout, "three.avhdx  differencing, disk 4 MiB, file 4 MiB: parent missing\n") || r.stderr != "" {
 		t.Errorf("status %d, %s%s", r.status, r.stdout, r.stderr)
 	}
 	trees := decode[[]struct {
@@ -309,7 +309,7 @@ func TestConvertSalvages(t *testing.T) {
 		t.Errorf("status %d, %q", r.status, r.stderr)
 	}
 	r = run(t, "convert", "--skip-errors", image, out)
-	if r.status != statusWarnings || !strings.Contains(r.stdout, "1048576 bytes at 1048576 were not read: BAT entry") || !strings.Contains(r.stdout, ": error: BAT entry") ||
+	if r.status != statusWarnings || !strings.Contains(r.stdout, "1 MiB at 0x100000 of the disk could not be read: BAT entry") || !strings.Contains(r.stdout, ": error: BAT entry") ||
 		!strings.Contains(r.stderr, "is damaged") {
 		t.Errorf("status %d, %q, %q", r.status, r.stdout, r.stderr)
 	}

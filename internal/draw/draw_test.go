@@ -150,7 +150,7 @@ func TestTerminal(t *testing.T) {
 			if strings.Contains(text, "\x1b") != color {
 				t.Errorf("color %t: %q", color, text)
 			}
-			for _, want := range []string{"child", "base.vhdx: 6.996 MiB", "zero: 1 MiB", "not allocated: 54 MiB", "in 2 pieces"} {
+			for _, want := range []string{"child", "base.vhdx: 7 MiB", "zero: 1 MiB", "not allocated: 54 MiB", "in 2 pieces"} {
 				if !strings.Contains(ansi.Strip(text), want) {
 					t.Errorf("%v lacks %q:\n%s", size, want, ansi.Strip(text))
 				}
@@ -195,7 +195,7 @@ func TestSVG(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{`<b>&"child".avhdx`, "base.vhdx: 6.996 MiB", "The file", "8 KiB of base.vhdx"} {
+	for _, want := range []string{`<b>&"child".avhdx`, "base.vhdx: 7 MiB", "The file", "8 KiB of base.vhdx"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the picture lacks %q", want)
 		}

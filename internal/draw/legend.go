@@ -6,7 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/docker/go-units"
+	sizes "vhdxfs/internal/size"
 )
 
 // maxName is how many characters of a file's name are shown: with the amount behind them, they fit into 80.
@@ -78,7 +78,7 @@ func (s *Survey) fileFacts() string {
 }
 
 func size(n int64) string {
-	return units.CustomSize("%.4g %s", float64(n), 1024, []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"})
+	return sizes.Text(n)
 }
 
 func percent(n, of int64) string {

@@ -160,7 +160,7 @@ func (w *painter) fileLegend(s *Survey) {
 	if !w.color {
 		w.text(ansi.Style{}, "0 to 9: begin to end of disk")
 	} else {
-		w.text(ansi.Style{}, "begin of disk ")
+		w.text(ansi.Style{}, "start of disk ")
 		const steps = 10
 		for i := range steps {
 			w.text(ansi.Style{}.ForegroundColor(gradient(float64(i)/(steps-1))), "█")

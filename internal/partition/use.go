@@ -46,7 +46,7 @@ const headSize = 68 << 10
 func Find(disk io.ReaderAt, size, sector int64) (*Layout, error) {
 	head := make([]byte, headSize)
 	if n, err := disk.ReadAt(head, 0); n < len(head) && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read the begin of the disk: %w", err)
+		return nil, fmt.Errorf("read the start of the disk: %w", err)
 	}
 	l := new(Layout)
 	l.add(bootSectors, head, size)
