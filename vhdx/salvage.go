@@ -126,7 +126,7 @@ func (l *layer) complete() error {
 			return ondisk.Corrupt(ondisk.R20, "region table", l.tables.offset(), "the BAT was not found; give its file offset with --assume-bat")
 		}
 		bat = region{GUID: batRegionGUID, Offset: uint64(off), Flags: regionRequired,
-			Length: uint32(min(roundUp(geo.batEntries()*batEntrySize, mib), roundUp(l.size-off, mib)))}
+			Length: uint32(min(roundUp(geo.batEntries()*batEntrySize, mib), l.firstBlock(off)-off))}
 		l.tables.regions = append(l.tables.regions, bat)
 	}
 	if m.diskSize == 0 {
@@ -139,6 +139,22 @@ func (l *layer) complete() error {
 		}
 	}
 	return nil
+}
+
+// firstBlock returns the offset of the first block behind the BAT at off, as far as its first MiB tells.
+func (l *layer) firstBlock(off int64) int64 {
+	first := roundUp(l.size, mib)
+	b := make([]byte, mib)
+	if readFull(l.src, b, off, "BAT") != nil {
+		return first
+	}
+	for i := int64(0); i < first-off && i < mib; i += batEntrySize {
+		e := batEntry(le.Uint64(b[i:]))
+		if s := e.state(); (s == FullyPresent || s == PartiallyPresent) && e.offset() > uint64(off) && e.offset() < uint64(first) {
+			first = int64(e.offset())
+		}
+	}
+	return first
 }
 
 // lastBlock returns how many payload blocks there are up to the last one that the BAT says something of.

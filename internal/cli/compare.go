@@ -45,7 +45,7 @@ func (c *compareFlags) withDisks(paths []string, do func(a, b *disk.Disk) error)
 	var disks [2]*disk.Disk
 	for i, path := range paths {
 		if disks[i], err = disk.Open(path, disk.Format(c.formats[i]), o.image); err != nil {
-			return createError(err)
+			return createError(rawAdvice(withAdvice(err), []string{"-f", "-F"}[i]))
 		}
 		defer func() { err = errors.Join(err, disks[i].Close()) }()
 	}

@@ -1,18 +1,15 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"vhdxfs/internal/convert"
 	"vhdxfs/internal/disk"
@@ -26,9 +23,12 @@ const standardStream = "-"
 type copyFlags struct {
 	options       []string
 	verify, json  bool
-	skipErrors    bool
+	rescue        rescueFlags
+	mayRescue     bool   // the command has the rescue flags
+	formatFlag    string // that says the format of the input; "" is none
 	workers       int
-	input, output string // formats
+	input, output string   // formats
+	warnings      []string // that were printed
 }
 
 func (c *copyFlags) add(cmd *cobra.Command) {
@@ -49,16 +49,21 @@ func newConvert() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "convert [flags] INPUT OUTPUT",
 		Short: "Copy a disk between raw and VHDX, or to another type",
-		Long: `Copy the disk INPUT to OUTPUT. INPUT is a VHDX image with its parents, a raw file, a block device, or - for a raw disk on
-standard input. OUTPUT becomes a VHDX image if its name ends in .vhdx or .avhdx, otherwise a raw file. To choose the
-formats yourself, use -f and -O, as in qemu-img. Zeros take no space in OUTPUT.
+		Long: `Copy the disk INPUT to OUTPUT. INPUT is a VHDX image with its parents, a raw file, a block device, or - for
+standard input. Its format is detected by its contents; images of other formats and compressed files are refused. OUTPUT
+becomes a VHDX image if its name ends in .vhdx or .avhdx, otherwise a raw file. To choose the formats yourself, use -f
+and -O, as in qemu-img. Zeros take no space in OUTPUT.
 
 A new file appears under its name when it is complete and durable. If the command fails, no file is left. An existing file
 is kept unless --force is given. A block device is overwritten only with --force, and only if it is not mounted.
 
 An image that is copied to an image keeps its type, sector sizes, block size and disk metadata. A differencing image
-becomes dynamic, and the disk ID is new. Partition tables count in sectors: with another --logical-sector-size, the
-partitions are no longer found.
+becomes dynamic, and the disk ID is new. An image made of a raw disk gets the sector size of its partition table or block
+device. Partition tables count in sectors: with another --logical-sector-size, the partitions are no longer found.
+
+To rescue a damaged image, use --skip-errors. It also works without valid headers, region tables or metadata; give what
+the image no longer tells with --assume-block-size and the like. If the parent of a differencing image is lost,
+--without-parent copies what the image holds itself.
 
 For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk.
 
@@ -75,7 +80,8 @@ For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk
 	f.SortFlags = false
 	f.StringVarP(&c.copy.input, "input-format", "f", "", "`FORMAT` of INPUT: vhdx or raw; detected by default")
 	f.StringVarP(&c.copy.output, "output-format", "O", "", "`FORMAT` of OUTPUT: vhdx or raw; chosen by its name by default")
-	f.BoolVar(&c.copy.skipErrors, "skip-errors", false, "copy what is readable of a damaged image; unreadable ranges are filled with zeros and listed, and the exit status is 3")
+	c.copy.formatFlag, c.copy.mayRescue = "-f", true
+	c.copy.rescue.add(cmd)
 	c.copy.add(cmd)
 	c.layout.add(cmd)
 	completeFlag(cmd, "input-format", string(disk.Raw), string(disk.VHDX))
@@ -89,9 +95,13 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 	}
 	format := disk.Format(c.copy.output)
 	switch {
-	case format == disk.Auto && slices.Contains(imageExtensions, strings.ToLower(strings.TrimPrefix(filepath.Ext(output), "."))):
+	case format != disk.Auto:
+	case isImageName(output):
 		format = disk.VHDX
-	case format == disk.Auto:
+	default:
+		if err := checkRawName(output); err != nil && !isDevice(output) {
+			return err
+		}
 		format = disk.Raw
 	}
 	switch format {
@@ -104,6 +114,7 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 			return usageError("--%s is for images, and %s becomes a raw disk; name it .vhdx, or give -O vhdx", name, output)
 		}
 		return c.copy.copy(cmd, input, output, disk.Raw, func(_ context.Context, in convert.Input) (convert.Target, error) {
+			warnSectors(c.copy.warner(cmd), in, output, output, disk.DeviceSectors(output))
 			size := int64(0)
 			if in.Disk != nil {
 				size = in.Disk.Size()
@@ -121,6 +132,7 @@ func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.Cre
 		return usageError("%s is a block device, and an image is a file that grows; to put the disk itself on the device use convert -O raw", output)
 	}
 	return c.copy(cmd, input, output, disk.VHDX, func(ctx context.Context, in convert.Input) (convert.Target, error) {
+		warnSectors(c.warner(cmd), in, "the image", output, cmp.Or(o.LogicalSectorSize, in.SectorSize))
 		o, err := imageOptions(in, o, keepID)
 		if err != nil {
 			return nil, err
@@ -131,6 +143,7 @@ func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.Cre
 
 // imageOptions completes the options for an image of the input.
 func imageOptions(in convert.Input, o vhdx.CreateOptions, keepID bool) (vhdx.CreateOptions, error) {
+	o.LogicalSectorSize = cmp.Or(o.LogicalSectorSize, in.SectorSize)
 	if in.Disk == nil {
 		o.SizeLater = o.Size == 0
 		return o, nil
@@ -163,67 +176,44 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if c.workers < 1 || c.workers > 256 {
 		return usageError("--workers %d: give 1 to 256", c.workers)
 	}
-	in, err := c.openInput(input, output)
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	in, err := c.openInput(ctx, input, output)
 	if err != nil {
-		return createError(err)
+		return createError(interrupted(err, "nothing was changed"))
 	}
 	if in.Disk != nil {
 		defer func() { err = errors.Join(err, in.Disk.Close()) }()
 	}
-	ctx, stop := interruptible(cmd.Context())
-	defer stop()
 	t, err := open(ctx, in)
 	if err != nil {
 		return createError(interrupted(err, left(output)))
 	}
 	p := newProgress(cmd)
 	r, err := convert.Run(ctx, in, t, convert.Options{
-		Workers: c.workers, Verify: c.verify, SkipErrors: c.skipErrors, Phase: p.phase, Progress: p.add,
+		Workers: c.workers, Verify: c.verify, SkipErrors: c.rescue.skipErrors, Phase: p.phase, Progress: p.add,
 	})
 	p.end()
 	if err != nil {
 		return createError(interrupted(err, left(output)))
 	}
-	report := copyReport{Input: input, Output: output, OutputFormat: format, Result: r}
+	report := copyReport{Input: input, Output: output, OutputFormat: format, Warnings: c.warnings, Result: r}
 	if in.Disk != nil && in.Disk.Image != nil {
 		report.Damage = in.Disk.Image.Damage()
+		if report.LeftToParent, err = in.Disk.Image.LeftToParent(); err != nil {
+			return err
+		}
 	}
 	if err := c.report(cmd, report); err != nil {
 		return err
+	}
+	if report.LeftToParent > 0 && len(r.Skipped)+len(report.Damage) == 0 {
+		return &statusError{statusWarnings, fmt.Errorf("%s was copied without its parent; what only the parent has is zero in %s", input, output)}
 	}
 	if len(r.Skipped)+len(report.Damage) > 0 {
 		return &statusError{statusWarnings, fmt.Errorf("%s is damaged; what could not be read is zero in %s", input, output)}
 	}
 	return nil
-}
-
-// openInput opens what is copied.
-func (c *copyFlags) openInput(input, output string) (convert.Input, error) {
-	if input == standardStream {
-		if c.input != "" && c.input != string(disk.Raw) {
-			return convert.Input{}, usageError("standard input can only be a raw disk: an image has to be read here and there")
-		}
-		if term.IsTerminal(int(os.Stdin.Fd())) {
-			return convert.Input{}, usageError("standard input is a terminal, and no disk")
-		}
-		return convert.Input{Stream: os.Stdin}, nil
-	}
-	o, err := parseOptions(c.options, aboutImage)
-	if err != nil {
-		return convert.Input{}, err
-	}
-	o.image.Salvage = c.skipErrors
-	d, err := disk.Open(input, disk.Format(c.input), o.image)
-	switch {
-	case errors.Is(err, vhdx.ErrCorrupt) && !c.skipErrors:
-		return convert.Input{}, fmt.Errorf("%w; convert --skip-errors may save what can be read", withAdvice(err))
-	case err != nil:
-		return convert.Input{}, withAdvice(err)
-	}
-	if d.Holds(output) {
-		return convert.Input{}, errors.Join(usageError("%s is what is read, or one of its parents", output), d.Close())
-	}
-	return convert.Input{Disk: d}, nil
 }
 
 // left says what an interrupted copy has left.
@@ -246,6 +236,8 @@ type copyReport struct {
 	Output       string         `json:"output"`
 	OutputFormat disk.Format    `json:"output_format"`
 	Damage       []vhdx.Finding `json:"damage,omitempty"` // of the input
+	LeftToParent int64          `json:"left_to_parent_bytes,omitempty"`
+	Warnings     []string       `json:"warnings,omitempty"`
 	*convert.Result
 }
 
@@ -264,10 +256,24 @@ func (c *copyFlags) report(cmd *cobra.Command, r copyReport) error {
 			return err
 		}
 	}
+	if r.LeftToParent > 0 {
+		if _, err := fmt.Fprintf(w, "%s: %s of the disk are in the parent alone, and zero in %s\n", printable(r.Input), roughSize(r.LeftToParent), printable(r.Output)); err != nil {
+			return err
+		}
+	}
 	verified := ""
 	if r.Verified {
 		verified = ", verified"
 	}
 	_, err := fmt.Fprintf(w, "%s: %s disk, %s used%s\n", printable(r.Output), size(r.DiskSize), size(r.Data), verified)
 	return err
+}
+
+// warner returns a function that prints a warning and keeps it for the report.
+func (c *copyFlags) warner(cmd *cobra.Command) func(format string, args ...any) {
+	return func(format string, args ...any) {
+		msg := fmt.Sprintf(format, args...)
+		c.warnings = append(c.warnings, msg)
+		fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: warning: %s\n", oneLine(msg))
+	}
 }

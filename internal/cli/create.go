@@ -3,6 +3,7 @@ package cli
 import (
 	"github.com/spf13/cobra"
 
+	"vhdxfs/internal/disk"
 	"vhdxfs/vhdx"
 )
 
@@ -45,8 +46,11 @@ must not change while it has children. To mount a child whose parent is in anoth
 	f.StringVar(&c.parent, "parent", "", "create a differencing image of the image `PARENT`")
 	f.StringArrayVar(&c.parentPaths, "parent-path", nil, parentPathHelp)
 	f.StringVar(&c.from, "from", "", "copy the raw disk `RAW` into the image; see also convert")
+	f.StringVarP(&c.copy.input, "input-format", "f", "", "`FORMAT` of RAW: vhdx or raw; detected by default")
+	c.copy.formatFlag = "-f"
 	c.layout.add(cmd)
 	c.copy.add(cmd)
+	completeFlag(cmd, "input-format", string(disk.Raw), string(disk.VHDX))
 	return cmd
 }
 
@@ -74,7 +78,12 @@ func (c *createCommand) run(cmd *cobra.Command, path string) error {
 	}
 	o := vhdx.CreateOptions{Size: int64(c.size), Parent: c.parent, ParentPaths: c.parentPaths, Open: open.image}
 	c.layout.apply(&o)
+	if err := checkImageName(path); err != nil {
+		return err
+	}
 	switch {
+	case c.from == "" && c.copy.input != "":
+		return usageError("--input-format needs --from")
 	case c.from != "" && c.parent != "":
 		return usageError("--from and --parent exclude each other")
 	case c.from != "":

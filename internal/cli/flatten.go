@@ -23,6 +23,9 @@ the same, with the same disk ID and disk metadata. IMAGE and its parents are onl
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o := vhdx.CreateOptions{Type: vhdx.Dynamic}
 			layout.apply(&o)
+			if err := checkImageName(args[1]); err != nil {
+				return err
+			}
 			c.input = string(disk.VHDX)
 			return c.toImage(cmd, args[0], args[1], o, true)
 		},

@@ -11,6 +11,8 @@ import (
 	"github.com/sirupsen/logrus"
 	logrussyslog "github.com/sirupsen/logrus/hooks/syslog"
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/newfile"
 )
 
 // Values of the option log, besides a path.
@@ -62,6 +64,9 @@ type logFile int
 
 // openLogFile opens a log to append to it, and makes it if it is not there.
 func openLogFile(path string) (logFile, error) {
+	if err := newfile.RefuseDevice(path); err != nil {
+		return 0, err
+	}
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0o640)
 	if err == nil {
 		return logFile(fd), nil

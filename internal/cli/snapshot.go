@@ -54,6 +54,9 @@ To go back, remove the child and, with --keep-name, rename the frozen image. To 
 			path, name := args[0], ""
 			if len(args) == 2 {
 				name = args[1]
+				if err := checkImageName(name); err != nil {
+					return err
+				}
 			}
 			return c.run(cmd, path, name)
 		},

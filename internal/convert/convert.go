@@ -1,12 +1,10 @@
 package convert
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"vhdxfs/internal/disk"
 )
@@ -15,6 +13,8 @@ import (
 type Input struct {
 	Disk   *disk.Disk
 	Stream io.Reader // read only if Disk is nil
+
+	SectorSize int64 // of the disk's logical sectors, in bytes; 0 where nothing tells
 }
 
 // Options says how to copy.
@@ -75,7 +75,10 @@ func Run(ctx context.Context, in Input, t Target, o Options) (r *Result, err err
 	if err := c.copy(ctx, in); err != nil {
 		return nil, err
 	}
-	slices.SortFunc(c.result.Skipped, func(a, b Skipped) int { return cmp.Compare(a.Offset, b.Offset) })
+	if n := len(c.result.Skipped) - maxSkipped; n > 0 {
+		c.result.Skipped = c.result.Skipped[:maxSkipped]
+		c.result.Dropped += n
+	}
 	if c.result.DiskSize, err = t.SetSize(c.result.InputSize); err != nil {
 		return nil, err
 	}

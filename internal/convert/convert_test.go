@@ -298,3 +298,28 @@ func TestSkipErrors(t *testing.T) {
 		reads(t, out, want)
 	}
 }
+
+// A hole is one range of what was skipped, in whatever order workers come upon its pieces.
+func TestSkippedRangesJoin(t *testing.T) {
+	const unit = 4 << 10
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 50 {
+		c := &copier{result: &Result{}}
+		want := []Skipped{{Offset: unit, Length: 40 * unit}, {Offset: 50 * unit, Length: unit}, {Offset: 60 * unit, Length: 7 * unit}}
+		var pieces []int64
+		for _, r := range want {
+			for off := r.Offset; off < r.Offset+r.Length; off += unit {
+				pieces = append(pieces, off)
+			}
+		}
+		rng.Shuffle(len(pieces), func(i, j int) { pieces[i], pieces[j] = pieces[j], pieces[i] })
+		for _, off := range pieces {
+			c.skip(off, unit, fmt.Errorf("at %d", off))
+		}
+		for i, got := range c.result.Skipped {
+			if len(c.result.Skipped) != len(want) || got.Offset != want[i].Offset || got.Length != want[i].Length || got.Error != fmt.Sprintf("at %d", got.Offset) {
+				t.Fatalf("skipped %+v, want %+v", c.result.Skipped, want)
+			}
+		}
+	}
+}

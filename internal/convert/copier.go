@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -16,8 +17,10 @@ import (
 const (
 	pieceSize = 1 << 20 // bytes; no block of an image is smaller, so no piece is in two
 	runSize   = 32 << 10
-	// maxSkipped bounds the list of what could not be read.
-	maxSkipped = 1000
+	// maxSkipped bounds the list of what could not be read, as it is reported. While workers add to it, it may be longer,
+	// since their ranges join when those between come.
+	maxSkipped     = 1000
+	maxSkippedOpen = 64 << 10
 )
 
 var zeros [pieceSize]byte
@@ -190,13 +193,21 @@ func (c *copier) skip(off, n int64, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	list := c.result.Skipped
-	if i := len(list) - 1; i >= 0 && list[i].Offset+list[i].Length == off { // for the same reason, or one like it
-		list[i].Length += n
-		return
-	}
-	if len(list) == maxSkipped {
+	i, _ := slices.BinarySearchFunc(list, off, func(s Skipped, off int64) int { return cmp.Compare(s.Offset, off) })
+	before := i > 0 && list[i-1].Offset+list[i-1].Length == off // for the same reason, or one like it
+	after := i < len(list) && off+n == list[i].Offset
+	switch {
+	case before && after:
+		list[i-1].Length += n + list[i].Length
+		list = slices.Delete(list, i, i+1)
+	case before:
+		list[i-1].Length += n
+	case after: // the reason is that of the first byte, whichever worker was first
+		list[i] = Skipped{off, n + list[i].Length, err.Error()}
+	case len(list) == maxSkippedOpen:
 		c.result.Dropped++
-		return
+	default:
+		list = slices.Insert(list, i, Skipped{off, n, err.Error()})
 	}
-	c.result.Skipped = append(list, Skipped{off, n, err.Error()})
+	c.result.Skipped = list
 }

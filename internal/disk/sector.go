@@ -9,18 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/content"
+	"vhdxfs/internal/partition"
 )
 
-// findSectors finds out the size of the logical sectors of a raw disk: by its GPT, which counts in them, or else by the
-// device.
+// findSectors finds out the size of the logical sectors of a raw disk: by its partition table, which counts in them, or
+// else by the device.
 func (d *Disk) findSectors() error {
-	table, err := gptSectors(d)
+	table, err := TableSectors(d, d.size)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", d.Path, err)
 	}
 	device := deviceSectors(d.raw)
 	if table != 0 && device != 0 && table != device {
-		d.Warning = fmt.Sprintf("%s has sectors of %d bytes, but its GPT counts in sectors of %d", d.Path, device, table)
+		d.Warning = fmt.Sprintf("%s has sectors of %d bytes, but its partition table counts in sectors of %d bytes, which are used", d.Path, device, table)
 	}
 	if d.SectorSize = table; table == 0 {
 		d.SectorSize = device
@@ -28,14 +29,17 @@ func (d *Disk) findSectors() error {
 	return nil
 }
 
-// gptSectors returns the size of the sectors in which the GPT of a disk counts, and 0 where there is none.
-func gptSectors(r io.ReaderAt) (int64, error) {
-	head := make([]byte, 8<<10)
-	n, err := r.ReadAt(head, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
+// TableSectors returns the size in bytes of the sectors in which the partition table of a raw disk of size bytes counts,
+// and 0 where there is none, or none that tells.
+func TableSectors(r io.ReaderAt, size int64) (int64, error) {
+	head := make([]byte, min(size, 8<<10))
+	if _, err := r.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
 	}
-	return content.SectorSize(head[:n]), nil
+	if n := content.SectorSize(head); n != 0 {
+		return n, nil
+	}
+	return partition.MBRSectorSize(r, size), nil
 }
 
 // deviceSectors returns the size of the logical sectors of a block device, and 0 of a file, or where it is none that an
@@ -54,25 +58,10 @@ func deviceSectors(f *os.File) int64 {
 
 // DeviceSectors returns the size in bytes of the logical sectors of the block device at path, and 0 where there is none.
 func DeviceSectors(path string) int64 {
-	st, err := os.Stat(path)
-	if err != nil || st.Mode().Type() != os.ModeDevice {
-		return 0
-	}
 	f, err := openFile(path)
 	if err != nil {
 		return 0
 	}
 	defer f.Close()
 	return deviceSectors(f)
-}
-
-// Partitioned reports whether the disk has a partition table, GPT or MBR, whose places count in logical sectors.
-func (d *Disk) Partitioned() bool {
-	head := make([]byte, 8<<10)
-	n, _ := d.ReadAt(head, 0)
-	head = head[:n]
-	if content.SectorSize(head) != 0 {
-		return true
-	}
-	return len(head) >= 512 && string(head[510:512]) == "\x55\xaa"
 }

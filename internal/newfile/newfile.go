@@ -36,6 +36,9 @@ type File struct {
 // Create makes an empty file that Commit is going to give the name path. Where path exists, it fails, unless
 // replace is set and a regular file is there: then that stays untouched until Commit puts the new one in its place.
 func Create(path string, replace bool) (*File, error) {
+	if err := RefuseDevice(path); err != nil {
+		return nil, err
+	}
 	if replace {
 		// What a symbolic link leads to is replaced, not the link.
 		if to, err := filepath.EvalSymlinks(path); err == nil {

@@ -233,3 +233,40 @@ var fileSystems = []kind{
 		return "a part of a RAID (md)", size
 	},
 }
+
+// MBRSectorSize returns the size of the sectors, in bytes, in which an MBR counts, by where the file systems begin, and 0
+// where there is no MBR, or none that tells.
+func MBRSectorSize(disk io.ReaderAt, size int64) int64 {
+	b := make([]byte, 512)
+	if size < int64(len(b)) || readAt(disk, b, 0) != nil {
+		return 0
+	}
+	entries, sound := mbrEntries(b)
+	if !sound {
+		return 0
+	}
+	found := map[int64]int{}
+	for _, sector := range []int64{512, 4096} {
+		for _, e := range entries {
+			off := span(e.first, uint64(sector))
+			if e.empty() || e.first == 0 || e.kind == protective || off >= size {
+				continue
+			}
+			head := make([]byte, headSize)
+			if _, err := disk.ReadAt(head, off); err != nil && !errors.Is(err, io.EOF) {
+				continue
+			}
+			l := new(Layout)
+			l.add(bootSectors, head, size-off)
+			l.add(fileSystems, head, size-off)
+			found[sector] += min(len(l.Uses), 1)
+		}
+	}
+	switch {
+	case found[512] > found[4096]:
+		return 512
+	case found[4096] > found[512]:
+		return 4096
+	}
+	return 0
+}

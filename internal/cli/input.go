@@ -1,0 +1,285 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"vhdxfs/internal/content"
+	"vhdxfs/internal/convert"
+	"vhdxfs/internal/disk"
+	"vhdxfs/vhdx"
+)
+
+// rescueFlags are the flags for what is damaged.
+type rescueFlags struct {
+	skipErrors, withoutParent         bool
+	blockSize, sectorSize, size, bats sizeFlag
+}
+
+func (r *rescueFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.BoolVar(&r.skipErrors, "skip-errors", false, "copy what is readable of a damaged image; unreadable ranges are filled with zeros and listed, and the exit status is 3")
+	f.BoolVar(&r.withoutParent, "without-parent", false, "copy what a differencing image holds itself; what only its parent has is filled with zeros, and the exit status is 3")
+	f.Var(&r.blockSize, "assume-block-size", "with --skip-errors: block size, if the image no longer tells it")
+	f.Var(&r.sectorSize, "assume-sector-size", "with --skip-errors: logical sector size, if the image no longer tells it (default 512)")
+	f.Var(&r.size, "assume-disk-size", "with --skip-errors: disk size, if the image no longer tells it (default: up to the last block)")
+	f.Var(&r.bats, "assume-bat", "with --skip-errors: offset of the BAT in the file, if the image no longer tells it and it is not found")
+}
+
+// apply puts the flags into the options.
+func (r *rescueFlags) apply(o *vhdx.Options) error {
+	o.Salvage, o.WithoutParent = r.skipErrors, r.withoutParent
+	o.Assume = vhdx.Assumed{BlockSize: int64(r.blockSize), SectorSize: int64(r.sectorSize), DiskSize: int64(r.size), BAT: int64(r.bats)}
+	if o.Assume != (vhdx.Assumed{}) && !r.skipErrors {
+		return usageError("--assume-block-size, --assume-sector-size, --assume-disk-size and --assume-bat need --skip-errors")
+	}
+	return nil
+}
+
+// rawAdvice completes the error for what is no raw disk by how to read it as one all the same.
+func rawAdvice(err error, flag string) error {
+	var foreign *disk.ForeignError
+	if errors.As(err, &foreign) && flag != "" {
+		return fmt.Errorf("%w; %s raw reads its bytes as a raw disk", err, flag)
+	}
+	return err
+}
+
+// openInput opens what is copied.
+func (c *copyFlags) openInput(ctx context.Context, input, output string) (convert.Input, error) {
+	o, err := parseOptions(c.options, aboutImage)
+	if err != nil {
+		return convert.Input{}, err
+	}
+	if err := c.rescue.apply(&o.image); err != nil {
+		return convert.Input{}, err
+	}
+	if input == standardStream {
+		return c.openStdin(ctx, output, o.image)
+	}
+	return c.openDisk(input, output, disk.Format(c.input), o.image)
+}
+
+func (c *copyFlags) openDisk(input, output string, format disk.Format, o vhdx.Options) (convert.Input, error) {
+	d, err := disk.Open(input, format, o)
+	if err != nil {
+		err = rawAdvice(withAdvice(err), c.formatFlag)
+	}
+	var broken *vhdx.FormatError
+	switch {
+	case !c.mayRescue || !errors.As(err, &broken):
+	case broken.Structure == "parent locator":
+		err = fmt.Errorf("%w; convert --without-parent copies what the image holds itself", err)
+	case !c.rescue.skipErrors && broken.Structure != "file type identifier":
+		err = fmt.Errorf("%w; convert --skip-errors may save what can be read", err)
+	}
+	if broken != nil && format == disk.Auto && c.formatFlag != "" {
+		err = fmt.Errorf("%w; %s raw reads the file's bytes as a raw disk", err, c.formatFlag)
+	}
+	if err != nil {
+		return convert.Input{}, err
+	}
+	if d.Holds(output) {
+		return convert.Input{}, errors.Join(usageError("%s is what is read, or one of its parents", output), d.Close())
+	}
+	return convert.Input{Disk: d, SectorSize: d.SectorSize}, nil
+}
+
+// peekSize is how much of a stream is looked at: up to the metadata of an image whose log is small.
+const peekSize = 4 << 20
+
+// openStdin opens standard input: as a stream where it is a raw disk, and as a file where it is an image, which has to be
+// read here and there. What comes through a pipe is put into a file without a name for that.
+func (c *copyFlags) openStdin(ctx context.Context, output string, o vhdx.Options) (convert.Input, error) {
+	format := disk.Format(c.input)
+	switch {
+	case term.IsTerminal(int(os.Stdin.Fd())):
+		return convert.Input{}, usageError("standard input is a terminal, and no disk")
+	case format != disk.Auto && format != disk.Raw && format != disk.VHDX:
+		return convert.Input{}, fmt.Errorf("%w %q; it can be raw or vhdx", disk.ErrFormat, format)
+	}
+	in := bufio.NewReaderSize(os.Stdin, peekSize)
+	head, err := peek(ctx, in)
+	if err != nil {
+		return convert.Input{}, err
+	}
+	if format == disk.Auto {
+		kind, err := content.Identify(bytes.NewReader(head), int64(len(head)))
+		if err == nil {
+			format, err = disk.FormatOf(kind, standardStream)
+		}
+		if err != nil {
+			return convert.Input{}, rawAdvice(err, c.formatFlag)
+		}
+	}
+	if format == disk.Raw {
+		sector, err := disk.TableSectors(bytes.NewReader(head), int64(len(head)))
+		if err != nil {
+			return convert.Input{}, err
+		}
+		var r io.Reader = in
+		if c.input == "" {
+			r = &footerReader{r: in, flag: c.formatFlag}
+		}
+		return convert.Input{Stream: r, SectorSize: sector}, nil
+	}
+	if len(head) == 0 {
+		return convert.Input{}, usageError("standard input is empty")
+	}
+	path := fmt.Sprintf("/proc/self/fd/%d", os.Stdin.Fd())
+	if !rewound(len(head)) {
+		f, err := spool(ctx, in, output)
+		if err != nil {
+			return convert.Input{}, err
+		}
+		defer f.Close() // what opens it by its descriptor has one of its own
+		path = fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	}
+	opened, err := c.openDisk(path, output, disk.VHDX, o)
+	if err != nil {
+		return convert.Input{}, &streamError{path, err}
+	}
+	return opened, nil
+}
+
+// A streamError names standard input where an error names the file that stands for it.
+type streamError struct {
+	path string
+	err  error
+}
+
+func (e *streamError) Error() string {
+	return strings.ReplaceAll(e.err.Error(), e.path, "standard input")
+}
+func (e *streamError) Unwrap() error { return e.err }
+
+// rewound reports whether standard input is a regular file or a block device that can be read from its begin, of which n
+// bytes were read, or more that are buffered.
+func rewound(n int) bool {
+	st, err := os.Stdin.Stat()
+	if err != nil || !st.Mode().IsRegular() && st.Mode().Type() != os.ModeDevice {
+		return false
+	}
+	at, err := os.Stdin.Seek(0, io.SeekCurrent)
+	return err == nil && at == int64(n)
+}
+
+// peek returns the first bytes of a stream, and does not wait for one that gives nothing when ctx ends.
+func peek(ctx context.Context, in *bufio.Reader) ([]byte, error) {
+	type result struct {
+		head []byte
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		head, err := in.Peek(peekSize)
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		done <- result{head, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			return nil, fmt.Errorf("read standard input: %w", r.err)
+		}
+		return r.head, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// spool copies a stream into a file without a name, beside the output where that is a file: there is likely room.
+func spool(ctx context.Context, in io.Reader, output string) (*os.File, error) {
+	dir := filepath.Dir(output)
+	if isDevice(output) {
+		dir = overlayDir()
+	}
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	f := os.NewFile(uintptr(fd), "standard input")
+	if err != nil { // the file system knows no such files
+		if f, err = os.CreateTemp(overlayDir(), "vhdxfs-input-"); err != nil {
+			return nil, fmt.Errorf("standard input is a VHDX image, which needs a temporary file to be read; TMPDIR names another folder: %w", err)
+		}
+		if err := os.Remove(f.Name()); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	done := make(chan error, 1)
+	go func() { done <- copySparse(f, in) }()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx) // the file goes with the program
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("standard input is a VHDX image; to copy it into a temporary file in %s: %w", dir, err), f.Close())
+	}
+	return f, nil
+}
+
+// copySparse copies all of in to the empty file f and leaves holes for zeros.
+func copySparse(f *os.File, in io.Reader) error {
+	b := make([]byte, 1<<20)
+	for off := int64(0); ; {
+		n, err := io.ReadFull(in, b)
+		if p := b[:n]; len(bytes.TrimLeft(p, "\x00")) > 0 {
+			if _, err := f.WriteAt(p, off); err != nil {
+				return err
+			}
+		}
+		off += int64(n)
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return f.Truncate(off)
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// A footerReader is a stream that fails at its end where it then shows that it was no raw disk.
+type footerReader struct {
+	r    io.Reader
+	tail []byte
+	flag string
+}
+
+func (f *footerReader) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	f.tail = append(f.tail, p[:n]...)
+	f.tail = append(f.tail[:0], f.tail[max(0, len(f.tail)-content.FooterSize):]...)
+	if errors.Is(err, io.EOF) {
+		if kind := content.Footer(f.tail); kind != nil {
+			return n, rawAdvice(&disk.ForeignError{Path: standardStream, Kind: kind}, f.flag)
+		}
+	}
+	return n, err
+}
+
+// warnSectors says where the sectors of the output are not those that a partition table of the input counts in.
+func warnSectors(warn func(format string, args ...any), in convert.Input, out, output string, asked int64) {
+	has := in.SectorSize
+	if in.Disk != nil && in.Disk.Warning != "" {
+		warn("%s", in.Disk.Warning)
+	}
+	switch {
+	case has == 0:
+	case asked != 0 && asked != has:
+		warn("the disk has sectors of %d bytes, and %s gets sectors of %d bytes: partitions on it are not found any more, since their table counts in sectors", has, out, asked)
+	case asked == 0 && has == 4096 && !isDevice(output):
+		warn("the disk has sectors of 4096 bytes, which a raw file does not record: attach it with losetup --sector-size 4096, " +
+			"and convert it back with --logical-sector-size 4096")
+	}
+}
