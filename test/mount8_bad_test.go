@@ -16,7 +16,7 @@ var badRows = []row{
 	}},
 	{"not a VHDX", func(t *testing.T, p *place) {
 		text := p.file(t, strings.Repeat("This is not a disk. ", 1<<17))
-		p.bad(t, 32, "this is no VHDX file", "mount", "-t", "vhdx", text, p.dir)
+		p.bad(t, 32, "not a VHDX file", "mount", "-t", "vhdx", text, p.dir)
 	}},
 	{"an empty file", func(t *testing.T, p *place) {
 		p.bad(t, 32, "a VHDX file has at least 1 MiB", "mount", "-t", "vhdx", p.file(t, ""), p.dir)

@@ -150,7 +150,7 @@ func TestToolsRefuseBadInput(t *testing.T) {
 		{"/dev/null", systemStatus, "neither a regular file nor a block device"},
 		{"", usageStatus, "is empty"},
 		{"text", damagedStatus, "a VHDX file has at least 1 MiB"},
-		{"raw", damagedStatus, "this is no VHDX file"},
+		{"raw", damagedStatus, "not a VHDX file"},
 		{"no-headers.vhdx", damagedStatus, "neither header is valid"},
 		{"no-regions.vhdx", damagedStatus, "region table"},
 		{"no-metadata.vhdx", damagedStatus, "metadata"},
