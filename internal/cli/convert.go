@@ -257,7 +257,7 @@ func (c *copyFlags) report(cmd *cobra.Command, r copyReport) error {
 		}
 	}
 	if r.LeftToParent > 0 {
-		if _, err := fmt.Fprintf(w, "%s: %s of the disk are in the parent alone, and zero in %s\n", printable(r.Input), roughSize(r.LeftToParent), printable(r.Output)); err != nil {
+		if _, err := fmt.Fprintf(w, "%s: %s of the disk is in the parent alone and zero in %s\n", printable(r.Input), size(r.LeftToParent), printable(r.Output)); err != nil {
 			return err
 		}
 	}
