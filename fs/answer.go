@@ -15,7 +15,7 @@ type partsReply interface {
 // read answers a READ, which lies in the worker's buffer.
 func (w *worker) read(in *fuse.ReadIn) error {
 	t, b, unique := w.transport, w.buf, in.Unique
-	res, status := w.readDisk(in, b.data[:min(int(in.Size), len(b.data))])
+	res, status := w.fs.read(in, b.data[:min(int(in.Size), len(b.data))], w.aside)
 	if status != fuse.OK {
 		return t.sendError(unique, status)
 	}
@@ -41,14 +41,9 @@ func (w *worker) read(in *fuse.ReadIn) error {
 	return err
 }
 
-func (w *worker) readDisk(in *fuse.ReadIn, buf []byte) (_ fuse.ReadResult, status fuse.Status) {
-	defer w.catch(&status)
-	return w.fs.read(in, buf, w.aside)
-}
-
 // write answers a WRITE of data.
 func (w *worker) write(in *fuse.WriteIn, data []byte) error {
-	n, status := w.writeDisk(in, data[:min(int(in.Size), len(data))])
+	n, status := w.fs.Write(nil, in, data[:min(int(in.Size), len(data))])
 	if status != fuse.OK {
 		return w.sendError(in.Unique, status)
 	}
@@ -59,9 +54,4 @@ func (w *worker) write(in *fuse.WriteIn, data []byte) error {
 	reply.Length, reply.Unique, reply.Size = uint32(unsafe.Sizeof(reply)), in.Unique, n
 	_, err := unix.Write(w.device, bytesOf(&reply))
 	return err
-}
-
-func (w *worker) writeDisk(in *fuse.WriteIn, data []byte) (_ uint32, status fuse.Status) {
-	defer w.catch(&status)
-	return w.fs.Write(nil, in, data)
 }

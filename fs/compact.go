@@ -10,6 +10,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"vhdxfs/internal/fault"
 	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
@@ -56,24 +57,30 @@ func (c *compactor) start(o vhdx.CompactOptions) fuse.Status {
 	}
 	c.running.Go(func() {
 		defer cancel(nil)
+		defer fault.Then(func(err error) { c.finish(nil, err) })
 		if c.readOnly != nil {
 			go c.watch(ctx, cancel)
 		}
-		r, err := c.disk.Compact(ctx, o)
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.state.Running, c.state.Result = false, r
-		if err != nil {
-			c.state.Error = err.Error()
-		}
+		c.finish(c.disk.Compact(ctx, o))
 	})
 	return fuse.OK
+}
+
+// finish notes how the compaction ended.
+func (c *compactor) finish(r *vhdx.CompactResult, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state.Running, c.state.Result = false, r
+	if err != nil {
+		c.state.Error = err.Error()
+	}
 }
 
 // watch ends the compaction when the mount is made read-only, which the kernel does without telling the program.
 func (c *compactor) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 	look := time.NewTicker(remountWatch)
 	defer look.Stop()
+	defer fault.Then(func(err error) { cancel(err) })
 	for {
 		select {
 		case <-ctx.Done():

@@ -7,6 +7,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/fault"
 )
 
 // A failedMount makes a mount read-only when the disk refuses all further changes after a failed sync, as
@@ -31,6 +33,7 @@ func (m *failedMount) refused() {
 		return
 	}
 	go func() {
+		defer fault.Reported(m.log)
 		var err error
 		for range remountTries {
 			if err = m.remount(); !errors.Is(err, unix.EBUSY) {

@@ -31,6 +31,7 @@ type fakeDisk struct {
 	uncounted bool
 	writable  bool
 
+	seekFault bool          // SeekData and SeekHole panic
 	reading   atomic.Int64  // reads that have not ended
 	snapshots chan struct{} // one for each Snapshot that may go on; nil for all
 
@@ -176,6 +177,9 @@ func (d *fakeDisk) Resolve(dst []vhdx.Extent, off, n int64) ([]vhdx.Extent, erro
 }
 
 func (d *fakeDisk) seek(off int64, data bool) (int64, error) {
+	if d.seekFault {
+		panic("out of order")
+	}
 	if d.err != nil {
 		return 0, d.err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/fault"
 	"vhdxfs/internal/mounts"
 )
 
@@ -122,6 +123,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	t.start()
 	go func() {
 		defer close(s.done)
+		defer fault.Reported(o.Log)
 		t.wait()
 		fsys.compactor.end()
 		fsys.snapshotter.end()

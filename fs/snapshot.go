@@ -9,6 +9,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"vhdxfs/internal/fault"
 	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
@@ -40,16 +41,22 @@ func (s *snapshotter) set(data []byte) fuse.Status {
 	}
 	s.state = &mounts.Snapshot{ID: r.ID, Running: true, Earlier: s.outcomes()}
 	s.running.Go(func() {
+		defer fault.Then(func(err error) { s.finish(r.ID, nil, err) })
 		result, err := s.disk.Snapshot(context.Background(), r.Name, vhdx.SnapshotOptions{KeepName: r.KeepName, ParentPaths: r.ParentPaths})
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.state = &mounts.Snapshot{ID: r.ID, Result: result, Earlier: s.state.Earlier}
-		if err != nil {
-			s.state.Error = err.Error()
-			s.state.Refused = errors.Is(err, vhdx.ErrOptions) || errors.Is(err, iofs.ErrExist) || errors.Is(err, iofs.ErrPermission)
-		}
+		s.finish(r.ID, result, err)
 	})
 	return fuse.OK
+}
+
+// finish notes how the snapshot ended.
+func (s *snapshotter) finish(id string, result *vhdx.SnapshotResult, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state = &mounts.Snapshot{ID: id, Result: result, Earlier: s.state.Earlier}
+	if err != nil {
+		s.state.Error = err.Error()
+		s.state.Refused = errors.Is(err, vhdx.ErrOptions) || errors.Is(err, iofs.ErrExist) || errors.Is(err, iofs.ErrPermission)
+	}
 }
 
 // outcomes returns those that there are so far, the last first. The caller holds mu.

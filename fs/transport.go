@@ -3,7 +3,6 @@ package fs
 import (
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -12,6 +11,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/fault"
 )
 
 // maxWorkers bounds the requests that are served at once, and with them the memory for their data. More of them wait
@@ -100,8 +101,23 @@ func (t *transport) receive(b *buffer) ([]byte, error) {
 func (w *worker) serve(req []byte) {
 	t := w.transport
 	h := (*fuse.InHeader)(unsafe.Pointer(&req[0]))
-	unique := h.Unique // the reply may overwrite the request
-	var err error
+	unique, kind := h.Unique, h.Opcode // the reply may overwrite the request
+	err := w.answer(req, h)
+	switch {
+	case err == nil, errors.Is(err, unix.ENODEV):
+	case errors.Is(err, unix.ENOENT): // the request was aborted, or it was an INTERRUPT that came too late
+	default:
+		fault.Report(t.log, err)
+		t.log.WithError(err).Errorf("cannot answer request %d of kind %d", unique, kind)
+		t.sendError(unique, fuse.EIO) // the caller would wait for ever
+	}
+}
+
+// answer answers the request req, whose header is h. A panic is an error of the request: the others, and what was written,
+// depend on this process.
+func (w *worker) answer(req []byte, h *fuse.InHeader) (err error) {
+	t, unique := w.transport, h.Unique
+	defer fault.Catch(&err)
 	switch {
 	case h.Opcode == opRead && len(req) >= int(unsafe.Sizeof(fuse.ReadIn{})):
 		err = w.read((*fuse.ReadIn)(unsafe.Pointer(h)))
@@ -114,13 +130,7 @@ func (w *worker) serve(req []byte) {
 		w.stepAside()
 		err = t.other(req, unique)
 	}
-	switch {
-	case err == nil, errors.Is(err, unix.ENODEV):
-	case errors.Is(err, unix.ENOENT): // the request was aborted, or it was an INTERRUPT that came too late
-	default:
-		t.log.WithError(err).Errorf("cannot answer request %d of kind %d", unique, h.Opcode)
-		t.sendError(unique, fuse.EIO) // the caller would wait for ever
-	}
+	return err
 }
 
 // other answers all that is rare.
@@ -148,12 +158,4 @@ func (t *transport) sendError(unique uint64, status fuse.Status) error {
 	head := fuse.OutHeader{Length: uint32(headerSize), Status: -int32(status), Unique: unique}
 	_, err := unix.Write(t.device, bytesOf(&head))
 	return err
-}
-
-// catch turns a panic into an error of the request: the others, and what was written, depend on this process.
-func (t *transport) catch(status *fuse.Status) {
-	if r := recover(); r != nil {
-		t.log.Errorf("a request failed by a fault of this program, please report it: %v\n%s", r, debug.Stack())
-		*status = fuse.EIO
-	}
 }

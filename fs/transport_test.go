@@ -203,8 +203,12 @@ func TestReadThatPanicsEnds(t *testing.T) {
 	}
 }
 
+const opLseek = 46
+
 func TestOddRequests(t *testing.T) {
-	k := newFakeKernel(t, halfZeros(panickyFile{}))
+	d := halfZeros(panickyFile{})
+	d.seekFault = true
+	k := newFakeKernel(t, d)
 	for _, tc := range []struct {
 		name    string
 		opcode  uint32
@@ -212,6 +216,7 @@ func TestOddRequests(t *testing.T) {
 		errno   unix.Errno
 	}{
 		{"a read that panics", opRead, bytesOf(&fuse.ReadIn{Size: 4096}), unix.EIO},
+		{"a request that go-fuse decodes, and that panics", opLseek, bytesOf(&fuse.LseekIn{Whence: unix.SEEK_DATA}), unix.EIO},
 		{"INTERRUPT", opInterrupt, bytesOf(&fuse.InterruptIn{}), unix.ENOSYS},
 		{"a number that nobody knows", 4000, make([]byte, 64), unix.ENOSYS},
 		{"READ cut short", opRead, make([]byte, 48), unix.EIO},

@@ -7,6 +7,8 @@ import (
 	"vhdxfs/internal/mounts"
 
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/fault"
 )
 
 // A worker answers what it has read from the device before it reads again. So one thread does all that a request
@@ -53,6 +55,13 @@ func (t *transport) startWorker() {
 // run serves requests until the connection ends, or until enough other workers wait for them.
 func (w *worker) run() {
 	defer w.running.Done()
+	defer fault.Then(func(err error) {
+		fault.Report(w.log, err)
+		if w.waits {
+			w.waiting.Add(-1)
+		}
+		w.leave()
+	})
 	w.buf = w.buffers.Get().(*buffer)
 	defer w.buffers.Put(w.buf)
 	for {

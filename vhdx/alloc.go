@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"unsafe"
 
@@ -59,6 +60,16 @@ func (w *writer) tryAllocate(size int64) (place, error) {
 	w.fresh = off + size
 	// Zeros that had to be written are as durable as any other payload.
 	return place{off: off, size: size, fresh: w.holes}, nil
+}
+
+// growTo makes the file longer unless it has so many bytes already.
+func (w *writer) growTo(size int64) error {
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	if size <= w.size {
+		return nil
+	}
+	return w.grow(size)
 }
 
 // grow makes the file longer. Where a hole would make Windows refuse the image, the space is allocated.
@@ -185,11 +196,14 @@ const reclaimStep = 64 * mib
 
 // giveBack does what reclaim does, for an image that nobody allocates from; somebody may meanwhile.
 func (w *writer) giveBack() {
-	for more := true; more; {
-		w.spaceMu.Lock()
-		more = w.reclaim(reclaimStep)
-		w.spaceMu.Unlock()
+	for w.reclaimStep() {
 	}
+}
+
+func (w *writer) reclaimStep() (more bool) {
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	return w.reclaim(reclaimStep)
 }
 
 // reclaim makes up to n bytes of the space of unmapped blocks available whose time has come, and reports whether there
@@ -217,7 +231,10 @@ func (w *writer) takeFreed(n int64) (places []place) {
 		if first.size == 0 {
 			w.freed = w.freed[1:]
 		}
-		w.space.clear(p.off, p.size)
+		if !w.space.clear(p.off, p.size) {
+			_ = w.fail(fmt.Errorf("a block gave up %d bytes at %#x of the file, which no block had: another program has changed the block table", p.size, uint64(p.off)))
+			continue
+		}
 		places = append(places, p)
 	}
 	return places

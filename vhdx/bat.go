@@ -8,6 +8,7 @@ const (
 	Undefined        BlockState = 1
 	Zero             BlockState = 2
 	Unmapped         BlockState = 3
+	reservedState    BlockState = 4
 	unmappedDraft    BlockState = 5 // "unmapped" in draft 0.95 of the format, reserved since
 	FullyPresent     BlockState = 6
 	PartiallyPresent BlockState = 7 // sector by sector here or in the parent
@@ -56,5 +57,18 @@ func (e batEntry) state() BlockState { return BlockState(e & batStateMask) }
 func (e batEntry) offset() uint64    { return uint64(e) & batOffsetMask } // file offset, bytes
 func (e batEntry) reserved() uint64  { return uint64(e) & batReservedMask }
 
-// fileOff returns the file offset of an entry that the scan of the BAT has seen to lie inside the file.
+// fileOff returns the file offset of an entry that is followable.
 func (e batEntry) fileOff() int64 { return int64(e.offset()) }
+
+// present reports whether the entry is that of a payload block with a place in the file.
+func (e batEntry) present() bool { return e.state() == FullyPresent || e.state() == PartiallyPresent }
+
+// followable reports whether the entry, that of a payload block, has a state of the format and, where the block is present,
+// an offset at which a file can hold a block of that size. The scan of the BAT has seen to more than that, but whoever may
+// write to the file can change it since, and pages of the BAT are read again.
+func (e batEntry) followable(blockSize int64) bool {
+	if e.present() {
+		return e.offset() >= headerSectionSize && e.offset() <= uint64(maxFileSize-blockSize)
+	}
+	return e.state() != reservedState
+}

@@ -41,7 +41,8 @@ type loggedPage struct {
 // one round: one fdatasync for payload and log together, and one before it where a mapping must not be durable
 // before its payload. Without changes it does nothing.
 func (w *writer) sync() error {
-	return w.rounds.run(func() error {
+	return w.rounds.run(func() (err error) {
+		defer w.catch(&err)
 		w.roundMu.Lock()
 		defer w.roundMu.Unlock()
 		return w.round()
@@ -323,7 +324,8 @@ func (w *writer) leave() error {
 
 // cleanThen makes the image clean and calls do before anybody changes it again. The holes in the file come when nobody
 // has to wait for them.
-func (w *writer) cleanThen(do func() error) error {
+func (w *writer) cleanThen(do func() error) (err error) {
+	defer w.catch(&err)
 	if err := w.cleanAlone(do); err != nil {
 		return err
 	}
@@ -367,6 +369,7 @@ func (w *writer) makeClean() error {
 // background commits what nobody syncs, keeps room in the log, and makes an idle image clean.
 func (w *writer) background() {
 	defer close(w.ended)
+	defer w.catch(new(error))
 	for {
 		select {
 		case <-w.quit:
@@ -421,7 +424,8 @@ func (w *writer) untilClean() bool {
 }
 
 // tidy commits what is dirty, and frees a log that is half full before a sync has to wait for it.
-func (w *writer) tidy() error {
+func (w *writer) tidy() (err error) {
+	defer w.catch(&err)
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
 	if w.anyDirty() {

@@ -45,7 +45,7 @@ const syncEvery = 64 * mib
 // Reads and writes may go on. Each block is a step by itself, after which ctx is looked at; whatever ends the work,
 // an error, ctx, or a power cut, no data is lost and what was done is kept. The blocks of a fixed disk are only
 // moved.
-func (im *Image) Compact(ctx context.Context, o CompactOptions) (*CompactResult, error) {
+func (im *Image) Compact(ctx context.Context, o CompactOptions) (r *CompactResult, err error) {
 	w := im.writer
 	if w == nil {
 		return nil, ErrReadOnly
@@ -53,16 +53,17 @@ func (im *Image) Compact(ctx context.Context, o CompactOptions) (*CompactResult,
 	if !w.reshaping.TryLock() {
 		return nil, ErrReshaping
 	}
+	defer w.catch(&err)
 	defer w.reshaping.Unlock()
 	if err := w.settle(); err != nil {
 		return nil, err
 	}
 	orNothing(&o.Phase, &o.Progress)
 	c := &compaction{im: im, w: w, ctx: ctx, o: o}
-	c.result.Before = w.fileSize()
-	err := c.run()
+	r, c.result.Before = &c.result, w.fileSize()
+	err = c.run()
 	c.result.After = w.fileSize()
-	return &c.result, err
+	return r, err
 }
 
 // A compaction is one call of Compact.
@@ -124,7 +125,8 @@ func (w *writer) drain(ctx context.Context) error {
 }
 
 // eachEntry calls do for every BAT entry that describes something and is not zero, in the order of the BAT: that of
-// payload block n, or of the sector bitmap block of chunk n. Others may change the BAT meanwhile.
+// payload block n, or of the sector bitmap block of chunk n. Others may change the BAT meanwhile. Unless broken rules are
+// collected, an entry that is not followable is an error.
 func (l *layer) eachEntry(do func(n int64, bitmap bool, e batEntry) error) error {
 	entries := l.geo.batEntries()
 	for i := int64(0); i < entries; i += entriesPerPage {
@@ -143,6 +145,9 @@ func (l *layer) eachEntry(do func(n int64, bitmap bool, e batEntry) error) error
 			n, bitmap := l.geo.entry(j)
 			if bitmap && !l.geo.hasParent || !bitmap && n >= l.geo.payloadBlocks() {
 				continue
+			}
+			if !bitmap && !l.collect && !e.followable(l.geo.blockSize) {
+				return l.unfollowable(e, n)
 			}
 			if err := do(n, bitmap, e); err != nil {
 				return err

@@ -41,13 +41,14 @@ func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) 
 				pack.add(movable{e.fileOff(), n, bitmap})
 				return nil
 			}
-			r.Zero += l.geo.blockSize
+			if pack.give(e.fileOff()) {
+				r.Zero += l.geo.blockSize
+			}
 		case !bitmap && mayKeepPlace(e.state()) && e.offset() != 0 && !l.keptShared && !keep:
-			r.Unmapped += l.geo.blockSize
-		default:
-			return nil
+			if pack.give(e.fileOff()) { // it may lie outside the file
+				r.Unmapped += l.geo.blockSize
+			}
 		}
-		pack.give(e.fileOff())
 		return nil
 	})
 	if f, ok := l.file.(interface{ Device() bool }); !ok || !f.Device() { // a device stays as large as it is

@@ -33,8 +33,8 @@ func newPacking(l *layer, space *spaceMap) *packing {
 // add tells of a block that is present and may move.
 func (p *packing) add(m movable) { p.begins[m.kind()].mark(m.fileOff, mib) }
 
-// give tells of a payload block whose place at file offset off is given up.
-func (p *packing) give(off int64) { p.space.clear(off, p.sizes[0]) }
+// give tells of a payload block whose place at file offset off is given up, and reports whether there is such a place.
+func (p *packing) give(off int64) bool { return p.space.clear(off, p.sizes[0]) }
 
 // run makes all moves.
 func (p *packing) run() {

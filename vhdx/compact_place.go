@@ -31,21 +31,17 @@ func (w *writer) moveBlock(b, from int64) (bool, error) {
 	if err != nil || entry.fileOff() != from || entry.state() != FullyPresent && entry.state() != PartiallyPresent {
 		return false, err
 	}
-	e, at, to, err := w.copyBelow(g.blockSize, from, g.payloadEntry(b), w.copyPlace)
-	if err != nil {
-		return false, err
-	}
-	e.apply(func() {
+	err = w.copyBelow(g.blockSize, from, g.payloadEntry(b), w.copyPlace, func(bat *cache.Page, word int, to place) {
 		w.giveUp(entry)
-		w.setEntry(at.page, at.word, newBATEntry(entry.state(), to.off))
-		w.barrier = true // the copy has to be durable before anything says that it counts
+		w.setEntry(bat, word, newBATEntry(entry.state(), to.off))
 	})
-	return true, nil
+	return err == nil, err
 }
 
 // moveBitmap moves the sector bitmap block of a chunk, as moveBlock does a payload block. Its pages may be in the log
 // or on their way there, so nobody changes anything meanwhile, and they are put into their places first.
-func (w *writer) moveBitmap(chunk, from int64) (bool, error) {
+func (w *writer) moveBitmap(chunk, from int64) (ok bool, err error) {
+	defer w.catch(&err)
 	w.gate.Lock()
 	defer w.gate.Unlock()
 	if err := w.placeAll(); err != nil {
@@ -59,50 +55,48 @@ func (w *writer) moveBitmap(chunk, from int64) (bool, error) {
 	if e := batEntry(p.Word(int(i % entriesPerPage))); e.state() != bitmapPresent || e.fileOff() != from {
 		return false, nil
 	}
-	e, at, to, err := w.copyBelow(bitmapBlockSize, from, i, w.copyBitmap)
-	if err != nil {
-		return false, err
-	}
-	moved := w.l.cache.Span(w.file, to.off, bitmapBlockSize/pageSize)
-	e.apply(func() {
-		at.page.SetWord(at.word, uint64(newBATEntry(bitmapPresent, to.off)))
-		w.l.bitmaps[chunk].Store(moved)
+	err = w.copyBelow(bitmapBlockSize, from, i, w.copyBitmap, func(bat *cache.Page, word int, to place) {
+		bat.SetWord(word, uint64(newBATEntry(bitmapPresent, to.off)))
+		w.l.bitmaps[chunk].Store(w.l.cache.Span(w.file, to.off, bitmapBlockSize/pageSize))
 		w.unmapped = append(w.unmapped, place{off: from, size: bitmapBlockSize})
-		w.barrier = true
 	})
-	return true, nil
+	return err == nil, err
 }
 
-// batWord is where a BAT entry is, in a page that an edit has pinned.
-type batWord struct {
-	page *cache.Page
-	word int
-}
-
-// copyBelow copies the size bytes at file offset from to a place below, and begins the edit of BAT entry i that is to
-// name that place. Where it fails it leaves neither.
-func (w *writer) copyBelow(size, from, i int64, copyTo func(from int64, to place) error) (e *edit, at batWord, to place, err error) {
-	if to, err = w.allocateBelow(size, from); err != nil {
-		return nil, at, to, err
+// copyBelow copies the size bytes at file offset from to a place below, and has change make the change that names the place,
+// in the page and word of BAT entry i. Where it fails nothing is changed, and no space taken.
+func (w *writer) copyBelow(size, from, i int64, copyTo func(from int64, to place) error, change func(bat *cache.Page, word int, to place)) error {
+	to, err := w.allocateBelow(size, from)
+	if err != nil {
+		return err
 	}
+	named := false
 	defer func() {
-		if err != nil {
+		if !named {
 			w.release(to)
 		}
 	}()
-	if err = w.announce(fileWrite); err != nil { // nobody who reads the disk can tell
-		return nil, at, to, err
+	if err := w.announce(fileWrite); err != nil { // nobody who reads the disk can tell
+		return err
 	}
-	if err = copyTo(from, to); err != nil {
-		return nil, at, to, err
+	if err := copyTo(from, to); err != nil {
+		return err
 	}
-	if e, err = w.edit(fileWrite, 1); err != nil {
-		return nil, at, to, err
+	e, err := w.edit(fileWrite, 1)
+	if err != nil {
+		return err
 	}
-	if at.page, at.word, err = e.batPage(i); err != nil {
-		e.cancel()
+	defer e.end()
+	bat, word, err := e.batPage(i)
+	if err != nil {
+		return err
 	}
-	return e, at, to, err
+	e.apply(func() {
+		change(bat, word, to)
+		w.barrier = true // the copy has to be durable before anything says that it counts
+	})
+	named = true
+	return nil
 }
 
 // placeAll makes everything durable that is dirty, and puts every logged page into its place. The caller holds the

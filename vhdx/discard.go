@@ -19,11 +19,12 @@ func (im *Image) Discard(off, n int64) error {
 
 // eachHeld calls do, with the block's lock held alone, for the part of each block between off and off+n that may
 // hold data, here or in a parent.
-func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) error) error {
+func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) error) (err error) {
 	w, err := im.changing(off, n)
 	if err != nil {
 		return err
 	}
+	defer w.catch(&err)
 	first := off
 	for end := off + n; off < end; {
 		e, err := im.look(off, end)
@@ -48,7 +49,8 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 
 // alone calls do with the lock of block b held alone, and the gate. Whoever works through many blocks takes both
 // anew for each, so that others get their turn.
-func (w *writer) alone(b int64, do func() error) error {
+func (w *writer) alone(b int64, do func() error) (err error) {
+	defer w.catch(&err)
 	w.gate.RLock()
 	defer w.gate.RUnlock()
 	lock := w.blocks.of(b)
@@ -117,12 +119,12 @@ func (w *writer) unmap(b int64, entry batEntry, kind writeKind) error {
 	if err != nil {
 		return err
 	}
+	defer e.end()
 	bat, word, err := e.batPage(w.l.geo.payloadEntry(b))
 	if err == nil {
 		err = w.announce(kind)
 	}
 	if err != nil {
-		e.cancel()
 		return err
 	}
 	e.apply(func() {

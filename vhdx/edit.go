@@ -5,14 +5,15 @@ import "vhdxfs/cache"
 // An edit is one change of metadata: of a BAT entry, or of several that belong together with bits of sector
 // bitmaps. It becomes visible, and part of one log entry, as a whole.
 type edit struct {
-	w     *writer
-	kind  writeKind
-	claim int
-	pages []dirtyPage // pinned
+	w      *writer
+	kind   writeKind
+	claim  int
+	pages  []dirtyPage // pinned
+	places []place     // allocated, and not mapped yet
 }
 
 // edit begins a change of the given kind that touches at most claim pages. It waits until so many may become dirty,
-// which can take a sync round. The caller announces the change, and ends it with apply or cancel.
+// which can take a sync round. The caller announces the change, defers end, and makes the change with apply.
 func (w *writer) edit(kind writeKind, claim int) (*edit, error) {
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()
@@ -85,7 +86,9 @@ func (e *edit) apply(do func()) {
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()
 	do()
-	for _, d := range e.pages {
+	for len(e.pages) > 0 {
+		d := e.pages[0]
+		e.pages = e.pages[1:]
 		off := d.span.Offset(d.page)
 		if _, already := w.dirty[off]; already {
 			d.span.Unpin(d.page) // one pin is enough
@@ -93,21 +96,30 @@ func (e *edit) apply(do func()) {
 		}
 		w.dirty[off] = d
 	}
-	e.unclaim()
+	e.places = nil
 	w.changed()
 }
 
-// cancel ends an edit of which nothing was applied.
-func (e *edit) cancel() {
+// end ends an edit. What was not applied, as after an error or a panic, leaves no claim, no pin and no space taken.
+func (e *edit) end() {
+	for _, p := range e.places {
+		e.w.release(p)
+	}
 	e.w.metaMu.Lock()
 	defer e.w.metaMu.Unlock()
 	for _, d := range e.pages {
 		d.span.Unpin(d.page)
 	}
-	e.unclaim()
-}
-
-func (e *edit) unclaim() {
 	e.w.claimed -= e.claim
 	e.w.roomFree.Broadcast()
+	e.pages, e.places, e.claim = nil, nil, 0
+}
+
+// allocate finds space for size bytes, which apply maps.
+func (e *edit) allocate(size int64) (place, error) {
+	at, err := e.w.allocate(size)
+	if err == nil {
+		e.places = append(e.places, at)
+	}
+	return at, err
 }

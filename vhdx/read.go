@@ -179,7 +179,8 @@ func (l *layer) held(e Extent, entry batEntry, end int64) Extent {
 }
 
 // lookup returns the BAT entry of the block at diskOff, and where the run that it decides ends: at the end of
-// the block, or, where a whole page of the BAT is known to be zero, at the end of the last block of that page.
+// the block, or, where a whole page of the BAT is known to be zero, at the end of the last block of that page. An entry
+// that is not followable is an error.
 func (l *layer) lookup(diskOff, end int64) (batEntry, int64, error) {
 	g := &l.geo
 	b := diskOff >> g.blockShift
@@ -197,7 +198,11 @@ func (l *layer) lookup(diskOff, end int64) (batEntry, int64, error) {
 		}
 		return 0, min(end, n<<g.blockShift), nil
 	}
-	return batEntry(p.Word(int(i % entriesPerPage))), min(end, (b+1)<<g.blockShift), nil
+	e := batEntry(p.Word(int(i % entriesPerPage)))
+	if !e.followable(g.blockSize) {
+		return 0, 0, l.unfollowable(e, b)
+	}
+	return e, min(end, (b+1)<<g.blockShift), nil
 }
 
 // sectorRun reports whether the sector at diskOff, in a partially present block, is held here, and where

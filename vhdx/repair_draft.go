@@ -65,9 +65,12 @@ func (d *draft) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, unix.EINVAL
 	}
+	if off >= d.size { // far behind it, off has no room for sums
+		return 0, io.EOF
+	}
 	var end error
 	if left := d.size - off; int64(len(p)) > left {
-		p, end = p[:max(left, 0)], io.EOF
+		p, end = p[:left], io.EOF
 	}
 	if err := readZeroPast(d.base, p, off, min(d.old, d.size)); err != nil {
 		return 0, err
@@ -114,6 +117,9 @@ func readZeroPast(f io.ReaderAt, p []byte, off, end int64) error {
 
 // WriteAt changes the draft. A page that stays what it is does not count as changed.
 func (d *draft) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > maxFileSize-int64(len(p)) {
+		return 0, unix.EFBIG
+	}
 	if end := off + int64(len(p)); end > d.size {
 		if err := d.Truncate(end); err != nil {
 			return 0, err
@@ -146,6 +152,8 @@ func (d *draft) Truncate(size int64) error {
 	switch f, ok := d.base.(interface{ Device() bool }); {
 	case size == d.size:
 		return nil
+	case size < 0 || size > maxFileSize:
+		return fmt.Errorf("the repair needs a file of %d bytes, and 256 TiB are the most: %w", uint64(size), unix.EFBIG)
 	case ok && f.Device():
 		return fmt.Errorf("the image is a device of %d bytes, and the repair needs %d: %w", d.old, size, unix.ENOSPC)
 	case size > d.size && d.size < d.old:

@@ -25,7 +25,7 @@ func (im *Image) Resize(ctx context.Context, size int64) error {
 func (im *Image) Grow(ctx context.Context, size int64) error { return im.resize(ctx, size, size) }
 
 // resize does what Resize does, unless the disk has more than most bytes.
-func (im *Image) resize(ctx context.Context, size, most int64) error {
+func (im *Image) resize(ctx context.Context, size, most int64) (err error) {
 	w := im.writer
 	if w == nil {
 		return ErrReadOnly
@@ -33,6 +33,7 @@ func (im *Image) resize(ctx context.Context, size, most int64) error {
 	if !w.reshaping.TryLock() {
 		return ErrReshaping
 	}
+	defer w.catch(&err)
 	defer w.reshaping.Unlock()
 	if err := w.settle(); err != nil {
 		return err
@@ -56,7 +57,7 @@ func (im *Image) resize(ctx context.Context, size, most int64) error {
 		r.undo()
 		return err
 	}
-	err := r.commit()
+	err = r.commit()
 	w.awaitReads() // before the next change
 	im.top = w.l
 	return err
@@ -160,12 +161,7 @@ func (r *resizing) completeLastBlock() error {
 	}
 	// The file may end where the disk did.
 	w, in := r.w, r.old.inBlock(end)
-	w.spaceMu.Lock()
-	if need := entry.fileOff() + r.old.blockSize; need > w.size {
-		err = w.grow(need)
-	}
-	w.spaceMu.Unlock()
-	if err != nil {
+	if err := w.growTo(entry.fileOff() + r.old.blockSize); err != nil {
 		return err
 	}
 	return w.zeroPlace(entry.fileOff()+in, r.old.blockSize-in, w.l.keepsBlocks())

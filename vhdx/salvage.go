@@ -25,20 +25,14 @@ func (im *Image) Damage() []Finding {
 func (l *layer) usable(e batEntry, diskOff int64) error {
 	g := &l.geo
 	b := diskOff >> g.blockShift
-	bad := func(r ondisk.Rule, format string, args ...any) error {
-		at := l.batOffset() + g.payloadEntry(b)*batEntrySize
-		return ondisk.Corrupt(r, "BAT entry", at, format, args...)
-	}
-	switch e.state() {
-	case NotPresent, Undefined, Zero, Unmapped, unmappedDraft:
+	bad := func(r ondisk.Rule, format string, args ...any) error { return l.badEntry(b, r, format, args...) }
+	switch {
+	case !e.followable(g.blockSize):
+		return l.unfollowable(e, b)
+	case !e.present():
 		return nil
-	case PartiallyPresent:
-		if !g.hasParent {
-			return bad(ondisk.R45, "block %d is partially present, but the disk has no parent", b)
-		}
-	case FullyPresent:
-	default:
-		return bad(ondisk.R44, "block %d in state %d", b, uint8(e.state()))
+	case e.state() == PartiallyPresent && !g.hasParent:
+		return bad(ondisk.R45, "block %d is partially present, but the disk has no parent", b)
 	}
 	need := min(g.blockSize, g.blockEnd(b)-b<<g.blockShift)
 	if off := e.offset(); off > uint64(l.size) || need > l.size-int64(off) && int64(off)+g.inBlock(diskOff) >= l.size {
@@ -243,4 +237,19 @@ func (im *Image) LeftToParent() (n int64, err error) {
 		}
 		off = e.End()
 	}
+}
+
+// unfollowable is the error for the BAT entry of block b, which is not followable.
+func (l *layer) unfollowable(e batEntry, b int64) error {
+	switch {
+	case e.state() == reservedState:
+		return l.badEntry(b, ondisk.R44, "block %d in state %d", b, uint8(e.state()))
+	case e.offset() < headerSectionSize:
+		return l.badEntry(b, ondisk.R46, "block %d at file offset 0, which holds the header section", b)
+	}
+	return l.badEntry(b, ondisk.R47, "block %d at %#x in a file of %#x bytes", b, e.offset(), l.size)
+}
+
+func (l *layer) badEntry(b int64, r ondisk.Rule, format string, args ...any) error {
+	return ondisk.Corrupt(r, "BAT entry", l.batOffset()+l.geo.payloadEntry(b)*batEntrySize, format, args...)
 }

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	"github.com/sirupsen/logrus"
+
+	"vhdxfs/internal/fault"
 )
 
 // promptScan is how many bytes of a BAT are validated before the image is open, whatever the options. It is the BAT of
@@ -61,6 +63,7 @@ func (im *Image) startLateScan(log logrus.FieldLogger) {
 // run validates what is left, and logs what it finds, since nobody may be waiting for it.
 func (s *lateScan) run(l *layer, writable bool, log logrus.FieldLogger) {
 	defer close(s.done)
+	defer fault.Then(func(err error) { s.fail(l, err, log) })
 	for done := false; !done && s.err == nil; {
 		if s.stop.Load() {
 			s.err = errScanStopped
@@ -73,18 +76,23 @@ func (s *lateScan) run(l *layer, writable bool, log logrus.FieldLogger) {
 		log.Infof("%s: %s", l.path, w)
 	}
 	if s.err != nil {
-		what := "its BAT cannot be read: nothing is written until it is opened again"
-		if errors.Is(s.err, ErrCorrupt) {
-			what = "the image is damaged: nothing is written, and some of it cannot be read; vhdxfs check tells all that is wrong"
-		}
-		s.err = fmt.Errorf("%s: %w", l.path, s.err)
-		log.WithError(s.err).Error(what)
+		s.fail(l, s.err, log)
 		return
 	}
 	l.wary.Store(false)
 	if err := l.mayGrow(); err != nil && writable {
 		log.Errorf("%s: nothing is written: %v", l.path, err)
 	}
+}
+
+// fail notes why the BAT is not valid, or not known to be.
+func (s *lateScan) fail(l *layer, err error, log logrus.FieldLogger) {
+	what := "its BAT cannot be read: nothing is written until it is opened again"
+	if errors.Is(err, ErrCorrupt) {
+		what = "the image is damaged: nothing is written, and some of it cannot be read; vhdxfs check tells all that is wrong"
+	}
+	s.err = fmt.Errorf("%s: %w", l.path, err)
+	log.WithError(s.err).Error(what)
 }
 
 // endLateScan stops a scan that is under way, before the file is closed.

@@ -25,7 +25,7 @@ import (
 //
 // The image's locks stay throughout, so that at no moment another program could write to it; in the end those are
 // dropped that keep readers off.
-func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (*SnapshotResult, error) {
+func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (r *SnapshotResult, err error) {
 	w := im.writer
 	if w == nil {
 		return nil, ErrReadOnly
@@ -33,6 +33,7 @@ func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (
 	if !w.reshaping.TryLock() {
 		return nil, ErrReshaping
 	}
+	defer w.catch(&err)
 	defer w.reshaping.Unlock()
 	if err := w.settle(); err != nil {
 		return nil, err
@@ -41,14 +42,19 @@ func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if r == nil {
+			err = errors.Join(err, s.undo())
+		}
+	}()
 	if err := s.begin(); err != nil {
-		return nil, errors.Join(err, s.undo())
+		return nil, err
 	}
 	if err := w.clean(); err != nil { // most of what is to be synced is before anybody has to wait
-		return nil, errors.Join(err, s.undo())
+		return nil, err
 	}
 	if err := s.freeze(); err != nil {
-		return nil, errors.Join(err, s.undo())
+		return nil, err
 	}
 	w.log.Infof("%s is frozen; the disk goes on in %s", s.frozen, s.child)
 	return &SnapshotResult{Frozen: s.frozen, Child: s.child}, nil

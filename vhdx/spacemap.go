@@ -19,9 +19,17 @@ func newSpaceMap(fileSize int64) *spaceMap {
 	return &spaceMap{words: make([]uint64, (n+63)/64), n: n}
 }
 
+// holds reports whether the n bytes at file offset off can be those of a file at all. Numbers from an image may be any.
+func (m *spaceMap) holds(off, n int64) bool {
+	return off >= 0 && n >= 0 && n <= maxFileSize && off <= maxFileSize-n
+}
+
 // mark takes the n bytes at file offset off and reports whether all of them were free. Both are rounded
-// outwards to MiB, and what lies beyond the end of the file is left out.
+// outwards to MiB, and what lies beyond the end of the file is left out. What no file can hold is not free.
 func (m *spaceMap) mark(off, n int64) bool {
+	if !m.holds(off, n) {
+		return false
+	}
 	free := true
 	for i, end := off/mib, min((off+n+mib-1)/mib, m.n); i < end; i++ {
 		bit := uint64(1) << (i % 64)
@@ -99,12 +107,30 @@ func (m *spaceMap) firstFree() int64 {
 	return m.low * 64
 }
 
-// clear gives the n bytes at file offset off back.
-func (m *spaceMap) clear(off, n int64) {
+// clear gives the n bytes at file offset off back, and reports whether all of them were taken. If not, it gives nothing
+// back: who says so does not know what is in use.
+func (m *spaceMap) clear(off, n int64) bool {
+	if !m.taken(off, n) {
+		return false
+	}
 	for i, end := off/mib, min((off+n+mib-1)/mib, m.n); i < end; i++ {
 		m.words[i/64] &^= 1 << (i % 64)
 		m.low = min(m.low, i/64)
 	}
+	return true
+}
+
+// taken reports whether all of the n bytes at file offset off are in use, of those that lie inside the file.
+func (m *spaceMap) taken(off, n int64) bool {
+	if !m.holds(off, n) {
+		return false
+	}
+	for i, end := off/mib, min((off+n+mib-1)/mib, m.n); i < end; i++ {
+		if m.words[i/64]&(1<<(i%64)) == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // grow extends the map to a file of the given size.

@@ -14,14 +14,14 @@ var ErrBeyondEnd = errors.New("it is not inside the disk")
 // the next Sync. It returns ErrBeyondEnd, having written nothing, where p does not fit into the disk, and an
 // error of the file, such as ENOSPC, after having written all before the block that failed. Any number of
 // goroutines may call it; where their ranges overlap, one of them wins sector by sector.
-func (im *Image) WriteAt(p []byte, off int64) (int, error) {
+func (im *Image) WriteAt(p []byte, off int64) (done int, err error) {
 	w, err := im.changing(off, int64(len(p)))
 	if err != nil {
 		return 0, err
 	}
+	defer w.catch(&err)
 	w.gate.RLock()
 	defer w.gate.RUnlock()
-	done := 0
 	for done < len(p) {
 		at := off + int64(done)
 		b := at >> w.l.geo.blockShift
@@ -47,13 +47,10 @@ func (im *Image) changing(off, n int64) (*writer, error) {
 
 // writeBlock writes p to byte off in payload block b.
 func (w *writer) writeBlock(b, off int64, p []byte) error {
-	lock := w.blocks.of(b)
-	lock.RLock()
-	done, err := w.overwrite(b, off, p)
-	lock.RUnlock()
-	if done || err != nil {
+	if done, err := w.overwrite(b, off, p); done || err != nil {
 		return err
 	}
+	lock := w.blocks.of(b)
 	lock.Lock()
 	defer lock.Unlock()
 	return w.writeAlone(b, off, p)
@@ -61,6 +58,9 @@ func (w *writer) writeBlock(b, off int64, p []byte) error {
 
 // overwrite writes p in place, and reports false if that is not all there is to do.
 func (w *writer) overwrite(b, off int64, p []byte) (done bool, err error) {
+	lock := w.blocks.of(b)
+	lock.RLock()
+	defer lock.RUnlock()
 	entry, _, err := w.l.lookup(off, off+1)
 	if err != nil {
 		return false, err
@@ -137,22 +137,19 @@ func (w *writer) newFull(b, off int64, p []byte) error {
 	if err != nil {
 		return err
 	}
+	defer e.end()
 	bat, word, err := e.batPage(g.payloadEntry(b))
 	if err == nil {
 		err = w.announce(kind)
 	}
 	if err != nil {
-		e.cancel()
 		return err
 	}
-	at, err := w.allocate(g.blockSize)
+	at, err := e.allocate(g.blockSize)
 	if err != nil {
-		e.cancel()
 		return err
 	}
 	if err := w.fillBlock(at, g.inBlock(off), p); err != nil {
-		w.release(at)
-		e.cancel()
 		return err
 	}
 	e.apply(func() {
@@ -207,14 +204,13 @@ func (w *writer) writePartial(b int64, entry batEntry, off int64, p []byte) erro
 	if err != nil {
 		return err
 	}
+	defer e.end()
 	bits, err := e.bits(w.l.bitmaps[b>>w.l.geo.chunkShift].Load(), b)
 	if err != nil {
-		e.cancel()
 		return err
 	}
 	bat, word, err := e.batPage(w.l.geo.payloadEntry(b))
 	if err != nil {
-		e.cancel()
 		return err
 	}
 	e.apply(func() {
@@ -240,20 +236,13 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 	if err != nil {
 		return err
 	}
-	var places []place
-	undo := func(err error) error {
-		for _, at := range places {
-			w.release(at)
-		}
-		e.cancel()
-		return err
-	}
+	defer e.end()
 	bat, word, err := e.batPage(g.payloadEntry(b))
 	if err == nil {
 		err = w.announce(dataWrite)
 	}
 	if err != nil {
-		return undo(err)
+		return err
 	}
 	chunk := b >> g.chunkShift
 	bitmap := w.l.bitmaps[chunk].Load()
@@ -262,24 +251,21 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 		w.chunkMu.Lock()
 		defer w.chunkMu.Unlock()
 		if bitmap = w.l.bitmaps[chunk].Load(); bitmap == nil {
-			var at place
-			if bitmap, at, publish, err = w.newBitmap(e, chunk); err != nil {
-				return undo(err)
+			if bitmap, publish, err = w.newBitmap(e, chunk); err != nil {
+				return err
 			}
-			places = append(places, at)
 		}
 	}
 	bits, err := e.bits(bitmap, b)
 	if err != nil {
-		return undo(err)
+		return err
 	}
-	at, err := w.allocate(g.blockSize)
+	at, err := e.allocate(g.blockSize)
 	if err != nil {
-		return undo(err)
+		return err
 	}
-	places = append(places, at)
 	if _, err := w.file.WriteAt(p, at.off+g.inBlock(off)); err != nil {
-		return undo(err)
+		return err
 	}
 	e.apply(func() {
 		publish()
@@ -293,23 +279,23 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 
 // newBitmap makes a sector bitmap block for a chunk that has none. It exists when publish is called, in the
 // edit's apply.
-func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, at place, publish func(), err error) {
+func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, publish func(), err error) {
 	bat, word, err := e.batPage(w.l.geo.bitmapEntry(chunk))
 	if err != nil {
-		return nil, at, nil, err
+		return nil, nil, err
 	}
-	if at, err = w.allocate(bitmapBlockSize); err != nil {
-		return nil, at, nil, err
+	at, err := e.allocate(bitmapBlockSize)
+	if err != nil {
+		return nil, nil, err
 	}
 	if !at.fresh {
 		if err := w.zero(at.off, at.size); err != nil {
-			w.release(at)
-			return nil, at, nil, err
+			return nil, nil, err
 		}
 	}
 	bitmap = w.l.cache.Span(w.file, at.off, bitmapBlockSize/pageSize)
 	bitmap.MarkZero(0, bitmapBlockSize/pageSize)
-	return bitmap, at, func() {
+	return bitmap, func() {
 		bat.SetWord(word, uint64(newBATEntry(bitmapPresent, at.off)))
 		w.l.bitmaps[chunk].Store(bitmap)
 		w.l.countBitmap()

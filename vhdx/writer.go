@@ -13,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"vhdxfs/cache"
+	"vhdxfs/internal/fault"
 	"vhdxfs/journal"
 )
 
@@ -171,7 +172,8 @@ func (l *layer) mayGrow() error {
 
 // settle waits until it is known which space of the file is free, which for a large BAT may be some time after the image
 // was opened. It comes before every change, and is called without a lock.
-func (w *writer) settle() error {
+func (w *writer) settle() (err error) {
+	defer w.catch(&err)
 	if w.settled.Load() {
 		return nil
 	}
@@ -236,6 +238,15 @@ func (w *writer) fail(err error) error {
 		w.log.WithError(err).Error("the image is read-only from now on; what was synced before is safe")
 	}
 	return err
+}
+
+// catch is to be deferred by whatever changes something. After a panic, which is a fault of this program, the image is
+// read-only: what the change has left half done is in memory alone, and stays there.
+func (w *writer) catch(err *error) {
+	if e := fault.New(recover()); e != nil {
+		fault.Report(w.log, e)
+		*err = w.fail(e)
+	}
 }
 
 // err returns the error with which every write fails, and nil as long as all is well.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"vhdxfs/internal/fault"
 	"vhdxfs/internal/mounts"
 )
 
@@ -31,7 +33,7 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	helpError := watchHelp(root)
-	err := root.ExecuteContext(ctx)
+	err := execute(ctx, root)
 	if err == nil {
 		err = helpError()
 	}
@@ -41,7 +43,16 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	if msg := oneLine(err.Error()); msg != "" {
 		fmt.Fprintf(stderr, "%s: %s\n", name, msg)
 	}
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		stderr.Write(f.Stack)
+	}
 	return statusOf(err)
+}
+
+// execute executes the command line. A panic is an error.
+func execute(ctx context.Context, root *cobra.Command) (err error) {
+	defer fault.Catch(&err)
+	return root.ExecuteContext(ctx)
 }
 
 // negativeLast moves a size such as -50G, which resize takes, behind the flags, where it is not one of them.

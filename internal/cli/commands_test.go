@@ -14,6 +14,9 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/spf13/cobra"
+
+	"vhdxfs/internal/fault"
 	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
@@ -81,6 +84,8 @@ func TestStatusOf(t *testing.T) {
 		{fmt.Errorf("x: %w", vhdx.ErrLocked), statusSystem, statusMount},
 		{fmt.Errorf("x: %w", mounts.ErrNoFUSE), statusSystem, statusSystem},
 		{usageError("x"), statusUsage, statusUsage},
+		{fmt.Errorf("x: %w", fault.New("y")), statusFault, statusFault},
+		{usageError("x: %w", fault.New("y")), statusFault, statusFault},
 	} {
 		if got := statusOf(tc.err); got != tc.plain {
 			t.Errorf("%v: status %d, want %d", tc.err, got, tc.plain)
@@ -91,6 +96,17 @@ func TestStatusOf(t *testing.T) {
 	}
 	if mountError(nil) != nil {
 		t.Error("no error has become one")
+	}
+}
+
+// A panic in a command is an error with a status of its own, and tells where it was.
+func TestCommandThatPanics(t *testing.T) {
+	c := &cobra.Command{Use: "x", SilenceErrors: true, SilenceUsage: true, RunE: func(*cobra.Command, []string) error { panic("out of order") }}
+	c.SetArgs(nil)
+	err := execute(t.Context(), c)
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok || statusOf(err) != statusFault || !strings.Contains(string(f.Stack), "TestCommandThatPanics") {
+		t.Errorf("%v, status %d", err, statusOf(err))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"vhdxfs/internal/fault"
 	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
@@ -19,6 +20,7 @@ const (
 	statusDamaged  = 4
 	statusDiffers  = 5
 	statusMount    = 32
+	statusFault    = 70 // as sysexits.h has it
 
 	statusInterrupted = 130 // as shells have it for SIGINT
 )
@@ -37,6 +39,7 @@ var (
 	damagedStatus     = exitStatus{statusDamaged, "the image breaks a rule of the format"}
 	mountStatus       = exitStatus{statusMount, "the mount failed: the image is damaged, locked or missing, or the mount point is unusable"}
 	unmountStatus     = exitStatus{statusMount, "not mounted, or still in use"}
+	faultStatus       = exitStatus{statusFault, "a fault of this program; please report what it printed"}
 	interruptedStatus = exitStatus{statusInterrupted, "interrupted by a signal; no partial output is left"}
 )
 
@@ -47,7 +50,7 @@ var exitStatuses = []exitStatus{
 	damagedStatus,
 	{statusDiffers, "compare: the disks differ"},
 	{statusMount, mountStatus.help + "; or what was to be unmounted is not mounted, or in use"},
-	interruptedStatus,
+	faultStatus, interruptedStatus,
 }
 
 // commandStatuses are the statuses of each command beside success, wrong usage and a system failure, by its name.
@@ -117,7 +120,10 @@ func usageError(format string, args ...any) error {
 // statusOf returns the status for an error of any command.
 func statusOf(err error) int {
 	var s *statusError
+	var f *fault.Error
 	switch {
+	case errors.As(err, &f):
+		return statusFault
 	case errors.As(err, &s):
 		return s.status
 	case errors.Is(err, vhdx.ErrCorrupt):

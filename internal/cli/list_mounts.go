@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/fault"
 	"vhdxfs/internal/loop"
 	"vhdxfs/internal/mounts"
 )
@@ -82,7 +83,10 @@ func listMounts() ([]*activeMount, error) {
 	errs := make([]error, len(table))
 	var asking sync.WaitGroup
 	for i, m := range table {
-		asking.Go(func() { list[i], errs[i] = describeMount(m) })
+		asking.Go(func() {
+			defer fault.Catch(&errs[i])
+			list[i], errs[i] = describeMount(m)
+		})
 	}
 	asking.Wait()
 	return list, errors.Join(errs...)

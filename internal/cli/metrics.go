@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "vhdxfs/fs"
+	"vhdxfs/internal/fault"
 	"vhdxfs/vhdx"
 )
 
@@ -107,6 +108,7 @@ func (m *metricsServer) serve(server *mount.Server, im *vhdx.Image, log *logrus.
 	})
 	m.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
+		defer fault.Reported(log)
 		if err := m.http.Serve(m.socket); !errors.Is(err, http.ErrServerClosed) {
 			log.WithError(err).Error("the metrics are not served any more")
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	mount "vhdxfs/fs"
+	"vhdxfs/internal/fault"
 )
 
 // What a service of Type=notify tells systemd. Where there is none, nothing is said.
@@ -55,6 +56,7 @@ func notifyReady(o *options, server *mount.Server, writable, background bool, lo
 func feedWatchdog(interval time.Duration, server *mount.Server, quit <-chan struct{}, log *logrus.Logger) {
 	t := time.NewTicker(interval)
 	defer t.Stop()
+	defer fault.Reported(log)
 	for {
 		select {
 		case <-quit:

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"vhdxfs/internal/fault"
 	"vhdxfs/internal/size"
 )
 
@@ -94,6 +95,7 @@ func interruptible(ctx context.Context) (context.Context, func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
+		defer fault.Then(func(err error) { cancel(err) })
 		select {
 		case <-signals:
 			signal.Stop(signals)

@@ -8,6 +8,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	mount "vhdxfs/fs"
+	"vhdxfs/internal/fault"
 	"vhdxfs/vhdx"
 )
 
@@ -40,6 +41,7 @@ func (s *statistician) begin(server *mount.Server, im *vhdx.Image, log *logrus.L
 	s.ended = make(chan struct{})
 	go func() {
 		defer close(s.ended)
+		defer fault.Reported(log)
 		for range s.signals {
 			logStats(server, log)
 		}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"vhdxfs/internal/disk"
+	"vhdxfs/internal/fault"
 	"vhdxfs/vhdx"
 )
 
@@ -74,8 +75,9 @@ type job struct {
 func (c *comparer) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	jobs := make(chan job)
-	group.Go(func() error {
+	group.Go(func() (err error) {
 		defer close(jobs)
+		defer fault.Catch(&err)
 		turn := make(chan struct{})
 		close(turn)
 		return c.eachPiece(func(off, n int64) error {
@@ -90,7 +92,8 @@ func (c *comparer) run(ctx context.Context) error {
 		})
 	})
 	for range c.o.Workers {
-		group.Go(func() error {
+		group.Go(func() (err error) {
+			defer fault.Catch(&err)
 			w := worker{comparer: c, p: make([]byte, pieceSize), q: make([]byte, pieceSize)}
 			for j := range jobs {
 				if err := w.piece(ctx, j); err != nil {

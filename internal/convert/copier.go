@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"vhdxfs/internal/disk"
+	"vhdxfs/internal/fault"
 )
 
 const (
@@ -59,6 +60,7 @@ func (c *copier) copy(ctx context.Context, in Input) error {
 	produced := make(chan error, 1)
 	go func() {
 		defer close(jobs)
+		defer fault.Then(func(err error) { produced <- err })
 		p := producer{ctx: ctx, jobs: jobs, buffers: buffers, turn: closed()}
 		if in.Disk != nil {
 			produced <- p.disk(in.Disk, c)
@@ -67,7 +69,8 @@ func (c *copier) copy(ctx context.Context, in Input) error {
 		}
 	}()
 	for range c.o.Workers {
-		group.Go(func() error {
+		group.Go(func() (err error) {
+			defer fault.Catch(&err)
 			for {
 				select {
 				case <-ctx.Done():

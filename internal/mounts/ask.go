@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/fault"
 )
 
 // ErrNoAnswer says that the program that serves a mount runs, but does not answer.
@@ -122,6 +124,7 @@ func ask(as *syscall.Credential, mountPoint string, names []string) (map[string]
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
+		defer fault.Catch(new(error))
 		cmd.Wait() // what it has to say is in the answer
 	}()
 	if err := r.SetReadDeadline(time.Now().Add(patience)); err != nil {
