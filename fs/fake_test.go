@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/google/uuid"
@@ -19,6 +20,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // fakeDisk is a disk whose extents the test lays out. want is its content. What would change it is recorded, and
@@ -125,7 +127,7 @@ func (d *fakeDisk) Snapshot(_ context.Context, name string, o vhdx.SnapshotOptio
 }
 
 // add appends n bytes that file holds from fileOff on, or zeros where file is nil.
-func (d *fakeDisk) add(n int64, file io.ReaderAt, fileOff int64) {
+func (d *fakeDisk) add(n int64, file imagefile.File, fileOff int64) {
 	d.extents = append(d.extents, vhdx.Extent{DiskOff: d.Size(), Len: n, File: file, FileOff: fileOff})
 	p := make([]byte, n)
 	if file != nil {
@@ -197,10 +199,19 @@ func (d *fakeDisk) seek(off int64, data bool) (int64, error) {
 func (d *fakeDisk) SeekData(off int64) (int64, error) { return d.seek(off, true) }
 func (d *fakeDisk) SeekHole(off int64) (int64, error) { return d.seek(off, false) }
 
-// memory is a file without a descriptor.
-type memory struct{ r *bytes.Reader }
+// memory is a file without a descriptor, for reading.
+type memory struct {
+	imagefile.Plain
+	*bytes.Reader
+}
 
-func (m memory) ReadAt(p []byte, off int64) (int, error) { return m.r.ReadAt(p, off) }
+func newMemory(b []byte) memory { return memory{Reader: bytes.NewReader(b)} }
+
+func (m memory) WriteAt([]byte, int64) (int, error) { return 0, syscall.EBADF }
+func (m memory) Truncate(int64) error               { return syscall.EBADF }
+func (m memory) Sync() error                        { return nil }
+func (m memory) Size() (int64, error)               { return m.Reader.Size(), nil }
+func (m memory) Close() error                       { return nil }
 
 func randomBytes(n int) []byte {
 	p := make([]byte, n)
@@ -220,12 +231,12 @@ func newFakeDisk(t testing.TB) *fakeDisk {
 	if err := os.WriteFile(name, data, 0o640); err != nil {
 		t.Fatal(err)
 	}
-	file, err := os.Open(name)
+	file, err := imagefile.Open(name, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { file.Close() })
-	mem := memory{bytes.NewReader(data)}
+	mem := newMemory(data)
 
 	d := &fakeDisk{info: vhdx.Info{
 		Path: name, Type: vhdx.Dynamic, BlockSize: 1 << 20, LogicalSectorSize: 512, PhysicalSectorSize: 4096,

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/imagefile"
 )
 
 func TestReadBytes(t *testing.T) {
@@ -63,7 +64,7 @@ func TestReadsAtOnce(t *testing.T) {
 // A reply has few parts however finely data and zeros alternate: writev(2) takes 1024.
 func TestReplyParts(t *testing.T) {
 	d := &fakeDisk{}
-	mem := memory{bytes.NewReader(randomBytes(8192))}
+	mem := newMemory(randomBytes(8192))
 	for d.Size() < maxRequest {
 		d.add(512, mem, 0)
 		d.add(512, nil, 0)
@@ -118,7 +119,7 @@ func TestReadErrors(t *testing.T) {
 	if err := os.WriteFile(short, make([]byte, 100<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file, err := os.Open(short)
+	file, err := imagefile.Open(short, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,13 +155,13 @@ func TestReadErrors(t *testing.T) {
 	}
 }
 
-type failingFile struct{}
+type failingFile struct{ memory }
 
 func (failingFile) ReadAt([]byte, int64) (int, error) { return 0, syscall.EIO }
 
 func TestLseek(t *testing.T) {
 	d := &fakeDisk{}
-	mem := memory{bytes.NewReader(make([]byte, 8192))}
+	mem := newMemory(make([]byte, 8192))
 	d.add(4096, nil, 0)
 	d.add(4096, mem, 0)
 	d.add(4096, nil, 0)
@@ -230,7 +231,7 @@ func TestReadAllocations(t *testing.T) {
 		t.Skip("the race detector makes sync.Pool drop objects")
 	}
 	d := &fakeDisk{}
-	d.add(1<<20, memory{bytes.NewReader(randomBytes(1 << 20))}, 0)
+	d.add(1<<20, newMemory(randomBytes(1<<20)), 0)
 	d.add(1<<20, nil, 0)
 	f := newTestFileSystem(t, d, Options{})
 	buf := make([]byte, 128<<10)

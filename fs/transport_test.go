@@ -2,7 +2,6 @@ package fs
 
 import (
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // A fakeKernel is the other end of a transport: it sends requests, and receives their replies, as the device does,
@@ -86,7 +86,7 @@ func (k *fakeKernel) expect(unique uint64, errno unix.Errno) []byte {
 }
 
 // halfZeros is a disk of which f holds the first MiB, and nothing the second.
-func halfZeros(f io.ReaderAt) *fakeDisk {
+func halfZeros(f imagefile.File) *fakeDisk {
 	return &fakeDisk{
 		extents: []vhdx.Extent{{Len: 1 << 20, File: f}, {DiskOff: 1 << 20, Len: 1 << 20}},
 		want:    make([]byte, 2<<20),
@@ -95,12 +95,13 @@ func halfZeros(f io.ReaderAt) *fakeDisk {
 
 // slowFile is a file in which every read waits to be let go, and says that it does.
 type slowFile struct {
+	memory
 	began chan struct{}
 	letGo chan struct{}
 }
 
 func newSlowFile(room int) slowFile {
-	return slowFile{make(chan struct{}, room), make(chan struct{})}
+	return slowFile{began: make(chan struct{}, room), letGo: make(chan struct{})}
 }
 
 func (f slowFile) ReadAt(p []byte, off int64) (int, error) {
@@ -146,7 +147,7 @@ func TestWorkersAreFew(t *testing.T) {
 	if err := os.WriteFile(path, randomBytes(1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cached, err := os.Open(path)
+	cached, err := imagefile.Open(path, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +190,7 @@ func TestWorkerLeavesRoom(t *testing.T) {
 }
 
 // panickyFile is a fault of the program.
-type panickyFile struct{}
+type panickyFile struct{ memory }
 
 func (panickyFile) ReadAt([]byte, int64) (int, error) { panic("out of order") }
 

@@ -12,12 +12,9 @@ type File interface {
 	Size() (int64, error)
 	Truncate(size int64) error // added bytes read as zero
 	Sync() error               // every write that returned before the call is on stable media
-}
 
-// A holeSeeker is a File that knows its holes, which need not be wiped.
-type holeSeeker interface {
-	// NextData returns the first offset at or after off that may hold other bytes than zero, and io.EOF
-	// when none follows.
+	// NextData returns the first offset at or after off that may hold other bytes than zero, and io.EOF where none
+	// follows. A file that does not know its holes returns off.
 	NextData(off int64) (int64, error)
 }
 
@@ -67,18 +64,15 @@ var zeros [256 << 10]byte
 // wipe makes the range off to end, which lies inside f, read as zero. It writes zeros rather than punch a
 // hole, because Windows refuses an image that became sparse.
 func wipe(f File, off, end int64) error {
-	h, _ := f.(holeSeeker)
 	for off < end {
-		if h != nil {
-			next, err := h.NextData(off)
-			if err == io.EOF || err == nil && next >= end {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			off = max(off, next)
+		next, err := f.NextData(off)
+		if err == io.EOF || err == nil && next >= end {
+			return nil
 		}
+		if err != nil {
+			return err
+		}
+		off = max(off, next)
 		n := min(end-off, int64(len(zeros)))
 		if _, err := f.WriteAt(zeros[:n], off); err != nil {
 			return err

@@ -108,8 +108,10 @@ func (f *sparseFile) cut(n int64) {
 	f.size -= n
 }
 
-// noHoles hides NextData.
+// noHoles does not know its holes.
 type noHoles struct{ File }
+
+func (noHoles) NextData(off int64) (int64, error) { return off, nil }
 
 // sameFile compares two readers of size bytes everywhere that either of the files has pages, and at ranges
 // that begin and end anywhere.

@@ -248,6 +248,7 @@ func (f *bytesFile) ReadAt(p []byte, off int64) (int, error) {
 func (f *bytesFile) WriteAt(p []byte, off int64) (int, error) { return copy(f.b[off:], p), nil }
 func (f *bytesFile) Size() (int64, error)                     { return int64(len(f.b)), nil }
 func (f *bytesFile) Sync() error                              { return nil }
+func (f *bytesFile) NextData(off int64) (int64, error)        { return off, nil }
 
 func (f *bytesFile) Truncate(size int64) error { // to more
 	f.b = append(f.b, make([]byte, size-int64(len(f.b)))...)

@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // growStep is by how much the file grows at least when it has no free space left, in bytes. Growing seldom keeps
@@ -88,26 +90,13 @@ func (w *writer) grow(size int64) error {
 	return nil
 }
 
-// An allocater is a File that can reserve space.
-type allocater interface {
-	// Allocate reserves space for n bytes from off on, which read as zero where nothing was, and grows the file.
-	Allocate(off, n int64) error
-}
-
 // fill gives the n bytes from off on, which read as zero or lie behind the end of the file, space that they
 // cannot be refused later.
 func (w *writer) fill(off, n int64) error {
-	if a, ok := w.file.(allocater); ok {
-		if err := a.Allocate(off, n); !unsupported(err) {
-			return err
-		}
+	if err := w.file.Allocate(off, n); !imagefile.IsUnsupported(err) {
+		return err
 	}
 	return w.writeZeros(off, n)
-}
-
-// unsupported reports whether err says that a file cannot do this at all, or not with this range.
-func unsupported(err error) bool {
-	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)
 }
 
 // zeroBytes begins at a page; see zerosAt.
@@ -152,7 +141,7 @@ func (w *writer) zeroWith(off, n int64, do func(off, n int64) error) error {
 	if to-from < worthwhile {
 		return w.writeZeros(off, n)
 	}
-	if err := do(from, to-from); unsupported(err) {
+	if err := do(from, to-from); imagefile.IsUnsupported(err) {
 		return w.writeZeros(off, n)
 	} else if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // SharedLayers returns the pairs of layers of im and o that are the same file.
@@ -18,7 +19,7 @@ func (im *Image) SharedLayers(o *Image) map[[2]int]bool {
 	for a := im.top; a != nil; a = a.parent {
 		j := 0
 		for b := o.top; b != nil; b = b.parent {
-			if sameFile(a.file, b.file) {
+			if imagefile.Same(a.file, b.file) {
 				shared[[2]int{i, j}] = true
 			}
 			j++
@@ -75,7 +76,7 @@ func (op *opener) link(path string, parents int) (*Link, error) {
 			_ = l.file.Close() // only read
 		}
 	}()
-	l, err := op.openLayer(path, os.O_RDONLY, sharedLock)
+	l, err := op.openLayer(path, os.O_RDONLY, imagefile.Shared)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +124,7 @@ func (o *opener) nextLink(l *layer, link *Link) *layer {
 			}
 			continue
 		}
-		p, err := o.openLayer(c.path, os.O_RDONLY, sharedLock)
+		p, err := o.openLayer(c.path, os.O_RDONLY, imagefile.Shared)
 		if errors.Is(err, os.ErrNotExist) {
 			if link.Problem == "" {
 				link.Problem = fmt.Sprintf("%s (%s): no such file", c.path, c.origin)

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // newChain makes a chain of n images in a new folder, base.vhdx first, and returns their paths.
@@ -72,7 +74,7 @@ func TestChain(t *testing.T) {
 			// All locks are released.
 			for _, p := range paths {
 				if f, err := os.OpenFile(p, os.O_RDWR, 0); err == nil {
-					if err := LockFile(f, LockOn, true); err != nil {
+					if err := imagefile.Of(f).Lock(LockOn, imagefile.Exclusive); err != nil {
 						t.Error(err)
 					}
 					f.Close()

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // A Report is the outcome of Check.
@@ -41,7 +43,7 @@ func (r *Report) Sound() bool {
 func Check(path string, o Options) (*Report, error) {
 	op := newOpener(o)
 	op.collect = true
-	l, err := op.openLayer(path, os.O_RDONLY, sharedLock)
+	l, err := op.openLayer(path, os.O_RDONLY, imagefile.Shared)
 	if err != nil {
 		return nil, err
 	}

@@ -456,7 +456,7 @@ func (w *writer) stop() {
 // shrink cuts free space off the end of the file, which takes less time than a hole; that before it is left to giveBack.
 // The image is clean, so no log entry speaks of the larger size.
 func (w *writer) shrink() error {
-	if f, ok := w.file.(interface{ Device() bool }); ok && f.Device() {
+	if w.file.IsDevice() {
 		return nil
 	}
 	w.spaceMu.Lock()

@@ -51,7 +51,7 @@ func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) 
 		}
 		return nil
 	})
-	if f, ok := l.file.(interface{ Device() bool }); !ok || !f.Device() { // a device stays as large as it is
+	if !l.file.IsDevice() { // a device stays as large as it is
 		pack.run()
 		r.Total = max(size-pack.space.end(), 0)
 	}

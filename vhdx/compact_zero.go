@@ -73,15 +73,13 @@ func (c *compaction) needless(b int64, e batEntry) (bool, error) {
 func (im *Image) readsZero(b int64, e batEntry) (bool, error) {
 	const firstLook = 64 * kib
 	g := &im.current().geo
-	holes, _ := im.current().file.(holeSeeker)
-	if e.state() != FullyPresent || im.current().replay != nil {
-		holes = nil
-	}
+	file := im.current().file
+	holes := e.state() == FullyPresent && im.current().replay == nil // what is in the file says what the disk reads as
 	start, end := b<<g.blockShift, g.blockEnd(b)
 	buf := make([]byte, firstLook)
 	for off := start; off < end; {
-		if holes != nil {
-			data, err := holes.NextData(e.fileOff() + off - start)
+		if holes {
+			data, err := file.NextData(e.fileOff() + off - start)
 			if errors.Is(err, io.EOF) {
 				return true, nil
 			}

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"vhdxfs/internal/newfile"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // A Builder makes a new image of known content. It needs no log: until Finish the file has no signature, so that
@@ -48,14 +49,14 @@ func newBuilder(ctx context.Context, path string, o CreateOptions) (_ *Builder, 
 	}
 	b := &Builder{o: o, path: path}
 	if o.Replace {
-		if b.old, err = LockForReplacement(path); err != nil {
+		if b.old, err = imagefile.LockForReplacement(path); err != nil {
 			return nil, err
 		}
 	}
 	if b.new, err = newfile.Create(path, o.Replace); err != nil {
 		return nil, errors.Join(err, b.closeOld())
 	}
-	f := &osFile{File: b.new.File}
+	f := imagefile.Of(b.new.File)
 	b.sparse = f.Sparse()
 	if err := b.begin(ctx, f); err != nil {
 		return nil, errors.Join(b.wrap(err), b.Discard())
@@ -75,17 +76,13 @@ func (b *Builder) begin(ctx context.Context, f File) error {
 	b.file = f
 	b.l = b.o.layout(b.o.Size)
 	b.end = b.l.dataOff
-	switch a, ok := f.(allocater); {
-	case b.o.Type == Fixed && !b.o.SizeLater:
-		// A fixed disk gets its space now, where the file system can promise it.
+	fixed := b.o.Type == Fixed && !b.o.SizeLater
+	if fixed {
 		b.end += b.l.geo.payloadBlocks() * b.o.BlockSize
-		if ok {
-			if err := a.Allocate(0, b.end); !unsupported(err) {
-				return err
-			}
-		}
-	case ok && !b.sparse:
-		if err := a.Allocate(0, b.end); !unsupported(err) {
+	}
+	if fixed || !b.sparse {
+		// A fixed disk gets its space now, where the file system can promise it.
+		if err := f.Allocate(0, b.end); !imagefile.IsUnsupported(err) {
 			return err
 		}
 	}

@@ -265,11 +265,13 @@ func TestBuilderIsInterrupted(t *testing.T) {
 	}
 }
 
-// A cancellingFile ends a context at the first write.
+// A cancellingFile ends a context at the first write, which it needs where zeros are.
 type cancellingFile struct {
 	*memFile
 	cancel func()
 }
+
+func (f *cancellingFile) Allocate(off, n int64) error { return errors.ErrUnsupported }
 
 func (f *cancellingFile) WriteAt(p []byte, off int64) (int, error) {
 	f.cancel()

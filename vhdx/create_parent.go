@@ -9,6 +9,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // maxDiskItems bounds the metadata of a virtual disk that new images inherit, in bytes. Nobody is known to have more
@@ -118,13 +120,13 @@ func (im *Image) layers() int {
 
 // Holds reports whether the file at path is the image or one of its parents.
 func (im *Image) Holds(path string) bool {
-	f, err := openFile(path, 0)
+	f, err := imagefile.Open(path, 0)
 	if err != nil {
 		return false
 	}
 	defer f.Close()
 	for l := im.top; l != nil; l = l.parent {
-		if sameFile(l.file, f) {
+		if imagefile.Same(l.file, f) {
 			return true
 		}
 	}

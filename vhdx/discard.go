@@ -1,6 +1,10 @@
 package vhdx
 
-import "fmt"
+import (
+	"fmt"
+
+	"vhdxfs/vhdx/imagefile"
+)
 
 // Zero makes the n bytes from byte off read as zero, and gives up the space of the blocks that lie wholly inside
 // them, unless the disk is fixed. In a differencing disk it never uncovers the parent's data. Like a write, it is
@@ -84,18 +88,10 @@ func (w *writer) zeroBlock(b, off, end int64) error {
 	return nil // it reads as zero
 }
 
-// A zeroer is a File that can make a range read as zero without giving up its space.
-type zeroer interface {
-	ZeroRange(off, n int64) error
-}
-
 // zeroPlace makes n bytes of the file read as zero; with keep, their space stays reserved.
 func (w *writer) zeroPlace(off, n int64, keep bool) error {
-	if z, ok := w.file.(zeroer); ok && (keep || !w.punch) {
-		return w.zeroWith(off, n, z.ZeroRange)
-	}
-	if keep {
-		return w.writeZeros(off, n)
+	if keep || !w.punch {
+		return w.zeroWith(off, n, w.file.ZeroRange)
 	}
 	return w.zero(off, n)
 }
@@ -172,10 +168,6 @@ func (w *writer) allocateBlock(b, off int64) error {
 	if err != nil {
 		return err
 	}
-	reserve := func(int64, int64) error { return nil }
-	if a, ok := w.file.(allocater); ok {
-		reserve = a.Allocate
-	}
 	switch st := entry.state(); {
 	case st == NotPresent && w.l.geo.hasParent:
 		return nil
@@ -185,7 +177,7 @@ func (w *writer) allocateBlock(b, off int64) error {
 		if err := w.announce(fileWrite); err != nil {
 			return err
 		}
-		if err := reserve(entry.fileOff(), n); !unsupported(err) {
+		if err := w.file.Allocate(entry.fileOff(), n); !imagefile.IsUnsupported(err) {
 			return err
 		}
 		return nil

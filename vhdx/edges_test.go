@@ -25,10 +25,9 @@ type noAlloc struct {
 	sparse bool
 }
 
-func (f noAlloc) Sparse() bool { return f.sparse }
-func (f noAlloc) NextData(off int64) (int64, error) {
-	return f.File.(holeSeeker).NextData(off)
-}
+func (f noAlloc) Sparse() bool                 { return f.sparse }
+func (f noAlloc) Allocate(off, n int64) error  { return errors.ErrUnsupported }
+func (f noAlloc) ZeroRange(off, n int64) error { return errors.ErrUnsupported }
 
 // A noSpace file fails writes into the given range with ENOSPC while full is set.
 type noSpace struct {
@@ -47,6 +46,7 @@ func (f noSpace) WriteAt(p []byte, off int64) (int, error) {
 // A bdev is a block device: it has the size that it has, and zeroes only whole sectors.
 type bdev struct{ noAlloc }
 
+func (f bdev) IsDevice() bool       { return true }
 func (f bdev) Truncate(int64) error { return unix.ENOSPC }
 func (f bdev) PunchHole(off, n int64) error {
 	if (off|n)&511 != 0 {

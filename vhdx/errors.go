@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // FormatError says which structure of an image broke which rule. It matches ErrCorrupt.
@@ -13,7 +14,7 @@ type FormatError = ondisk.FormatError
 var (
 	ErrCorrupt  = ondisk.ErrCorrupt
 	ErrReadOnly = errors.New("the image is open read-only")
-	ErrLocked   = errors.New("another program has the image open")
+	ErrLocked   = imagefile.ErrLocked
 )
 
 // finding returns what was found, without the words that say where: for lists of several findings.

@@ -28,8 +28,6 @@ func (f *faultFile) set(change func(f *faultFile)) {
 	change(f)
 }
 
-func (f *faultFile) Sparse() bool { return true }
-
 func (f *faultFile) ReadAt(p []byte, off int64) (int, error) {
 	f.mu.Lock()
 	fail := f.failRead
@@ -43,19 +41,39 @@ func (f *faultFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.writing(off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return f.File.WriteAt(p, off)
+}
+
+func (f *faultFile) Allocate(off, n int64) error {
+	if err := f.writing(off, n); err != nil {
+		return err
+	}
+	return f.File.Allocate(off, n)
+}
+
+func (f *faultFile) ZeroRange(off, n int64) error {
+	if err := f.writing(off, n); err != nil {
+		return err
+	}
+	return f.File.ZeroRange(off, n)
+}
+
+// writing counts an operation that needs space for n bytes at off, and fails where it is told to.
+func (f *faultFile) writing(off, n int64) error {
 	f.writes.Add(1)
 	f.mu.Lock()
 	fail, limit := f.failWrite, f.limit
 	f.mu.Unlock()
-	if limit > 0 && off+int64(len(p)) > limit {
-		return 0, unix.ENOSPC
+	if limit > 0 && off+n > limit {
+		return unix.ENOSPC
 	}
 	if fail != nil {
-		if err := fail(off); err != nil {
-			return 0, err
-		}
+		return fail(off)
 	}
-	return f.File.WriteAt(p, off)
+	return nil
 }
 
 func (f *faultFile) Truncate(size int64) error {

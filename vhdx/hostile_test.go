@@ -209,8 +209,6 @@ func (f *panicFile) step() {
 	}
 }
 
-func (f *panicFile) Sparse() bool { return true }
-
 func (f *panicFile) ReadAt(p []byte, off int64) (int, error) { f.step(); return f.File.ReadAt(p, off) }
 
 func (f *panicFile) WriteAt(p []byte, off int64) (int, error) {
@@ -222,8 +220,10 @@ func (f *panicFile) Truncate(size int64) error    { f.step(); return f.File.Trun
 func (f *panicFile) PunchHole(off, n int64) error { f.step(); return f.File.PunchHole(off, n) }
 func (f *panicFile) NextData(off int64) (int64, error) {
 	f.step()
-	return f.File.(holeSeeker).NextData(off)
+	return f.File.NextData(off)
 }
+func (f *panicFile) Allocate(off, n int64) error  { f.step(); return f.File.Allocate(off, n) }
+func (f *panicFile) ZeroRange(off, n int64) error { f.step(); return f.File.ZeroRange(off, n) }
 
 // A panic in whatever changes the image is an error of that, wherever it is. It holds no lock, no claim and no pin; from
 // then on writes fail and say why, reads go on, and the image can be closed. What is left can be opened.

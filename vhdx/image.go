@@ -10,6 +10,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"vhdxfs/cache"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // DiskType is the type of a virtual disk.
@@ -212,9 +213,9 @@ func newOpener(o Options) *opener {
 // openNext opens and locks the file at path as the next layer of the chain.
 func (o *opener) openNext(path string) (*layer, error) {
 	if len(o.chain) < o.writing {
-		return o.openLayer(path, os.O_RDWR, exclusiveLock)
+		return o.openLayer(path, os.O_RDWR, imagefile.Exclusive)
 	}
-	return o.openLayer(path, os.O_RDONLY, sharedLock)
+	return o.openLayer(path, os.O_RDONLY, imagefile.Shared)
 }
 
 // open opens the image at path and its parents. It leaves nothing open when it fails.
@@ -233,15 +234,15 @@ func (o *opener) open(path string) (*layer, error) {
 }
 
 // openLayer opens and locks the image file at path, and reads nothing yet.
-func (o *opener) openLayer(path string, flags int, kind lockKind) (*layer, error) {
-	f, err := openFile(path, flags)
+func (o *opener) openLayer(path string, flags int, kind imagefile.LockKind) (*layer, error) {
+	f, err := imagefile.Open(path, flags)
 	if err != nil {
 		return nil, err
 	}
 	// A file of the chain is locked already, and would seem to be held by another program.
 	err = o.notInChain(f)
 	if err == nil {
-		err = f.lock(o.Lock, kind)
+		err = f.Lock(o.Lock, kind)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

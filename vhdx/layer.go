@@ -11,14 +11,14 @@ import (
 	"vhdxfs/internal/content"
 	"vhdxfs/internal/ondisk"
 	"vhdxfs/journal"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // A layer is one image file of a chain.
 type layer struct {
 	path     string
 	file     File
-	src      io.ReaderAt      // the file, with its log replayed over it where it has one
-	payload  io.ReaderAt      // the file itself
+	src      File             // the file, with its log replayed over it where it has one; for reading
 	fileSize int64            // of the file itself, bytes
 	replay   *journal.Overlay // src, or nil when there was nothing to replay
 	size     int64            // of src, bytes
@@ -101,7 +101,7 @@ func (l *layer) load() error {
 	if err != nil {
 		return fmt.Errorf("size of the image: %w", err)
 	}
-	l.fileSize, l.payload = size, l.file
+	l.fileSize = size
 	l.size, l.src = size, l.file
 	if size < headerSectionSize {
 		return l.tooSmall()
@@ -225,12 +225,28 @@ func (l *layer) replayLog() error {
 		defer func() { l.replay = nil }()
 		return ondisk.Corrupt(ondisk.R13, "log", l.log().Offset, "the replayed file has %d bytes; files above 256 TiB are not supported", l.replay.Size())
 	}
-	l.sequence, l.src, l.size = seq, l.replay, l.replay.Size()
+	l.sequence, l.size = seq, l.replay.Size()
+	l.src = view{ReaderAt: l.replay, file: l.file, size: l.size}
 	if gap := l.logGap(); gap != "" {
 		l.remember(&l.warnings, Finding{Rule: ondisk.R11.Name(), Structure: "log", Offset: seq.Region.Offset, Message: gap + "; to write to it makes that final, so keep a copy"})
 	}
 	return nil
 }
+
+// A view is an image file that reads otherwise than it is, as with its log replayed over it. It is for reading, cannot be
+// spliced from, and its holes are not known.
+type view struct {
+	imagefile.Plain
+	io.ReaderAt
+	file File
+	size int64 // bytes
+}
+
+func (v view) WriteAt(p []byte, off int64) (int, error) { return 0, ErrReadOnly }
+func (v view) Truncate(size int64) error                { return ErrReadOnly }
+func (v view) Sync() error                              { return nil }
+func (v view) Size() (int64, error)                     { return v.size, nil }
+func (v view) Close() error                             { return v.file.Close() }
 
 // logGap says what is lost where a log is damaged in its middle, and "" where it is not. Who waits for an entry before the
 // next is written, as this package does, leaves none behind one that a power cut tore.

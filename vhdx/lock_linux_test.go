@@ -10,17 +10,19 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // holdExclusive opens the image file and takes the locks of a writer until the test ends.
 func holdExclusive(t *testing.T, path string) {
 	t.Helper()
-	f, err := openFile(path, os.O_RDWR)
+	f, err := imagefile.Open(path, os.O_RDWR)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	if err := f.lock(LockOn, exclusiveLock); err != nil {
+	if err := f.Lock(LockOn, imagefile.Exclusive); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -67,12 +69,12 @@ func TestReaderKeepsWritersOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writer, err := openFile(path, os.O_RDWR)
+	writer, err := imagefile.Open(path, os.O_RDWR)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer writer.Close()
-	if err := writer.lock(LockOn, exclusiveLock); !errors.Is(err, ErrLocked) {
+	if err := writer.Lock(LockOn, imagefile.Exclusive); !errors.Is(err, ErrLocked) {
 		t.Errorf("a writer beside a reader: %v; want ErrLocked", err)
 	}
 	// A refused writer leaves no lock behind.
@@ -82,7 +84,7 @@ func TestReaderKeepsWritersOut(t *testing.T) {
 	}
 	other.Close()
 	im.Close()
-	if err := writer.lock(LockOn, exclusiveLock); err != nil {
+	if err := writer.Lock(LockOn, imagefile.Exclusive); err != nil {
 		t.Errorf("a writer when the readers are gone: %v", err)
 	}
 }
@@ -94,16 +96,16 @@ func TestParentsAreLocked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writer, err := openFile(filepath.Join(dir, "parent.vhdx"), os.O_RDWR)
+	writer, err := imagefile.Open(filepath.Join(dir, "parent.vhdx"), os.O_RDWR)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer writer.Close()
-	if err := writer.lock(LockOn, exclusiveLock); !errors.Is(err, ErrLocked) {
+	if err := writer.Lock(LockOn, imagefile.Exclusive); !errors.Is(err, ErrLocked) {
 		t.Errorf("a writer of the parent: %v; want ErrLocked", err)
 	}
 	im.Close()
-	if err := writer.lock(LockOn, exclusiveLock); err != nil {
+	if err := writer.Lock(LockOn, imagefile.Exclusive); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(path, Options{}); !errors.Is(err, ErrLocked) || errors.Is(err, ErrCorrupt) {

@@ -8,21 +8,22 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // A memFile is a sparse image file in memory: what was never written takes no space and reads as zero.
 // It knows its holes, as files of the operating system do.
 type memFile struct {
+	imagefile.Plain
+
 	mu      sync.RWMutex
 	pages   map[int64]*[pageSize]byte // by page number; a page is never changed, but replaced
 	size    int64
 	changes atomic.Int64 // calls that change the file
 }
 
-var (
-	_ File       = (*memFile)(nil)
-	_ holeSeeker = (*memFile)(nil)
-)
+var _ File = (*memFile)(nil)
 
 func newMemFile(size int64) *memFile {
 	return &memFile{pages: make(map[int64]*[pageSize]byte), size: size}
@@ -117,8 +118,20 @@ func (f *memFile) PunchHole(off, n int64) error {
 	return err
 }
 
+// Allocate only makes the file larger: all space that there is was promised.
+func (f *memFile) Allocate(off, n int64) error {
+	if size, _ := f.Size(); size < off+n {
+		return f.Truncate(off + n)
+	}
+	f.changes.Add(1)
+	return nil
+}
+
+func (f *memFile) ZeroRange(off, n int64) error { return f.PunchHole(off, n) }
+
 func (f *memFile) Sync() error  { return nil }
 func (f *memFile) Close() error { return nil }
+func (f *memFile) Sparse() bool { return true }
 
 func (f *memFile) NextData(off int64) (int64, error) {
 	f.mu.RLock()
@@ -133,6 +146,18 @@ func (f *memFile) NextData(off int64) (int64, error) {
 		return 0, io.EOF
 	}
 	return next, nil
+}
+
+// NextHole returns the first offset at or after off of a page that was never written.
+func (f *memFile) NextHole(off int64) (int64, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for next := off; next < f.size; next = next/pageSize*pageSize + pageSize {
+		if f.pages[next/pageSize] == nil {
+			return next, nil
+		}
+	}
+	return max(off, f.size), nil
 }
 
 // writeTo makes a sparse file of the same content at path.
@@ -159,7 +184,7 @@ func (f *memFile) writeTo(t testing.TB, path string) {
 // sameAs reports whether the file at path has the same content.
 func (f *memFile) sameAs(t testing.TB, path string) bool {
 	t.Helper()
-	in, err := openFile(path, os.O_RDONLY)
+	in, err := imagefile.Open(path, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}

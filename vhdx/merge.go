@@ -257,11 +257,10 @@ func (m *merge) tidy() error {
 // ownPath returns the path of the image itself, for removing and renaming, and an error if another file is there by now.
 func (im *Image) ownPath() (string, error) {
 	path := realPath(im.top.path)
-	f, ok := im.top.file.(*osFile)
-	if !ok {
+	st, err := im.top.file.Identity()
+	if errors.Is(err, errors.ErrUnsupported) {
 		return path, nil
 	}
-	st, err := f.Stat()
 	if err != nil {
 		return "", err
 	}

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"github.com/google/uuid"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // planMerge returns the paths of the images that take part, from the one at path down to the result. It looks at
@@ -29,7 +31,7 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 	}
 	var run []*layer
 	for l := im.top; len(run) <= depth; l = l.parent {
-		f, err := openFile(l.path, os.O_RDWR)
+		f, err := imagefile.Open(l.path, os.O_RDWR)
 		if err != nil {
 			return nil, fmt.Errorf("all images that take part in a merge are changed: %w", err)
 		}
@@ -67,13 +69,13 @@ func checkSizes(run []*layer) error {
 
 // depthOf returns how far below the image the file at path is in its chain.
 func (im *Image) depthOf(path string) (int, error) {
-	f, err := openFile(path, os.O_RDONLY)
+	f, err := imagefile.Open(path, os.O_RDONLY)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
 	for l, depth := im.top.parent, 1; l != nil; l, depth = l.parent, depth+1 {
-		if sameFile(l.file, f) {
+		if imagefile.Same(l.file, f) {
 			return depth, nil
 		}
 	}

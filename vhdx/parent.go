@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/imagefile"
 )
 
 const (
@@ -171,7 +172,7 @@ func (o *opener) tryParent(l *layer, path string) error {
 // notInChain returns an error if f is a file that the chain so far is made of.
 func (o *opener) notInChain(f File) error {
 	for _, c := range o.chain {
-		if sameFile(c.file, f) {
+		if imagefile.Same(c.file, f) {
 			return noParent(ondisk.R65, errors.New("the chain has this file already"))
 		}
 	}
@@ -205,14 +206,3 @@ type notParentError struct {
 
 func (e *notParentError) Error() string { return e.err.Error() }
 func (e *notParentError) Unwrap() error { return e.err }
-
-func sameFile(a, b File) bool {
-	fa, aok := a.(*osFile)
-	fb, bok := b.(*osFile)
-	if !aok || !bok {
-		return a == b
-	}
-	sa, aerr := fa.Stat()
-	sb, berr := fb.Stat()
-	return aerr == nil && berr == nil && os.SameFile(sa, sb)
-}

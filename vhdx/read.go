@@ -170,7 +170,7 @@ func (im *Image) run(off, end int64) (Extent, error) {
 func (l *layer) held(e Extent, entry batEntry, end int64) Extent {
 	e.Len = end - e.DiskOff
 	e.FileOff = entry.fileOff() + l.geo.inBlock(e.DiskOff)
-	e.File = l.payload
+	e.File = l.file
 	// A log may have been replayed over payload, though it never should be, or over the end of the file.
 	if l.replay != nil && (l.replay.Overlaps(e.FileOff, e.Len) || e.FileOff+e.Len > l.fileSize) {
 		e.File = l.src

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // RepairOptions says how to repair an image.
@@ -90,9 +92,9 @@ func Repair(ctx context.Context, path string, o RepairOptions) (*RepairReport, e
 	rep := &RepairReport{Path: path, Before: before, After: before, DryRun: o.DryRun, Fixes: []Fix{}, Left: []Finding{}}
 	op := newOpener(o.Open)
 	op.collect = true
-	flags, kind := os.O_RDWR, exclusiveLock
+	flags, kind := os.O_RDWR, imagefile.Exclusive
 	if o.DryRun {
-		flags, kind = os.O_RDONLY, sharedLock
+		flags, kind = os.O_RDONLY, imagefile.Shared
 	}
 	top, err := op.openLayer(path, flags, kind)
 	if err != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"math"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // undoSize returns how large the undo file would be.
@@ -144,7 +146,7 @@ func (r *repairer) growFile() error {
 	if d.size <= d.old {
 		return nil
 	}
-	if s, ok := f.(interface{ Sparse() bool }); ok && !s.Sparse() {
+	if !f.Sparse() {
 		if err := writeZeros(f, d.old, d.size-d.old); err != nil {
 			return err
 		}
@@ -185,7 +187,7 @@ func (r *repairer) growFile() error {
 func (r *repairer) shrinkFile() error {
 	f, d := r.top.file, r.d
 	for _, h := range d.holes {
-		if err := f.PunchHole(h.off, h.n); err != nil && !unsupported(err) {
+		if err := f.PunchHole(h.off, h.n); err != nil && !imagefile.IsUnsupported(err) {
 			return err
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // maxDraftPages bounds the memory of a draft: 256 MiB of pages. It is the BAT of a disk of 32 TiB, all of it changed.
@@ -22,6 +24,8 @@ var errLargeDraft = errors.New("more than 256 MiB of block tables or log are to 
 //
 // The file grows or is cut, not both: once it was cut below its old size it cannot grow again.
 type draft struct {
+	imagefile.Plain
+
 	base   File
 	old    int64                     // size of base, bytes
 	size   int64                     // of the draft, bytes
@@ -41,10 +45,7 @@ type copied struct {
 	from int64
 }
 
-var (
-	_ File       = (*draft)(nil)
-	_ holeSeeker = (*draft)(nil)
-)
+var _ File = (*draft)(nil)
 
 func newDraft(base File) (*draft, error) {
 	size, err := base.Size()
@@ -149,12 +150,12 @@ func (d *draft) Size() (int64, error) { return d.size, nil }
 
 // Truncate changes the size. Added bytes read as zero.
 func (d *draft) Truncate(size int64) error {
-	switch f, ok := d.base.(interface{ Device() bool }); {
+	switch {
 	case size == d.size:
 		return nil
 	case size < 0 || size > maxFileSize:
 		return fmt.Errorf("the repair needs a file of %d bytes, and 256 TiB are the most: %w", uint64(size), unix.EFBIG)
-	case ok && f.Device():
+	case d.base.IsDevice():
 		return fmt.Errorf("the image is a device of %d bytes, and the repair needs %d: %w", d.old, size, unix.ENOSPC)
 	case size > d.size && d.size < d.old:
 		return errors.New("a draft that was cut cannot grow")
@@ -209,18 +210,15 @@ func (d *draft) NextData(off int64) (int64, error) {
 // nextOfBase returns the first offset at or after off where the file may hold other bytes than zero and the draft has
 // no hole, and the end of the draft where there is none.
 func (d *draft) nextOfBase(off int64) (int64, error) {
-	f, _ := d.base.(holeSeeker)
 	for off < min(d.old, d.size) {
-		if f != nil {
-			next, err := f.NextData(off)
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				return 0, err
-			}
-			off = next
+		next, err := d.base.NextData(off)
+		if err == io.EOF {
+			break
 		}
+		if err != nil {
+			return 0, err
+		}
+		off = next
 		i := slices.IndexFunc(d.holes, func(h fileRange) bool { return h.off <= off && off < h.end() })
 		if i < 0 {
 			return off, nil

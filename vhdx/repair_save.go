@@ -77,19 +77,17 @@ func (r *repairer) recordZeroed(u *undoWriter, off, end int64) error {
 		if err := context.Cause(r.ctx); err != nil {
 			return err
 		}
-		if f, ok := r.d.base.(holeSeeker); ok {
-			next, err := f.NextData(off)
-			if err == io.EOF || err == nil && next >= end {
-				r.o.Progress(end - off)
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			next = max(off, next/pageSize*pageSize)
-			r.o.Progress(next - off)
-			off = next
+		next, err := r.d.base.NextData(off)
+		if err == io.EOF || err == nil && next >= end {
+			r.o.Progress(end - off)
+			return nil
 		}
+		if err != nil {
+			return err
+		}
+		next = max(off, next/pageSize*pageSize)
+		r.o.Progress(next - off)
+		off = next
 		b := buf[:min(piece, end-off)]
 		if err := readFull(r.d.base, b, off, "the image"); err != nil {
 			return err

@@ -10,7 +10,7 @@ import (
 // and then their bytes are there. Where anything was lost all of it stays; and so it does in a fixed image, whose space is
 // meant to stay.
 func (r *repairer) giveBack(l *layer, list []Finding) error {
-	if f, ok := r.top.file.(interface{ Device() bool }); ok && f.Device() {
+	if r.top.file.IsDevice() {
 		return nil
 	}
 	if r.keepSpace || r.lossy || l.unwritable != "" || l.diskType() == Fixed {
@@ -27,8 +27,7 @@ func (r *repairer) giveBack(l *layer, list []Finding) error {
 		}
 		ranges = ranges[:len(ranges)-1]
 	}
-	s, ok := r.top.file.(interface{ Sparse() bool })
-	if !ok || !s.Sparse() {
+	if !r.top.file.Sparse() {
 		return nil
 	}
 	var leaked int64

@@ -76,7 +76,7 @@ func (r *repairer) growBAT(l *layer, list []Finding) error {
 	if !ok || r.batCut > 0 || bat.Offset >= uint64(r.d.size) || bat.inside(r.d.size) {
 		return nil // it begins behind the end, or it is another region
 	}
-	if f, ok := r.top.file.(interface{ Device() bool }); ok && f.Device() {
+	if r.top.file.IsDevice() {
 		return nil
 	}
 	r.batCut = r.d.size

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // mustRepair repairs the image at path.
@@ -331,7 +332,7 @@ func TestRepairGivesSpaceBack(t *testing.T) {
 	if st, err := os.Stat(path); err != nil || st.Size() != 8*mib || len(r.Fixes) != 2 {
 		t.Errorf("repairs %+v, file %v, %v; want one of 8 MiB", r.Fixes, st, err)
 	}
-	f, err := openFile(path, os.O_RDONLY)
+	f, err := imagefile.Open(path, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}

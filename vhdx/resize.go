@@ -253,7 +253,7 @@ func (r *resizing) clearEntries() error {
 
 // reload loads the layer anew from the file, which is clean and nobody else uses.
 func (w *writer) reload() error {
-	l := &layer{path: w.l.path, file: w.file, cache: w.l.cache, parent: w.l.parent}
+	l := &layer{path: w.l.path, file: w.l.file, cache: w.l.cache, parent: w.l.parent}
 	if err := l.load(); err != nil {
 		return fmt.Errorf("after the disk was resized: %w", err)
 	}

@@ -80,7 +80,7 @@ func (l *layer) searchRegions() *regionTables {
 
 // complete finds out what the metadata and the region table have not told: by what was assumed, or by the BAT itself.
 func (l *layer) complete() error {
-	l.src = zeroTail{l.src} // the end of the file may cut the BAT, too
+	l.src = view{ReaderAt: zeroTail{l.src}, file: l.file, size: l.size} // the end of the file may cut the BAT, too
 	m := &l.meta
 	unknown := func(r ondisk.Rule, structure, option string) error {
 		return ondisk.Corrupt(r, structure, l.metadataOffset(), "the image does not tell it any more; give it with %s", option)

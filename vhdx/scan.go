@@ -90,11 +90,7 @@ func (s *batScan) run(limit int64) (done bool, err error) {
 
 // hole returns how many of the n bytes from file offset off on are known to be zero without reading them.
 func (l *layer) hole(off, n int64) (int64, error) {
-	f, ok := l.file.(holeSeeker)
-	if !ok {
-		return 0, nil
-	}
-	data, err := f.NextData(off)
+	data, err := l.file.NextData(off)
 	switch {
 	case errors.Is(err, io.EOF):
 	case err != nil:

@@ -76,18 +76,9 @@ func (im *Image) seekRun(run *fileRun, off int64, data bool) (next int64, found 
 
 // A fileRun is a run of bytes of a file all of which are data, or all of which are in a hole.
 type fileRun struct {
-	file       io.ReaderAt
+	file       File
 	begin, end int64 // file offsets
 	data       bool
-}
-
-// holeFinder is a holeSeeker that knows both ends of its holes.
-type holeFinder interface {
-	File
-	holeSeeker
-
-	// NextHole returns the first offset at or after off that is known to read as zero; the end of the file is one.
-	NextHole(off int64) (int64, error)
 }
 
 // find makes r the run that has the first byte of e, unless it is that already. A run may be much longer than an extent,
@@ -96,11 +87,8 @@ func (r *fileRun) find(e Extent) error {
 	if r.file == e.File && r.begin <= e.FileOff && e.FileOff < r.end {
 		return nil
 	}
-	*r = fileRun{file: e.File, begin: e.FileOff, end: math.MaxInt64, data: true}
-	f, ok := e.File.(holeFinder)
-	if !ok {
-		return nil
-	}
+	f := e.File
+	*r = fileRun{file: f, begin: e.FileOff, end: math.MaxInt64, data: true}
 	next, err := f.NextData(e.FileOff)
 	switch {
 	case err == io.EOF:

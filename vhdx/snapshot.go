@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/newfile"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // SnapshotOptions says how to make a snapshot.
@@ -60,7 +61,7 @@ func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *Sna
 	case name == "" && !st.Mode().IsRegular(), o.KeepName && !st.Mode().IsRegular():
 		return nil, optionsError{fmt.Errorf("%s is no regular file; name the child, and leave the image its name", path)}
 	case name == "":
-		if own, err := mountedAlone(image); err != nil {
+		if own, err := imagefile.MountedAlone(image); err != nil {
 			return nil, err
 		} else if own {
 			return nil, aloneError(image)
@@ -172,12 +173,12 @@ func (s *snapshot) keepName(frozen string) (*SnapshotResult, error) {
 		return nil, optionsError{fmt.Errorf("%s is in another folder than the image, where neither it nor its own parent would be found", frozen)}
 	}
 	// Two snapshots can read the image at once, and the second would take the place of the child of the first.
-	f, err := openFile(s.image, 0)
+	f, err := imagefile.Open(s.image, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close() // and with it the lock
-	if err := f.lock(s.o.Open.Lock, renameLock); err != nil {
+	if err := f.Lock(s.o.Open.Lock, imagefile.Renaming); err != nil {
 		return nil, err
 	}
 	linked, err := linkBeside(s.image, frozen)

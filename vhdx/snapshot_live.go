@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/internal/newfile"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // Snapshot freezes the image while it is in use: at one moment it becomes the parent of a new differencing child, and
@@ -66,7 +67,7 @@ type liveSnapshot struct {
 	im    *Image
 	w     *writer
 	o     SnapshotOptions
-	file  *osFile     // of the image
+	file  File        // of the image
 	st    os.FileInfo // likewise
 	image string      // its path, no symbolic link
 
@@ -83,12 +84,11 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 	w := im.writer
 	s := &liveSnapshot{ctx: ctx, im: im, w: w, o: o}
 	path := w.l.path
-	var ok bool
-	if s.file, ok = w.file.(*osFile); !ok || s.file.Device() {
+	if s.file = w.file; s.file.IsDevice() {
 		return nil, optionsError{fmt.Errorf("%s is no regular file; unmount it, and name a child for it", path)}
 	}
 	var err error
-	if s.st, err = s.file.Stat(); err != nil {
+	if s.st, err = s.file.Identity(); err != nil {
 		return nil, err
 	}
 	s.image = path
@@ -98,7 +98,7 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 	if err := inPlace(s.image, s.st); err != nil {
 		return nil, err
 	}
-	if own, err := mountedAlone(s.image); err != nil {
+	if own, err := imagefile.MountedAlone(s.image); err != nil {
 		return nil, err
 	} else if own {
 		return nil, aloneError(s.image)
@@ -178,7 +178,7 @@ func (s *liveSnapshot) freeze() error {
 		return errors.Join(err, own.Close(), below.Close())
 	}
 	w.goOn(child)
-	if err := below.share(); err != nil {
+	if err := below.Share(); err != nil {
 		w.log.WithError(err).Warnf("%s stays locked against readers until the unmount", s.frozen)
 	}
 	// Who still reads may do so from the file by the name it was opened with.
@@ -209,25 +209,24 @@ func (s *liveSnapshot) finish() (err error) {
 }
 
 // open opens and locks the complete child, and returns it and the image by the names that they are going to have.
-func (s *liveSnapshot) open() (own, below *osFile, err error) {
-	f, err := openFile(s.b.TempPath(), os.O_RDWR)
+func (s *liveSnapshot) open() (own, below File, err error) {
+	f, err := imagefile.Open(s.b.TempPath(), os.O_RDWR)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer f.Close() // another descriptor of it remains
-	if err := f.lock(s.w.lockMode, exclusiveLock); err != nil {
+	if err := f.Lock(s.w.lockMode, imagefile.Exclusive); err != nil {
 		return nil, nil, err
 	}
 	if err := copyMode(s.b.TempPath(), s.st); err != nil {
 		return nil, nil, err
 	}
-	if own, err = f.named(s.child); err != nil {
+	if own, err = f.Named(s.child); err != nil {
 		return nil, nil, err
 	}
-	if below, err = s.file.named(s.frozen); err != nil {
+	if below, err = s.file.Named(s.frozen); err != nil {
 		return nil, nil, errors.Join(err, own.Close())
 	}
-	own.syncs.Store(s.file.Syncs()) // it goes on to count
 	return own, below, nil
 }
 
@@ -249,7 +248,7 @@ func (s *liveSnapshot) load(own, below File) (*layer, error) {
 
 // giveNames gives the complete child its name, durably. An error leaves the image with its own; if that is not known,
 // nothing is written any more.
-func (s *liveSnapshot) giveNames(child *osFile) error {
+func (s *liveSnapshot) giveNames(child File) error {
 	if s.ctx.Err() != nil {
 		return context.Cause(s.ctx)
 	}
@@ -258,7 +257,7 @@ func (s *liveSnapshot) giveNames(child *osFile) error {
 			return err
 		}
 	}
-	st, err := child.Stat()
+	st, err := child.Identity()
 	if err != nil {
 		return err
 	}
@@ -300,7 +299,7 @@ func (w *writer) goOn(l *layer) {
 	w.metaMu.Unlock()
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
-	w.file, w.l = l.file, l
+	w.use(l)
 	w.header, w.slot = l.headers.header(), l.headers.current
 	w.opened, w.repaired, w.dataWrite = false, false, uuid.Nil
 	w.useSpace()

@@ -37,9 +37,7 @@ func (im *Image) Stats() Stats {
 	if w == nil {
 		return s
 	}
-	if f, ok := l.file.(syncCounter); ok {
-		s.FileSyncs = f.Syncs()
-	}
+	s.FileSyncs = w.counters.fileSyncs.Load()
 	s.HeaderUpdates = w.counters.headerUpdates.Load()
 	s.LogEntries = w.counters.logEntries.Load()
 	s.LoggedPages = w.counters.loggedPages.Load()
@@ -53,12 +51,21 @@ func (im *Image) Stats() Stats {
 	return s
 }
 
-// A syncCounter is a File that counts its syncs.
-type syncCounter interface{ Syncs() int64 }
+// A meteredFile counts its syncs.
+type meteredFile struct {
+	File
+	syncs *atomic.Int64
+}
+
+func (f meteredFile) Sync() error {
+	f.syncs.Add(1)
+	return f.File.Sync()
+}
 
 // counters count what a writer does seldom: each goes with a write to the file at the least, or with a change of
 // metadata.
 type counters struct {
+	fileSyncs                                           atomic.Int64 // of the image file
 	headerUpdates, logEntries, loggedPages, checkpoints atomic.Int64
 	allocated, freed                                    atomic.Int64 // payload blocks
 	inLog                                               atomic.Int64 // len(session.logged), for who does not hold roundMu

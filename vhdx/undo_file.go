@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"vhdxfs/internal/newfile"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // An undoPlace is where an undo file is going to be.
@@ -48,7 +49,7 @@ func (p undoPath) create() (undoFile, error) {
 }
 
 func (p undoPath) open() (*undoReader, io.Closer, error) {
-	f, err := openFile(p.path, os.O_RDONLY)
+	f, err := imagefile.Open(p.path, os.O_RDONLY)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // UndoOptions says what to restore.
@@ -49,12 +50,12 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 			return nil, optionsError{fmt.Errorf("the image %q is not beside the undo file; to restore it by force, name it", path)}
 		}
 	}
-	f, err := openFile(path, os.O_RDWR)
+	f, err := imagefile.Open(path, os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.lock(o.Lock, exclusiveLock); err != nil {
+	if err := f.Lock(o.Lock, imagefile.Exclusive); err != nil {
 		return nil, err
 	}
 	orNothing(&o.Phase, &o.Progress)

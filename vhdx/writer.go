@@ -15,6 +15,7 @@ import (
 	"vhdxfs/cache"
 	"vhdxfs/internal/fault"
 	"vhdxfs/journal"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // A writer changes the image file of a chain, its top layer. What must never break:
@@ -31,7 +32,7 @@ import (
 // metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
 type writer struct {
 	l    *layer // replaced with the gate and roundMu held
-	file File   // that of l; replaced with spaceMu held, too
+	file File   // that of l, with its syncs counted; replaced with spaceMu held, too
 	log  logrus.FieldLogger
 
 	detectZeroes bool
@@ -115,8 +116,6 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		return nil, err
 	}
 	w := &writer{
-		l:            l,
-		file:         l.file,
 		log:          op.Log,
 		detectZeroes: op.DetectZeroes,
 		lockMode:     op.Lock,
@@ -132,13 +131,13 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		dirty:        make(map[int64]dirtyPage),
 		raw:          make(map[int64]*[pageSize]byte),
 	}
+	w.use(l)
 	w.roomFree.L, w.rounds.cond.L = &w.metaMu, &w.rounds.mu
 	w.reads.current.Store(1) // epoch 0 has ended
 	if w.log == nil {
 		w.log = nowhere()
 	}
-	s, ok := l.file.(interface{ Sparse() bool })
-	w.holes = ok && s.Sparse()
+	w.holes = l.file.Sparse()
 	w.trims = op.Discard != DiscardOff
 	w.punch = op.Discard == DiscardPunch || w.holes && (op.Discard == DiscardAuto || op.Discard == "")
 	if l.replay != nil {
@@ -156,6 +155,9 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	go w.background()
 	return w, nil
 }
+
+// use makes l the layer that is written to.
+func (w *writer) use(l *layer) { w.l, w.file = l, meteredFile{l.file, &w.counters.fileSyncs} }
 
 // nowhere returns a log that nobody reads.
 func nowhere() logrus.FieldLogger {
@@ -221,7 +223,7 @@ func (w *writer) replay(op *opener) error {
 	if err := w.updateHeaders(h); err != nil {
 		return err
 	}
-	fresh := op.newLayer(w.file, w.l.path)
+	fresh := op.newLayer(w.l.file, w.l.path)
 	fresh.mayLate = w.l.mayLate // it was found valid as it is now
 	if err := fresh.load(); err != nil {
 		return fmt.Errorf("after the log was replayed: %w", err)
@@ -301,12 +303,8 @@ func (w *writer) announce(kind writeKind) error {
 // reserveLog gives the log its space before blocks take what is left: without, nothing written could ever be
 // committed.
 func (w *writer) reserveLog() error {
-	a, ok := w.file.(allocater)
-	if !ok {
-		return nil
-	}
 	log := w.l.log()
-	if err := a.Allocate(log.Offset, log.Length); err != nil && !unsupported(err) {
+	if err := w.file.Allocate(log.Offset, log.Length); err != nil && !imagefile.IsUnsupported(err) {
 		return fmt.Errorf("reserve space for the log: %w", err)
 	}
 	return nil

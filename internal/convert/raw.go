@@ -14,6 +14,7 @@ import (
 	"vhdxfs/internal/loop"
 	"vhdxfs/internal/newfile"
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // NewRaw makes a target of a raw file at path, of size bytes. A block device there is overwritten if replace is
@@ -27,7 +28,7 @@ func NewRaw(path string, size int64, replace bool) (Target, error) {
 		if err := notAttached(path); err != nil {
 			return nil, err
 		}
-		if lock, err = vhdx.LockForReplacement(path); err != nil {
+		if lock, err = imagefile.LockForReplacement(path); err != nil {
 			return nil, err
 		}
 	}
@@ -95,7 +96,7 @@ func newDevice(path string, size int64, replace bool) (Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = vhdx.LockFile(f, vhdx.LockOn, true)
+	err = imagefile.Of(f).Lock(imagefile.LockOn, imagefile.Exclusive)
 	has := int64(0)
 	if err == nil {
 		has, err = f.Seek(0, io.SeekEnd)

@@ -2,11 +2,13 @@ package disk
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
 	"vhdxfs/internal/content"
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // imageNames are the ends of names that only images have. A disk in such a file that looks like none is a damaged image,
@@ -37,12 +39,12 @@ func (e *ForeignError) Error() string {
 
 // detect finds out the format of the file at path. What is known to be of another than those here is an error.
 func detect(path string) (Format, error) {
-	f, err := openFile(path)
+	f, err := imagefile.Open(path, os.O_RDONLY)
 	if err != nil {
 		return Auto, err
 	}
 	defer f.Close()
-	size, err := sizeOf(f)
+	size, err := f.Size()
 	if err != nil {
 		return Auto, err
 	}

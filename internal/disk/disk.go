@@ -6,9 +6,8 @@ import (
 	"io"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // Format is how the bytes of a disk lie in a file.
@@ -35,7 +34,7 @@ type Disk struct {
 
 	io.ReaderAt // bytes of the disk
 	size        int64
-	raw         *os.File
+	raw         imagefile.File
 }
 
 // Open opens the disk at path and locks it, and its parents, against writers. The options concern images, and the
@@ -71,14 +70,14 @@ func (r imageReader) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func openRaw(path string, lock vhdx.LockMode) (*Disk, error) {
-	f, err := openFile(path)
+	f, err := imagefile.Open(path, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
-	if err := vhdx.LockFile(f, lock, false); err != nil {
+	if err := f.Lock(lock, imagefile.Shared); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	size, err := sizeOf(f)
+	size, err := f.Size()
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -87,25 +86,6 @@ func openRaw(path string, lock vhdx.LockMode) (*Disk, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return d, nil
-}
-
-// sizeOf returns the size in bytes, of a block device too.
-func sizeOf(f *os.File) (int64, error) { return f.Seek(0, io.SeekEnd) }
-
-// openFile opens a regular file or a block device, and does not wait as opening a named pipe would.
-func openFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() && st.Mode().Type() != os.ModeDevice {
-		err = fmt.Errorf("%s is neither a regular file nor a block device", path)
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
 }
 
 // Size returns the size of the disk in bytes.
@@ -133,14 +113,11 @@ func (d *Disk) Data(off int64) (from, to int64, err error) {
 		}
 		off = e.End()
 	}
-	from, err = unix.Seek(int(d.raw.Fd()), off, unix.SEEK_DATA)
-	switch {
-	case errors.Is(err, unix.ENXIO):
-		return 0, 0, io.EOF
-	case errors.Is(err, unix.EINVAL), errors.Is(err, errors.ErrUnsupported):
-		return off, d.size, nil // it does not know its holes
-	case err == nil:
-		to, err = unix.Seek(int(d.raw.Fd()), from, unix.SEEK_HOLE)
+	if from, err = d.raw.NextData(off); err == nil {
+		to, err = d.raw.NextHole(from)
+	}
+	if err == io.EOF {
+		return 0, 0, err
 	}
 	if err != nil {
 		return 0, 0, fmt.Errorf("find data in %s: %w", d.Path, err)
@@ -156,7 +133,7 @@ func (d *Disk) Holds(path string) bool {
 	if d.Image != nil {
 		return d.Image.Holds(path)
 	}
-	a, err := d.raw.Stat()
+	a, err := d.raw.Identity()
 	if err != nil {
 		return false
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/imagefile"
 )
 
 func file(t *testing.T, size int64, content map[int64]string) string {
@@ -177,7 +178,7 @@ func TestRawIsLocked(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := vhdx.LockFile(f, vhdx.LockOn, true); err != nil {
+	if err := imagefile.Of(f).Lock(imagefile.LockOn, imagefile.Exclusive); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(path, Raw, vhdx.Options{}); !errors.Is(err, vhdx.ErrLocked) {

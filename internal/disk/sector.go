@@ -10,6 +10,7 @@ import (
 
 	"vhdxfs/internal/content"
 	"vhdxfs/internal/partition"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // findSectors finds out the size of the logical sectors of a raw disk: by its partition table, which counts in them, or
@@ -44,12 +45,12 @@ func TableSectors(r io.ReaderAt, size int64) (int64, error) {
 
 // deviceSectors returns the size of the logical sectors of a block device, and 0 of a file, or where it is none that an
 // image can have.
-func deviceSectors(f *os.File) int64 {
-	st, err := f.Stat()
-	if err != nil || st.Mode().IsRegular() {
+func deviceSectors(f imagefile.File) int64 {
+	fd, ok := f.Fd()
+	if !ok || !f.IsDevice() {
 		return 0
 	}
-	n, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET)
+	n, err := unix.IoctlGetInt(int(fd), unix.BLKSSZGET)
 	if err != nil || n != 512 && n != 4096 {
 		return 0
 	}
@@ -58,7 +59,7 @@ func deviceSectors(f *os.File) int64 {
 
 // DeviceSectors returns the size in bytes of the logical sectors of the block device at path, and 0 where there is none.
 func DeviceSectors(path string) int64 {
-	f, err := openFile(path)
+	f, err := imagefile.Open(path, os.O_RDONLY)
 	if err != nil {
 		return 0
 	}

@@ -7,7 +7,7 @@
 //	run(disk)                   // fails with ErrCut from there on
 //	left := disk.AfterCut(rng)  // one of the possible states, chosen by rng
 //
-// It imports nothing of this program, so that the tests of every package can use it.
+// It imports nothing of this program but the seam that it stands in for, so that the tests of every package can use it.
 package powercut
 
 import (
@@ -17,6 +17,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // SectorSize is what a disk writes as a whole, in bytes.
@@ -28,6 +30,8 @@ var ErrCut = errors.New("powercut: no power")
 // A Disk is the file. Its methods may be called from several goroutines at once; the exported fields are to
 // be set before that.
 type Disk struct {
+	imagefile.Plain
+
 	// Tearable says whether the sector at off, in which off is the first byte, may be left torn at any byte.
 	// That is what data must survive which a checksum, a log or a second copy protects. Other sectors are
 	// old or new. Nil means that none may be torn.

@@ -1,4 +1,4 @@
-package vhdx
+package imagefile
 
 import (
 	"os"
@@ -29,7 +29,7 @@ func TestOpenWaitsForALease(t *testing.T) {
 		_, err := unix.FcntlInt(holder.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
 		given <- err
 	}()
-	f, err := openFile(path, os.O_RDWR)
+	f, err := Open(path, os.O_RDWR)
 	if err != nil {
 		t.Fatalf("open: %v", err)
 	}

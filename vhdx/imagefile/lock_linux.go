@@ -1,4 +1,4 @@
-package vhdx
+package imagefile
 
 import (
 	"bufio"
@@ -15,7 +15,10 @@ import (
 // LockMode says how an image and its parents are locked against other programs.
 type LockMode string
 
-// The modes of Options.Lock. Where a file system knows no locks, all of them go on without.
+// ErrLocked says that another program uses a file in a way that does not go with ours.
+var ErrLocked = errors.New("another program has the image open")
+
+// The modes of locking. Where a file system knows no locks, all of them go on without.
 const (
 	LockOn  LockMode = "on"  // an image that another program uses is refused
 	LockTry LockMode = "try" // such an image is used all the same
@@ -38,20 +41,21 @@ const (
 	permRename = 4 // QEMU had it for changes of its graph, and does not use it any more
 )
 
-// A lockKind is what a program wants to do and what it can bear others to do meanwhile.
-type lockKind struct {
+// A LockKind is what a program wants to do and what it can bear others to do meanwhile.
+type LockKind struct {
 	used, unshared []int64
 }
 
+// What programs do with an image file.
 var (
-	sharedLock    = lockKind{used: []int64{permRead}, unshared: []int64{permWrite, permResize}}
-	renameLock    = lockKind{used: []int64{permRename}, unshared: []int64{permRename}} // beside one of the others
-	exclusiveLock = lockKind{used: []int64{permRead, permWrite, permResize}, unshared: []int64{permWrite, permResize}}
+	Shared    = LockKind{used: []int64{permRead}, unshared: []int64{permWrite, permResize}}
+	Renaming  = LockKind{used: []int64{permRename}, unshared: []int64{permRename}} // beside one of the others
+	Exclusive = LockKind{used: []int64{permRead, permWrite, permResize}, unshared: []int64{permWrite, permResize}}
 )
 
-// lock takes the locks of kind k until the file is closed. Two programs that try at the same moment may both
+// Lock takes the locks of kind k until the file is closed. Two programs that try at the same moment may both
 // fail, but cannot both succeed, since each takes its own locks before it looks for those of others.
-func (f *osFile) lock(mode LockMode, k lockKind) error {
+func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 	if mode == LockOff {
 		return nil
 	}
@@ -72,11 +76,11 @@ func (f *osFile) lock(mode LockMode, k lockKind) error {
 	return err
 }
 
-// share turns the locks of a file that nobody else may use into those of one that is read. At no moment others could
+// Share turns the locks of a file that nobody else may use into those of one that is read. At no moment others could
 // write it.
-func (f *osFile) share() error {
-	for _, p := range exclusiveLock.used {
-		if slices.Contains(sharedLock.used, p) {
+func (f *hostFile) Share() error {
+	for _, p := range Exclusive.used {
+		if slices.Contains(Shared.used, p) {
 			continue
 		}
 		// Where there are no locks, there is none to drop.
@@ -92,7 +96,7 @@ func noLocks(err error) bool {
 	return errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)
 }
 
-func (f *osFile) takeLocks(k lockKind) error {
+func (f *hostFile) takeLocks(k LockKind) error {
 	for _, p := range k.used {
 		if err := f.setLock(unix.F_RDLCK, usedLocks+p, 1); err != nil {
 			return err
@@ -107,7 +111,7 @@ func (f *osFile) takeLocks(k lockKind) error {
 }
 
 // findConflict looks for a program that uses what we do not share, or does not share what we use.
-func (f *osFile) findConflict(k lockKind) error {
+func (f *hostFile) findConflict(k LockKind) error {
 	for _, p := range k.used {
 		if held, err := f.lockHeld(unsharedLocks + p); err != nil || held {
 			return f.conflict(err, "does not let others "+permVerb(p)+" it")
@@ -133,21 +137,21 @@ func permVerb(p int64) string {
 	return "read"
 }
 
-func (f *osFile) conflict(err error, what string) error {
+func (f *hostFile) conflict(err error, what string) error {
 	if err != nil {
 		return err
 	}
 	return fmt.Errorf("%s: %w: %s %s; stop it first, or use lock=off if you know better", f.Name(), ErrLocked, f.lockHolder(), what)
 }
 
-func (f *osFile) setLock(kind int16, off, n int64) error {
+func (f *hostFile) setLock(kind int16, off, n int64) error {
 	return f.control("lock", func(fd int) error {
 		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: off, Len: n})
 	})
 }
 
 // lockHeld reports whether another open file holds a lock on byte off.
-func (f *osFile) lockHeld(off int64) (held bool, err error) {
+func (f *hostFile) lockHeld(off int64) (held bool, err error) {
 	err = f.control("look for locks of", func(fd int) error {
 		l := unix.Flock_t{Type: unix.F_WRLCK, Start: off, Len: 1}
 		err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &l)
@@ -162,7 +166,7 @@ func (f *osFile) lockHeld(off int64) (held bool, err error) {
 //
 // Only files that are locked are looked at, and no file system is asked about them that would have to ask somebody else: the
 // program, or the server, behind it may hang, and whoever asks then hangs with it.
-func (f *osFile) lockHolder() string {
+func (f *hostFile) lockHolder() string {
 	var self string // it may hold locks itself at this moment
 	var own fileID
 	if err := f.control("look at", func(fd int) (err error) {

@@ -1,4 +1,4 @@
-package vhdx
+package imagefile
 
 import (
 	"errors"
@@ -8,21 +8,20 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
-// osFile is an image file of the operating system: a regular file or a block device.
-type osFile struct {
-	*os.File
-	syncs atomic.Int64
-}
+// A hostFile is an image file of the operating system: a regular file or a block device.
+type hostFile struct{ *os.File }
 
-// openFile opens the image file at path. It does not wait, as opening a named pipe would, and refuses what is
+// Of returns f, which is a regular file or a block device, as a File. Both are closed by either's Close.
+func Of(f *os.File) File { return &hostFile{f} }
+
+// Open opens the image file at path. It does not wait, as opening a named pipe would, and refuses what is
 // neither a regular file nor a block device. It waits only for an NFS or SMB server to take the file back from a
 // client, which the kernel allows 45 seconds.
-func openFile(path string, flags int) (*osFile, error) {
+func Open(path string, flags int) (File, error) {
 	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0o666)
 	if errors.Is(err, unix.EWOULDBLOCK) { // a lease is on the file; only a regular one can have any
 		f, err = os.OpenFile(path, flags, 0o666)
@@ -39,12 +38,12 @@ func openFile(path string, flags int) (*osFile, error) {
 		f.Close()
 		return nil, fmt.Errorf("%s is neither a regular file nor a block device", path)
 	}
-	return &osFile{File: f}, nil
+	return Of(f), nil
 }
 
-// named returns another descriptor of the same open file, with its locks, whose errors name it so. Either may be closed
+// Named returns another descriptor of the same open file, with its locks, whose errors name it so. Either may be closed
 // before the other.
-func (f *osFile) named(path string) (*osFile, error) {
+func (f *hostFile) Named(path string) (File, error) {
 	var fd int
 	err := f.control("duplicate", func(old int) (err error) {
 		fd, err = unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, 0)
@@ -53,11 +52,11 @@ func (f *osFile) named(path string) (*osFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{File: os.NewFile(uintptr(fd), path)}, nil
+	return Of(os.NewFile(uintptr(fd), path)), nil
 }
 
-// mountedAlone reports whether the file at path is a mount by itself, so that other files in its folder are not beside it.
-func mountedAlone(path string) (bool, error) {
+// MountedAlone reports whether the file at path is a mount by itself, so that other files in its folder are not beside it.
+func MountedAlone(path string) (bool, error) {
 	var file, folder unix.Statx_t
 	for p, st := range map[string]*unix.Statx_t{path: &file, filepath.Dir(path): &folder} {
 		if err := unix.Statx(unix.AT_FDCWD, p, 0, unix.STATX_MNT_ID, st); err != nil {
@@ -68,8 +67,14 @@ func mountedAlone(path string) (bool, error) {
 	return file.Mnt_id != folder.Mnt_id || file.Dev_major != folder.Dev_major || file.Dev_minor != folder.Dev_minor, nil
 }
 
+// Fd returns the file descriptor.
+func (f *hostFile) Fd() (uintptr, bool) { return f.File.Fd(), true }
+
+// Identity returns what the kernel knows of the file.
+func (f *hostFile) Identity() (fs.FileInfo, error) { return f.Stat() }
+
 // Size returns the size in bytes, of a block device too.
-func (f *osFile) Size() (int64, error) {
+func (f *hostFile) Size() (int64, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return 0, err
@@ -83,43 +88,39 @@ func (f *osFile) Size() (int64, error) {
 
 // Sync waits until every write that returned before the call is on stable media. The times of the file are
 // not worth a second write, so they may lag.
-func (f *osFile) Sync() error {
-	f.syncs.Add(1)
+func (f *hostFile) Sync() error {
 	return f.control("fdatasync", func(fd int) error { return unix.Fdatasync(fd) })
 }
 
-// Syncs returns how often Sync was called.
-func (f *osFile) Syncs() int64 { return f.syncs.Load() }
-
 // PunchHole makes n bytes from off on read as zero and gives their space back.
-func (f *osFile) PunchHole(off, n int64) error {
+func (f *hostFile) PunchHole(off, n int64) error {
 	return f.control("punch a hole into", func(fd int) error {
 		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	})
 }
 
 // Allocate reserves space for n bytes from off on, which read as zero where nothing was, and grows the file.
-func (f *osFile) Allocate(off, n int64) error {
+func (f *hostFile) Allocate(off, n int64) error {
 	return f.control("allocate space in", func(fd int) error { return unix.Fallocate(fd, 0, off, n) })
 }
 
 // ZeroRange makes n bytes from off on read as zero and keeps their space.
-func (f *osFile) ZeroRange(off, n int64) error {
+func (f *hostFile) ZeroRange(off, n int64) error {
 	return f.control("zero a range of", func(fd int) error {
 		return unix.Fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	})
 }
 
 // Truncate changes the size of a regular file. A block device has the size that it has.
-func (f *osFile) Truncate(size int64) error {
-	if f.Device() {
+func (f *hostFile) Truncate(size int64) error {
+	if f.IsDevice() {
 		return &fs.PathError{Op: "resize", Path: f.Name(), Err: unix.ENOSPC}
 	}
 	return f.File.Truncate(size)
 }
 
-// Device reports whether the file is a block device.
-func (f *osFile) Device() bool {
+// IsDevice reports whether the file is a block device.
+func (f *hostFile) IsDevice() bool {
 	st, err := f.Stat()
 	return err == nil && !st.Mode().IsRegular()
 }
@@ -139,7 +140,7 @@ var noHoles = map[int64]bool{
 }
 
 // Sparse reports whether the file may have holes.
-func (f *osFile) Sparse() bool {
+func (f *hostFile) Sparse() bool {
 	var st unix.Statfs_t
 	err := f.control("look at the file system of", func(fd int) error { return unix.Fstatfs(fd, &st) })
 	return err == nil && !noHoles[int64(st.Type)]
@@ -147,7 +148,7 @@ func (f *osFile) Sparse() bool {
 
 // NextData returns the first offset at or after off that may hold other bytes than zero, and io.EOF when none
 // follows. File systems that do not know their holes have none.
-func (f *osFile) NextData(off int64) (next int64, err error) {
+func (f *hostFile) NextData(off int64) (next int64, err error) {
 	err = f.control("find data in", func(fd int) error {
 		next, err = unix.Seek(fd, off, unix.SEEK_DATA)
 		return err
@@ -163,7 +164,7 @@ func (f *osFile) NextData(off int64) (next int64, err error) {
 
 // NextHole returns the first offset at or after off from which on some bytes are known to be zero, the end of the file
 // among them. File systems that do not know their holes have none.
-func (f *osFile) NextHole(off int64) (next int64, err error) {
+func (f *hostFile) NextHole(off int64) (next int64, err error) {
 	err = f.control("find a hole in", func(fd int) error {
 		next, err = unix.Seek(fd, off, unix.SEEK_HOLE)
 		return err
@@ -178,7 +179,7 @@ func (f *osFile) NextHole(off int64) (next int64, err error) {
 }
 
 // control calls do with the file descriptor, again when a signal interrupts it.
-func (f *osFile) control(what string, do func(fd int) error) error {
+func (f *hostFile) control(what string, do func(fd int) error) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
