@@ -25,11 +25,11 @@ var optionTrials = []struct {
 	{"discard=auto", ""}, {"discard=unmap", ""}, {"discard=punch", ""}, {"discard=off", ""}, {"discard=always", "must be auto, unmap, punch or off"},
 	{"detect_zeroes=on", ""}, {"detect_zeroes=off", ""},
 	{"cache_size=16M", ""}, {"cache_size=lots", "give a positive size"},
-	{"bat_cache=16M", "its size is cache_size="},
+	{"bat_cache=16M", "set its size with cache_size="},
 	{"commit=1,idle_clean=0", ""}, {"commit=soon", "give whole seconds"},
 	{"errors=eio", ""}, {"errors=remount-ro", ""}, {"errors=never", "must be eio or remount-ro"},
 	{"replay=auto", ""}, {"replay=no", ""}, {"ro,replay=memory", ""}, {"replay=memory", "needs ro"}, {"replay=often", "must be auto, memory or no"},
-	{"overlay=tmp", ""}, {"ro,overlay=tmp", "does not go with ro"}, {"partition=first", "it is the number of a partition"},
+	{"overlay=tmp", ""}, {"ro,overlay=tmp", "exclude each other"}, {"partition=first", "give the number of a partition"},
 	{"sync", ""}, {"async", ""}, {"direct_io", ""},
 	{"loglevel=debug", ""}, {"loglevel=loud", "must be error, warn, info or debug"},
 	{"oom_score_adj=keep", ""}, {"clean_stale", ""}, {"noclean_stale", ""},
@@ -67,7 +67,7 @@ mount -t vhdx -o pidfile=/mnt/pid "$@"; echo "$?, and there is $(ls /mnt/pid 2>/
 			p.eventuallyEndedAll(t)
 			b, err := os.ReadFile(file)
 			p.that(t, "it tells of the end", meaningful(lastLine(b)), err == nil && strings.Contains(string(b), "unmounting "+p.dir))
-			p.run(t, 32, "option log: open /none/log", "mount", "-t", "vhdx", "-o", "log=/none/log", p.img, p.dir)
+			p.run(t, 32, "option log: /none/log: no such file", "mount", "-t", "vhdx", "-o", "log=/none/log", p.img, p.dir)
 		}},
 		{"mode=, uid=, gid=", func(t *testing.T, p *place) {
 			p.mount(t, "mode=0640,uid=1234,gid=4321")

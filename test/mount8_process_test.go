@@ -171,7 +171,7 @@ var processRows = []row{
 			t.Skip("there is one here")
 		}
 		r := p.in(nil, "mount", "-t", "vhdx", p.img, p.dir)
-		p.that(t, "it says how to name a file", r.stderr, strings.Contains(r.stderr, "name a file, as in -o log="))
+		p.that(t, "it says how to name a file", r.stderr, strings.Contains(r.stderr, "Use -o log=FILE"))
 		p.run(t, 0, "", "umount", p.dir)
 		r = p.in(nil, "mount", "-t", "vhdx", "-o", "log="+p.img+".log", p.img, p.dir)
 		p.that(t, "with one it says nothing", r.stderr, r.stderr == "" && r.status == 0)

@@ -229,8 +229,8 @@ func TestOverlayRefused(t *testing.T) {
 			t.Errorf("-o %s leaves %v", options, left)
 		}
 	}
-	refuse("ro,overlay="+over, usageStatus, "does not go with ro")
-	refuse("ro_fallback,overlay=tmp", usageStatus, "does not go with ro_fallback")
+	refuse("ro,overlay="+over, usageStatus, "exclude each other")
+	refuse("ro_fallback,overlay=tmp", usageStatus, "exclude each other")
 	refuse("overlay=", usageStatus, "needs a value")
 	refuse("overlay="+img, mountStatus, "is the parent")
 	refuse("overlay="+link, mountStatus, "is the parent")

@@ -292,7 +292,7 @@ func TestSnapshotsAtOnce(t *testing.T) {
 		asking.Go(func() {
 			for range 4 {
 				r := vhdxfs(t, "snapshot", s.dir)
-				child, _, _ := strings.Cut(r.stdout[strings.Index(r.stdout, "\n")+1:], ": ") // the second line
+				child, _, _ := strings.Cut(r.stdout, " is now the active image")
 				mu.Lock()
 				switch {
 				case r.status == 0 && !made[child]:

@@ -197,9 +197,9 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 		{"folder", usageStatus, "exists; it is left as it is", "is no regular file; it is left as it is"},
 		{"pipe", usageStatus, "exists; it is left as it is", "is no regular file; it is left as it is"},
 		{"/dev/null", usageStatus, "exists; it is left as it is", "is no regular file; it is left as it is"},
-		{"missing/new.vhdx", systemStatus, "create missing/new.vhdx: no such file or directory", ""},
+		{"missing/new.vhdx", systemStatus, "missing/new.vhdx: no such file or directory", ""},
 		{"text/new.vhdx", systemStatus, "not a directory", ""},
-		{"/proc/new.vhdx", systemStatus, "create /proc/new.vhdx: no such file or directory", ""},
+		{"/proc/new.vhdx", systemStatus, "/proc/new.vhdx: no such file or directory", ""},
 		{strings.Repeat("x", 256), systemStatus, "file name too long", ""},
 		{"", usageStatus, "is empty", ""},
 	} {

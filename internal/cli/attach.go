@@ -28,6 +28,8 @@ type attachCommand struct {
 	options  []string
 	readOnly bool
 	json     bool
+
+	allowOther bool
 }
 
 func newAttach() *cobra.Command {
@@ -45,14 +47,7 @@ in use or noclean_stale is given.
 
 If the server of the mount is told to end (SIGTERM), the loop device is detached as soon as it is unused.
 
-The loop device bypasses the page cache of disk.raw (losetup --direct-io=on). This is faster and saves memory.` + rootRunDir + `, named like the image; detach removes it. A
-dead mount that a killed program has left there is taken away first, with its device, if nobody uses that and
-noclean_stale is not given.
-
-Where the program that serves the mount is told to end (SIGTERM), the device goes with it, or as soon as nobody uses it
-any more.
-
-The device passes by the page cache of disk.raw (losetup --direct-io=on), which makes it faster and saves memory.`,
+The loop device bypasses the page cache of disk.raw (losetup --direct-io=on). This is faster and saves memory.`,
 		Example: `  vhdxfs attach data.vhdx
   mount /dev/loop0p1 /mnt/data
   umount /mnt/data
@@ -63,6 +58,7 @@ The device passes by the page cache of disk.raw (losetup --direct-io=on), which 
 	}
 	cmd.Flags().SortFlags = false
 	cmd.Flags().BoolVarP(&a.readOnly, "read-only", "r", false, "same as -o ro: image and device are read-only")
+	cmd.Flags().BoolVar(&a.allowOther, "allow-other", false, "same as -o allow_other")
 	cmd.Flags().StringArrayVarP(&a.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
 	addJSON(cmd, &a.json)
 	completeOptions(cmd, aboutMount|aboutImage)
@@ -191,6 +187,12 @@ func (a *attachCommand) mountArgs(image, dir string) []string {
 	}
 	if a.readOnly {
 		args = append(args, "-r")
+	}
+	if a.json {
+		args = append(args, "--json")
+	}
+	if a.allowOther {
+		args = append(args, "--allow-other")
 	}
 	return append(args, "--", image, dir)
 }

@@ -21,7 +21,7 @@ import (
 const readyVariable = "_VHDXFS_READY_FD"
 
 // noSyslog is the last that a mount in the background says where there is no syslog.
-const noSyslog = "there is no syslog here, so what happens to this mount is logged nowhere; name a file, as in -o log=/var/log/vhdxfs.log"
+const noSyslog = "no syslog; events of this mount are not logged. Use -o log=FILE"
 
 // firstInherited is the first descriptor after standard input, output and error.
 const firstInherited = 3
@@ -35,7 +35,7 @@ const firstInherited = 3
 func startBackground(args []string, mountPoint string, flush bool, stdout, stderr io.Writer) error {
 	program, err := os.Executable()
 	if err != nil {
-		return fmt.Errorf("cannot go to the background: %w; use -f", err)
+		return fmt.Errorf("cannot start the background process: %w; use -f to stay in the foreground", err)
 	}
 	if _, err := os.Stat(program); err != nil { // in another mount namespace, or replaced by a newer one
 		program = "/proc/self/exe"
@@ -60,7 +60,7 @@ func startBackground(args []string, mountPoint string, flush bool, stdout, stder
 	}
 	w.Close()
 	if err != nil {
-		return fmt.Errorf("cannot go to the background: %w; use -f", err)
+		return fmt.Errorf("cannot start the background process: %w; use -f to stay in the foreground", err)
 	}
 	if n, _ := r.Read(make([]byte, 1)); n == 1 {
 		return cmd.Process.Release()
@@ -69,13 +69,13 @@ func startBackground(args []string, mountPoint string, flush bool, stdout, stder
 	var exit *exec.ExitError
 	switch {
 	case err == nil: // unmounted again, as by a signal, before it could be used
-		return &statusError{statusMount, errors.New("the mount was taken away at once")}
+		return &statusError{statusMount, errors.New("unmounted before it was ready")}
 	case errors.As(err, &exit) && exit.Exited():
 		return &statusError{exit.ExitCode(), nil}
 	}
 	left := mount.Options{MountPoint: mountPoint, NonEmpty: true, Log: logrus.StandardLogger()}
 	_ = left.CheckMountPoint() // which takes a dead mount away; all else does not matter any more
-	return fmt.Errorf("the process in the background ended: %w", err)
+	return fmt.Errorf("the background process ended: %w", err)
 }
 
 // A readiness is where a process in the background reports that it is ready. It is nil in any other.
@@ -124,7 +124,7 @@ func (r *readiness) report(o *options, log *logrus.Logger) error {
 		}
 	}
 	if _, err := r.pipe.Write([]byte{0}); err != nil {
-		return fmt.Errorf("the program that waits for the mount has gone: %w", err)
+		return fmt.Errorf("the program that waits for the mount has ended: %w", err)
 	}
 	return nil
 }

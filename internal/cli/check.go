@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -146,14 +147,21 @@ func printReport(out io.Writer, size sizeWriter, r *vhdx.Report) error {
 }
 
 func printFinding(out io.Writer, path, kind string, f vhdx.Finding) error {
-	where := ""
-	if f.Structure != "" {
-		where = fmt.Sprintf("%s at offset %#x: ", f.Structure, f.Offset)
-	}
-	rule := ""
-	if f.Rule != "" {
-		rule = " (" + f.Rule + ")"
-	}
-	_, err := fmt.Fprintf(out, "%s: %s: %s%s%s\n", printable(path), kind, where, oneLine(f.Message), rule)
+	_, err := fmt.Fprintf(out, "%s: %s: %s\n", printable(path), kind, findingText(f))
 	return err
+}
+
+// findingText writes a finding as an error writes one: what is wrong, and then (structure, offset, rule).
+func findingText(f vhdx.Finding) string {
+	var where []string
+	if f.Structure != "" {
+		where = append(where, f.Structure, fmt.Sprintf("offset %#x", f.Offset))
+	}
+	if f.Rule != "" {
+		where = append(where, "rule "+f.Rule)
+	}
+	if len(where) == 0 {
+		return oneLine(f.Message)
+	}
+	return oneLine(f.Message) + " (" + strings.Join(where, ", ") + ")"
 }

@@ -56,10 +56,10 @@ func printRepair(out io.Writer, size sizeWriter, r *vhdx.RepairReport) error {
 	}
 	var lines []string
 	for _, f := range r.Fixes {
-		lines = append(lines, fmt.Sprintf("%s: %s at offset %#x: %s: %s%s", done, f.Structure, f.Offset, oneLine(f.Message), f.Done, harm(f, size)))
+		lines = append(lines, fmt.Sprintf("%s: %s: %s%s", done, findingText(f.Finding), f.Done, harm(f, size)))
 	}
 	for _, f := range r.Left {
-		lines = append(lines, fmt.Sprintf("cannot be repaired: %s at offset %#x: %s", f.Structure, f.Offset, oneLine(f.Message)))
+		lines = append(lines, "cannot be repaired: "+findingText(f))
 	}
 	switch {
 	case len(r.Left) > 0:

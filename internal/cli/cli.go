@@ -3,12 +3,12 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -33,26 +33,27 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	helpError := watchHelp(root)
-	err := execute(ctx, root)
+	if isTerminal(stderr) {
+		logrus.SetFormatter(terminalFormatter{})
+	}
+	cmd, err := execute(ctx, root)
 	if err == nil {
 		err = helpError()
 	}
 	if err == nil {
 		return statusOK
 	}
-	if msg := oneLine(err.Error()); msg != "" {
-		fmt.Fprintf(stderr, "%s: %s\n", name, msg)
-	}
+	reportError(stderr, name, err, wantsJSON(cmd, args))
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		stderr.Write(f.Stack)
 	}
 	return statusOf(err)
 }
 
-// execute executes the command line. A panic is an error.
-func execute(ctx context.Context, root *cobra.Command) (err error) {
+// execute executes the command line, and returns the command that it names. A panic is an error.
+func execute(ctx context.Context, root *cobra.Command) (cmd *cobra.Command, err error) {
 	defer fault.Catch(&err)
-	return root.ExecuteContext(ctx)
+	return root.ExecuteContextC(ctx)
 }
 
 // negativeLast moves a size such as -50G, which resize takes, behind the flags, where it is not one of them.
@@ -147,6 +148,8 @@ func (m *mountCommand) addFlags(cmd *cobra.Command) {
 	f.SortFlags = false
 	f.BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
 	f.BoolVarP(&m.readOnly, "read-only", "r", false, "same as -o ro")
+	f.Bool("json", false, "print an error as JSON")
+	_ = f.MarkHidden("json") // for attach, which starts the program again
 	f.BoolVar(&m.allowOther, "allow-other", false, "same as -o allow_other")
 	f.StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
 	completeOptions(cmd, aboutMount|aboutImage)

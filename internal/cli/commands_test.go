@@ -14,6 +14,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"vhdxfs/internal/fault"
@@ -65,7 +66,7 @@ func TestUsageErrors(t *testing.T) {
 // checkMessage wants one line on standard error, and nothing on standard output.
 func checkMessage(t *testing.T, r result) {
 	t.Helper()
-	if !strings.HasPrefix(r.stderr, "vhdxfs: ") || strings.Count(r.stderr, "\n") != 1 || r.stdout != "" {
+	if !strings.HasPrefix(r.stderr, "vhdxfs: ") && !strings.HasPrefix(r.stderr, `{"error":"`) || strings.Count(r.stderr, "\n") != 1 || r.stdout != "" {
 		t.Errorf("standard error %q, output %q; want one line", r.stderr, r.stdout)
 	}
 }
@@ -103,7 +104,7 @@ func TestStatusOf(t *testing.T) {
 func TestCommandThatPanics(t *testing.T) {
 	c := &cobra.Command{Use: "x", SilenceErrors: true, SilenceUsage: true, RunE: func(*cobra.Command, []string) error { panic("out of order") }}
 	c.SetArgs(nil)
-	err := execute(t.Context(), c)
+	_, err := execute(t.Context(), c)
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok || statusOf(err) != statusFault || !strings.Contains(string(f.Stack), "TestCommandThatPanics") {
 		t.Errorf("%v, status %d", err, statusOf(err))
@@ -215,9 +216,9 @@ func TestCheckStatus(t *testing.T) {
 		want   string
 	}{
 		{"clean", func(string) {}, statusOK, ": clean"},
-		{"one header", func(p string) { damage(t, p, header1, 8) }, statusWarnings, "warning: header at offset 0x10000"},
+		{"one header", func(p string) { damage(t, p, header1, 8) }, statusWarnings, "(header, offset 0x10000)"},
 		{"both headers", func(p string) { damage(t, p, header1, 8); damage(t, p, header2, 8) }, statusDamaged, "error: "},
-		{"no image", func(p string) { damage(t, p, 0, 8) }, statusDamaged, "(R"},
+		{"no image", func(p string) { damage(t, p, 0, 8) }, statusDamaged, "rule R"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := newImage(t)
@@ -431,5 +432,59 @@ func TestHabits(t *testing.T) {
 	}
 	if out := mustRun(t, "info", a, b); !strings.Contains(out, a) || !strings.Contains(out, b) {
 		t.Errorf("info of two images: %s", out)
+	}
+}
+
+// With --json an error is one object on standard error, also where the flags themselves are wrong, and a path that is not
+// UTF-8 is told byte by byte.
+func TestJSONErrors(t *testing.T) {
+	dir := t.TempDir()
+	broken := newImage(t)
+	damage(t, broken, 0, 8)
+	for _, tc := range []struct {
+		args   []string
+		status int
+		want   jsonError
+	}{
+		{[]string{"info", "--json", filepath.Join(dir, "none.vhdx")}, statusSystem, jsonError{Path: filepath.Join(dir, "none.vhdx")}},
+		{[]string{"info", "--json", broken}, statusDamaged, jsonError{Structure: "file type identifier", Rule: "R2"}},
+		{[]string{"info", "--json", "--yaml", broken}, statusUsage, jsonError{Error: "unknown flag --yaml; see vhdxfs info --help"}},
+		{[]string{"detach", "--json", broken}, statusMount, jsonError{Error: broken + " is not mounted; vhdxfs list shows what is mounted"}},
+	} {
+		r := run(t, tc.args...)
+		var got jsonError
+		if err := json.Unmarshal([]byte(r.stderr), &got); err != nil || r.stdout != "" || r.status != tc.status || got.Status != tc.status {
+			t.Errorf("%q: status %d, %v\n%s%s", tc.args, r.status, err, r.stderr, r.stdout)
+		}
+		if got.Path != tc.want.Path || got.Structure != tc.want.Structure || got.Rule != tc.want.Rule || got.Error == "" ||
+			tc.want.Error != "" && got.Error != tc.want.Error || (got.Offset != nil) != (tc.want.Structure != "") {
+			t.Errorf("%q: %+v", tc.args, got)
+		}
+	}
+	odd := filepath.Join(dir, "b\xf6se \ufffd.vhdx")
+	mustRun(t, "create", odd, "16M")
+	for _, args := range [][]string{{"info", "--json", odd}, {"check", "--json", odd}, {"chain", "--json", odd}} {
+		if out := mustRun(t, args...); !strings.Contains(out, `b\udcf6se `+"\ufffd.vhdx") || !json.Valid([]byte(out)) {
+			t.Errorf("%q: %s", args, out)
+		}
+	}
+	if out := run(t, "info", "--json", odd+"x").stderr; !strings.Contains(out, `b\udcf6se `) || !json.Valid([]byte(out)) {
+		t.Errorf("an error: %s", out)
+	}
+	var v struct{ Version, Go string }
+	if err := json.Unmarshal([]byte(mustRun(t, "version", "--json")), &v); err != nil || v.Version == "" || v.Go == "" {
+		t.Errorf("version --json: %+v, %v", v, err)
+	}
+}
+
+func TestTerminalFormatter(t *testing.T) {
+	log := logrus.New()
+	log.SetFormatter(terminalFormatter{})
+	var b strings.Builder
+	log.SetOutput(&b)
+	log.WithError(errors.New("no space left")).WithField("offset", 7).WithField("image", "a.vhdx").Warn("cannot flush")
+	log.Error("it failed")
+	if got := b.String(); got != "vhdxfs: warning: cannot flush: no space left (image a.vhdx, offset 7)\nvhdxfs: it failed\n" {
+		t.Errorf("%q", got)
 	}
 }

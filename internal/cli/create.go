@@ -97,7 +97,7 @@ func (c *createCommand) run(cmd *cobra.Command, path string) error {
 		return createError(interrupted(err, left(path)))
 	}
 	if c.parent != "" {
-		warnOutside(cmd.ErrOrStderr(), path, c.parent)
+		warnOutside(cmd, path, c.parent)
 	}
 	if !c.copy.json {
 		return nil

@@ -17,17 +17,15 @@ import (
 )
 
 func newDetach() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "detach [flags] IMAGE|DEVICE|MOUNTPOINT",
 		Short: "Detach the loop devices, unmount, and wait until it is closed",
 		Long: `Detach the loop devices on the disk.raw of a mount, unmount it, and return when the image is written and closed. Name the
 mount by its image, its mount point or one of its devices. It does not matter how it was mounted. A mount point in
 ` + rootRunDir + ` is removed.
 
-If something on a device is mounted or in use, nothing is done. The error says what is in use.` + rootRunDir + ` is removed.
-
-While something on a device is mounted or otherwise in use, nothing is done; what it is stands in the message, and the
-exit status is 32.`,
+If something on a device is mounted or in use, nothing is done. The error says what is in use.`,
 		Example: `  vhdxfs detach data.vhdx
   vhdxfs detach /dev/loop0`,
 		Args:              exactArgs("IMAGE"),
@@ -37,19 +35,24 @@ exit status is 32.`,
 			if err == nil {
 				err = detach(m, cmd.ErrOrStderr())
 			}
+			if err == nil && asJSON {
+				return writeJSON(cmd.OutOrStdout(), m)
+			}
 			return mountError(err)
 		},
 	}
+	addJSON(cmd, &asJSON)
+	return cmd
 }
 
 // detach takes away a mount and what lies on it, or nothing where somebody uses that.
 func detach(m *activeMount, stderr io.Writer) error {
 	switch m.State {
 	case stateNotAnswered:
-		return fmt.Errorf("%s: %w, so nothing can be taken from it without harm; wait, or end it", m.MountPoint, mounts.ErrNoAnswer)
+		return fmt.Errorf("%s: %w; wait until it does, or end it", m.MountPoint, mounts.ErrNoAnswer)
 	case stateUnknown:
 		if errors.Is(m.reason, fs.ErrPermission) {
-			return fmt.Errorf("%s: %w: it belongs to another user, who has to detach it", m.MountPoint, fs.ErrPermission)
+			return fmt.Errorf("%s: %w: it belongs to another user; run detach as that user", m.MountPoint, fs.ErrPermission)
 		}
 		return m.reason
 	}
@@ -139,13 +142,13 @@ func findMounted(name string) (*activeMount, error) {
 			for _, m := range found {
 				points = append(points, m.MountPoint)
 			}
-			return nil, fmt.Errorf("%s is mounted more than once; name one of the mount points %s", name, strings.Join(points, ", "))
+			return nil, fmt.Errorf("%s is mounted more than once; name one of the mount points: %s", name, strings.Join(points, ", "))
 		}
 	}
 	if isDir(name) {
-		return nil, fmt.Errorf("%s is a directory on which no VHDX image is mounted; vhdxfs list shows what is", name)
+		return nil, fmt.Errorf("%s: no VHDX image is mounted on this directory; vhdxfs list shows what is mounted", name)
 	}
-	return nil, fmt.Errorf("%s is neither a mounted image, nor the mount point or a device of one; vhdxfs list shows them", name)
+	return nil, fmt.Errorf("%s is not mounted; vhdxfs list shows what is mounted", name)
 }
 
 // byDevice finds the mount with the loop device at path, or with the partition.
@@ -169,7 +172,7 @@ func byDevice(path string, list []*activeMount) ([]*activeMount, error) {
 			}
 		}
 	}
-	return nil, fmt.Errorf("%s is no loop device on a mounted image; vhdxfs list shows them", path)
+	return nil, fmt.Errorf("%s is not a loop device of a mounted image; vhdxfs list shows what is mounted", path)
 }
 
 // byMountPoint finds the mount at path, or whose disk.raw is at path. It does not touch what is mounted there.

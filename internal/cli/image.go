@@ -1,9 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
-	"io"
-
 	"github.com/spf13/cobra"
 
 	"vhdxfs/vhdx"
@@ -45,11 +42,4 @@ func withImage(path string, o vhdx.Options, do func(*vhdx.Image) error) (err err
 		}
 	}()
 	return do(im)
-}
-
-func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(v)
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"encoding/json"
 	"fmt"
 	"io"
 
@@ -18,7 +17,7 @@ type jsonList struct {
 }
 
 func (l *jsonList) add(v any) error {
-	b, err := json.Marshal(v)
+	b, err := encode(v, "")
 	if err != nil {
 		return err
 	}

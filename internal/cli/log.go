@@ -30,11 +30,14 @@ func newLog(o *options, stderr io.Writer) (*logrus.Logger, error) {
 	l.SetLevel(o.logLevel)
 	l.SetOutput(stderr)
 	l.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})
+	if isTerminal(stderr) && (o.log == "" || o.log == logStderr) {
+		l.SetFormatter(terminalFormatter{})
+	}
 	switch o.log {
 	case "", logStderr:
 	case logSyslog:
 		if err := toSyslog(l); err != nil {
-			return nil, fmt.Errorf("option log=syslog: %w; name a file, as in log=/var/log/vhdxfs.log", err)
+			return nil, fmt.Errorf("option log=syslog: %w; use a file, such as log=/var/log/vhdxfs.log", err)
 		}
 	default:
 		f, err := openLogFile(o.log)
@@ -72,7 +75,7 @@ func openLogFile(path string) (logFile, error) {
 		return logFile(fd), nil
 	}
 	if st, serr := os.Stat(path); errors.Is(err, unix.ENXIO) && serr == nil && st.Mode()&fs.ModeNamedPipe != 0 {
-		return 0, fmt.Errorf("nobody reads the FIFO %s; start what reads it first, or name a file", path)
+		return 0, fmt.Errorf("no program reads the FIFO %s; start the reader first, or use a file", path)
 	}
 	return 0, &os.PathError{Op: "open", Path: path, Err: err}
 }

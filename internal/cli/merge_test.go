@@ -113,7 +113,7 @@ func TestSetParentCommand(t *testing.T) {
 	if err := os.Rename(path("base.vhdx"), path("moved.vhdx")); err != nil {
 		t.Fatal(err)
 	}
-	if out := mustRun(t, "rebase", "--parent-path", `D:\moved.vhdx`, path("one.avhdx"), path("moved.vhdx")); out != path("one.avhdx")+": its parent is "+path("moved.vhdx")+"\n" {
+	if out := mustRun(t, "rebase", "--parent-path", `D:\moved.vhdx`, path("one.avhdx"), path("moved.vhdx")); out != path("one.avhdx")+": the parent is now "+path("moved.vhdx")+"\n" {
 		t.Errorf("%q", out)
 	}
 	in := decode[vhdx.Info](t, mustRun(t, "info", "--json", path("one.avhdx")))
@@ -122,12 +122,12 @@ func TestSetParentCommand(t *testing.T) {
 	}
 	mustRun(t, "create", "--size", "4M", path("other.vhdx"))
 	r := run(t, "set-parent", path("one.avhdx"), path("other.vhdx"))
-	if r.status != statusDamaged || !strings.Contains(r.stderr, "R63") || !strings.HasSuffix(r.stderr, "; --unsafe takes it all the same\n") {
+	if r.status != statusDamaged || !strings.Contains(r.stderr, "R63") || !strings.HasSuffix(r.stderr, "; --unsafe accepts it\n") {
 		t.Errorf("status %d, %q", r.status, r.stderr)
 	}
 	checkMessage(t, r)
 	r = run(t, "set-parent", "--json", "--unsafe", path("one.avhdx"), path("other.vhdx"))
-	if r.status != statusOK || !strings.Contains(r.stderr, "warning: "+path("other.vhdx")+" is another parent") || !decode[vhdx.SetParentResult](t, r.stdout).Foreign {
+	if r.status != statusOK || !strings.Contains(r.stderr, "warning: "+path("one.avhdx")+": "+path("other.vhdx")+" is a different parent") || !decode[vhdx.SetParentResult](t, r.stdout).Foreign {
 		t.Errorf("status %d, %q, %q", r.status, r.stdout, r.stderr)
 	}
 	for _, args := range [][]string{
@@ -148,7 +148,7 @@ func TestSnapshotCommand(t *testing.T) {
 	dir, path := newChainOf(t)
 	want := contents(t, dir)["base.vhdx"]
 	out := mustRun(t, "snapshot", path("base.vhdx"))
-	if !regexp.MustCompile(`^` + regexp.QuoteMeta(path("base.vhdx")) + `: frozen\n` + regexp.QuoteMeta(dir) + `/base-\d{8}-\d{6}\.avhdx: the disk goes on here\n$`).MatchString(out) {
+	if !regexp.MustCompile(`^` + regexp.QuoteMeta(dir) + `/base-\d{8}-\d{6}\.avhdx is now the active image; ` + regexp.QuoteMeta(path("base.vhdx")) + ` is frozen as its parent\n$`).MatchString(out) {
 		t.Errorf("snapshot says %q", out)
 	}
 	r := decode[vhdx.SnapshotResult](t, mustRun(t, "snapshot", "--json", "--force", "--keep-name", path("base.vhdx"), path("old.vhdx")))

@@ -1,14 +1,13 @@
 package cli
 
 import (
-	"fmt"
-	"io"
 	"path/filepath"
+
+	"github.com/spf13/cobra"
 )
 
-// warnOutside says what whoever made child has to do from now on, if its parent is not in its folder or below: nobody looks
-// for it elsewhere unless told.
-func warnOutside(w io.Writer, child, parent string) {
+// warnOutside warns if the parent is not in the folder of the child or below: it is searched elsewhere only on request.
+func warnOutside(cmd *cobra.Command, child, parent string) {
 	if isBelow(filepath.Dir(child), parent) {
 		return
 	}
@@ -16,8 +15,8 @@ func warnOutside(w io.Writer, child, parent string) {
 	if abs, err := filepath.Abs(dir); err == nil {
 		dir = abs
 	}
-	fmt.Fprintf(w, "vhdxfs: warning: the parent is not in the folder of %s, so it has to be named whenever the child is used, with -o parent_dir=%s; "+
-		"and nothing keeps the parent from being written, which would make the child useless\n", printable(child), printable(dir))
+	warn(cmd, "%s: the parent is in another folder; whenever you use the child, give -o parent_dir=%s. Do not write to the parent: "+
+		"the child would become unusable", printable(child), printable(dir))
 }
 
 // isBelow reports whether the file at path is in the folder, or below it: by the names, or without symbolic links.

@@ -35,19 +35,19 @@ To mount a child whose parent is in another folder, use -o parent_dir=.`,
 			}
 			r, err := vhdx.SetParent(args[0], args[1], o)
 			if errors.Is(err, vhdx.ErrParentMismatch) {
-				return fmt.Errorf("%w; --unsafe takes it all the same", err)
+				return fmt.Errorf("%w; --unsafe accepts it", err)
 			}
 			if err != nil {
 				return createError(err)
 			}
 			if r.Foreign {
-				fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: warning: %s is another parent than %s had; what the disk reads as has changed\n", printable(args[1]), printable(args[0]))
+				warn(cmd, "%s: %s is a different parent; the contents of the disk have changed", printable(args[0]), printable(args[1]))
 			}
-			warnOutside(cmd.ErrOrStderr(), args[0], args[1])
+			warnOutside(cmd, args[0], args[1])
 			if asJSON {
 				return writeJSON(cmd.OutOrStdout(), r)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: its parent is %s\n", printable(args[0]), printable(args[1]))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: the parent is now %s\n", printable(args[0]), printable(args[1]))
 			return err
 		},
 		ValidArgsFunction: completeImages,

@@ -96,11 +96,11 @@ func (c *snapshotCommand) run(cmd *cobra.Command, path, name string) error {
 	if err != nil {
 		return createError(err)
 	}
-	warnOutside(cmd.ErrOrStderr(), r.Child, r.Frozen)
+	warnOutside(cmd, r.Child, r.Frozen)
 	if c.json {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: frozen\n%s: the disk goes on here\n", printable(r.Frozen), printable(r.Child))
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%[2]s is now the active image; %[1]s is frozen as its parent\n", printable(r.Frozen), printable(r.Child))
 	return err
 }
 
@@ -115,6 +115,6 @@ func checkRenamed(path string, o vhdx.Options) error {
 	if err != nil || len(children) == 0 {
 		return err
 	}
-	return usageError("%s has children already, which look for it by its name: %s; make the snapshot without --keep-name, or use --force and then set-parent",
+	return usageError("%s already has children that expect its name: %s; take the snapshot without --keep-name, or use --force and then set-parent",
 		path, strings.Join(children, ", "))
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
@@ -26,14 +27,22 @@ func buildVersion() string {
 }
 
 func newVersion() *cobra.Command {
-	return &cobra.Command{
-		Use:               "version",
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               "version [--json]",
 		Short:             "Print the version",
 		Example:           "  vhdxfs version",
 		Args:              exactArgs(),
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              printVersion,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), map[string]string{"version": buildVersion(), "go": runtime.Version()})
+			}
+			return printVersion(cmd, args)
+		},
 	}
+	addJSON(cmd, &asJSON)
+	return cmd
 }
 
 func printVersion(cmd *cobra.Command, _ []string) error {

@@ -191,7 +191,7 @@ func TestMountOfUnwritable(t *testing.T) {
 	// Where it cannot be read either, the first reason counts.
 	broken := newImage(t)
 	damage(t, broken, 0, 8)
-	if r := run(t, broken, t.TempDir(), "-o", "ro_fallback"); r.status != statusMount || !strings.Contains(r.stderr, "(rule R") {
+	if r := run(t, broken, t.TempDir(), "-o", "ro_fallback"); r.status != statusMount || !strings.Contains(r.stderr, "rule R2)") {
 		t.Errorf("damaged image: status %d, %q", r.status, r.stderr)
 	}
 }

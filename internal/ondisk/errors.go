@@ -6,7 +6,7 @@ import (
 )
 
 // ErrCorrupt is matched by every error that says an image breaks a rule of the format.
-var ErrCorrupt = errors.New("the image is damaged or no valid VHDX")
+var ErrCorrupt = errors.New("the image is damaged or not a valid VHDX")
 
 // A FormatError says which structure broke which rule, and where. It matches ErrCorrupt.
 type FormatError struct {
@@ -22,7 +22,7 @@ func Corrupt(r Rule, structure string, off int64, format string, args ...any) *F
 }
 
 func (e *FormatError) Error() string {
-	return fmt.Sprintf("%s at offset %#x: %v (%v, MS-VHDX %s)", e.Structure, e.Offset, e.Err, e.Rule, e.Rule.Section())
+	return fmt.Sprintf("%v (%s, offset %#x, %v)", e.Err, e.Structure, e.Offset, e.Rule)
 }
 
 // Unwrap makes the error match ErrCorrupt as well as its cause.
