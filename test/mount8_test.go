@@ -139,14 +139,17 @@ func (h *host) clear(t *testing.T) {
 	eventually(t, "the end of what serves in the namespace", func() bool { return len(h.daemons()) == 0 })
 }
 
-// daemons lists the processes of the program in the namespace.
+// daemons lists the processes of the program in the namespace, without the monitors, which end with them.
 func (h *host) daemons() []int {
 	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", h.holder))
 	if err != nil {
 		return nil
 	}
 	var pids []int
-	for pid := range processes() {
+	for pid, args := range processes() {
+		if len(args) > 1 && args[1] == "internal-monitor" {
+			continue
+		}
 		ns, nerr := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 		exe, eerr := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 		if nerr == nil && eerr == nil && ns == own && filepath.Base(exe) == program.name {

@@ -33,12 +33,9 @@ const firstInherited = 3
 // The process stays in the caller's process group and session until it has mounted. An automounter depends
 // on it: it lets through to the mount point only the group of the program that it has called.
 func startBackground(args []string, mountPoint string, flush bool, stdout, stderr io.Writer) error {
-	program, err := os.Executable()
+	program, err := selfPath()
 	if err != nil {
 		return fmt.Errorf("cannot start the background process: %w; use -f to stay in the foreground", err)
-	}
-	if _, err := os.Stat(program); err != nil { // in another mount namespace, or replaced by a newer one
-		program = "/proc/self/exe"
 	}
 	// What else the caller has open would stay open, and locked, as long as the mount. An old kernel cannot say it
 	// in one call, and then it stays so.
@@ -76,6 +73,18 @@ func startBackground(args []string, mountPoint string, flush bool, stdout, stder
 	left := mount.Options{MountPoint: mountPoint, NonEmpty: true, Log: logrus.StandardLogger()}
 	_ = left.CheckMountPoint() // which takes a dead mount away; all else does not matter any more
 	return fmt.Errorf("the background process ended: %w", err)
+}
+
+// selfPath returns a path by which this program can be started again.
+func selfPath() (string, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(program); err != nil { // in another mount namespace, or replaced by a newer one
+		program = "/proc/self/exe"
+	}
+	return program, nil
 }
 
 // A readiness is where a process in the background reports that it is ready. It is nil in any other.

@@ -22,6 +22,9 @@ import (
 // files: the second process writes to them by itself.
 func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	name, args := filepath.Base(argv[0]), argv[1:]
+	if isMonitor(args) {
+		return runMonitor()
+	}
 	if status, ran := mounts.Answer(args, stdout); ran {
 		return status
 	}

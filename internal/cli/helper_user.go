@@ -56,26 +56,26 @@ func (o *options) becomeUser() error {
 	return nil
 }
 
-// writePIDFile writes the number of the process where pidfile= says.
-func writePIDFile(o *options) error {
-	if o.pidFile == "" {
+// writePIDFile writes the number of a process into the file that pidfile= names, "" for none.
+func writePIDFile(path string, pid int) error {
+	if path == "" {
 		return nil
 	}
-	err := os.WriteFile(o.pidFile, fmt.Appendln(nil, os.Getpid()), 0o644)
+	err := os.WriteFile(path, fmt.Appendln(nil, pid), 0o644)
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT): // it is there, and empty
-		err = errors.Join(err, os.Remove(o.pidFile))
+		err = errors.Join(err, os.Remove(path))
 	}
 	return fmt.Errorf("option pidfile: %w", err)
 }
 
-func removePIDFile(o *options, log *logrus.Logger) {
-	if o.pidFile == "" {
+func removePIDFile(path string, log logrus.FieldLogger) {
+	if path == "" {
 		return
 	}
-	if err := os.Remove(o.pidFile); err != nil {
+	if err := os.Remove(path); err != nil {
 		log.WithError(err).Warn("the pidfile was not removed")
 	}
 }

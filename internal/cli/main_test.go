@@ -13,13 +13,13 @@ import (
 // programVariable is the environment variable that makes the test program run as vhdxfs.
 const programVariable = "_VHDXFS_TEST_PROGRAM"
 
-// TestMain makes the test program serve a mount in the background when startBackground starts it again, and run
-// as vhdxfs when a test wants that, or ask a mount.
+// TestMain makes the test program serve a mount in the background when startBackground starts it again, or be its
+// monitor, and run as vhdxfs when a test wants that, or ask a mount.
 func TestMain(m *testing.M) {
 	if status, ran := mounts.Answer(os.Args[1:], os.Stdout); ran {
 		os.Exit(status)
 	}
-	if os.Getenv(readyVariable) != "" || os.Getenv(programVariable) != "" {
+	if os.Getenv(readyVariable) != "" || isMonitor(os.Args[1:]) || os.Getenv(programVariable) != "" {
 		os.Exit(Run(context.Background(), os.Args, os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())

@@ -6,13 +6,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
-
-	"vhdxfs/internal/mounts"
 )
 
 // minProcs is how many system threads may run Go code at the least. A thread that waits for the disk in a
@@ -99,15 +96,17 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	if !o.readOnly {
 		o.prepareForShortMemory(log)
 	}
-	defer keepRunDir(o.mount.MountPoint)()
-	if os.Getenv(attachVariable) != "" {
-		os.Unsetenv(attachVariable)
-		o.mount.BeforeUnmount = func() { releaseDevices(filepath.Join(o.mount.MountPoint, mounts.FileName), log) }
-	}
+	o.attach = os.Getenv(attachVariable) != ""
+	os.Unsetenv(attachVariable)
 	if err := o.becomeUser(); err != nil {
 		return mountError(err)
 	}
-	err = serve(cmd.Context(), o, log, ready)
+	k, err := startKeeper(o, log)
+	if err != nil {
+		return mountError(err)
+	}
+	defer k.End()
+	err = serve(cmd.Context(), o, log, ready, k)
 	return mountError(err)
 }
 

@@ -27,6 +27,7 @@ type options struct {
 	replay         string // one of replayModes
 	user           string // whom the process is to become; "" is who it is
 	pidFile        string // "" is none
+	attach         bool   // the loop devices on disk.raw go with the mount
 	noFail         bool   // for mount(8), an image that is missing is no failure
 	oomScore       *int   // oom_score_adj of the process; nil leaves it as it is
 	log            string // "stderr", "syslog", a path, or "" for what suits

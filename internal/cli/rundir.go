@@ -204,22 +204,36 @@ func openIn(parent *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// keepRunDir locks the mount point of a mount that is to be served, if attach has made it. When the mount has ended, end
-// is to be called, which removes it.
+// A keptRunDir is the mount point of a mount that is served, locked, if attach has made it; else it is nil.
 //
 // Without the lock, an attach in another mount namespace could take the mount away: it sees an empty directory.
-func keepRunDir(mountPoint string) (end func()) {
+type keptRunDir struct{ lock *os.File }
+
+// keepRunDir locks the mount point of a mount that is to be served, if attach has made it.
+func keepRunDir(mountPoint string) *keptRunDir {
 	parent, err := runDir()
 	if err != nil || filepath.Dir(mountPoint) != parent {
-		return func() {}
+		return nil
 	}
 	lock, err := lockRunDir(mountPoint, unix.LOCK_SH)
 	if err != nil {
-		return func() {} // there is no such directory, say, which the mount will tell
+		return nil // there is no such directory, say, which the mount will tell
 	}
-	return func() {
-		lock.Close()
-		sweepRunDir(parent)
+	return &keptRunDir{lock}
+}
+
+// release leaves the mount point to another process that has it locked.
+func (k *keptRunDir) release() {
+	if k != nil {
+		k.lock.Close()
+	}
+}
+
+// end is for when the mount has ended. It removes the mount point.
+func (k *keptRunDir) end() {
+	if k != nil {
+		k.release()
+		sweepRunDir(filepath.Dir(k.lock.Name()))
 	}
 }
 

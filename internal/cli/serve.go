@@ -16,8 +16,8 @@ import (
 
 // serve mounts an image and returns when it is unmounted and no longer used. With ready, it leaves the
 // terminal as soon as it is mounted, and reports that.
-func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness) (err error) {
-	o.mount.Log = log
+func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness, k keeper) (err error) {
+	o.mount.Log, o.mount.Mounter = log, k
 	// Before the image is opened: a log is not replayed for a mount that cannot be.
 	if err := o.mount.CheckMountPoint(); err != nil {
 		return err
@@ -65,37 +65,27 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 		return err
 	}
 	statistics.begin(server, im, log)
-	noteForUmount(server.MountPoint(), log)
-	defer forgetForUmount(server.MountPoint(), log)
-	if err := o.announce(server, log, ready); err != nil {
+	if err := o.announce(k, log, ready); err != nil {
 		return errors.Join(err, server.Unmount(), wait(server))
 	}
-	defer removePIDFile(o, log)
 	warnUnseen(server.MountPoint(), log)
 	stopWatchdog := notifyReady(o, server, im.Writable(), ready != nil, log)
 	defer stopWatchdog()
-	return serveUntilEnd(ctx, server, signals, log)
+	return serveUntilEnd(ctx, server, k, signals, log)
 }
 
 // announce tells who waits for the mount that it is there, by a file and over the pipe.
-func (o *options) announce(server *mount.Server, log *logrus.Logger, ready *readiness) error {
-	if err := writePIDFile(o); err != nil {
+func (o *options) announce(k keeper, log *logrus.Logger, ready *readiness) error {
+	if err := k.Announce(ready != nil); err != nil || ready == nil {
 		return err
 	}
-	if ready == nil {
-		return nil
-	}
 	signal.Ignore(syscall.SIGHUP) // a terminal that closes is no longer ours
-	err := ready.report(o, log)
-	if err != nil {
-		removePIDFile(o, log)
-	}
-	return err
+	return ready.report(o, log)
 }
 
 // serveUntilEnd returns when the disk is unmounted and no longer used. The first signal unmounts; the second ends
 // the service for those who still use the disk.
-func serveUntilEnd(ctx context.Context, server *mount.Server, signals <-chan os.Signal, log *logrus.Logger) error {
+func serveUntilEnd(ctx context.Context, server *mount.Server, k keeper, signals <-chan os.Signal, log *logrus.Logger) error {
 	for asked := false; ; {
 		var s os.Signal
 		select {
@@ -106,6 +96,8 @@ func serveUntilEnd(ctx context.Context, server *mount.Server, signals <-chan os.
 				log.Error(err)
 			}
 			return err
+		case <-k.Gone():
+			return abandon(server, log)
 		case <-ctx.Done():
 			ctx = context.WithoutCancel(ctx) // once is enough
 		case s = <-signals:
@@ -136,6 +128,16 @@ func stop(server *mount.Server, log *logrus.Logger) error {
 	}
 	log.Warnf("%s is clean", server.Image())
 	return nil
+}
+
+// abandon ends the service of a mount that cannot be taken away any more, and leaves it dead. The image is clean when
+// it returns.
+func abandon(server *mount.Server, log *logrus.Logger) error {
+	log.Error("the monitor process has ended, so the disk cannot be unmounted; the service ends")
+	if err := server.Stop(); err != nil {
+		return fmt.Errorf("write %s: %w; what was synced is safe, and is restored when it is mounted again", server.Image(), err)
+	}
+	return fmt.Errorf("the monitor process has ended; %s is clean; remove the dead mount with: umount %s", server.Image(), server.MountPoint())
 }
 
 // wait is Wait as part of an expression.

@@ -32,7 +32,7 @@ func (t mountTable) path() string { return filepath.Join(t.dir, "utab") }
 // noteForUmount has mount(8) note the mount at dir. It is asked to do all but mount, without a helper. The source is
 // not the image: of that, mount(8) notes by itself what it has to. Where there is no mount(8), umount does without
 // the helper.
-func noteForUmount(dir string, log *logrus.Logger) {
+func noteForUmount(dir string, log logrus.FieldLogger) {
 	if _, err := os.Stat(umountHelper); err != nil || os.Geteuid() != 0 {
 		return
 	}
@@ -46,7 +46,7 @@ func noteForUmount(dir string, log *logrus.Logger) {
 }
 
 // forgetForUmount takes away what noteForUmount has left of the mount at dir, unless there is another by now.
-func forgetForUmount(dir string, log *logrus.Logger) {
+func forgetForUmount(dir string, log logrus.FieldLogger) {
 	if m, err := mounts.At(dir); err != nil || m != nil {
 		return
 	}

@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// A monitorClient is the engine's side: a keeper that is another process.
+type monitorClient struct {
+	socket *net.UnixConn
+	log    *logrus.Logger
+	folder *keptRunDir   // locked until the monitor has it locked
+	gone   chan struct{} // closed when the monitor has ended
+	ended  chan struct{} // closed when its status was taken
+	mu     sync.Mutex    // one question at a time
+
+	answers chan monitorReply
+}
+
+// A monitorReply is an answer with the descriptor that came with it, -1 for none.
+type monitorReply struct {
+	monitorAnswer
+	fd int
+}
+
+// errMonitorGone says that the monitor has ended.
+var errMonitorGone = errors.New("the monitor process has ended")
+
+// monitorPatience is how long a monitor may take to end.
+const monitorPatience = 10 * time.Second
+
+// startMonitor starts a monitor and tells it the options. It does not wait for it.
+func startMonitor(o *options, log *logrus.Logger) (*monitorClient, error) {
+	program, err := selfPath()
+	if err != nil {
+		return nil, err
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "monitor")
+	defer theirs.Close()
+	socket, err := packetConn(pair[0])
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(program, monitorCommand, strconv.Itoa(os.Getpid()))
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET=")
+	cmd.ExtraFiles = []*os.File{theirs} // becomes firstInherited
+	if err := cmd.Start(); err != nil {
+		socket.Close()
+		return nil, fmt.Errorf("the monitor process cannot be started: %w", err)
+	}
+	c := &monitorClient{
+		socket:  socket,
+		log:     log,
+		folder:  keepRunDir(o.mount.MountPoint),
+		gone:    make(chan struct{}),
+		ended:   make(chan struct{}),
+		answers: make(chan monitorReply),
+	}
+	go func() {
+		defer close(c.ended)
+		_ = cmd.Wait() // what it has to say it has said
+	}()
+	go c.receive()
+	b, err := json.Marshal(newMonitorConfig(o))
+	if err == nil {
+		_, err = socket.Write(b)
+	}
+	if err != nil {
+		c.End()
+		return nil, fmt.Errorf("the monitor process: %w", err)
+	}
+	return c, nil
+}
+
+// receive takes the answers until the monitor has ended.
+func (c *monitorClient) receive() {
+	defer close(c.gone)
+	buf, control := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
+	for {
+		n, cn, _, _, err := c.socket.ReadMsgUnix(buf, control)
+		if err != nil || n == 0 {
+			return
+		}
+		r := monitorReply{fd: descriptorIn(control[:cn])}
+		if err := json.Unmarshal(buf[:n], &r.monitorAnswer); err != nil {
+			return
+		}
+		c.answers <- r
+	}
+}
+
+// descriptorIn returns the descriptor in a control message, and -1 where there is none.
+func descriptorIn(control []byte) int {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return -1
+	}
+	for _, m := range messages {
+		if fds, err := unix.ParseUnixRights(&m); err == nil && len(fds) == 1 {
+			return fds[0]
+		}
+	}
+	return -1
+}
+
+// ask has the monitor do something, and returns the descriptor that came with the answer.
+func (c *monitorClient) ask(q monitorQuestion) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b, err := json.Marshal(q)
+	if err != nil {
+		return -1, err
+	}
+	if _, err := c.socket.Write(b); err != nil {
+		return -1, fmt.Errorf("%w: %w", errMonitorGone, err)
+	}
+	var r monitorReply
+	select {
+	case r = <-c.answers:
+	case <-c.gone:
+		return -1, errMonitorGone
+	}
+	for _, line := range r.Log {
+		c.log.Log(max(line.Level, logrus.ErrorLevel), string(line.Text))
+	}
+	return r.fd, r.err()
+}
+
+// tell asks for what has no descriptor as an answer.
+func (c *monitorClient) tell(w word) error {
+	_, err := c.ask(monitorQuestion{Word: w})
+	return err
+}
+
+func (c *monitorClient) Mount(readOnly bool) (int, error) {
+	fd, err := c.ask(monitorQuestion{Word: wordMount, Flag: readOnly})
+	if err == nil && fd < 0 {
+		err = errors.New("the monitor process has sent no connection")
+	}
+	c.folder.release()
+	return fd, err
+}
+
+func (c *monitorClient) Accepted() {
+	if err := c.tell(wordAccepted); err != nil {
+		c.log.WithError(err).Debug("read-ahead left at the kernel's default")
+	}
+}
+
+func (c *monitorClient) Announce(background bool) error {
+	_, err := c.ask(monitorQuestion{Word: wordAnnounce, Flag: background})
+	return err
+}
+
+func (c *monitorClient) Unmount() error        { return c.tell(wordUnmount) }
+func (c *monitorClient) MakeReadOnly() error   { return c.tell(wordMakeReadOnly) }
+func (c *monitorClient) DetachDead() error     { return c.tell(wordDetachDead) }
+func (c *monitorClient) Gone() <-chan struct{} { return c.gone }
+
+// End has the monitor take everything away, and returns when it has ended.
+func (c *monitorClient) End() {
+	c.folder.release()
+	if err := c.tell(wordEnd); err != nil && !errors.Is(err, errMonitorGone) {
+		c.log.Warn(err)
+	}
+	c.socket.Close()
+	select {
+	case <-c.ended:
+	case <-time.After(monitorPatience):
+		c.log.Warn("the monitor process does not end")
+	}
+}
