@@ -14,7 +14,9 @@ type Report struct {
 	Errors   []Finding `json:"errors"`   // broken rules: the image is refused, or may not be written
 	Warnings []Finding `json:"warnings"` // what is tolerated, or wastes space
 	Leaked   int64     `json:"leaked_bytes"`
-	Dropped  int       `json:"dropped,omitempty"` // findings beyond the limit of the report
+	Lost     bool      `json:"bat_lost,omitempty"` // what is leaked may be blocks of which the BAT has lost its entries
+	Advice   string    `json:"advice,omitempty"`   // what the findings mean taken together
+	Dropped  int       `json:"dropped,omitempty"`  // findings beyond the limit of the report
 	Parent   *Report   `json:"parent,omitempty"`
 	Info     *Info     `json:"info,omitempty"` // nil when the image could not be opened
 }
@@ -52,6 +54,11 @@ func Check(path string, o Options) (*Report, error) {
 	if err == nil {
 		err = op.openParent(l)
 	}
+	if err == nil {
+		for p := l; p != nil && err == nil; p = p.parent {
+			err = p.warnLost()
+		}
+	}
 	r := l.newReport()
 	var fe *FormatError
 	switch {
@@ -64,6 +71,7 @@ func Check(path string, o Options) (*Report, error) {
 	default:
 		r.Info = l.info()
 	}
+	r.Advice = l.cutOff(r.Errors)
 	return r, nil
 }
 
@@ -74,6 +82,7 @@ func (l *layer) newReport() *Report {
 		Errors:   append([]Finding{}, l.errors...),
 		Warnings: append([]Finding{}, l.warnings...),
 		Dropped:  l.dropped,
+		Lost:     l.lost,
 	}
 	if l.space != nil {
 		r.Leaked = l.space.free()

@@ -54,6 +54,7 @@ type layer struct {
 	salvage  bool    // load goes on where it can without what is damaged
 	assume   Assumed // values for what is damaged
 	orphan   bool    // the parent is not opened
+	lost     bool    // Check has found data of which the BAT may have lost the entries
 	skim     bool    // load does not look at the BAT, so nothing can be read
 	mayLate  bool    // load need not wait until all of a large BAT is validated
 }

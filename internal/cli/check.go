@@ -136,8 +136,16 @@ func printReport(out io.Writer, size sizeWriter, r *vhdx.Report) error {
 		if r.Dropped > 0 {
 			result += fmt.Sprintf(", and %d more that are not listed", r.Dropped)
 		}
-		if r.Leaked > 0 {
+		switch {
+		case r.Leaked > 0 && r.Lost:
+			result += fmt.Sprintf("; %s of the file is unused and may hold lost blocks", size(r.Leaked))
+		case r.Leaked > 0:
 			result += fmt.Sprintf("; %s of the file is unused; vhdxfs compact reclaims it", size(r.Leaked))
+		}
+		if r.Advice != "" {
+			if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), r.Advice); err != nil {
+				return err
+			}
 		}
 		if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), result); err != nil {
 			return err

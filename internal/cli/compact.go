@@ -13,6 +13,7 @@ import (
 type compactCommand struct {
 	options         []string
 	keepZeros, json bool
+	force           bool
 }
 
 func newCompact() *cobra.Command {
@@ -39,6 +40,7 @@ power cut. Blocks of a fixed disk stay allocated. Parents are not changed.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.BoolVar(&c.keepZeros, "keep-zeros", false, "do not read the blocks to find those that hold only zeros")
+	f.BoolVar(&c.force, "force", false, "compact even if the BAT seems to be overwritten, and lose the blocks it had")
 	addJSON(cmd, &c.json)
 	addImageOptions(cmd, &c.options)
 	return cmd
@@ -73,6 +75,9 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 func (c *compactCommand) offline(ctx context.Context, path string, o vhdx.Options, p *progress) (r *vhdx.CompactResult, err error) {
 	o.Writable = true
 	err = withImage(path, o, func(im *vhdx.Image) error {
+		if err := c.checkLost(path, im); err != nil {
+			return err
+		}
 		r, err = im.Compact(ctx, vhdx.CompactOptions{KeepZeros: c.keepZeros, Phase: p.phase, Progress: p.add})
 		return err
 	})
@@ -100,5 +105,17 @@ func (c *compactCommand) report(cmd *cobra.Command, path string, r *vhdx.Compact
 		}
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(path), text)
+	return err
+}
+
+// checkLost refuses an image in which what nothing uses may be all that is left of the disk.
+func (c *compactCommand) checkLost(path string, im *vhdx.Image) error {
+	if c.force {
+		return nil
+	}
+	off, err := im.LostBlocks()
+	if err == nil && off > 0 {
+		err = usageError("%s: space that nothing uses holds data, from %#x on, and the BAT seems to be overwritten; see vhdxfs check. --force compacts it and loses the data", path, off)
+	}
 	return err
 }

@@ -1,0 +1,136 @@
+package vhdx
+
+import (
+	"fmt"
+	"io"
+
+	"vhdxfs/internal/ondisk"
+)
+
+// lostSearch bounds how much of the unused space is read to find data in it, in bytes.
+const lostSearch = 1 << 30
+
+// lostBlocks looks for data in space that nothing uses, where the BAT looks as if it had been overwritten with zeros: it has
+// no present block, or a page of zeros before a page that has some. It returns the file offset of the first such data, and 0
+// where there is none. A crash leaves blocks that nothing uses yet, too, but behind the others, or a few.
+func (l *layer) lostBlocks() (off int64, err error) {
+	if l.space == nil || l.space.free() == 0 || l.keepsBlocks() && l.blockCounts().FullyPresent > 0 {
+		return 0, nil
+	}
+	counts := l.blockCounts()
+	all := counts.FullyPresent+counts.PartiallyPresent == 0
+	if !all && !l.zeroPageInside() {
+		return 0, nil
+	}
+	// A few blocks that were allocated when the power went are no lost page of 512 entries.
+	need, found, end, left := int64(1), int64(0), l.size, int64(lostSearch)
+	if !all {
+		need, end = 4*l.geo.blockSize/mib, l.space.end()
+	}
+	buf := make([]byte, mib)
+	for at := int64(0); at < end && left > 0; at += mib {
+		if i := at / mib; l.space.words[i/64]&(1<<(i%64)) != 0 {
+			continue
+		}
+		n := min(mib, l.size-at)
+		if hole, err := l.hole(at, n); err != nil {
+			return 0, err
+		} else if hole >= n {
+			continue
+		}
+		left -= n
+		if err := readFull(l.file, buf[:n], at, "unused space"); err != nil {
+			return 0, err
+		}
+		if allZero(buf[:n]) {
+			continue
+		}
+		if off == 0 {
+			off = at
+		}
+		if found++; found == need {
+			return off, nil
+		}
+	}
+	return 0, nil
+}
+
+// zeroPageInside reports whether a page of the BAT is zero and one behind it is not.
+func (l *layer) zeroPageInside() bool {
+	zero := false
+	for i := range l.geo.batPages() {
+		p, err := l.bat.Page(i)
+		switch {
+		case err != nil:
+			return false
+		case p.Zero():
+			zero = true
+		case zero:
+			return true
+		}
+	}
+	return false
+}
+
+// LostBlocks returns the file offset of data that nothing uses, where the BAT seems to have been overwritten with zeros, and
+// 0 where it does not. To compact or to write such an image would destroy that data.
+func (im *Image) LostBlocks() (int64, error) {
+	if err := im.Validated(); err != nil {
+		return 0, err
+	}
+	return im.current().lostBlocks()
+}
+
+// warnLost warns of data that blocks may have lost.
+func (l *layer) warnLost() error {
+	off, err := l.lostBlocks()
+	if err != nil || off == 0 {
+		return err
+	}
+	l.lost = true
+	what := "no block is present"
+	if c := l.blockCounts(); c.FullyPresent+c.PartiallyPresent > 0 {
+		what = "a part of the BAT is zero"
+	}
+	l.warn("BAT", l.batOffset(), "%s, but space that nothing uses holds data, from %#x on: the BAT may have been overwritten. "+
+		"Do not write to the image and do not compact it. Restore a backup; without one, a tool that finds files in raw data can read the image file", what, off)
+	return nil
+}
+
+// beyondEnd reports whether a finding of a broken rule says that something ends beyond the end of the file.
+func (l *layer) beyondEnd(f Finding) bool {
+	switch f.Rule {
+	case ondisk.R1.Name(), ondisk.R9.Name(), ondisk.R12.Name(), ondisk.R23.Name(), ondisk.R47.Name():
+		return true
+	case ondisk.R51.Name():
+		var b [batEntrySize]byte
+		if _, err := l.src.ReadAt(b[:], f.Offset); err != nil && err != io.EOF {
+			return false
+		}
+		return batEntry(le.Uint64(b[:])).offset() > uint64(max(l.size-bitmapBlockSize, 0))
+	}
+	return f.Rule == "" // what follows from another
+}
+
+// cutOff returns what to say where all that is wrong lies beyond the end of the file, and "" where something else is.
+func (l *layer) cutOff(errors []Finding) string {
+	ruled := false
+	for _, f := range errors {
+		if !l.beyondEnd(f) {
+			return ""
+		}
+		ruled = ruled || f.Rule != ""
+	}
+	if !ruled || l.size < headerSectionSize && !l.begins() {
+		return ""
+	}
+	return fmt.Sprintf("all that is wrong lies beyond the end of the file, at %#x: was the file cut off? Copy it again if you can; "+
+		"else vhdxfs convert --skip-errors saves what is there", l.size)
+}
+
+// begins reports whether the file begins as an image.
+func (l *layer) begins() bool {
+	var b [len(identifierSignature)]byte
+	_, err := l.file.ReadAt(b[:], 0)
+	return err == nil && string(b[:]) == identifierSignature
+}
