@@ -10,25 +10,20 @@ import (
 // lostSearch bounds how much of the unused space is read to find data in it, in bytes.
 const lostSearch = 1 << 30
 
-// lostBlocks looks for data in space that nothing uses, where the BAT looks as if it had been overwritten with zeros: it has
-// no present block, or a page of zeros before a page that has some. It returns the file offset of the first such data, and 0
-// where there is none. A crash leaves blocks that nothing uses yet, too, but behind the others, or a few.
+// lostBlocks looks for data in space that nothing uses, where the BAT looks as if it had been overwritten with zeros: it says
+// nothing of any block, or, of a fixed disk, whose blocks all have a place, it has a page of zeros. It returns the file offset
+// of the first such data, and 0 where there is none. In other disks a page of zeros is usual, and so is unused space that
+// holds old data, so that both tell nothing.
 func (l *layer) lostBlocks() (off int64, err error) {
-	if l.space == nil || l.space.free() == 0 || l.keepsBlocks() && l.blockCounts().FullyPresent > 0 {
+	if l.space == nil || l.space.free() == 0 {
 		return 0, nil
 	}
-	counts := l.blockCounts()
-	all := counts.FullyPresent+counts.PartiallyPresent == 0
-	if !all && !l.zeroPageInside() {
+	if l.blockCounts().NotPresent < l.geo.payloadBlocks() && !(l.keepsBlocks() && l.anyZeroPage()) {
 		return 0, nil
 	}
-	// A few blocks that were allocated when the power went are no lost page of 512 entries.
-	need, found, end, left := int64(1), int64(0), l.size, int64(lostSearch)
-	if !all {
-		need, end = 4*l.geo.blockSize/mib, l.space.end()
-	}
+	left := int64(lostSearch)
 	buf := make([]byte, mib)
-	for at := int64(0); at < end && left > 0; at += mib {
+	for at := int64(0); at < l.size && left > 0; at += mib {
 		if i := at / mib; l.space.words[i/64]&(1<<(i%64)) != 0 {
 			continue
 		}
@@ -42,30 +37,17 @@ func (l *layer) lostBlocks() (off int64, err error) {
 		if err := readFull(l.file, buf[:n], at, "unused space"); err != nil {
 			return 0, err
 		}
-		if allZero(buf[:n]) {
-			continue
-		}
-		if off == 0 {
-			off = at
-		}
-		if found++; found == need {
-			return off, nil
+		if !allZero(buf[:n]) {
+			return at, nil
 		}
 	}
 	return 0, nil
 }
 
-// zeroPageInside reports whether a page of the BAT is zero and one behind it is not.
-func (l *layer) zeroPageInside() bool {
-	zero := false
+// anyZeroPage reports whether a page of the BAT is zero.
+func (l *layer) anyZeroPage() bool {
 	for i := range l.geo.batPages() {
-		p, err := l.bat.Page(i)
-		switch {
-		case err != nil:
-			return false
-		case p.Zero():
-			zero = true
-		case zero:
+		if p, err := l.bat.Page(i); err == nil && p.Zero() {
 			return true
 		}
 	}
