@@ -99,6 +99,7 @@ type fileSystem struct {
 
 	compactor   compactor
 	snapshotter snapshotter
+	name        nameWatcher
 
 	writers  atomic.Int64 // handles open for writing
 	times    times        // of disk.raw
@@ -118,6 +119,7 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		failures:      newFailureLog(o.Log),
 		compactor:     compactor{disk: disk},
 		snapshotter:   snapshotter{disk: disk},
+		name:          nameWatcher{file: o.File, log: o.Log},
 	}
 	if o.ReadOnlyOnError {
 		f.failed = &failedMount{log: o.Log, remount: o.Mounter.MakeReadOnly}

@@ -12,6 +12,7 @@ import (
 
 	"vhdxfs/internal/fault"
 	"vhdxfs/internal/mounts"
+	"vhdxfs/vhdx"
 )
 
 // maxBackground is how many read-ahead and asynchronous requests the kernel may have under way. Its own
@@ -36,6 +37,8 @@ type Options struct {
 	MountPoint string // absolute path of a directory
 	Source     string // what the mount table names as the source; "" is the image's path
 	Image      string // path of the image file, whose owner, mode and times disk.raw takes on
+
+	File func() (*vhdx.ImageFile, error) // tells what became of the name of the image; nil does not
 
 	Overlay string  // what takes the writes in place of the image; "" if nothing does
 	Window  *Window // what disk.raw shows of the disk; nil is all
@@ -121,14 +124,17 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	s.device = deviceAt(o.MountPoint)
 	fsys.compactor.readOnly = s.readOnly
 	t.start()
+	endControl := s.serveControl(fd)
 	go func() {
 		defer close(s.done)
 		defer fault.Reported(o.Log)
 		t.wait()
+		endControl()
 		fsys.compactor.end()
 		fsys.snapshotter.end()
 	}()
 	o.Mounter.Accepted()
+	go fsys.name.watch(s.done)
 	return s, nil
 }
 

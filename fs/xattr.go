@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
@@ -31,7 +32,7 @@ func (f *fileSystem) xattrGroups(o *Options) []xattrGroup {
 	if !f.writable {
 		image = sync.OnceValue(image)
 	}
-	return []xattrGroup{func() map[string]string { return served }, path, f.compactor.xattrs, f.snapshotter.xattrs, f.statXAttrs, image}
+	return []xattrGroup{func() map[string]string { return served }, path, f.name.look, f.compactor.xattrs, f.snapshotter.xattrs, f.statXAttrs, image}
 }
 
 // servedXAttrs tell which process serves which image, and how. With an overlay, all others tell of the child.
@@ -98,12 +99,20 @@ func (f *fileSystem) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, 
 	if !ours { // as the kernel asks for security.* by itself
 		return 0, fuse.ENOATTR
 	}
-	for _, group := range f.xattrs {
-		if v, ok := group()[name]; ok && len(v) <= mounts.MaxXAttrSize {
-			return copyXAttr(dest, v)
-		}
+	if v, ok := f.xattr(name); ok && len(v) <= mounts.MaxXAttrSize {
+		return copyXAttr(dest, v)
 	}
 	return 0, fuse.ENOATTR
+}
+
+// xattr returns the attribute with a name, without the prefix.
+func (f *fileSystem) xattr(name string) (string, bool) {
+	for _, group := range f.xattrs {
+		if v, ok := group()[name]; ok {
+			return v, true
+		}
+	}
+	return "", false
 }
 
 // ListXAttr lists the names in order, each with a zero byte behind it.
@@ -125,20 +134,37 @@ func (f *fileSystem) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte)
 
 // SetXAttr takes what a mount is told to do, and no other attribute.
 func (f *fileSystem) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
-	var set func([]byte) fuse.Status
-	switch name {
-	case mounts.XAttrPrefix + mounts.CompactXAttr:
-		set = f.compactor.set
-	case mounts.XAttrPrefix + mounts.SnapshotXAttr:
-		set = f.snapshotter.set
+	name, ours := strings.CutPrefix(name, mounts.XAttrPrefix)
+	switch {
+	case !f.writable:
+		return fuse.EROFS
+	case !ours || f.setter(name) == nil:
+		return f.noXAttr()
+	case in.Uid != 0 && in.Uid != uint32(os.Geteuid()):
+		return fuse.EPERM
 	}
+	return f.order(name, data)
+}
+
+// setter returns what sets the attribute with a name, without the prefix, and nil for one that cannot be set.
+func (f *fileSystem) setter(name string) func([]byte) fuse.Status {
+	switch name {
+	case mounts.CompactXAttr:
+		return f.compactor.set
+	case mounts.SnapshotXAttr:
+		return f.snapshotter.set
+	}
+	return nil
+}
+
+// order sets an attribute for a program that may do that.
+func (f *fileSystem) order(name string, data []byte) fuse.Status {
+	set := f.setter(name)
 	switch {
 	case !f.writable:
 		return fuse.EROFS
 	case set == nil:
-		return f.noXAttr()
-	case in.Uid != 0 && in.Uid != uint32(os.Geteuid()):
-		return fuse.EPERM
+		return fuse.Status(unix.EOPNOTSUPP)
 	}
 	return set(data)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -169,9 +170,11 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 		return fmt.Errorf("sector size of %s: %w", image, err)
 	}
 	// Whatever is attached to a file that was not there before is ours, also where losetup was interrupted.
-	disk := m.disk()
-	undo.add(func() error { return detachAll(disk) })
-	device, err := loop.Attach(ctx, disk, how)
+	undo.add(func() error {
+		devices, err := loopsAt(dir)
+		return errors.Join(err, detachAll(devices))
+	})
+	device, err := loop.Attach(ctx, m.disk(), how)
 	if err != nil {
 		return err
 	}
@@ -206,7 +209,11 @@ func mountedNow(dir string) (*activeMount, error) {
 	if m == nil {
 		return nil, fmt.Errorf("another program has unmounted %s", dir)
 	}
-	return describeMount(m)
+	loops, err := readLoops()
+	if err != nil {
+		return nil, err
+	}
+	return describeMount(m, loops)
 }
 
 // printDevices writes the path of each device and, behind it, those of its partitions.
@@ -239,12 +246,12 @@ func (u *undoList) run() error {
 // new device, and the kernel, which lets go of a file somewhat after the device.
 const releasePatience = 5 * time.Second
 
-// releaseDevices detaches the loop devices on a file whose program is about to end. One that somebody uses is detached
+// releaseDevices detaches the loop devices on a mount's file whose program is about to end. One that somebody uses is detached
 // when that ends, and says so.
 func releaseDevices(file string, log logrus.FieldLogger) {
 	ctx, cancel := context.WithTimeout(context.Background(), releasePatience)
 	defer cancel()
-	devices, err := loop.On(file)
+	devices, err := loopsAt(filepath.Dir(file))
 	for _, d := range devices {
 		free, derr := loop.DetachUnused(ctx, d.Path)
 		if derr == nil && !free {
@@ -261,10 +268,9 @@ func releaseDevices(file string, log logrus.FieldLogger) {
 	}
 }
 
-// detachAll detaches all loop devices on a file.
-func detachAll(file string) error {
-	devices, err := loop.On(file)
-	errs := []error{err}
+// detachAll detaches loop devices.
+func detachAll(devices []loop.Device) error {
+	var errs []error
 	ctx, cancel := context.WithTimeout(context.Background(), releasePatience)
 	defer cancel()
 	for _, d := range devices {

@@ -449,7 +449,7 @@ func TestJSONErrors(t *testing.T) {
 		{[]string{"info", "--json", filepath.Join(dir, "none.vhdx")}, statusSystem, jsonError{Path: filepath.Join(dir, "none.vhdx")}},
 		{[]string{"info", "--json", broken}, statusDamaged, jsonError{Structure: "file type identifier", Rule: "R2"}},
 		{[]string{"info", "--json", "--yaml", broken}, statusUsage, jsonError{Error: "unknown flag --yaml; see vhdxfs info --help"}},
-		{[]string{"detach", "--json", broken}, statusMount, jsonError{Error: broken + " is not mounted; vhdxfs list shows what is mounted"}},
+		{[]string{"detach", "--json", broken}, statusNotMounted, jsonError{Error: broken + " is not mounted; vhdxfs list shows what is mounted"}},
 	} {
 		r := run(t, tc.args...)
 		var got jsonError

@@ -32,6 +32,9 @@ If something on a device is mounted or in use, nothing is done. The error says w
 		ValidArgsFunction: completeMounted,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := findMounted(args[0])
+			if errors.Is(err, errNotMounted) {
+				return &statusError{statusNotMounted, err}
+			}
 			if err == nil {
 				err = detach(m, cmd.ErrOrStderr())
 			}
@@ -51,6 +54,9 @@ func detach(m *activeMount, stderr io.Writer) error {
 	case stateNotAnswered:
 		return fmt.Errorf("%s: %w; wait until it does, or end it", m.MountPoint, mounts.ErrNoAnswer)
 	case stateUnknown:
+		if errors.Is(m.reason, mounts.ErrForeign) && os.Geteuid() == 0 {
+			break // root need not ask: what uses the mount the kernel says
+		}
 		if errors.Is(m.reason, fs.ErrPermission) {
 			return fmt.Errorf("%s: %w: it belongs to another user; run detach as that user", m.MountPoint, fs.ErrPermission)
 		}
@@ -59,7 +65,7 @@ func detach(m *activeMount, stderr io.Writer) error {
 	if err := waitUnused(m.Devices); err != nil {
 		return err
 	}
-	if err := detachAll(m.disk()); err != nil {
+	if err := detachAll(m.Devices); err != nil {
 		return err
 	}
 	u := umountCommand{name: "vhdxfs detach", patience: releasePatience}
@@ -120,97 +126,4 @@ func openedBy(path string) []string {
 		list = append(list, "open in "+user)
 	}
 	return list
-}
-
-// findMounted returns the mount that is named by its image, its mount point, its file, or a loop device on it.
-func findMounted(name string) (*activeMount, error) {
-	list, err := listMounts()
-	if err != nil {
-		return nil, err
-	}
-	for _, find := range []func(string, []*activeMount) ([]*activeMount, error){byMountPoint, byDevice, byImage} {
-		found, err := find(name, list)
-		if err != nil {
-			return nil, err
-		}
-		switch len(found) {
-		case 0:
-		case 1:
-			return found[0], nil
-		default:
-			var points []string
-			for _, m := range found {
-				points = append(points, m.MountPoint)
-			}
-			return nil, fmt.Errorf("%s is mounted more than once; name one of the mount points: %s", name, strings.Join(points, ", "))
-		}
-	}
-	if isDir(name) {
-		return nil, fmt.Errorf("%s: no VHDX image is mounted on this directory; vhdxfs list shows what is mounted", name)
-	}
-	return nil, fmt.Errorf("%s is not mounted; vhdxfs list shows what is mounted", name)
-}
-
-// byDevice finds the mount with the loop device at path, or with the partition.
-func byDevice(path string, list []*activeMount) ([]*activeMount, error) {
-	real, err := filepath.EvalSymlinks(filepath.Dir(path))
-	if err != nil || !strings.HasPrefix(real+"/", "/dev/") {
-		return nil, nil
-	}
-	if path, err = filepath.EvalSymlinks(path); err != nil { // as below /dev/disk
-		return nil, nil
-	}
-	for _, m := range list {
-		for _, d := range m.Devices {
-			if d.Path == path {
-				return []*activeMount{m}, nil
-			}
-			for _, p := range d.Partitions {
-				if p.Path == path {
-					return []*activeMount{m}, nil
-				}
-			}
-		}
-	}
-	return nil, fmt.Errorf("%s is not a loop device of a mounted image; vhdxfs list shows what is mounted", path)
-}
-
-// byMountPoint finds the mount at path, or whose disk.raw is at path. It does not touch what is mounted there.
-func byMountPoint(path string, list []*activeMount) ([]*activeMount, error) {
-	for _, p := range []string{path, filepath.Dir(path)} {
-		if p != path && filepath.Base(path) != mounts.FileName {
-			continue
-		}
-		p, err := mounts.Resolve(p)
-		if err != nil {
-			continue
-		}
-		for _, m := range list {
-			if m.MountPoint == p && m.State != stateHidden {
-				return []*activeMount{m}, nil
-			}
-		}
-	}
-	return nil, nil
-}
-
-// byImage finds the mounts of the image at path, by whatever name they were made.
-func byImage(path string, list []*activeMount) ([]*activeMount, error) {
-	abs, err := absPath(path)
-	if err != nil {
-		return nil, err
-	}
-	file, err := os.Stat(path)
-	var found []*activeMount
-	for _, m := range list {
-		same := m.Image == abs
-		if !same && err == nil {
-			other, oerr := os.Stat(m.Image)
-			same = oerr == nil && os.SameFile(file, other)
-		}
-		if same && m.State != stateHidden {
-			found = append(found, m)
-		}
-	}
-	return found, nil
 }

@@ -13,14 +13,15 @@ import (
 
 // The exit statuses. Those of a mount are what mount(8) expects of its helpers.
 const (
-	statusOK       = 0
-	statusUsage    = 1
-	statusSystem   = 2
-	statusWarnings = 3
-	statusDamaged  = 4
-	statusDiffers  = 5
-	statusMount    = 32
-	statusFault    = 70 // as sysexits.h has it
+	statusOK         = 0
+	statusUsage      = 1
+	statusSystem     = 2
+	statusWarnings   = 3
+	statusDamaged    = 4
+	statusDiffers    = 5
+	statusNotMounted = 6
+	statusMount      = 32
+	statusFault      = 70 // as sysexits.h has it
 
 	statusInterrupted = 130 // as shells have it for SIGINT
 )
@@ -38,6 +39,7 @@ var (
 	systemStatus      = exitStatus{statusSystem, "system failure: a file cannot be opened or read, no FUSE, no memory"}
 	damagedStatus     = exitStatus{statusDamaged, "the image breaks a rule of the format"}
 	mountStatus       = exitStatus{statusMount, "the mount failed: the image is damaged, locked or missing, or the mount point is unusable"}
+	notMountedStatus  = exitStatus{statusNotMounted, "not mounted, so there is nothing to detach"}
 	unmountStatus     = exitStatus{statusMount, "not mounted, or still in use"}
 	faultStatus       = exitStatus{statusFault, "a fault of this program; please report what it printed"}
 	interruptedStatus = exitStatus{statusInterrupted, "interrupted by a signal; no partial output is left"}
@@ -49,6 +51,7 @@ var exitStatuses = []exitStatus{
 	{statusWarnings, "success with warnings: check found warnings only, or a repair lost data; chain found a parent that does not fit; convert skipped unreadable ranges"},
 	damagedStatus,
 	{statusDiffers, "compare: the disks differ"},
+	{statusNotMounted, "detach: " + notMountedStatus.help},
 	{statusMount, mountStatus.help + "; or what was to be unmounted is not mounted, or in use"},
 	faultStatus, interruptedStatus,
 }
@@ -59,7 +62,7 @@ var commandStatuses = map[string][]exitStatus{
 	"mount":  {mountStatus},
 	"umount": {unmountStatus},
 	"attach": {mountStatus, interruptedStatus},
-	"detach": {unmountStatus},
+	"detach": {notMountedStatus, {statusMount, "still in use"}},
 	"info":   {damagedStatus, interruptedStatus},
 	"check": {
 		{statusWarnings, "warnings only, or the repair found that data is lost or suspect"},

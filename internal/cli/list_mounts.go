@@ -38,6 +38,13 @@ type activeMount struct {
 	Overlay    string        `json:"overlay,omitempty"`   // as the option of that name has it
 	Partition  int           `json:"partition,omitempty"` // that is shown; 0 is the whole disk
 	Devices    []loop.Device `json:"devices"`
+
+	ImageState string `json:"image_state,omitempty"` // "deleted", or "renamed" for an image that is not at Image any more
+	ImageNow   string `json:"image_now,omitempty"`   // where it is instead, if that is known
+
+	imageID string // of the image's file, as the server has it open; "" where unknown
+	device  string // of the mount, major:minor
+	trusted bool   // root has made it, or this user
 }
 
 // disk returns the path of the mount's file.
@@ -79,13 +86,17 @@ func listMounts() ([]*activeMount, error) {
 	if err != nil {
 		return nil, err
 	}
+	loops, err := readLoops()
+	if err != nil {
+		return nil, err
+	}
 	list := make([]*activeMount, len(table))
 	errs := make([]error, len(table))
 	var asking sync.WaitGroup
 	for i, m := range table {
 		asking.Go(func() {
 			defer fault.Catch(&errs[i])
-			list[i], errs[i] = describeMount(m)
+			list[i], errs[i] = describeMount(m, loops)
 		})
 	}
 	asking.Wait()
@@ -102,8 +113,8 @@ func imageMountAt(dir string) (*mountinfo.Info, error) {
 }
 
 // describeMount asks a mount for what the mount table does not tell.
-func describeMount(m *mountinfo.Info) (*activeMount, error) {
-	d := &activeMount{Image: m.Source, MountPoint: m.Mountpoint, Mode: "rw", Devices: []loop.Device{}}
+func describeMount(m *mountinfo.Info, loops loopTable) (*activeMount, error) {
+	d := &activeMount{Image: m.Source, MountPoint: m.Mountpoint, Mode: "rw", Devices: []loop.Device{}, device: mounts.DeviceOf(m), trusted: mounts.Trusted(m)}
 	if mounts.ReadOnly(m) {
 		d.Mode = "ro"
 	}
@@ -115,16 +126,17 @@ func describeMount(m *mountinfo.Info) (*activeMount, error) {
 		d.State = stateHidden
 		return d, nil
 	}
-	values, err := mounts.Attributes(m.Mountpoint, "path", "pid", "pid_namespace", "overlay", "partition")
+	values, err := mounts.Ask(m, "path", "pid", "pid_namespace", "overlay", "partition", "image_id", "image_state", "image_now")
 	switch {
 	case err == nil:
 		d.State = stateServing
 		if path, ok := values["path"]; ok {
 			d.Image = path
 		}
+		d.imageID, d.ImageState, d.ImageNow = values["image_id"], values["image_state"], values["image_now"]
 		d.Overlay = values["overlay"]
 		d.Partition, _ = strconv.Atoi(values["partition"]) // 0 where there is none
-		if pid, err := localPID(values); err == nil {
+		if pid, err := mounts.LocalPID(values); err == nil {
 			d.PID = pid
 		}
 	case errors.Is(err, unix.ENOTCONN):
@@ -134,11 +146,7 @@ func describeMount(m *mountinfo.Info) (*activeMount, error) {
 	default:
 		d.State, d.reason = stateUnknown, err
 	}
-	devices, err := loop.On(d.disk())
-	if err != nil {
-		return nil, err
-	}
-	d.Devices = append(d.Devices, devices...)
+	d.Devices = append(d.Devices, loops.of(m)...)
 	return d, nil
 }
 
@@ -146,7 +154,14 @@ func describeMount(m *mountinfo.Info) (*activeMount, error) {
 func printMounts(out io.Writer, size sizeWriter, list []*activeMount) error {
 	var b strings.Builder
 	for _, m := range list {
-		fmt.Fprintf(&b, "%s on %s, %s", printable(m.Image), printable(m.MountPoint), m.Mode)
+		b.WriteString(printable(m.Image))
+		switch {
+		case m.ImageState == mounts.StateRenamed && m.ImageNow != "":
+			fmt.Fprintf(&b, " (renamed to %s)", printable(m.ImageNow))
+		case m.ImageState != "":
+			fmt.Fprintf(&b, " (%s)", m.ImageState)
+		}
+		fmt.Fprintf(&b, " on %s, %s", printable(m.MountPoint), m.Mode)
 		switch {
 		case m.State != stateServing:
 			fmt.Fprintf(&b, ", %s", m.State)

@@ -103,7 +103,11 @@ func isWhole(list string) bool { return strings.Contains(","+list, ",user_id=") 
 
 // serverOptions returns the options in the command line of the process that serves the mount at dir.
 func serverOptions(dir string) []string {
-	pid, err := serverPID(dir)
+	m, err := mounts.At(dir)
+	if err != nil || m == nil || !mounts.Trusted(m) {
+		return nil
+	}
+	pid, err := mounts.ServerPID(m)
 	if err != nil {
 		return nil
 	}

@@ -126,14 +126,18 @@ func detachDead(dir string) (*activeMount, error) {
 	if err != nil || m == nil {
 		return nil, err
 	}
-	d, err := describeMount(m)
+	loops, err := readLoops()
+	if err != nil {
+		return nil, err
+	}
+	d, err := describeMount(m, loops)
 	if err != nil || d.State != stateDead {
 		return nil, err
 	}
 	if err := waitUnused(d.Devices); err != nil {
 		return d, err
 	}
-	return d, detachAll(d.disk())
+	return d, detachAll(d.Devices)
 }
 
 // errSwept is why a mount point cannot be locked.

@@ -60,6 +60,11 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 		return err
 	}
 	defer statistics.end()
+	o.mount.File = func() (*vhdx.ImageFile, error) { return im.File(0) }
+	if o.mount.Overlay != "" { // the image is the parent of what is served, also when a snapshot has made that a parent itself
+		base, err := im.File(1)
+		o.mount.File = func() (*vhdx.ImageFile, error) { return base, err }
+	}
 	server, err := mount.Mount(im, o.mount)
 	if err != nil {
 		return err

@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -101,7 +101,7 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 	var server *serverProcess
 	var unknown error // why it is not known who serves it
 	if !u.lazy {
-		server, unknown = findServer(dir)
+		server, unknown = findServer(m)
 		defer server.close()
 	}
 	err = u.takeAway(dir, errors.Is(unknown, mounts.ErrNoAnswer))
@@ -123,7 +123,16 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 	}
 	if server != nil {
 		device := mounts.DeviceOf(m)
-		if err := server.wait(func() bool { return u.heldElsewhere(dir, device, server.pid, stderr) }); err != nil {
+		late := func() time.Duration {
+			switch {
+			case u.heldElsewhere(dir, device, server.pid, stderr):
+				return 0
+			case !mounts.Trusted(m):
+				return foreignPatience
+			}
+			return noLimit
+		}
+		if err := server.wait(late); err != nil {
 			return err
 		}
 	}
@@ -146,6 +155,8 @@ func (u *umountCommand) takeAway(dir string, hangs bool) error {
 		patience = max(patience, questionEnds)
 	case unused:
 		patience = max(patience, glanceEnds)
+	default:
+		patience = max(patience, passingEnds)
 	}
 	for end := time.Now().Add(patience); errors.Is(err, unix.EBUSY) && time.Now().Before(end); {
 		time.Sleep(50 * time.Millisecond)
@@ -176,6 +187,9 @@ func (u *umountCommand) heldElsewhere(dir, device string, pid int, stderr io.Wri
 	return false
 }
 
+// passingEnds is how long a mount is tried again that a process uses: it may have it open for a moment only.
+const passingEnds = 300 * time.Millisecond
+
 // glanceEnds is how long a mount may be in use by nobody who can be named: by a program that looked at it in passing,
 // vhdxfs list for one.
 const glanceEnds = time.Second
@@ -189,13 +203,10 @@ type serverProcess struct {
 	fd  int // a pidfd, which stands for the process also when the number is another's
 }
 
-// errUnknownServer says that nothing can be waited for.
-var errUnknownServer = errors.New("it is not known here which process serves it")
-
-// findServer returns the process that serves the mount at dir, and nil for a mount whose program has died. An
+// findServer returns the process that serves the mount m, and nil for a mount whose program has died. An
 // error says why it cannot be told.
-func findServer(dir string) (*serverProcess, error) {
-	pid, err := serverPID(dir)
+func findServer(m *mountinfo.Info) (*serverProcess, error) {
+	pid, err := mounts.ServerPID(m)
 	if errors.Is(err, unix.ENOTCONN) {
 		return nil, nil
 	}
@@ -208,54 +219,40 @@ func findServer(dir string) (*serverProcess, error) {
 	}
 	s := &serverProcess{pid, fd}
 	// Only an answer that comes now is one of a process that lives, and whose descriptor this is.
-	if again, err := serverPID(dir); err != nil || again != pid {
+	if again, err := mounts.ServerPID(m); err != nil || again != pid {
 		s.close()
-		return nil, errUnknownServer
+		return nil, mounts.ErrUnknownServer
 	}
 	return s, nil
-}
-
-// serverPID asks the mount at dir who serves it.
-func serverPID(dir string) (int, error) {
-	values, err := mounts.Attributes(dir, "pid", "pid_namespace")
-	if err != nil {
-		return 0, err
-	}
-	return localPID(values)
-}
-
-// localPID returns the number of the process that the attributes pid and pid_namespace of a mount name.
-func localPID(values map[string]string) (int, error) {
-	if ours, err := os.Readlink("/proc/self/ns/pid"); err != nil || ours != values["pid_namespace"] {
-		return 0, errUnknownServer // in a container, say
-	}
-	pid, err := strconv.Atoi(values["pid"])
-	if err != nil || pid <= 0 {
-		return 0, errUnknownServer
-	}
-	return pid, nil
 }
 
 // waitNotice is how long the process may take to end before anything is said about it.
 const waitNotice = 3 * time.Second
 
-// wait returns when the process has ended, or when late, called once after a while, says not to wait.
-func (s *serverProcess) wait(late func() bool) error {
-	timeout := int(waitNotice.Milliseconds())
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, timeout)
+// noLimit is for a wait that ends when the process does.
+const noLimit = -time.Millisecond
+
+// foreignPatience is how long the server of another user's mount may take to end: it may be a program that never does.
+const foreignPatience = 30 * time.Second
+
+// wait returns when the process has ended, or when the time is over that late, called once after a while, gives it.
+func (s *serverProcess) wait(late func() time.Duration) error {
+	timeout, told := waitNotice, false
+	for end := time.Now().Add(timeout); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, int(timeout.Milliseconds()))
 		switch {
+		case errors.Is(err, unix.EINTR) && timeout != noLimit:
+			timeout = max(0, time.Until(end))
+			continue
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
 			return os.NewSyscallError("poll", err)
-		case n > 0:
+		case n > 0, told:
 			return nil
 		}
-		if late() {
-			return nil
-		}
-		timeout = -1
+		timeout, told = late(), true
+		end = time.Now().Add(timeout)
 	}
 }
 

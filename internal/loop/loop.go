@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -36,6 +37,40 @@ type Partition struct {
 // On returns the devices that are attached to the file at path, which is absolute and without symbolic links.
 func On(path string) ([]Device, error) {
 	return list(func(d *Device) bool { return d.File == path })
+}
+
+// Named returns the devices that are attached to a file with a name, wherever that is.
+func Named(name string) ([]Device, error) {
+	return list(func(d *Device) bool { return filepath.Base(d.File) == name })
+}
+
+// maxBelow is how many devices may lie below each other.
+const maxBelow = 16
+
+// Below returns the loop devices on which a block device lies: itself, that of which it is a partition, or those below a
+// volume.
+func Below(major, minor uint32) []string {
+	dir, err := filepath.EvalSymlinks(fmt.Sprintf("/sys/dev/block/%d:%d", major, minor))
+	if err != nil {
+		return nil
+	}
+	return below(dir, maxBelow)
+}
+
+func below(dir string, depth int) (paths []string) {
+	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
+		dir = filepath.Dir(dir)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "loop", "backing_file")); err == nil {
+		return []string{"/dev/" + filepath.Base(dir)}
+	}
+	slaves, _ := filepath.Glob(filepath.Join(dir, "slaves", "*")) // the pattern is a good one
+	for _, s := range slaves {
+		if s, err := filepath.EvalSymlinks(s); err == nil && depth > 0 {
+			paths = append(paths, below(s, depth-1)...)
+		}
+	}
+	return paths
 }
 
 // At returns the device at path, such as /dev/loop0, and nil where that is no loop device in use.

@@ -1,8 +1,8 @@
 package mounts
 
 import (
+	"errors"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,16 +12,22 @@ const (
 	MaxXAttrSize = 64 << 10     // bytes: XATTR_SIZE_MAX, a longer value cannot be read
 )
 
-// tell sets an attribute of the mount at mountPoint.
+// tell sets an attribute of the mount on top at mountPoint. Only a mount that is Trusted is told anything.
 func tell(mountPoint, name string, value []byte) error {
-	// A mount that hangs would take the caller with it; one that has just answered will take this, too.
-	if _, err := Attribute(mountPoint, "pid"); err != nil {
+	m, err := At(mountPoint)
+	switch {
+	case err != nil:
 		return err
+	case m == nil || m.FSType != Type:
+		return &os.PathError{Op: name, Path: mountPoint, Err: unix.ENODATA}
+	case !Trusted(m):
+		return ErrForeign
 	}
-	// Of the directory only root may set one, since nobody may write to it.
-	disk := filepath.Join(mountPoint, FileName)
-	if err := unix.Lsetxattr(disk, XAttrPrefix+name, value, 0); err != nil {
-		return &os.PathError{Op: name, Path: disk, Err: err}
+	a, err := askServer(m, request{Set: name, Value: value})
+	if errors.Is(err, errNoServer) {
+		if a, err = runHidden(nil, tellCommand, mountPoint, name, string(value)); err == nil {
+			err = pathError(name, mountPoint, a.Errno)
+		}
 	}
-	return nil
+	return err
 }

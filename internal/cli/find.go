@@ -1,0 +1,223 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/loop"
+	"vhdxfs/internal/mounts"
+)
+
+// errNotMounted says that a name is of nothing that is mounted.
+var errNotMounted = errors.New("not mounted")
+
+// findMounted returns the mount that is named by its image, its mount point, its file, a device on which its file is
+// attached, or where such a device is mounted. The error matches errNotMounted where there is none.
+//
+// An image is known by its file, as the server has it open, and not by a path: another file may have that now.
+func findMounted(name string) (*activeMount, error) {
+	at, err := mounts.Locate(name)
+	switch {
+	case err == nil && at.Mount != nil && at.Mount.FSType == mounts.Type:
+		if at.Rest != "" && at.Rest != mounts.FileName {
+			return nil, notMounted(name, nil)
+		}
+		return describeNamed(at.Mount)
+	case err == nil:
+		name = at.Path
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR):
+		return nil, err
+	}
+	list, err := listMounts()
+	if err != nil {
+		return nil, err
+	}
+	list = slices.DeleteFunc(list, func(m *activeMount) bool { return m.State == stateHidden })
+	found, err := byFile(name, at, list)
+	if err != nil {
+		return nil, err
+	}
+	switch found = oncePerDevice(found); len(found) {
+	case 0:
+		return nil, notMounted(name, list)
+	case 1:
+		return found[0], nil
+	}
+	var points []string
+	for _, m := range found {
+		points = append(points, m.MountPoint)
+	}
+	return nil, fmt.Errorf("%s is mounted more than once; name one of the mount points: %s", name, strings.Join(points, ", "))
+}
+
+// describeNamed describes the mount that a path has led to. That may be one of its file alone, bound to another place.
+func describeNamed(m *mountinfo.Info) (*activeMount, error) {
+	if m.Root != "/" {
+		same, err := mounts.Of(mounts.DeviceOf(m))
+		if err != nil {
+			return nil, err
+		}
+		if i := slices.IndexFunc(same, func(m *mountinfo.Info) bool { return m.Root == "/" }); i >= 0 {
+			m = same[i]
+		}
+	}
+	table, err := readLoops()
+	if err != nil {
+		return nil, err
+	}
+	return describeMount(m, table)
+}
+
+// oncePerDevice leaves out further places at which the same mount is.
+func oncePerDevice(list []*activeMount) (once []*activeMount) {
+	for _, m := range list {
+		if !slices.ContainsFunc(once, func(o *activeMount) bool { return o.device == m.device }) {
+			once = append(once, m)
+		}
+	}
+	return once
+}
+
+// byFile finds the mounts that the file, the device or the directory at path stands for.
+func byFile(path string, at *mounts.Location, list []*activeMount) ([]*activeMount, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		// Nothing can be asked what it is but its name.
+		return byPath(path, list), nil
+	}
+	switch {
+	case st.IsDir():
+		if at == nil || at.Mount == nil {
+			return nil, nil
+		}
+		return byLoops(devicesOf(at.Mount), list), nil
+	case st.Mode()&os.ModeDevice != 0:
+		if found := byIdentity(st, list); len(found) > 0 {
+			return found, nil
+		}
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok && st.Mode()&os.ModeCharDevice == 0 {
+			return byLoops(loop.Below(unix.Major(sys.Rdev), unix.Minor(sys.Rdev)), list), nil
+		}
+		return nil, nil
+	}
+	if found := byIdentity(st, list); len(found) > 0 {
+		return found, nil
+	}
+	return byPath(path, list), nil
+}
+
+// byIdentity finds the mounts of the image with the same file, or the same device.
+func byIdentity(st os.FileInfo, list []*activeMount) (found []*activeMount) {
+	id := mounts.FileID(st)
+	for _, m := range list {
+		if m.imageID != "" && m.imageID == id {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+// byPath finds the mounts whose servers cannot be asked which file they have open, by the path of the image.
+func byPath(path string, list []*activeMount) (found []*activeMount) {
+	abs, err := absPath(path)
+	if err != nil {
+		return nil
+	}
+	for _, m := range list {
+		if m.imageID == "" && m.trusted && m.Image == abs {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+// byLoops finds the mounts on whose files one of the loop devices is attached.
+func byLoops(paths []string, list []*activeMount) (found []*activeMount) {
+	for _, m := range list {
+		if slices.ContainsFunc(m.Devices, func(d loop.Device) bool { return slices.Contains(paths, d.Path) }) {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+// devicesOf returns the loop devices on which a file system lies that is mounted.
+func devicesOf(m *mountinfo.Info) []string {
+	if m.Major != 0 {
+		return loop.Below(uint32(m.Major), uint32(m.Minor))
+	}
+	// btrfs and the like give the mount a number of their own.
+	if !strings.HasPrefix(m.Source, "/dev/") {
+		return nil
+	}
+	var st unix.Stat_t
+	if unix.Stat(m.Source, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return nil
+	}
+	return loop.Below(unix.Major(st.Rdev), unix.Minor(st.Rdev))
+}
+
+// notMounted is the error for a name of nothing that is mounted. Where a mount has once been made by that name, it says so.
+func notMounted(name string, list []*activeMount) error {
+	if abs, err := absPath(name); err == nil {
+		for _, m := range list {
+			if m.trusted && m.Image == abs && m.ImageState != "" {
+				return fmt.Errorf("%s is %w: the image that is mounted at %s had this name and was %s; name the mount point to mean that one", name, errNotMounted, m.MountPoint, m.ImageState)
+			}
+		}
+	}
+	if isDir(name) {
+		return fmt.Errorf("%s is %w: no VHDX image is mounted on this directory; vhdxfs list shows what is mounted", name, errNotMounted)
+	}
+	return fmt.Errorf("%s is %w; vhdxfs list shows what is mounted", name, errNotMounted)
+}
+
+// A loopTable is all loop devices on files that are named as those of mounts are, and where those files are.
+type loopTable struct {
+	devices []loop.Device
+	on      map[string]string // by the path of the device, the device of the mount, major:minor; missing where unknown
+}
+
+func readLoops() (t loopTable, err error) {
+	if t.devices, err = loop.Named(mounts.FileName); err != nil || len(t.devices) == 0 {
+		return t, err
+	}
+	var paths []string
+	for _, d := range t.devices {
+		paths = append(paths, d.Path)
+	}
+	t.on = mounts.Backings(paths)
+	return t, nil
+}
+
+// of returns the loop devices on the file of a mount. The path of the file is the same in each mount namespace, so it
+// decides only where the kernel does not tell on which mount it is.
+func (t loopTable) of(m *mountinfo.Info) []loop.Device {
+	var list []loop.Device
+	for _, d := range t.devices {
+		on, known := t.on[d.Path]
+		if known && on == mounts.DeviceOf(m) || !known && d.File == filepath.Join(m.Mountpoint, mounts.FileName) {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// loopsAt returns the loop devices on the file of the mount at a directory.
+func loopsAt(dir string) ([]loop.Device, error) {
+	m, err := imageMountAt(dir)
+	if err != nil || m == nil {
+		return nil, err
+	}
+	t, err := readLoops()
+	return t.of(m), err
+}

@@ -1,0 +1,297 @@
+package mounts
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"vhdxfs/internal/fault"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Each server listens on a socket with an abstract name, that of its mount's device. By it the mount is asked and told
+// what to do without a step into it: that would keep it from being unmounted at that moment. The kernel says who is at
+// either end. The server answers root and its own user, and a program believes the user whose mount it is.
+
+// socketName is the name of the socket for the mount with a device, major:minor.
+func socketName(device string) string { return "@vhdxfs/" + device }
+
+// A request is one question or order. A connection carries one, and then the answer.
+type request struct {
+	Names []string // of attributes to be told
+	Set   string   // name of an attribute to be set, "" for none
+	Value []byte
+}
+
+const (
+	maxRequest     = 1 << 20 // bytes
+	maxConnections = 16      // at once; more wait
+)
+
+// A Handler answers questions about a mount, as the attributes do.
+type Handler interface {
+	Get(name string) (value string, ok bool)
+	Set(name string, value []byte) syscall.Errno
+	Alive() bool // whether the mount is there, and its device not that of another
+}
+
+// Serve answers for the mount with a device until the listener that it returns is closed. An error means that the mount
+// can be asked by its attributes alone.
+func Serve(device string, h Handler, log interface{ Errorf(string, ...any) }) (io.Closer, error) {
+	l, err := net.Listen("unix", socketName(device))
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		defer fault.Reported(log)
+		room := make(chan struct{}, maxConnections)
+		for {
+			c, err := l.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil { // of too many open files, say
+				time.Sleep(100 * time.Millisecond)
+				continue
+			}
+			if peer, err := peerOf(c); err != nil || peer.Uid != 0 && peer.Uid != uint32(os.Geteuid()) {
+				_ = json.NewEncoder(c).Encode(answer{Errno: unix.EACCES})
+				c.Close()
+				continue
+			}
+			room <- struct{}{}
+			go func() {
+				defer func() { <-room }()
+				defer c.Close()
+				defer fault.Reported(log)
+				reply(c, h)
+			}()
+		}
+	}()
+	return l, nil
+}
+
+// reply answers the one request on a connection.
+func reply(c net.Conn, h Handler) {
+	var r request
+	if c.SetDeadline(time.Now().Add(patience)) != nil || json.NewDecoder(io.LimitReader(c, maxRequest)).Decode(&r) != nil {
+		return
+	}
+	a := answer{Values: make(map[string][]byte)}
+	if !h.Alive() {
+		return
+	}
+	if r.Set != "" {
+		a.Errno = h.Set(r.Set, r.Value)
+	}
+	for _, name := range r.Names {
+		if v, ok := h.Get(name); ok {
+			a.Values[name] = []byte(v)
+		}
+	}
+	if !h.Alive() {
+		return
+	}
+	_ = json.NewEncoder(c).Encode(a) // a program that has gone needs no answer
+}
+
+// peerOf returns the process at the other end of a connection, as the kernel knows it.
+func peerOf(c net.Conn) (peer *unix.Ucred, err error) {
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	if cerr := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
+		return nil, cerr
+	}
+	return peer, err
+}
+
+// errNoServer says that the socket of a mount is not there, or not that of its user.
+var errNoServer = errors.New("the mount has no socket here")
+
+// dial connects to the server of a mount. The process at the other end belongs to the user who has made the mount.
+func dial(m *mountinfo.Info) (c net.Conn, peer *unix.Ucred, err error) {
+	owner, known := Owner(m)
+	if !known {
+		return nil, nil, errNoServer
+	}
+	if c, err = net.DialTimeout("unix", socketName(DeviceOf(m)), patience); err != nil {
+		return nil, nil, errNoServer
+	}
+	if peer, err = peerOf(c); err != nil || peer.Uid != owner.Uid {
+		c.Close()
+		return nil, nil, errNoServer
+	}
+	return c, peer, nil
+}
+
+// askServer sends a request to the server of a mount. The error is errNoServer where it cannot be asked so.
+func askServer(m *mountinfo.Info, r request) (answer, error) {
+	a, _, err := exchange(m, r)
+	if err == nil && a.Errno == unix.EACCES && r.Set == "" {
+		err = errNoServer // the attributes know better who may ask
+	}
+	if err != nil {
+		return a, err
+	}
+	return a, pathError("ask", m.Mountpoint, a.Errno)
+}
+
+// call returns the process that serves the mount m over its socket. It may be asked for a mount that is not Trusted.
+func call(m *mountinfo.Info) (*unix.Ucred, error) {
+	_, peer, err := exchange(m, request{})
+	return peer, err
+}
+
+// exchange sends a request to the server of a mount and returns the answer.
+func exchange(m *mountinfo.Info, r request) (a answer, peer *unix.Ucred, err error) {
+	c, peer, err := dial(m)
+	if err != nil {
+		return a, nil, err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return a, nil, err
+	}
+	err = json.NewEncoder(c).Encode(r)
+	if err == nil {
+		err = json.NewDecoder(io.LimitReader(c, maxAnswer)).Decode(&a)
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return a, nil, ErrNoAnswer
+	case err != nil: // it ends at this moment, or its mount has ended
+		return a, nil, errNoServer
+	}
+	return a, peer, nil
+}
+
+// ErrUnknownServer says that it is not known which process serves a mount.
+var ErrUnknownServer = errors.New("it is not known here which process serves it")
+
+// ServerPID returns the process that serves the mount m. It belongs to the user who has made the mount. The error matches
+// unix.ENOTCONN for a mount whose program has died.
+func ServerPID(m *mountinfo.Info) (int, error) {
+	switch peer, err := call(m); {
+	case errors.Is(err, errNoServer):
+	case err != nil:
+		return 0, err
+	case peer.Pid > 0:
+		return int(peer.Pid), nil
+	default:
+		return 0, ErrUnknownServer // in a container, say
+	}
+	owner, known := Owner(m)
+	if !known {
+		return 0, ErrUnknownServer
+	}
+	if !Trusted(m) {
+		// What it says is not asked for: the process is the one that the kernel names, or none.
+		return serverOf(DeviceOf(m), owner.Uid)
+	}
+	a, err := runHidden(nil, askCommand, m.Mountpoint, "pid", "pid_namespace")
+	if err == nil {
+		err = pathError("getxattr", m.Mountpoint, a.Errno)
+	}
+	if err != nil {
+		return 0, err
+	}
+	pid, err := LocalPID(stringsOf(a.Values))
+	if err == nil && !serves(pid, DeviceOf(m), owner.Uid) {
+		err = ErrUnknownServer
+	}
+	return pid, err
+}
+
+// LocalPID returns the number of the process that the attributes pid and pid_namespace of a mount name.
+func LocalPID(values map[string]string) (int, error) {
+	if ours, err := os.Readlink("/proc/self/ns/pid"); err != nil || ours != values["pid_namespace"] {
+		return 0, ErrUnknownServer // in a container, say
+	}
+	pid, err := strconv.Atoi(values["pid"])
+	if err != nil || pid <= 0 {
+		return 0, ErrUnknownServer
+	}
+	return pid, nil
+}
+
+// serverOf looks for the process of a user that serves the FUSE connection of a device, major:minor.
+func serverOf(device string, uid uint32) (int, error) {
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is a good one
+	for _, p := range processes {
+		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && connected(pid, device) && belongs(pid, uid) {
+			return pid, nil
+		}
+	}
+	return 0, ErrUnknownServer
+}
+
+// serves reports whether the process belongs to the user and may serve the connection of the device: it does so, or this
+// process may not see what it has open, or the kernel does not say which connection an open file is of.
+func serves(pid int, device string, uid uint32) bool {
+	if !belongs(pid, uid) {
+		return false
+	}
+	open := fuseFiles(pid)
+	if open == nil {
+		_, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		return errors.Is(err, os.ErrPermission)
+	}
+	for _, connection := range open {
+		if connection == "" || "0:"+connection == device {
+			return true
+		}
+	}
+	return false
+}
+
+// connected reports whether the kernel says that the process has the FUSE connection of the device open.
+func connected(pid int, device string) bool {
+	for _, connection := range fuseFiles(pid) {
+		if connection != "" && "0:"+connection == device {
+			return true
+		}
+	}
+	return false
+}
+
+// fuseFiles returns the FUSE connections that a process has open; "" stands for one of which the kernel tells no number,
+// as before Linux 6.18.
+func fuseFiles(pid int) (connections []string) {
+	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, l := range links {
+		if to, err := os.Readlink(l); err != nil || to != FUSEDevice {
+			continue
+		}
+		info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, filepath.Base(l)))
+		if err != nil {
+			continue
+		}
+		_, number, _ := strings.Cut(string(info), "fuse_connection:")
+		number, _, _ = strings.Cut(number, "\n")
+		connections = append(connections, strings.TrimSpace(number))
+	}
+	return connections
+}
+
+// belongs reports whether the process runs as the user.
+func belongs(pid int, uid uint32) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	_, ids, _ := strings.Cut(string(status), "\nUid:")
+	ids, _, _ = strings.Cut(ids, "\n")
+	words := strings.Fields(ids) // real, effective, saved, of the file system
+	return len(words) == 4 && words[1] == strconv.FormatUint(uint64(uid), 10)
+}
