@@ -288,7 +288,7 @@ func TestAttachFails(t *testing.T) {
 			args: []string{good}, status: 32, want: "not added"},
 		{name: "locked", args: []string{locked}, status: 32, want: locked},
 		{name: "missing image", args: []string{good + "x"}, status: 32, want: "no such file"},
-		{name: "no image", args: []string{noImage}, status: 32, want: "signature"},
+		{name: "no image", args: []string{noImage}, status: 32, want: "not a VHDX file"},
 		{name: "missing mount point", args: []string{good, full + "/no"}, status: 32, want: "mkdir -p"},
 		{name: "mount point with files", args: []string{good, full}, status: 32, want: "is not empty"},
 		{name: "unknown option", args: []string{"-o", "discrad=off", good}, status: 1, want: "did you mean discard?"},
