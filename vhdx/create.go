@@ -7,6 +7,8 @@ import (
 	"unicode/utf16"
 
 	"github.com/google/uuid"
+
+	"vhdxfs/internal/safefile"
 )
 
 const (
@@ -31,6 +33,10 @@ type CreateOptions struct {
 	ZeroBlocks         bool     // blocks of a dynamic disk begin in state ZERO instead of NOT_PRESENT
 	DiskID             uuid.UUID
 	Replace            bool // an existing regular file is replaced once the new one is complete
+
+	// Inputs are those of the files whose content the image is made of: it is never more open than any of them. Parent
+	// and its own parents are among them without being told.
+	Inputs []safefile.Access
 
 	Parent      string   // path of the parent of a differencing disk; it is opened and checked
 	ParentPaths []string // paths by which Windows finds the parent, beside the relative one; see parentKeys

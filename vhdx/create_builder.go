@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"vhdxfs/internal/newfile"
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -53,7 +54,7 @@ func newBuilder(ctx context.Context, path string, o CreateOptions) (_ *Builder, 
 			return nil, err
 		}
 	}
-	if b.new, err = newfile.Create(path, o.Replace); err != nil {
+	if b.new, err = newfile.Create(path, newfile.Options{Replace: o.Replace, Inputs: o.Inputs}); err != nil {
 		return nil, errors.Join(err, b.closeOld())
 	}
 	f := imagefile.Of(b.new.File)
@@ -231,6 +232,9 @@ func (b *Builder) finish() error {
 
 // TempPath returns a path by which this process can open the file until Commit.
 func (b *Builder) TempPath() string { return b.new.TempPath() }
+
+// give gives the new file the owner and the permissions of another.
+func (b *Builder) give(a safefile.Access) error { return a.Give(b.new.File, nil) }
 
 // Commit gives the finished image its name. When that fails, the file is removed.
 func (b *Builder) Commit() error {

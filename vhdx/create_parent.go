@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -105,8 +106,39 @@ func (o CreateOptions) childOf(im *Image, path string) (CreateOptions, error) {
 	case im.layers() == maxLayers:
 		return o, fmt.Errorf("the chain has %d images already, which is the most that can be opened; merge some of them", maxLayers)
 	}
+	inputs, err := im.Access()
+	if err != nil {
+		return o, err
+	}
+	o.Inputs = append(inputs, o.Inputs...)
 	o.locator, err = parentKeys(path, o.Parent, o.ParentPaths, im.top.dataWriteGUID())
 	return o, err
+}
+
+// Access returns who may use each file of the chain, the image's own first.
+func (im *Image) Access() ([]safefile.Access, error) {
+	var list []safefile.Access
+	for l := im.current(); l != nil; l = l.parent {
+		a, err := AccessOf(l.file, l.path)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, a...)
+	}
+	return list, nil
+}
+
+// AccessOf returns who may use the open file, and nothing for one that is in no file system.
+func AccessOf(f File, path string) ([]safefile.Access, error) {
+	d, ok := descriptorOf(f, path)
+	if !ok {
+		return nil, nil
+	}
+	a, err := safefile.AccessOf(d)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return []safefile.Access{a}, nil
 }
 
 // layers returns how many files the chain has.

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"github.com/google/uuid"
-
-	"vhdxfs/internal/newfile"
 )
 
 // MergeOptions says how to merge. The functions may be nil.
@@ -224,9 +221,9 @@ func (m *merge) tidy() error {
 			return err
 		}
 		if m.Delete && !(i == 0 && m.KeepName) {
-			path, err := im.ownPath()
+			p, err := im.location()
 			if err == nil {
-				err = os.Remove(path)
+				err = errors.Join(p.remove(), p.Close())
 			}
 			if err != nil {
 				return fmt.Errorf("the merge is done, but: %w", err)
@@ -239,30 +236,45 @@ func (m *merge) tidy() error {
 	if err := m.run[last].Clean(); err != nil {
 		return err
 	}
-	name, err := m.run[0].ownPath()
-	if err != nil {
-		return fmt.Errorf("the merge is done, but: %w", err)
-	}
-	merged, err := m.run[last].ownPath()
-	if err == nil {
-		err = os.Rename(merged, name)
-	}
-	if err != nil {
+	if err := m.takeName(m.run[0], m.run[last]); err != nil {
 		return fmt.Errorf("the merge is done, but: %w", err)
 	}
 	m.result.Path = m.run[0].top.path
-	return newfile.SyncDir(filepath.Dir(name))
+	return nil
 }
 
-// ownPath returns the path of the image itself, for removing and renaming, and an error if another file is there by now.
-func (im *Image) ownPath() (string, error) {
-	path := realPath(im.top.path)
-	st, err := im.top.file.Identity()
-	if errors.Is(err, errors.ErrUnsupported) {
-		return path, nil
-	}
+// takeName gives the name of the image top to the merged one, durably.
+func (m *merge) takeName(top, merged *Image) error {
+	to, err := top.location()
 	if err != nil {
-		return "", err
+		return err
 	}
-	return path, inPlace(path, st)
+	defer to.Close()
+	from, err := merged.location()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	if !to.Same(from.Folder) {
+		return fmt.Errorf("%s and %s are not in one folder any more", from.path(), to.path())
+	}
+	if err := to.check(); err != nil {
+		return err
+	}
+	if err := to.Rename(from.name, to.name); err != nil {
+		return err
+	}
+	return to.Sync()
+}
+
+// location returns where the image itself is, for removing and renaming, and an error if another file is there by now.
+func (im *Image) location() (*location, error) {
+	p, err := locationOf(im.top.file, im.top.path)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.check(); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
 }

@@ -125,7 +125,7 @@ func Repair(ctx context.Context, path string, o RepairOptions) (*RepairReport, e
 }
 
 // carryOut does what was planned, unless that is nothing, or not enough, or not wanted yet.
-func (r *repairer) carryOut(rep *RepairReport) error {
+func (r *repairer) carryOut(rep *RepairReport) (err error) {
 	if len(r.left) > 0 {
 		rep.Left, rep.Advice = r.left, r.advise()
 		return nil
@@ -134,10 +134,11 @@ func (r *repairer) carryOut(rep *RepairReport) error {
 	if !r.d.changed() {
 		return nil
 	}
-	undo, err := newUndoPath(r.top.path, r.o.UndoFile)
+	undo, err := newUndoPath(r.top.file, r.top.path, r.o.UndoFile)
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, undo.close()) }()
 	rep.UndoFile = undo.path
 	if r.o.DryRun {
 		rep.After = r.report()

@@ -4,18 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"syscall"
 	"time"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
-
 	"vhdxfs/internal/newfile"
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -49,32 +44,31 @@ type SnapshotResult struct {
 // least if the child has the old one.
 func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *SnapshotResult, err error) {
 	o.Open.AnyParent = false
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	image := path
-	if l, err := os.Lstat(path); err == nil && l.Mode().Type() == fs.ModeSymlink {
-		image = realPath(path) // its folder is where parent and child belong
-	}
-	switch {
-	case name == "" && !st.Mode().IsRegular(), o.KeepName && !st.Mode().IsRegular():
-		return nil, optionsError{fmt.Errorf("%s is no regular file; name the child, and leave the image its name", path)}
-	case name == "":
-		if own, err := imagefile.MountedAlone(image); err != nil {
-			return nil, err
-		} else if own {
-			return nil, aloneError(image)
-		}
-		name = freeName(image, o.KeepName)
-	}
-	im, err := openSettled(image, o.Open)
+	im, err := openSettled(path, o.Open)
 	if err != nil {
 		return nil, err
 	}
 	// Its lock keeps writers off until there is a child that says what it was.
 	defer func() { err = errors.Join(err, im.Close()) }()
-	s := &snapshot{ctx: ctx, image: image, st: st, o: o}
+	f := im.top.file
+	p, err := locationOf(f, path) // the folder of the file, not of a symbolic link, is where parent and child belong
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	image := p.path()
+	switch {
+	case (name == "" || o.KeepName) && f.IsDevice():
+		return nil, optionsError{fmt.Errorf("%s is no regular file; name the child, and leave the image its name", path)}
+	case name == "":
+		if own, err := p.mountedAlone(); err != nil {
+			return nil, err
+		} else if own {
+			return nil, aloneError(image)
+		}
+		name = p.Join(p.freeName(o.KeepName))
+	}
+	s := &snapshot{ctx: ctx, image: image, place: p, o: o}
 	if o.KeepName {
 		return s.keepName(name)
 	}
@@ -110,9 +104,8 @@ func openSettled(path string, o Options) (*Image, error) {
 	return Open(path, o)
 }
 
-// freeName returns the path of a new file beside the image, named after it and the time.
-func freeName(image string, keepName bool) string {
-	dir, base := filepath.Split(image)
+// newName returns a name that is free for a new file beside the image base, named after it and the time.
+func newName(base string, keepName bool, free func(string) bool) string {
 	ext := filepath.Ext(base)
 	stem := strings.TrimSuffix(base, ext)
 	if !keepName {
@@ -123,8 +116,8 @@ func freeName(image string, keepName bool) string {
 		if i > 1 {
 			end = fmt.Sprintf("%s-%d%s", strings.TrimSuffix(end, ext), i, ext)
 		}
-		name := filepath.Join(dir, shortened(stem, maxName-len(end))+end)
-		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) || i == 1000 {
+		name := shortened(stem, maxName-len(end)) + end
+		if i == 1000 || free(name) {
 			return name
 		}
 	}
@@ -147,7 +140,7 @@ func shortened(s string, n int) string {
 type snapshot struct {
 	ctx   context.Context
 	image string
-	st    os.FileInfo // of the image
+	place *location // of the image
 	o     SnapshotOptions
 }
 
@@ -158,8 +151,11 @@ func (s *snapshot) create(path, parent string) error {
 	if err != nil {
 		return err
 	}
-	if err = b.Finish(); err == nil && s.st.Mode().IsRegular() {
-		err = copyMode(b.TempPath(), s.st)
+	if err = b.Finish(); err == nil && !s.place.file.IsDevice() {
+		var a safefile.Access
+		if a, err = safefile.AccessOf(s.place.file); err == nil {
+			err = b.give(a)
+		}
 	}
 	if err != nil {
 		return errors.Join(err, b.Discard())
@@ -169,8 +165,9 @@ func (s *snapshot) create(path, parent string) error {
 
 // keepName gives the image the new name, and its own to the child.
 func (s *snapshot) keepName(frozen string) (*SnapshotResult, error) {
-	if realPath(filepath.Dir(frozen)) != realPath(filepath.Dir(s.image)) {
-		return nil, optionsError{fmt.Errorf("%s is in another folder than the image, where neither it nor its own parent would be found", frozen)}
+	name, err := s.place.beside(frozen)
+	if err != nil {
+		return nil, err
 	}
 	// Two snapshots can read the image at once, and the second would take the place of the child of the first.
 	f, err := imagefile.Open(s.image, 0)
@@ -181,100 +178,38 @@ func (s *snapshot) keepName(frozen string) (*SnapshotResult, error) {
 	if err := f.Lock(s.o.Open.Lock, imagefile.Renaming); err != nil {
 		return nil, err
 	}
-	linked, err := linkBeside(s.image, frozen)
+	if err := s.place.check(); err != nil {
+		return nil, err
+	}
+	linked, err := s.place.link(name)
 	if err != nil {
 		return nil, err
 	}
 	s.o.done("link")
 	if err := s.takeName(frozen); err != nil {
 		// The new name goes only while the image has its own: not if the child has that, and was not made durable.
-		if two, terr := twoNames(s.image, frozen); linked && two && terr == nil {
-			err = errors.Join(err, os.Remove(frozen))
+		if two, terr := s.place.twoNames(name); linked && two && terr == nil {
+			err = errors.Join(err, s.place.Remove(name))
 		}
 		return nil, err
 	}
 	return &SnapshotResult{Frozen: frozen, Child: s.image}, nil
 }
 
-// linkBeside gives the file a second name, and reports false if it has that already, from an attempt that was cut.
-func linkBeside(file, name string) (linked bool, err error) {
-	err = os.Link(file, name)
-	switch {
-	case err == nil:
-		return true, newfile.SyncDir(filepath.Dir(name))
-	case !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.EPERM) && !errors.Is(err, errors.ErrUnsupported):
-		return false, err
-	case !errors.Is(err, fs.ErrExist):
-		return false, fmt.Errorf("%w; on a file system without hard links, rename the image and make its child with create --parent", err)
-	}
-	if two, err := twoNames(file, name); err != nil || two {
-		return false, err
-	}
-	return false, fmt.Errorf("%s exists; it is left as it is: %w", name, fs.ErrExist)
-}
-
-// twoNames reports whether both paths, in one folder, are names of one file, and not one name: that might be written
-// in two ways where case does not matter.
-func twoNames(a, b string) (bool, error) {
-	sa, err := os.Lstat(a)
-	if err != nil {
-		return false, err
-	}
-	sb, err := os.Lstat(b)
-	if err != nil || !os.SameFile(sa, sb) {
-		return false, err
-	}
-	entries, err := os.ReadDir(filepath.Dir(a))
-	if err != nil {
-		return false, err
-	}
-	listed := func(path string) bool {
-		return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == filepath.Base(path) })
-	}
-	return filepath.Base(a) != filepath.Base(b) && listed(a) && listed(b), nil
-}
-
 // takeName makes a child of the image under its new name, and puts it in the place of the old name.
 func (s *snapshot) takeName(frozen string) error {
-	temp := newfile.TempName(s.image)
-	if err := s.create(temp, frozen); err != nil {
+	temp := newfile.TempName(s.place.name)
+	if err := s.create(s.place.Join(temp), frozen); err != nil {
 		return err
 	}
 	s.o.done("create")
-	err := inPlace(s.image, s.st)
+	err := s.place.check()
 	if err == nil {
-		err = os.Rename(temp, s.image)
+		err = s.place.Rename(temp, s.place.name)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(temp))
+		return errors.Join(err, s.place.Remove(temp))
 	}
 	s.o.done("rename")
-	return newfile.SyncDir(filepath.Dir(s.image))
-}
-
-// inPlace returns an error unless the image st is at the path.
-func inPlace(path string, st os.FileInfo) error {
-	there, err := os.Lstat(path)
-	if err == nil && !os.SameFile(there, st) {
-		err = errors.New("another file is there now")
-	}
-	if err != nil {
-		return fmt.Errorf("%s is not where the image is any more: %w", path, err)
-	}
-	return nil
-}
-
-// copyMode gives the file at path the permissions and the owner of another, as far as we may.
-func copyMode(path string, from os.FileInfo) error {
-	var err error
-	if st, ok := from.Sys().(*syscall.Stat_t); ok {
-		err = os.Chown(path, int(st.Uid), int(st.Gid))
-	}
-	if err == nil || errors.Is(err, fs.ErrPermission) {
-		err = os.Chmod(path, from.Mode().Perm())
-	}
-	if errors.Is(err, fs.ErrPermission) {
-		return nil // they are ours, or the file system has none
-	}
-	return err
+	return s.place.Sync()
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/internal/newfile"
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -47,6 +48,7 @@ func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (
 		if r == nil {
 			err = errors.Join(err, s.undo())
 		}
+		s.place.Close()
 	}()
 	if err := s.begin(); err != nil {
 		return nil, err
@@ -67,9 +69,9 @@ type liveSnapshot struct {
 	im    *Image
 	w     *writer
 	o     SnapshotOptions
-	file  File        // of the image
-	st    os.FileInfo // likewise
-	image string      // its path, no symbolic link
+	file  File      // of the image
+	place *location // likewise
+	image string    // its path, no symbolic link
 
 	frozen string   // what the image is called in the end
 	child  string   // what the child is called in the end
@@ -80,25 +82,23 @@ type liveSnapshot struct {
 }
 
 // planSnapshot looks at what can be known before something is done.
-func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOptions) (*liveSnapshot, error) {
+func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOptions) (plan *liveSnapshot, err error) {
 	w := im.writer
 	s := &liveSnapshot{ctx: ctx, im: im, w: w, o: o}
 	path := w.l.path
 	if s.file = w.file; s.file.IsDevice() {
 		return nil, optionsError{fmt.Errorf("%s is no regular file; unmount it, and name a child for it", path)}
 	}
-	var err error
-	if s.st, err = s.file.Identity(); err != nil {
+	if s.place, err = locationOf(s.file, path); err != nil {
 		return nil, err
 	}
-	s.image = path
-	if homes := foldersOf(path); len(homes) > 1 {
-		s.image = realPath(path) // its folder is where parent and child belong
-	}
-	if err := inPlace(s.image, s.st); err != nil {
-		return nil, err
-	}
-	if own, err := imagefile.MountedAlone(s.image); err != nil {
+	defer func() {
+		if plan == nil {
+			s.place.Close()
+		}
+	}()
+	s.image = s.place.path() // its folder is where parent and child belong
+	if own, err := s.place.mountedAlone(); err != nil {
 		return nil, err
 	} else if own {
 		return nil, aloneError(s.image)
@@ -107,7 +107,7 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 	case w.byOption:
 		return nil, optionsError{fmt.Errorf("the parents of %s are named by parent= or overlay=, which would name the wrong files from then on; unmount it, and make the snapshot then", path)}
 	case name == "":
-		name = freeName(s.image, o.KeepName)
+		name = s.place.Join(s.place.freeName(o.KeepName))
 	case name != filepath.Base(name) || strings.Trim(name, ".") == "" || name == "/":
 		return nil, optionsError{fmt.Errorf("%q is no name of a file; the new one is beside the image", name)}
 	default:
@@ -115,7 +115,7 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 	}
 	s.frozen, s.child, s.first = s.image, name, name
 	if o.KeepName {
-		s.frozen, s.child, s.first = name, path, newfile.TempName(s.image)
+		s.frozen, s.child, s.first = name, path, s.place.Join(newfile.TempName(s.place.name))
 	}
 	return s, nil
 }
@@ -123,7 +123,7 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 // begin gives the image its second name, and begins the child.
 func (s *liveSnapshot) begin() (err error) {
 	if s.o.KeepName {
-		if s.linked, err = linkBeside(s.image, s.frozen); err != nil {
+		if s.linked, err = s.place.link(filepath.Base(s.frozen)); err != nil {
 			return err
 		}
 		s.o.done("link")
@@ -148,7 +148,7 @@ func (s *liveSnapshot) undo() (err error) {
 		err = s.b.Discard()
 	}
 	if s.linked {
-		err = errors.Join(err, os.Remove(s.frozen)) // the image still has its own name
+		err = errors.Join(err, s.place.RemoveFile(filepath.Base(s.frozen), s.place.file)) // the image still has its own name
 	}
 	return err
 }
@@ -218,7 +218,11 @@ func (s *liveSnapshot) open() (own, below File, err error) {
 	if err := f.Lock(s.w.lockMode, imagefile.Exclusive); err != nil {
 		return nil, nil, err
 	}
-	if err := copyMode(s.b.TempPath(), s.st); err != nil {
+	a, err := safefile.AccessOf(s.place.file)
+	if err == nil {
+		err = s.b.give(a)
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	if own, err = f.Named(s.child); err != nil {
@@ -253,40 +257,33 @@ func (s *liveSnapshot) giveNames(child File) error {
 		return context.Cause(s.ctx)
 	}
 	for _, path := range []string{s.image, s.frozen} {
-		if err := inPlace(path, s.st); err != nil {
+		if err := s.place.has(filepath.Base(path)); err != nil {
 			return err
 		}
 	}
-	st, err := child.Identity()
-	if err != nil {
-		return err
+	first := filepath.Base(s.first)
+	remove := func() error {
+		d, _ := descriptorOf(child, s.first)
+		return s.place.RemoveFile(first, d)
 	}
 	if err := s.b.Commit(); err != nil {
-		return errors.Join(err, removeFile(s.first, st))
+		return errors.Join(err, remove())
 	}
 	s.o.done("commit")
 	if !s.o.KeepName {
 		s.named = true
 		return nil
 	}
-	if err := os.Rename(s.first, s.image); err != nil {
-		return errors.Join(err, removeFile(s.first, st))
+	if err := s.place.Rename(first, s.place.name); err != nil {
+		return errors.Join(err, remove())
 	}
 	s.named = true
 	s.o.done("rename")
-	if err := newfile.SyncDir(filepath.Dir(s.image)); err != nil {
+	if err := s.place.Sync(); err != nil {
 		// The name may be that of the one or of the other after a cut, and they must not differ.
 		return s.w.fail(fmt.Errorf("make the name %s durable: %w", s.image, err))
 	}
 	return nil
-}
-
-// removeFile removes the name path, if it is one of the file st.
-func removeFile(path string, st os.FileInfo) error {
-	if there, err := os.Lstat(path); err != nil || !os.SameFile(there, st) {
-		return nil
-	}
-	return os.Remove(path)
 }
 
 // goOn makes the writer write to l, which reads as its own layer does. The image is clean; the caller holds the gate

@@ -6,10 +6,12 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"vhdxfs/internal/newfile"
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -28,53 +30,86 @@ type undoFile interface {
 	Discard() error
 }
 
-// undoPath is an undo file that goes to a path.
+// undoPath is an undo file that goes to a path. It stays open from create to close, since a roll back reads it again, and
+// others may be able to write its folder.
 type undoPath struct {
-	path string
-	mode fs.FileMode // of the image: who may not read that may not read bytes of it in the undo file
+	path   string
+	access []safefile.Access // of the image: who may not read that may not read bytes of it in the undo file
+	place  *location         // nil before create
 }
 
-func (p undoPath) remove() error  { return os.Remove(p.path) }
-func (p undoPath) String() string { return p.path }
+func (p *undoPath) String() string { return p.path }
 
-func (p undoPath) create() (undoFile, error) {
-	f, err := newfile.Create(p.path, false)
+// remove removes the undo file that create has made.
+func (p *undoPath) remove() error { return p.place.remove() }
+
+// close ends the use of the undo file, which stays.
+func (p *undoPath) close() error {
+	if p.place == nil {
+		return nil
+	}
+	return errors.Join(p.place.file.Close(), p.place.Close())
+}
+
+func (p *undoPath) create() (undoFile, error) {
+	f, err := newfile.Create(p.path, newfile.Options{Inputs: p.access})
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Chmod(p.mode); err != nil {
+	kept, err := imagefile.Of(f.File).Named(p.path)
+	if err != nil {
 		return nil, errors.Join(err, f.Discard())
 	}
+	d, name, err := safefile.Split(p.path)
+	if err != nil {
+		return nil, errors.Join(err, kept.Close(), f.Discard())
+	}
+	p.place = &location{d, name, opened{kept, p.path}}
 	return f, nil
 }
 
-func (p undoPath) open() (*undoReader, io.Closer, error) {
-	f, err := imagefile.Open(p.path, os.O_RDONLY)
+// open opens the undo file that create has made, or else the one at the path.
+func (p *undoPath) open() (_ *undoReader, _ io.Closer, err error) {
+	var f File
+	if p.place != nil {
+		f, err = p.place.file.Named(p.path)
+	} else {
+		f, err = imagefile.Open(p.path, os.O_RDONLY)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
-	size, err := f.Size()
+	u, err := readUndo(f, p.path)
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
-	}
-	u, err := newUndoReader(f, size)
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("%s: %w", p.path, err), f.Close())
 	}
 	return u, f, nil
 }
 
-// newUndoPath returns the undo file for a repair of image: the one that is wanted, or the first that is free.
-func newUndoPath(image, want string) (p undoPath, err error) {
-	st, err := os.Stat(image)
+// readUndo begins to read an undo file.
+func readUndo(f File, path string) (*undoReader, error) {
+	size, err := f.Size()
 	if err != nil {
-		return p, err
+		return nil, err
 	}
-	p.mode = st.Mode().Perm()
-	if want == "" && !st.Mode().IsRegular() {
-		return p, optionsError{fmt.Errorf("%s is a device, beside which no file can stay; --undo-file says where the undo file goes", image)}
+	u, err := newUndoReader(f, size)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	p.path, err = undoName(image, want)
+	return u, nil
+}
+
+// newUndoPath returns the undo file for a repair of the image at path: the one that is wanted, or the first that is free.
+func newUndoPath(image File, path, want string) (*undoPath, error) {
+	a, err := AccessOf(image, path)
+	if err != nil {
+		return nil, err
+	}
+	if want == "" && image.IsDevice() {
+		return nil, optionsError{fmt.Errorf("%s is a device, beside which no file can stay; --undo-file says where the undo file goes", path)}
+	}
+	p := &undoPath{access: a}
+	p.path, err = undoName(path, want)
 	return p, err
 }
 
@@ -109,15 +144,25 @@ func nthUndoName(image string, n int) string {
 }
 
 // UndoCommand returns the command that restores what is in an undo file, as a shell takes it: names of virtual machines
-// have spaces.
-func UndoCommand(undoFile string) string {
+// have spaces. It names the image where that is not beside the undo file.
+func UndoCommand(undoFile, image string) string {
+	args := []string{"vhdxfs check --undo", quoted(undoFile)}
+	if folderPath(undoFile) != folderPath(image) {
+		args = append(args, quoted(image))
+	}
+	return strings.Join(args, " ")
+}
+
+func folderPath(path string) string { return filepath.Dir(absolute(path)) }
+
+func quoted(s string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+,:=@%", r)
 	}
-	if strings.ContainsFunc(undoFile, func(r rune) bool { return !plain(r) }) {
-		undoFile = "'" + strings.ReplaceAll(undoFile, "'", `'\''`) + "'"
+	if strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
+		s = "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 	}
-	return "vhdxfs check --undo " + undoFile
+	return s
 }
 
 // unfinished returns an error if an undo file beside the image is that of a repair, or of an undo, that was interrupted:
@@ -129,7 +174,7 @@ func (r *repairer) unfinished() error {
 		if _, err := os.Lstat(name); err != nil { // most of all that there is none
 			return nil
 		}
-		u, c, err := (undoPath{path: name}).open()
+		u, c, err := (&undoPath{path: name}).open()
 		if err != nil {
 			continue // it is something else
 		}
@@ -138,7 +183,7 @@ func (r *repairer) unfinished() error {
 			return err
 		}
 		if interrupted {
-			return optionsError{fmt.Errorf("an earlier repair, or its undo, was interrupted: %s brings back what was there, and then it can be repaired again", UndoCommand(name))}
+			return optionsError{fmt.Errorf("an earlier repair, or its undo, was interrupted: %s brings back what was there, and then it can be repaired again", UndoCommand(name, r.top.path))}
 		}
 	}
 }

@@ -5,16 +5,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	"vhdxfs/internal/ondisk"
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
 )
 
 // UndoOptions says what to restore.
 type UndoOptions struct {
-	Image string   // "" is the one that the undo file names: beside it, or where it was
+	Image string   // "" is the one beside the undo file that this names
 	Force bool     // restore although the image is not as the repair has left it
 	Lock  LockMode // "" is LockOn
 
@@ -38,19 +40,28 @@ var ErrChanged = errors.New("it is not as the repair has left it")
 // since cannot, unless Force is set. Every program that writes an image changes its headers, which the repair did too,
 // so that shows. Undo can be run again; the undo file stays.
 func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, err error) {
-	u, in, err := (undoPath{path: undoFile}).open()
+	d, name, err := safefile.Split(undoFile)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	in, err := imagefile.Open(undoFile, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
 	defer in.Close()
-	path := o.Image
-	if path == "" {
-		beside := false
-		if path, beside = u.image(undoFile); o.Force && !beside {
-			return nil, optionsError{fmt.Errorf("the image %q is not beside the undo file; to restore it by force, name it", path)}
-		}
+	u, err := readUndo(in, undoFile)
+	if err != nil {
+		return nil, err
 	}
-	f, err := imagefile.Open(path, os.O_RDWR)
+	if desc, ok := descriptorOf(in, undoFile); ok && !d.Has(name, desc) { // a symbolic link: the image is beside the file, as at its creation
+		d.Close()
+		if d, _, err = safefile.FolderOf(desc); err != nil {
+			return nil, fmt.Errorf("the folder of %s is not known; name the image: %w", undoFile, err)
+		}
+		defer d.Close()
+	}
+	f, path, err := u.image(d, o.Image)
 	if err != nil {
 		return nil, err
 	}
@@ -67,13 +78,22 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 	return &UndoResult{Path: path, UndoFile: undoFile, Restored: n}, nil
 }
 
-// image returns where the image is that the undo file at path belongs to, and whether that is beside it.
-func (u *undoReader) image(path string) (image string, isBeside bool) {
-	beside := filepath.Join(filepath.Dir(path), filepath.Base(u.path))
-	if _, err := os.Stat(beside); err == nil {
-		return beside, true
+// image opens the image at path, or, if that is "", the one that is beside the undo file, in d. An undo file may come from
+// anyone, and names the image that is going to be written, so a path in it leads nowhere else.
+func (u *undoReader) image(d *safefile.Folder, path string) (File, string, error) {
+	if path != "" {
+		f, err := imagefile.Open(path, os.O_RDWR)
+		return f, path, err
 	}
-	return u.path, false
+	name := filepath.Base(u.path)
+	f, err := d.Open(name, os.O_RDWR)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, safefile.ErrOutside):
+		return nil, "", optionsError{fmt.Errorf("the image %q is not beside the undo file (%w); name it: vhdxfs check --undo FILE IMAGE", name, err)}
+	case err != nil:
+		return nil, "", err
+	}
+	return imagefile.Of(f), f.Name(), nil
 }
 
 // restore brings f back to what it was before the repair, and returns how many bytes of it were compared and put back.

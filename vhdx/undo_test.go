@@ -109,7 +109,10 @@ func TestUndoAgainAndElsewhere(t *testing.T) {
 		t.Errorf("again: %+v, %v", u, err)
 	}
 	r = mustRepair(t, moved, RepairOptions{FreeLeaks: true, UndoFile: filepath.Join(t.TempDir(), "far away")})
-	if u, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); err != nil || u.Path != moved || !im.sameAs(t, moved) {
+	if _, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); !errors.Is(err, ErrOptions) || im.sameAs(t, moved) {
+		t.Errorf("from another folder, without a name: %v, want ErrOptions", err)
+	}
+	if u, err := Undo(t.Context(), r.UndoFile, UndoOptions{Image: moved}); err != nil || u.Path != moved || !im.sameAs(t, moved) {
 		t.Errorf("from another folder: %+v, %v", u, err)
 	}
 	r = mustRepair(t, moved, RepairOptions{FreeLeaks: true})
@@ -210,7 +213,7 @@ func TestUndoCommand(t *testing.T) {
 		"Windows 10.vhdx.undo":   "'Windows 10.vhdx.undo'",
 		"it's $(date).vhdx.undo": `'it'\''s $(date).vhdx.undo'`,
 	} {
-		if got := UndoCommand(name); got != "vhdxfs check --undo "+want {
+		if got := UndoCommand(name, strings.TrimSuffix(name, ".undo")); got != "vhdxfs check --undo "+want {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
@@ -230,7 +233,7 @@ func TestUndoFileIsAPipe(t *testing.T) {
 	}
 }
 
-// An undo file may come from anyone. It changes nothing but images, wherever it says that its image is.
+// An undo file may come from anyone. It changes only an image that is beside it or was named, and nothing that is no image.
 func TestUndoFileOfAnotherFile(t *testing.T) {
 	victim := filepath.Join(t.TempDir(), "passwd")
 	content := bytes.Repeat([]byte("a line\n"), 3*pageSize)
@@ -244,15 +247,30 @@ func TestUndoFileOfAnotherFile(t *testing.T) {
 	if err := errors.Join(u.write(h.encode()), u.record(0, make([]byte, pageSize), sums), u.end()); err != nil {
 		t.Fatal(err)
 	}
-	undoFile := filepath.Join(t.TempDir(), "some.undo")
+	dir := t.TempDir()
+	undoFile := filepath.Join(dir, "some.undo")
 	if err := os.WriteFile(undoFile, b.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Undo(t.Context(), undoFile, UndoOptions{}); !errors.Is(err, ErrChanged) {
+	if _, err := Undo(t.Context(), undoFile, UndoOptions{Image: victim}); !errors.Is(err, ErrChanged) {
 		t.Errorf("Undo: %v, want ErrChanged", err)
 	}
-	if _, err := Undo(t.Context(), undoFile, UndoOptions{Force: true}); !errors.Is(err, ErrOptions) {
-		t.Errorf("by force, without a name: %v, want ErrOptions", err)
+	for _, force := range []bool{false, true} {
+		if _, err := Undo(t.Context(), undoFile, UndoOptions{Force: force}); !errors.Is(err, ErrOptions) {
+			t.Errorf("force %v, where it is not beside: %v, want ErrOptions", force, err)
+		}
+	}
+	for _, to := range []string{victim, filepath.Join("..", filepath.Base(filepath.Dir(victim)), "passwd")} {
+		link := filepath.Join(dir, "passwd")
+		if err := os.Symlink(to, link); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Undo(t.Context(), undoFile, UndoOptions{Force: true}); !errors.Is(err, ErrOptions) {
+			t.Errorf("a symbolic link to %s is beside it: %v, want ErrOptions", to, err)
+		}
+		if err := os.Remove(link); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if now, err := os.ReadFile(victim); err != nil || !bytes.Equal(now, content) {
 		t.Errorf("the file was changed, %v", err)

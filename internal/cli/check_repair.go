@@ -65,7 +65,7 @@ func printRepair(out io.Writer, size sizeWriter, r *vhdx.RepairReport) error {
 	case len(r.Left) > 0:
 		lines = append(lines, "nothing was changed")
 	case r.Changed:
-		lines = append(lines, fmt.Sprintf("the undo file is %s (%s); to undo the repair, run %s", r.UndoFile, size(r.UndoSize), vhdx.UndoCommand(r.UndoFile)))
+		lines = append(lines, fmt.Sprintf("the undo file is %s (%s); to undo the repair, run %s", r.UndoFile, size(r.UndoSize), vhdx.UndoCommand(r.UndoFile, r.Path)))
 	case len(r.Fixes) == 0:
 		lines = append(lines, "nothing to repair")
 	default:

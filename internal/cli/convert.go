@@ -13,6 +13,7 @@ import (
 
 	"vhdxfs/internal/convert"
 	"vhdxfs/internal/disk"
+	"vhdxfs/internal/newfile"
 	"vhdxfs/vhdx"
 )
 
@@ -119,7 +120,11 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 			if in.Disk != nil {
 				size = in.Disk.Size()
 			}
-			return convert.NewRaw(output, size, c.layout.force)
+			inputs, err := in.Access()
+			if err != nil {
+				return nil, err
+			}
+			return convert.NewRaw(output, size, newfile.Options{Replace: c.layout.force, Inputs: inputs})
 		})
 	}
 	return createError(fmt.Errorf("%w %q; it can be raw or vhdx", disk.ErrFormat, format))
@@ -135,6 +140,9 @@ func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.Cre
 		warnSectors(c.warner(cmd), in, "the image", output, cmp.Or(o.LogicalSectorSize, in.SectorSize))
 		o, err := imageOptions(in, o, keepID)
 		if err != nil {
+			return nil, err
+		}
+		if o.Inputs, err = in.Access(); err != nil {
 			return nil, err
 		}
 		return convert.NewImage(ctx, output, o)

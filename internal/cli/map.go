@@ -224,7 +224,12 @@ func (c *mapCommand) paintFiles(out io.Writer, im *vhdx.Image) error {
 		if im.Holds(p.path) {
 			return usageError("%s is the image, or one of its parents", p.path)
 		}
-		if err := writeNew(p.path, c.force, func(w io.Writer) error { return p.paint(w, s) }); err != nil {
+		inputs, err := im.Access()
+		if err != nil {
+			return err
+		}
+		o := newfile.Options{Replace: c.force, Inputs: inputs}
+		if err := writeNew(p.path, o, func(w io.Writer) error { return p.paint(w, s) }); err != nil {
 			return createError(err)
 		}
 	}
@@ -232,8 +237,8 @@ func (c *mapCommand) paintFiles(out io.Writer, im *vhdx.Image) error {
 }
 
 // writeNew makes a file that appears when it is complete.
-func writeNew(path string, replace bool, write func(io.Writer) error) error {
-	f, err := newfile.Create(path, replace)
+func writeNew(path string, o newfile.Options, write func(io.Writer) error) error {
+	f, err := newfile.Create(path, o)
 	if err != nil {
 		return err
 	}

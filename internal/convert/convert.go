@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 
 	"vhdxfs/internal/disk"
+	"vhdxfs/internal/safefile"
 )
 
 // An Input is where the bytes come from: a disk, or a stream whose size shows at its end.
@@ -15,6 +18,22 @@ type Input struct {
 	Stream io.Reader // read only if Disk is nil
 
 	SectorSize int64 // of the disk's logical sectors, in bytes; 0 where nothing tells
+}
+
+// Access returns who may use each file that the input is read from, as far as there are files.
+func (in Input) Access() ([]safefile.Access, error) {
+	if in.Disk != nil {
+		return in.Disk.Access()
+	}
+	f, ok := in.Stream.(*os.File)
+	if !ok {
+		return nil, nil
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() && st.Mode().Type() != fs.ModeDevice {
+		return nil, err // a pipe says nothing of what goes through it
+	}
+	a, err := safefile.AccessOf(f)
+	return []safefile.Access{a}, err
 }
 
 // Options says how to copy.

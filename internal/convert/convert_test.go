@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"vhdxfs/internal/disk"
+	"vhdxfs/internal/newfile"
 	"vhdxfs/vhdx"
 )
 
@@ -64,7 +65,7 @@ func TestRun(t *testing.T) {
 	for _, tail := range []int{0, 512, 100, 4096} {
 		for _, stream := range []bool{false, true} {
 			for name, newTarget := range map[string]func(path string, size int64) (Target, error){
-				"raw":     func(path string, size int64) (Target, error) { return NewRaw(path, size, false) },
+				"raw":     func(path string, size int64) (Target, error) { return NewRaw(path, size, newfile.Options{}) },
 				"dynamic": imageTarget(vhdx.CreateOptions{BlockSize: 2 * mib}),
 				"fixed":   imageTarget(vhdx.CreateOptions{Type: vhdx.Fixed, LogicalSectorSize: 4096}),
 			} {
@@ -191,7 +192,7 @@ func TestFailuresLeaveNothing(t *testing.T) {
 				var target Target
 				var err error
 				if kind == "raw" {
-					target, err = NewRaw(filepath.Join(dir, "out"), int64(len(want)), false)
+					target, err = NewRaw(filepath.Join(dir, "out"), int64(len(want)), newfile.Options{})
 				} else {
 					target, err = NewImage(context.Background(), filepath.Join(dir, "out"), vhdx.CreateOptions{Size: int64(len(want)), BlockSize: mib})
 				}
@@ -242,14 +243,14 @@ func TestExistingTargetStays(t *testing.T) {
 	if err := os.WriteFile(path, []byte("old"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewRaw(path, mib, false); !errors.Is(err, fs.ErrExist) {
+	if _, err := NewRaw(path, mib, newfile.Options{}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("raw: %v", err)
 	}
 	if _, err := NewImage(context.Background(), path, vhdx.CreateOptions{Size: mib}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("image: %v", err)
 	}
 	want, from := rawDisk(t, 0)
-	target, err := NewRaw(path, int64(len(want)), true)
+	target, err := NewRaw(path, int64(len(want)), newfile.Options{Replace: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +281,7 @@ func TestSkipErrors(t *testing.T) {
 	}
 	for _, skip := range []bool{false, true} {
 		out := filepath.Join(t.TempDir(), "out")
-		raw, err := NewRaw(out, d.Size(), false)
+		raw, err := NewRaw(out, d.Size(), newfile.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,7 +19,8 @@ import (
 
 // NewRaw makes a target of a raw file at path, of size bytes. A block device there is overwritten if replace is
 // set, and has to be large enough; a regular file is replaced when the new one is complete.
-func NewRaw(path string, size int64, replace bool) (Target, error) {
+func NewRaw(path string, size int64, o newfile.Options) (Target, error) {
+	replace := o.Replace
 	if st, err := os.Stat(path); err == nil && st.Mode().Type() == fs.ModeDevice {
 		return newDevice(path, size, replace)
 	}
@@ -32,7 +33,7 @@ func NewRaw(path string, size int64, replace bool) (Target, error) {
 			return nil, err
 		}
 	}
-	f, err := newfile.Create(path, replace)
+	f, err := newfile.Create(path, o)
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}

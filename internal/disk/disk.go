@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx"
 	"vhdxfs/vhdx/imagefile"
 )
@@ -139,6 +140,14 @@ func (d *Disk) Holds(path string) bool {
 	}
 	b, err := os.Stat(path)
 	return err == nil && os.SameFile(a, b)
+}
+
+// Access returns who may use each file that holds bytes of the disk.
+func (d *Disk) Access() ([]safefile.Access, error) {
+	if d.Image != nil {
+		return d.Image.Access()
+	}
+	return vhdx.AccessOf(d.raw, d.Path)
 }
 
 // Close releases the files and their locks.

@@ -29,7 +29,7 @@ func TestRefuseDevice(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if f, err := Create("/dev/vhdxfs-no-such-device", true); err == nil {
+	if f, err := Create("/dev/vhdxfs-no-such-device", Options{Replace: true}); err == nil {
 		f.Discard()
 		t.Error("a regular file was made below /dev")
 	}

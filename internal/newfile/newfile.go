@@ -14,77 +14,106 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/safefile"
 )
 
 // maxBase is how much of the final name the temporary one has, in bytes: names have at most 255.
 const maxBase = 200
 
-// tmpFile has open(2) make a file without a name; a variable so that tests can do without.
-var tmpFile = unix.O_TMPFILE
+// Unnamed makes a file without a name; a variable so that tests can do without.
+var Unnamed = (*safefile.Folder).OpenUnnamed
 
-// A File is open for reading and writing. Its errors speak of it by its final name.
+// A File is open for reading and writing. Its errors speak of it by its final name. All that is done to it and to its
+// names goes by its descriptor and by that of its folder, which others may be able to write.
 type File struct {
 	*os.File
-	path    string // the final one
-	temp    string // the name that it has until then; "" if it has none
+	dir     *safefile.Folder
+	name    string // the final one, in dir
+	path    string // likewise, with dir
+	temp    string // the name that it has until then, in dir; "" if it has none
 	replace bool
 
 	mu   sync.Mutex
 	done bool
 }
 
+// Options says what a new file may replace, and who may use it.
+type Options struct {
+	Replace bool // a regular file that is there stays untouched until Commit puts the new one in its place
+
+	// Inputs are those of the files whose content the new one is made of. It is never more open than any of them.
+	Inputs []safefile.Access
+}
+
 // Create makes an empty file that Commit is going to give the name path. Where path exists, it fails, unless
-// replace is set and a regular file is there: then that stays untouched until Commit puts the new one in its place.
-func Create(path string, replace bool) (*File, error) {
+// Options.Replace is set and a regular file is there: the new one gets its owner, group, permissions and ACL.
+func Create(path string, o Options) (_ *File, err error) {
 	if err := RefuseDevice(path); err != nil {
 		return nil, err
 	}
-	if replace {
+	f := &File{path: path, replace: o.Replace}
+	var old *safefile.Access
+	if o.Replace {
 		// What a symbolic link leads to is replaced, not the link.
-		if to, err := filepath.EvalSymlinks(path); err == nil {
-			path = to
+		f.dir, f.name, old, err = safefile.Find(path)
+	}
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	case old != nil:
+		f.path = f.dir.Join(f.name)
+	default:
+		if f.dir, f.name, err = safefile.Split(path); err != nil {
+			return nil, &fs.PathError{Op: "create", Path: path, Err: errors.Unwrap(err)}
 		}
 	}
-	mode, there := fs.FileMode(0o666), false
-	switch st, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, err
-	case !replace:
-		return nil, existsError{path, "exists"}
-	case !st.Mode().IsRegular():
-		return nil, existsError{path, "is no regular file"}
-	default:
-		mode, there = st.Mode().Perm(), true
+	defer func() {
+		if err != nil {
+			f.dir.Close()
+		}
+	}()
+	if old == nil {
+		switch _, err := f.dir.Stat(f.name); {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return nil, err
+		case o.Replace:
+			return nil, existsError{path, "is no regular file"}
+		default:
+			return nil, existsError{path, "exists"}
+		}
 	}
-	f := &File{path: path, replace: replace}
+	mode := fs.FileMode(0o600) // until it has its owner
+	if old == nil {
+		mode = 0o666 & f.dir.Limit(o.Inputs)
+	}
 	if err := f.create(mode); err != nil {
 		return nil, err
 	}
-	if there {
-		if err := f.Chmod(mode); err != nil { // whatever the umask is now
-			return nil, errors.Join(err, f.Discard())
-		}
+	if old != nil {
+		err = old.Give(f.File, o.Inputs)
+	} else {
+		err = safefile.Restrict(f.File, o.Inputs)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.remove())
 	}
 	return f, nil
 }
 
 // create makes the file, without a name if that can be.
-func (f *File) create(mode fs.FileMode) error {
-	fd, err := unix.Open(filepath.Dir(f.path), tmpFile|unix.O_RDWR|unix.O_CLOEXEC, uint32(mode))
-	if err == nil {
-		f.File = os.NewFile(uintptr(fd), f.path)
-		if _, err := os.Stat(f.TempPath()); err == nil {
+func (f *File) create(mode fs.FileMode) (err error) {
+	if f.File, err = Unnamed(f.dir, f.path, mode); err == nil {
+		if _, ok := safefile.Path(f.File); ok {
 			return nil
 		}
-		_ = f.Close() // without /proc it could not be given a name
+		_ = f.File.Close() // without /proc it could not be given a name
 	}
-	f.temp = TempName(f.path)
-	fd, err = unix.Open(f.temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(mode))
-	if err != nil {
-		return &fs.PathError{Op: "create", Path: f.path, Err: err}
+	f.temp = TempName(f.name)
+	if f.File, err = f.dir.Create(f.temp, f.path, mode); err != nil {
+		return err
 	}
-	f.File = os.NewFile(uintptr(fd), f.path)
 	return nil
 }
 
@@ -108,10 +137,10 @@ func (f *File) Path() string { return f.path }
 
 // TempPath returns a path by which this process can open the file until Commit.
 func (f *File) TempPath() string {
-	if f.temp != "" {
-		return f.temp
+	if path, ok := safefile.Path(f.File); ok {
+		return path
 	}
-	return fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	return f.dir.Join(f.temp)
 }
 
 // Commit makes the file durable, gives it its name, makes that durable too, and closes it. When it fails, the
@@ -130,7 +159,7 @@ func (f *File) Commit() error {
 		return errors.Join(err, f.remove())
 	}
 	f.done = true
-	return errors.Join(f.Close(), SyncDir(filepath.Dir(f.path)))
+	return errors.Join(f.Close(), f.dir.Sync(), f.dir.Close())
 }
 
 // Discard closes and removes the file. After Commit it does nothing.
@@ -143,42 +172,55 @@ func (f *File) Discard() error {
 	return f.remove()
 }
 
-func (f *File) remove() error {
+func (f *File) remove() (err error) {
 	f.done = true
-	err := f.Close()
 	if f.temp != "" {
-		err = errors.Join(err, os.Remove(f.temp))
+		err = f.dir.RemoveFile(f.temp, f.File)
 	}
-	return err
+	return errors.Join(err, f.Close(), f.dir.Close())
 }
 
 // appear gives the file its name.
 func (f *File) appear() error {
 	switch {
 	case f.temp == "" && !f.replace:
-		return f.link(f.path)
+		return f.named(f.dir.Link(f.File, f.name))
 	case f.temp == "": // there is no way to put a file without a name in the place of another one
-		temp := TempName(f.path)
-		if err := f.link(temp); err != nil {
+		temp := TempName(f.name)
+		if err := f.named(f.dir.Link(f.File, temp)); err != nil {
 			return err
 		}
 		f.temp = temp
 	}
-	if f.replace {
-		return os.Rename(f.temp, f.path)
+	if !f.dir.Has(f.temp, f.File) {
+		return f.named(errReplaced)
 	}
-	err := unix.Renameat2(unix.AT_FDCWD, f.temp, unix.AT_FDCWD, f.path, unix.RENAME_NOREPLACE)
+	if f.replace {
+		if err := f.dir.Rename(f.temp, f.name); err != nil {
+			return f.named(err)
+		}
+		return f.arrived()
+	}
+	err := f.dir.RenameNew(f.temp, f.name)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // some file systems, such as NFS, know links alone
-		if err = unix.Link(f.temp, f.path); err == nil {
-			return os.Remove(f.temp)
+		if err = f.dir.Link(f.File, f.name); err == nil {
+			return f.dir.RemoveFile(f.temp, f.File)
 		}
 	}
-	return f.named(err)
+	if err != nil {
+		return f.named(err)
+	}
+	return f.arrived()
 }
 
-// link gives a file without a name one that no other has.
-func (f *File) link(name string) error {
-	return f.named(unix.Linkat(unix.AT_FDCWD, f.TempPath(), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW))
+var errReplaced = errors.New("another program has put another file in its place")
+
+// arrived returns an error if something else was renamed.
+func (f *File) arrived() error {
+	if !f.dir.Has(f.name, f.File) {
+		return f.named(errReplaced)
+	}
+	return nil
 }
 
 // named completes the error of an attempt to give the file its name.
@@ -187,6 +229,9 @@ func (f *File) named(err error) error {
 	case errors.Is(err, unix.EEXIST):
 		return existsError{f.path, "exists"}
 	case err != nil:
+		if link, ok := errors.AsType[*os.LinkError](err); ok {
+			err = link.Err
+		}
 		return &fs.PathError{Op: "name", Path: f.path, Err: err}
 	}
 	return nil
@@ -194,13 +239,9 @@ func (f *File) named(err error) error {
 
 // SyncDir makes the names in a folder durable, where its file system lets it.
 func SyncDir(dir string) error {
-	d, err := os.Open(dir)
+	d, err := safefile.OpenFolder(dir)
 	if err != nil {
 		return err
 	}
-	err = d.Sync()
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
-		err = nil
-	}
-	return errors.Join(err, d.Close())
+	return errors.Join(d.Sync(), d.Close())
 }

@@ -2,12 +2,11 @@ package imagefile
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"math"
 	"os"
-	"path/filepath"
+	"vhdxfs/internal/safefile"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,25 +17,12 @@ type hostFile struct{ *os.File }
 // Of returns f, which is a regular file or a block device, as a File. Both are closed by either's Close.
 func Of(f *os.File) File { return &hostFile{f} }
 
-// Open opens the image file at path. It does not wait, as opening a named pipe would, and refuses what is
-// neither a regular file nor a block device. It waits only for an NFS or SMB server to take the file back from a
-// client, which the kernel allows 45 seconds.
+// Open opens the image file at path. It does not wait, as opening a named pipe would, and refuses what is neither a regular
+// file nor a block device without opening it; see safefile.Open.
 func Open(path string, flags int) (File, error) {
-	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0o666)
-	if errors.Is(err, unix.EWOULDBLOCK) { // a lease is on the file; only a regular one can have any
-		f, err = os.OpenFile(path, flags, 0o666)
-	}
+	f, err := safefile.Open(path, flags)
 	if err != nil {
 		return nil, err
-	}
-	st, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	if m := st.Mode(); !m.IsRegular() && (m.Type() != fs.ModeDevice) {
-		f.Close()
-		return nil, fmt.Errorf("%s is neither a regular file nor a block device", path)
 	}
 	return Of(f), nil
 }
@@ -53,18 +39,6 @@ func (f *hostFile) Named(path string) (File, error) {
 		return nil, err
 	}
 	return Of(os.NewFile(uintptr(fd), path)), nil
-}
-
-// MountedAlone reports whether the file at path is a mount by itself, so that other files in its folder are not beside it.
-func MountedAlone(path string) (bool, error) {
-	var file, folder unix.Statx_t
-	for p, st := range map[string]*unix.Statx_t{path: &file, filepath.Dir(path): &folder} {
-		if err := unix.Statx(unix.AT_FDCWD, p, 0, unix.STATX_MNT_ID, st); err != nil {
-			return false, &fs.PathError{Op: "statx", Path: p, Err: err}
-		}
-	}
-	// Before Linux 5.8 both numbers of mounts are zero.
-	return file.Mnt_id != folder.Mnt_id || file.Dev_major != folder.Dev_major || file.Dev_minor != folder.Dev_minor, nil
 }
 
 // Fd returns the file descriptor.

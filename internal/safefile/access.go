@@ -1,0 +1,132 @@
+package safefile
+
+import (
+	"errors"
+	"io/fs"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// aclName is the extended attribute that holds the POSIX ACL of a file.
+const aclName = "system.posix_acl_access"
+
+// An Access is who may use a file: its owner, group, permissions and ACL.
+type Access struct {
+	UID, GID uint32
+	Perm     fs.FileMode
+	acl      []byte // as the kernel stores it; nil if there is none
+}
+
+// AccessOf returns who may use the open file.
+func AccessOf(f Descriptor) (Access, error) {
+	defer runtime.KeepAlive(f)
+	return accessOf(int(f.Fd()))
+}
+
+// accessOf does so for a descriptor that may be one of O_PATH.
+func accessOf(fd int) (Access, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return Access{}, err
+	}
+	a := Access{UID: st.Uid, GID: st.Gid, Perm: fs.FileMode(st.Mode).Perm()}
+	buf := make([]byte, 64<<10) // XATTR_SIZE_MAX
+	if n, err := unix.Getxattr(descriptorPath(fd), aclName, buf); err == nil && n > 0 {
+		a.acl = buf[:n:n]
+	}
+	return a, nil
+}
+
+// Limit returns the permissions that a file of the group gid may have, at the most, so that only those can use it who can
+// use each of the inputs; its owner, who has read them, always can. Members of a group that is another one than the input's
+// are others to the input, and the group's bits of a file with an ACL tell nothing of its group.
+func Limit(gid uint32, inputs []Access) fs.FileMode {
+	limit := fs.FileMode(0o777)
+	for _, in := range inputs {
+		group, others := in.Perm>>3&7, in.Perm&7
+		if in.acl != nil || in.GID != gid {
+			// Those whom the input's group keeps out may be others here.
+			group, others = group&others, group&others
+		}
+		limit &= 0o700 | group<<3 | others
+	}
+	return limit
+}
+
+// Give gives f the owner, group, permissions and ACL of a, as far as the caller may and the file system has them. Where it
+// cannot be given the group or the ACL, nobody gets rights instead. No permission goes beyond the limit of the inputs.
+func (a Access) Give(f Descriptor, inputs []Access) error {
+	defer runtime.KeepAlive(f)
+	fd := int(f.Fd())
+	if err := unix.Fchown(fd, int(a.UID), int(a.GID)); err != nil {
+		_ = unix.Fchown(fd, -1, int(a.GID)) // what was reached is looked at below
+	}
+	now, err := accessOf(fd)
+	if err != nil {
+		return &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	limit := Limit(now.GID, inputs)
+	mode := a.Perm
+	if now.GID != a.GID || a.acl != nil {
+		mode &= Limit(now.GID, []Access{a})
+	}
+	keepACL := a.acl != nil && now.GID == a.GID && a.Perm&^limit == 0
+	if !keepACL {
+		if err := dropACL(fd, now); err != nil {
+			return &fs.PathError{Op: "remove the ACL of", Path: f.Name(), Err: err}
+		}
+	}
+	if err := ignoreMissing(unix.Fchmod(fd, uint32(mode&limit))); err != nil {
+		return &fs.PathError{Op: "chmod", Path: f.Name(), Err: err}
+	}
+	if keepACL {
+		if err := ignoreMissing(unix.Fsetxattr(fd, aclName, a.acl, 0)); err != nil {
+			return &fs.PathError{Op: "set the ACL of", Path: f.Name(), Err: err}
+		}
+	}
+	return nil
+}
+
+// Restrict takes permissions from a new file that the inputs do not give.
+func Restrict(f Descriptor, inputs []Access) error {
+	defer runtime.KeepAlive(f)
+	fd := int(f.Fd())
+	now, err := accessOf(fd)
+	if err != nil {
+		return &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	limit := Limit(now.GID, inputs)
+	if limit == 0o777 {
+		return nil
+	}
+	if err := dropACL(fd, now); err != nil { // one that the folder gives to all that is in it
+		return &fs.PathError{Op: "remove the ACL of", Path: f.Name(), Err: err}
+	}
+	if now.Perm&^limit == 0 {
+		return nil
+	}
+	if err := ignoreMissing(unix.Fchmod(fd, uint32(now.Perm&limit))); err != nil {
+		return &fs.PathError{Op: "chmod", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+func dropACL(fd int, now Access) error {
+	if now.acl == nil {
+		return nil
+	}
+	err := unix.Fremovexattr(fd, aclName)
+	if errors.Is(err, unix.ENODATA) {
+		err = nil
+	}
+	return err
+}
+
+// ignoreMissing drops errors that say that the file system has no permissions of its own, or has them for all alike.
+func ignoreMissing(err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,245 @@
+package safefile
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Folder is an open directory. Names in it have no slash, but for those of Open. It stays the same directory whatever
+// becomes of the path that it was opened by, which serves only to name it.
+type Folder struct {
+	fd   int // of O_PATH
+	path string
+}
+
+// OpenFolder opens the directory at path, and follows symbolic links as open(2) does.
+func OpenFolder(path string) (*Folder, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return newFolder(fd, path), nil
+}
+
+// Split opens the folder of the file at path, and returns the name of the file in it.
+func Split(path string) (*Folder, string, error) {
+	d, err := OpenFolder(filepath.Dir(path))
+	return d, filepath.Base(path), err
+}
+
+// Find finds the regular file at path, and follows symbolic links as open(2) does: the folder in which it has a name, that
+// name, and who may use the file, which is not opened. Without an error the access is nil where something else is there.
+func Find(path string) (_ *Folder, name string, _ *Access, err error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, "", nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if !isKind(fd, unix.S_IFREG) {
+		return nil, "", nil, nil
+	}
+	a, err := accessOf(fd)
+	if err != nil {
+		return nil, "", nil, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	d, name, err := Split(path)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if !d.has(name, fd) { // it is a symbolic link
+		d.Close()
+		if d, name, err = realFolder(fd); err != nil {
+			return nil, "", nil, fmt.Errorf("%s is a symbolic link; name the file that it leads to: %w", path, err)
+		}
+	}
+	return d, name, &a, nil
+}
+
+// FolderOf opens the folder in which f has a name, whatever path it was opened by, and returns that name. It fails where
+// f was removed, or was made without a name.
+func FolderOf(f Descriptor) (*Folder, string, error) {
+	d, name, err := realFolder(int(f.Fd()))
+	runtime.KeepAlive(f)
+	return d, name, err
+}
+
+func newFolder(fd int, path string) *Folder { return &Folder{fd: fd, path: path} }
+
+// Path returns the path by which the folder was opened.
+func (d *Folder) Path() string { return d.path }
+
+// Join returns the path of a name in the folder, for messages.
+func (d *Folder) Join(name string) string { return filepath.Join(d.path, name) }
+
+// Close releases the descriptor. A nil Folder is closed already.
+func (d *Folder) Close() error {
+	if d == nil || d.fd < 0 {
+		return nil
+	}
+	fd := d.fd
+	d.fd = -1
+	return unix.Close(fd)
+}
+
+// Same reports whether both are one directory.
+func (d *Folder) Same(o *Folder) bool {
+	var a, b unix.Stat_t
+	return unix.Fstat(d.fd, &a) == nil && unix.Fstat(o.fd, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
+}
+
+// Stat returns what a name in the folder stands for, a symbolic link for itself.
+func (d *Folder) Stat(name string) (*unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return nil, &fs.PathError{Op: "lstat", Path: d.Join(name), Err: err}
+	}
+	return &st, nil
+}
+
+// Statx is statx(2) of the folder itself.
+func (d *Folder) Statx(mask int, st *unix.Statx_t) error {
+	if err := unix.Statx(d.fd, "", unix.AT_EMPTY_PATH, mask, st); err != nil {
+		return &fs.PathError{Op: "statx", Path: d.path, Err: err}
+	}
+	return nil
+}
+
+// Has reports whether name is a name of f, and not of a symbolic link to it.
+func (d *Folder) Has(name string, f Descriptor) bool {
+	defer runtime.KeepAlive(f)
+	return d.has(name, int(f.Fd()))
+}
+
+func (d *Folder) has(name string, fd int) bool {
+	var st unix.Stat_t
+	there, err := d.Stat(name)
+	return err == nil && unix.Fstat(fd, &st) == nil && there.Dev == st.Dev && there.Ino == st.Ino
+}
+
+// Names returns the names in the folder, in the order of the file system, and an error for more than limit, if that is
+// above 0.
+func (d *Folder) Names(limit int) ([]string, error) {
+	f, err := d.readable()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if limit <= 0 {
+		return f.Readdirnames(0)
+	}
+	names, err := f.Readdirnames(limit + 1)
+	switch {
+	case len(names) > limit:
+		return nil, fmt.Errorf("%s holds more than %d files", d.path, limit)
+	case errors.Is(err, io.EOF):
+		return nil, nil
+	}
+	return names, err
+}
+
+func (d *Folder) readable() (*os.File, error) {
+	fd, err := unix.Openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: d.path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), d.path), nil
+}
+
+// Sync makes the names in the folder durable, where its file system lets it.
+func (d *Folder) Sync() error {
+	f, err := d.readable()
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
+		err = nil
+	}
+	return errors.Join(err, f.Close())
+}
+
+// OpenUnnamed makes a file without a name in the folder, open for reading and writing.
+func (d *Folder) OpenUnnamed(path string, mode fs.FileMode) (*os.File, error) {
+	return d.create(".", path, unix.O_TMPFILE, mode)
+}
+
+// Create makes a new file, open for reading and writing, whose errors name it path. It fails with fs.ErrExist where name
+// is taken, by whatever.
+func (d *Folder) Create(name, path string, mode fs.FileMode) (*os.File, error) {
+	return d.create(name, path, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, mode)
+}
+
+// Limit is the function of that name for a file that is going to be made in the folder.
+func (d *Folder) Limit(inputs []Access) fs.FileMode {
+	var st unix.Stat_t
+	gid := uint32(os.Getegid())
+	if err := unix.Fstat(d.fd, &st); err == nil && st.Mode&unix.S_ISGID != 0 {
+		gid = st.Gid
+	}
+	return Limit(gid, inputs)
+}
+
+func (d *Folder) create(name, path string, flags int, mode fs.FileMode) (*os.File, error) {
+	fd, err := unix.Openat(d.fd, name, flags|unix.O_RDWR|unix.O_CLOEXEC, uint32(mode.Perm()))
+	if err != nil {
+		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Link gives f, which may have no name, one in the folder. It fails with fs.ErrExist where name is taken.
+func (d *Folder) Link(f Descriptor, name string) error {
+	defer runtime.KeepAlive(f)
+	fd := int(f.Fd())
+	err := unix.Linkat(unix.AT_FDCWD, descriptorPath(fd), d.fd, name, unix.AT_SYMLINK_FOLLOW)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) { // without /proc, or of a file that was removed
+		if eerr := unix.Linkat(fd, "", d.fd, name, unix.AT_EMPTY_PATH); eerr != unix.ENOENT {
+			err = eerr
+		}
+	}
+	if err != nil {
+		return &os.LinkError{Op: "link", Old: f.Name(), New: d.Join(name), Err: err}
+	}
+	return nil
+}
+
+// Rename gives the name from to what has it, in the place of what is called to.
+func (d *Folder) Rename(from, to string) error { return d.rename(from, to, 0) }
+
+// RenameNew is Rename that fails with fs.ErrExist where to is taken. Some file systems do not have it.
+func (d *Folder) RenameNew(from, to string) error { return d.rename(from, to, unix.RENAME_NOREPLACE) }
+
+func (d *Folder) rename(from, to string, flags uint) (err error) {
+	if flags == 0 {
+		err = unix.Renameat(d.fd, from, d.fd, to)
+	} else {
+		err = unix.Renameat2(d.fd, from, d.fd, to, flags)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: d.Join(from), New: d.Join(to), Err: err}
+	}
+	return nil
+}
+
+// Remove removes a name of a file, not of a directory.
+func (d *Folder) Remove(name string) error {
+	if err := unix.Unlinkat(d.fd, name, 0); err != nil {
+		return &fs.PathError{Op: "remove", Path: d.Join(name), Err: err}
+	}
+	return nil
+}
+
+// RemoveFile removes name if it is one of f, and does nothing if it is not.
+func (d *Folder) RemoveFile(name string, f Descriptor) error {
+	if !d.Has(name, f) {
+		return nil
+	}
+	return d.Remove(name)
+}
