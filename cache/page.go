@@ -17,6 +17,7 @@ const (
 type Page struct {
 	words [PageWords]atomic.Uint64
 	used  atomic.Bool // since the clock's hand passed; see Cache.evict
+	space atomic.Bool // see HasSpace
 
 	// Guarded by Cache.mu.
 	pins   int  // a pinned page is not given up
@@ -41,6 +42,13 @@ func (p *Page) Encode(b *[PageSize]byte) {
 
 // Zero reports whether the page is known to be all zero. A page for which it returns false may be, too.
 func (p *Page) Zero() bool { return p == zeroPage }
+
+// HasSpace reports whether SetHasSpace was called since the page was read. A page that is known to be zero has none.
+func (p *Page) HasSpace() bool { return p.space.Load() }
+
+// SetHasSpace says that the place of the page, which the caller has pinned, has space in the file: that a page reads as
+// something does not mean that it can be written where the disk is full.
+func (p *Page) SetHasSpace() { p.space.Store(true) }
 
 // decode fills a page that no other goroutine knows yet.
 func (p *Page) decode(b *[PageSize]byte) {

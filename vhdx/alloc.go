@@ -1,9 +1,11 @@
 package vhdx
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -26,18 +28,6 @@ type place struct {
 // allocate finds space for size bytes, a multiple of 1 MiB: free space inside the file first, or else new space
 // at its end.
 func (w *writer) allocate(size int64) (place, error) {
-	p, err := w.tryAllocate(size)
-	if errors.Is(err, unix.ENOSPC) && w.anyUnmapped() {
-		// The disk is full, but for what was trimmed a moment ago.
-		if err := w.sync(); err != nil {
-			return place{}, err
-		}
-		p, err = w.tryAllocate(size)
-	}
-	return p, err
-}
-
-func (w *writer) tryAllocate(size int64) (place, error) {
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
 	for more := true; more; {
@@ -88,6 +78,38 @@ func (w *writer) grow(size int64) error {
 	}
 	w.size = size
 	return nil
+}
+
+// outOfSpace reports whether err says that the host has no space left, or none for this user.
+func outOfSpace(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// withSpace calls do, and again if there was no space for it and some could be found: what was trimmed but is not durable
+// yet, or is still read. The caller holds no lock but the gate.
+func (w *writer) withSpace(do func() error) error {
+	const patience = 10 * time.Second // with reads
+	err := do()
+	if !outOfSpace(err) {
+		return err
+	}
+	unmapped := w.anyUnmapped()
+	if unmapped && w.sync() != nil || !unmapped && !w.anyFreed() {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if w.drain(ctx) != nil {
+		return err
+	}
+	return do()
+}
+
+// reserve gives the place of b at file offset off, which holds b, space that it cannot be refused later.
+func (w *writer) reserve(off int64, b []byte) error {
+	if err := w.file.Allocate(off, int64(len(b))); !imagefile.IsUnsupported(err) {
+		return err
+	}
+	_, err := w.file.WriteAt(b, off)
+	return err
 }
 
 // fill gives the n bytes from off on, which read as zero or lie behind the end of the file, space that they

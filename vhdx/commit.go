@@ -2,8 +2,8 @@ package vhdx
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"vhdxfs/journal"
 )
@@ -23,12 +22,11 @@ const maxDirtyPages = 126 - 2*regionTableSize/pageSize
 // maxLoggedPages bounds the memory for pages that are in the log and not in their places, however long the log is.
 const maxLoggedPages = 1024
 
-// A session is a log in use: entries under one LogGuid, and what they say that is not in its place yet.
+// A session is a log in use: entries under one LogGuid, and what they say, which may not be in its place yet.
 type session struct {
 	log     *journal.Writer
 	flushed int64                 // size of the file that is known to be on stable media, bytes
-	durable journal.Mark          // behind the last entry that is
-	logged  map[int64]*loggedPage // by file offset: durable in the log, not in its place
+	logged  map[int64]*loggedPage // by file offset: durable in the log
 }
 
 // A loggedPage is a page as the log holds it.
@@ -83,23 +81,65 @@ func (w *writer) round() error {
 		return err
 	}
 	unsynced := w.unsynced.Swap(false)
-	if !w.anyDirty() {
+	if !w.uncommitted() {
 		if !unsynced {
 			return nil
 		}
 		return w.syncFile()
 	}
-	if err := w.startSession(); err != nil {
-		w.unsynced.Store(true) // nothing is lost; the next round tries again
-		return err
+	err := w.logHeld()
+	if err == nil && w.anyDirty() {
+		w.held = w.takeBatch()
+		err = w.logHeld()
 	}
-	return w.commit(w.takeBatch())
+	if err != nil {
+		w.unsynced.Store(true) // nothing is lost; the next round tries again
+	}
+	return err
 }
+
+// logHeld commits the batch that was taken. Where there is no space for that the batch stays, and the next round tries
+// again. The caller holds roundMu.
+func (w *writer) logHeld() error {
+	if w.held == nil {
+		return nil
+	}
+	if err := w.commit(w.held); err != nil {
+		return w.waitForSpace(err)
+	}
+	w.held = nil
+	return nil
+}
+
+// uncommitted reports whether there is metadata to put into the log. The caller holds roundMu.
+func (w *writer) uncommitted() bool { return w.held != nil || w.anyDirty() }
 
 func (w *writer) anyDirty() bool {
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()
 	return len(w.dirty)+len(w.raw) > 0
+}
+
+// waitForSpace has new changes fail, if err says that there is no space for what was changed before: that is in memory
+// or in the log, and waits. It returns err.
+func (w *writer) waitForSpace(err error) error {
+	if outOfSpace(err) && w.err() == nil {
+		w.stuck.Store(true)
+	}
+	return err
+}
+
+// unstick tries again what failed for want of space.
+func (w *writer) unstick() error {
+	if !w.stuck.Load() {
+		return nil
+	}
+	w.roundMu.Lock()
+	defer w.roundMu.Unlock()
+	if !w.stuck.Load() {
+		return nil
+	}
+	return w.emptyLog()
 }
 
 // syncFile makes the file durable, or the image read-only: after a failed fdatasync the kernel may have dropped
@@ -126,7 +166,7 @@ func (w *writer) startSession() error {
 	region.GUID = uuid.New()
 	size := w.fileSize()
 	log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/mib*mib, w.lastOffset())
-	if errors.Is(err, unix.ENOSPC) {
+	if outOfSpace(err) {
 		return fmt.Errorf("begin a log: %w", err) // which no header names yet
 	}
 	if err != nil {
@@ -140,7 +180,7 @@ func (w *writer) startSession() error {
 	if err := w.updateHeaders(h); err != nil {
 		return err
 	}
-	w.session = &session{log: log, durable: log.Head(), flushed: size / mib * mib, logged: make(map[int64]*loggedPage)}
+	w.session = &session{log: log, flushed: size / mib * mib, logged: make(map[int64]*loggedPage)}
 	return nil
 }
 
@@ -195,16 +235,18 @@ func (w *writer) commit(b *batch) error {
 			return err
 		}
 	}
-	s := w.session
-	last := w.lastOffset()
-	mark, err := s.log.Append(b.pages, s.flushed, last)
-	if errors.Is(err, journal.ErrFull) {
-		if err := w.emptyLog(); err != nil {
+	if s := w.session; s != nil && (journal.EntryLength(len(b.pages)) > s.log.Free() || len(s.logged)+len(b.pages) > maxLoggedPages) {
+		if err := w.endSession(); err != nil {
 			return err
 		}
-		mark, err = s.log.Append(b.pages, s.flushed, last)
 	}
-	if err != nil {
+	if err := w.startSession(); err != nil {
+		return err
+	}
+	s := w.session
+	if err := s.log.Append(b.pages, s.flushed, w.lastOffset()); outOfSpace(err) {
+		return err // where the host copies on write
+	} else if err != nil {
 		return w.fail(err)
 	}
 	w.counters.entry(len(b.pages))
@@ -212,8 +254,7 @@ func (w *writer) commit(b *batch) error {
 	if err := w.syncLog(); err != nil {
 		return err
 	}
-	s.log.Durable(mark)
-	s.durable, s.flushed = mark, size/mib*mib
+	s.flushed = size / mib * mib
 	for i, pg := range b.pages {
 		lp := &loggedPage{data: pg.Data}
 		if older := s.logged[pg.FileOffset]; older != nil {
@@ -226,9 +267,6 @@ func (w *writer) commit(b *batch) error {
 	}
 	w.counters.inLog.Store(int64(len(s.logged)))
 	w.retire(b.unmapped)
-	if len(s.logged) > maxLoggedPages {
-		return w.emptyLog()
-	}
 	return nil
 }
 
@@ -255,54 +293,62 @@ func (w *writer) retire(places []place) {
 	}
 }
 
-// checkpoint puts every logged page into its place, durably, so that the log can be used anew. The caller holds
-// roundMu.
-func (w *writer) checkpoint() error {
+// endSession puts every logged page into its place, durably, and then has the headers say that there is nothing to replay,
+// so that the log can be used anew. Where that fails for want of space nothing is lost: the log holds it, and it is tried
+// again. The caller holds roundMu.
+func (w *writer) endSession() error {
 	s := w.session
-	if len(s.logged) == 0 {
+	if s == nil {
 		return nil
 	}
-	offsets := make([]int64, 0, len(s.logged))
-	for off := range s.logged {
-		offsets = append(offsets, off)
+	if err := w.place(); err != nil {
+		return w.waitForSpace(err)
 	}
-	slices.Sort(offsets)
-	for _, off := range offsets {
-		if _, err := w.file.WriteAt(s.logged[off].data[:], off); err != nil {
-			return w.fail(fmt.Errorf("write metadata at %#x: %w", off, err))
-		}
+	w.headerMu.Lock()
+	defer w.headerMu.Unlock()
+	h := w.header
+	h.LogGUID = uuid.Nil
+	if err := w.updateHeaders(h); err != nil {
+		return w.waitForSpace(err)
 	}
-	if err := w.syncPlaces(); err != nil {
-		return err
-	}
-	s.log.Release(s.durable)
 	for _, lp := range s.logged {
 		for _, d := range lp.pins {
 			d.span.Unpin(d.page)
 		}
 	}
-	clear(s.logged)
+	w.session = nil
 	w.counters.inLog.Store(0)
 	w.counters.checkpoints.Add(1)
 	return nil
 }
 
-// emptyLog makes the whole log free at once. After a checkpoint the entries are not needed any more, but the newest
-// still names the oldest as its tail; an empty entry that names none has to be durable before their space is used.
+// place puts every logged page into its place, durably.
+func (w *writer) place() error {
+	logged := w.session.logged
+	if len(logged) == 0 {
+		return nil
+	}
+	for _, off := range slices.Sorted(maps.Keys(logged)) {
+		if _, err := w.file.WriteAt(logged[off].data[:], off); err != nil {
+			err = fmt.Errorf("write metadata at %#x: %w", off, err)
+			if outOfSpace(err) {
+				return err
+			}
+			return w.fail(err)
+		}
+	}
+	return w.syncPlaces()
+}
+
+// emptyLog makes everything durable and in its place. The caller holds roundMu.
 func (w *writer) emptyLog() error {
-	if err := w.checkpoint(); err != nil {
+	if err := w.round(); err != nil {
 		return err
 	}
-	s := w.session
-	mark, err := s.log.Append(nil, s.flushed, w.lastOffset())
-	if err != nil {
-		return w.fail(err)
-	}
-	w.counters.entry(0)
-	if err := w.syncLog(); err != nil {
+	if err := w.endSession(); err != nil {
 		return err
 	}
-	s.log.Durable(mark)
+	w.stuck.Store(false)
 	return nil
 }
 
@@ -313,13 +359,14 @@ func (w *writer) clean() error { return w.cleanThen(func() error { return nil })
 func (w *writer) cleanAndShrink() error { return w.cleanThen(w.shrink) }
 
 // leave is cleanAndShrink for an image that nobody changes for now; if nobody has, the file stays as it is.
-func (w *writer) leave() error {
-	return w.cleanThen(func() error {
-		if !w.opened {
-			return nil
-		}
-		return w.shrink()
-	})
+func (w *writer) leave() error { return w.cleanThen(w.shrinkChanged) }
+
+// shrinkChanged is shrink for a file that was changed since it was opened.
+func (w *writer) shrinkChanged() error {
+	if !w.opened {
+		return nil
+	}
+	return w.shrink()
 }
 
 // cleanThen makes the image clean and calls do before anybody changes it again. The holes in the file come when nobody
@@ -338,30 +385,23 @@ func (w *writer) cleanAlone(do func() error) error {
 	defer w.gate.Unlock()
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
-	if err := w.makeClean(); err != nil {
-		return err
-	}
-	return do()
+	return w.makeCleanThen(do)
 }
 
 // makeClean does what clean does. The caller holds the gate alone, and roundMu.
-func (w *writer) makeClean() error {
-	if err := w.round(); err != nil {
+func (w *writer) makeClean() error { return w.makeCleanThen(func() error { return nil }) }
+
+// makeCleanThen makes everything durable and in its place, and calls do. What follows is another change, which is
+// announced anew. The caller holds the gate alone, and roundMu.
+func (w *writer) makeCleanThen(do func() error) error {
+	if err := w.emptyLog(); err != nil {
 		return err
 	}
-	if w.session != nil {
-		if err := w.checkpoint(); err != nil {
-			return err
-		}
-		w.headerMu.Lock()
-		defer w.headerMu.Unlock()
-		h := w.header
-		h.LogGUID = uuid.Nil
-		if err := w.updateHeaders(h); err != nil {
-			return err
-		}
-		w.session = nil
+	if err := do(); err != nil {
+		return err
 	}
+	w.headerMu.Lock()
+	defer w.headerMu.Unlock()
 	w.announced.Store(int32(noWrite))
 	return nil
 }
@@ -428,13 +468,16 @@ func (w *writer) tidy() (err error) {
 	defer w.catch(&err)
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
-	if w.anyDirty() {
+	if w.stuck.Load() {
+		return w.emptyLog()
+	}
+	if w.uncommitted() {
 		if err := w.round(); err != nil {
 			return err
 		}
 	}
 	if s := w.session; s != nil && s.log.Free() < w.l.log().Length/2 {
-		return w.emptyLog()
+		return w.endSession()
 	}
 	return nil
 }
@@ -454,25 +497,41 @@ func (w *writer) stop() {
 }
 
 // shrink cuts free space off the end of the file, which takes less time than a hole; that before it is left to giveBack.
-// The image is clean, so no log entry speaks of the larger size.
+// The log is empty, so no entry speaks of the larger size, and the caller holds the gate alone, and roundMu. The cut is a
+// change of the file, which the headers tell of.
 func (w *writer) shrink() error {
 	if w.file.IsDevice() {
 		return nil
 	}
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	freed := w.takeFreed(math.MaxInt64)
-	end := w.space.end()
-	w.putBack(slices.DeleteFunc(freed, func(p place) bool { return p.off >= end }))
-	if end >= w.size {
+	end, size := w.usedEnd()
+	if end >= size {
 		return nil
 	}
+	if err := w.announce(fileWrite); err != nil {
+		return err
+	}
+	if err := w.emptyLog(); err != nil { // damaged region tables come into the log with the announcement
+		return err
+	}
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
 	if err := w.file.Truncate(end); err != nil {
 		return fmt.Errorf("shrink the image to %d bytes: %w", end, err)
 	}
 	w.size, w.fresh = end, end
 	w.space.cut(end)
 	return w.syncFile()
+}
+
+// usedEnd returns where the last block ends that is in use, and the size of the file. Space that waits to be given back
+// is free if it lies behind.
+func (w *writer) usedEnd() (end, size int64) {
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	freed := w.takeFreed(math.MaxInt64)
+	end = w.space.end()
+	w.putBack(slices.DeleteFunc(freed, func(p place) bool { return p.off >= end }))
+	return end, w.size
 }
 
 // dataWriteGUID returns the DataWriteGuid as the headers have it now.

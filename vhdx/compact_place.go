@@ -44,7 +44,7 @@ func (w *writer) moveBitmap(chunk, from int64) (ok bool, err error) {
 	defer w.catch(&err)
 	w.gate.Lock()
 	defer w.gate.Unlock()
-	if err := w.placeAll(); err != nil {
+	if err := w.unlog(from, bitmapBlockSize); err != nil {
 		return false, err
 	}
 	i := w.l.geo.bitmapEntry(chunk)
@@ -99,15 +99,20 @@ func (w *writer) copyBelow(size, from, i int64, copyTo func(from int64, to place
 	return nil
 }
 
-// placeAll makes everything durable that is dirty, and puts every logged page into its place. The caller holds the
-// gate alone, so that it stays so.
-func (w *writer) placeAll() error {
+// unlog has all pages of the n bytes from file offset off on in their places, and none of them in a log that a replay
+// might write them from. The caller holds the gate alone, so that it stays so.
+func (w *writer) unlog(off, n int64) error {
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
 	if err := w.round(); err != nil || w.session == nil {
 		return err
 	}
-	return w.checkpoint()
+	for at := range w.session.logged {
+		if at >= off && at < off+n {
+			return w.endSession()
+		}
+	}
+	return nil
 }
 
 // copyPlace copies a block's bytes from file offset from to the place to. What holds nothing in the old place takes no

@@ -59,7 +59,7 @@ var mutants = map[string]struct {
 	"no sync of overwritten payload":               {"fixed", mutant{dropSync: "(*writer).round"}, 0},
 	"space given away before it is unmapped":       {"dynamic", mutant{step: giveAwayEarly}, 1},
 	"pages in their places before they are logged": {"differencing", mutant{step: placeEarly}, 1},
-	"space of the log reused too early":            {"wrapped log", mutant{step: releaseEarly}, 0},
+	"the log begins anew before pages are placed":  {"full log", mutant{step: forgetLogged}, 0},
 	"no sync of the copy of a block":               {"compacted", mutant{dropSync: "(*writer).syncPayload"}, 0},
 	"no sync of the log that says where it moved":  {"compacted", mutant{dropSync: "(*writer).syncLog"}, 0},
 	"a size is claimed before it is durable":       {"growing", mutant{step: claimSizeEarly}, 3},
@@ -93,10 +93,10 @@ func claimSizeEarly(w *writer) {
 	}
 }
 
-// releaseEarly gives space of the log back before the pages are in their places.
-func releaseEarly(w *writer) {
+// forgetLogged has pages that are in the log never come to their places.
+func forgetLogged(w *writer) {
 	if w.session != nil {
-		w.session.log.Release(w.session.durable)
+		clear(w.session.logged)
 	}
 }
 
@@ -111,8 +111,8 @@ func TestPowerCutFindsMutants(t *testing.T) {
 				seed := m.seed + i
 				ct, first, step := (*crashTest)(nil), 1, 1
 				switch m.disk {
-				case "wrapped log":
-					ct, first = newWrappedLogTest(seed)
+				case "full log":
+					ct, first = newFullLogTest(seed)
 					step = 7
 				case "compacted":
 					ct = newCompactTest("dynamic", seed)

@@ -175,7 +175,7 @@ func mixedWorkload(im *Image, h *history, seed uint64, each func(w *writer)) err
 }
 
 // syncingWorkload maps and unmaps blocks, on two pages of the BAT by turns, and syncs each time, so often that the log
-// is used from its begin to its end twice.
+// begins anew twice.
 func syncingWorkload(im *Image, h *history, seed uint64, each func(w *writer)) error {
 	rng := rand.New(rand.NewPCG(seed, 8))
 	for i := range 320 {
@@ -318,17 +318,17 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// newWrappedLogTest returns a test in which the log has wrapped around from the operation on that it returns.
-func newWrappedLogTest(seed uint64) (ct *crashTest, first int) {
+// newFullLogTest returns a test in which the log has been full from the operation on that it returns.
+func newFullLogTest(seed uint64) (ct *crashTest, first int) {
 	ct = newCrashTest(chain{build(spec{diskSize: (entriesPerPage + 4) * mib})}, seed)
 	ct.work = syncingWorkload
 	return ct, 700
 }
 
-// The same holds when the log has wrapped around, which takes so many syncs that not every operation is tried.
-func TestPowerCutInWrappedLog(t *testing.T) {
+// The same holds when the log was full and has begun anew, which takes so many syncs that not every operation is tried.
+func TestPowerCutInFullLog(t *testing.T) {
 	for seed := range uint64(*crashRounds) {
-		ct, first := newWrappedLogTest(seed)
+		ct, first := newFullLogTest(seed)
 		if err := ct.runFrom(first, 7); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}

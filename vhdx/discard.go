@@ -43,7 +43,7 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 		g := &im.current().geo
 		b := off >> g.blockShift
 		from, to := max(first, b<<g.blockShift), min(end, g.blockEnd(b))
-		if err := w.alone(b, func() error { return do(w, b, from, to) }); err != nil {
+		if err := w.withSpace(func() error { return w.alone(b, func() error { return do(w, b, from, to) }) }); err != nil {
 			return fmt.Errorf("zero %d bytes of the disk at %#x: %w", to-from, from, err)
 		}
 		off = to
@@ -111,7 +111,7 @@ func (w *writer) writeZeroSectors(b, off, end int64) error {
 // unmap moves block b, which has the given entry, to state ZERO: of the states without a place it is the one that
 // promises zeros to every reader, and hides the parent. Its place is given up.
 func (w *writer) unmap(b int64, entry batEntry, kind writeKind) error {
-	e, err := w.edit(kind, 1)
+	e, err := w.editFreeing(kind, 1)
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func (im *Image) Allocate(off, n int64) error {
 	for end := off + n; off < end; {
 		g := &im.current().geo
 		b := off >> g.blockShift
-		if err := w.alone(b, func() error { return w.allocateBlock(b, off) }); err != nil {
+		if err := w.withSpace(func() error { return w.alone(b, func() error { return w.allocateBlock(b, off) }) }); err != nil {
 			return fmt.Errorf("allocate the block of the disk at %#x: %w", off, err)
 		}
 		off = g.blockEnd(b)

@@ -13,8 +13,17 @@ type edit struct {
 }
 
 // edit begins a change of the given kind that touches at most claim pages. It waits until so many may become dirty,
-// which can take a sync round. The caller announces the change, defers end, and makes the change with apply.
+// which can take a sync round. While there is no space for what was changed before it fails. The caller announces the
+// change, defers end, and makes the change with apply.
 func (w *writer) edit(kind writeKind, claim int) (*edit, error) {
+	if err := w.unstick(); err != nil {
+		return nil, err
+	}
+	return w.editFreeing(kind, claim)
+}
+
+// editFreeing is edit for a change that gives up space, of which there may be none otherwise.
+func (w *writer) editFreeing(kind writeKind, claim int) (*edit, error) {
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()
 	for {
@@ -39,8 +48,9 @@ func (w *writer) edit(kind writeKind, claim int) (*edit, error) {
 	}
 }
 
-// page returns page i of span, to be changed in apply. Where the file may have a hole the space is taken now:
-// later, when the page has to go to its place, there may be none left.
+// page returns page i of span, to be changed in apply. The first time its place gets space: later, when the page has to
+// go there, there may be none left. What the page holds says nothing about that: a hole may have been read as zeros, and
+// with small blocks of the host's file system a part of a page may be one.
 func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 	for _, d := range e.pages {
 		if d.span == span && d.page == i {
@@ -51,18 +61,21 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.Zero() {
-		// Held until the page is pinned, or another goroutine could fill it again when it is not zero any more.
+	if !p.HasSpace() {
+		// Held until the page is pinned and known to have space: nobody changes it before, and what is written to its
+		// place is what it holds there.
 		e.w.fillMu.Lock()
 		defer e.w.fillMu.Unlock()
 		if p, err = span.Page(i); err != nil {
 			return nil, err
 		}
-		if p.Zero() {
+		if !p.HasSpace() {
 			if err := e.w.announce(e.kind); err != nil {
 				return nil, err
 			}
-			if err := e.w.fill(span.Offset(i), pageSize); err != nil {
+			var b [pageSize]byte
+			p.Encode(&b)
+			if err := e.w.reserve(span.Offset(i), b[:]); err != nil {
 				return nil, err
 			}
 		}
@@ -70,6 +83,7 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 	if p, err = span.Pin(i); err != nil {
 		return nil, err
 	}
+	p.SetHasSpace()
 	e.pages = append(e.pages, dirtyPage{span, i, p})
 	return p, nil
 }

@@ -101,14 +101,14 @@ func (w *writer) logLocator(item []byte) error {
 	return nil
 }
 
-// reservePage gives a page of the file that may be a hole its space: it is needed when the page goes from the log to
-// its place, and then there may be none.
+// reservePage gives a page of the file its space: it is needed when the page goes from the log to its place, and then
+// there may be none.
 func (w *writer) reservePage(off int64) error {
 	var b [pageSize]byte
-	if err := readFull(w.l.src, b[:], off, "metadata"); err != nil || !allZero(b[:]) {
+	if err := readFull(w.l.src, b[:], off, "metadata"); err != nil {
 		return err
 	}
-	return w.fill(off, pageSize)
+	return w.reserve(off, b[:])
 }
 
 // placeForItem returns where in the metadata region, behind the table, item i has room if it becomes n bytes long:

@@ -190,10 +190,7 @@ func (s *liveSnapshot) freeze() error {
 
 // settle makes the image what it is to be for good.
 func (s *liveSnapshot) settle() error {
-	if err := s.w.makeClean(); err != nil || !s.w.opened {
-		return err
-	}
-	if err := s.w.shrink(); err != nil {
+	if err := s.w.makeCleanThen(s.w.shrinkChanged); err != nil || !s.w.opened {
 		return err
 	}
 	s.w.giveBack() // nobody can do it later

@@ -26,7 +26,7 @@ func (im *Image) WriteAt(p []byte, off int64) (done int, err error) {
 		at := off + int64(done)
 		b := at >> w.l.geo.blockShift
 		n := min(int64(len(p)-done), w.l.geo.blockEnd(b)-at)
-		if err := w.writeBlock(b, at, p[done:][:n]); err != nil {
+		if err := w.withSpace(func() error { return w.writeBlock(b, at, p[done:][:n]) }); err != nil {
 			return done, fmt.Errorf("write %d bytes of the disk at %#x: %w", n, at, err)
 		}
 		done += int(n)

@@ -73,8 +73,10 @@ type writer struct {
 
 	rounds   sharedRun   // of those who sync
 	roundMu  sync.Mutex  // held by a sync round; guards what follows
-	session  *session    // nil while the image is clean
+	session  *session    // nil while no header names a log
+	held     *batch      // taken, and not in the log yet; nil but after a failure
 	unsynced atomic.Bool // something was written since the last round began
+	stuck    atomic.Bool // there was no space for what was changed before
 
 	metaMu   sync.Mutex
 	roomFree sync.Cond                 // claimed has become smaller
@@ -230,6 +232,7 @@ func (w *writer) replay(op *opener) error {
 	}
 	fresh.parent = w.l.parent
 	w.l = fresh
+	w.opened = true // the space behind the last block is cut off, where the session before left what it did not come to use
 	return nil
 }
 
@@ -329,27 +332,31 @@ func (w *writer) changed() {
 }
 
 // updateHeaders makes h the current header: first in the place of the other copy, which becomes the current one
-// when it is durable, then in the place of this one, so that either may be lost (MS-VHDX 2.2.2). The caller
-// holds headerMu.
+// when it is durable, then in the place of this one, so that either may be lost (MS-VHDX 2.2.2). Where the host copies
+// on write there may be no space for a header; then the image is as it was. The caller holds headerMu.
 func (w *writer) updateHeaders(h header) error {
 	h.SequenceNumber = w.header.SequenceNumber
 	if h.SequenceNumber > math.MaxUint64-uint64(len(headerOffsets)) {
 		return w.fail(errors.New("the headers have used up their sequence numbers"))
 	}
-	slot := w.slot
-	for range headerOffsets {
+	for copies := range headerOffsets {
 		h.SequenceNumber++
-		slot = 1 - slot
-		if _, err := w.file.WriteAt(h.encode()[:], headerOffsets[slot]); err != nil {
+		slot := 1 - w.slot
+		if _, err := w.file.WriteAt(h.encode()[:], headerOffsets[slot]); outOfSpace(err) {
+			if copies > 0 {
+				break // the other one is current and durable, and the next update begins with this one
+			}
+			return fmt.Errorf("write header: %w", err) // the current one is as it was
+		} else if err != nil {
 			return w.fail(fmt.Errorf("write header: %w", err))
 		}
 		if err := w.file.Sync(); err != nil {
 			return w.fail(fmt.Errorf("sync header: %w", err))
 		}
+		w.header, w.slot = h, slot
 	}
-	w.header, w.slot = h, slot
 	w.counters.headerUpdates.Add(1)
-	w.l.setHeader(h, slot)
+	w.l.setHeader(w.header, w.slot)
 	return nil
 }
 

@@ -1,0 +1,110 @@
+package vhdx
+
+import (
+	"fmt"
+	"testing"
+
+	"vhdxfs/internal/ondisk"
+	"vhdxfs/journal"
+)
+
+// A qemuSearch looks for the sequence to replay as QEMU 7.2 does (block/vhdx-log.c). It differs from MS-VHDX 2.3.2: the
+// second entry of a run may have any number, runs are compared by the number of their first entry, the tail does not
+// count, and behind a run one sector is stepped over before it is known whether the search has come round.
+type qemuSearch struct {
+	log    []byte
+	region journal.Region
+	at     int64 // position, bytes
+}
+
+// entry reports whether there is a valid entry, with the number after seq if that is not 0, and steps over it.
+func (q *qemuSearch) entry(seq uint64) (number uint64, valid bool) {
+	length := int64(len(q.log))
+	b := q.log[q.at:]
+	size, number := int64(le.Uint32(b[8:])), le.Uint64(b[16:])
+	if string(b[:4]) != "loge" || ondisk.GUID(b[32:]) != q.region.GUID || seq > 0 && number != seq+1 {
+		q.at = (q.at + pageSize) % length
+		return 0, false
+	}
+	e := make([]byte, size)
+	n := copy(e, b)
+	copy(e[n:], q.log)
+	q.at = (q.at + size) % length
+	sum := le.Uint32(e[4:])
+	return number, ondisk.Checksum(e, 4) == sum
+}
+
+// find returns the position and the number of entries of what QEMU replays.
+func (q *qemuSearch) find() (start int64, entries int, err error) {
+	best := uint64(0)
+	for range 2 * len(q.log) / pageSize {
+		from := q.at
+		first, valid := q.entry(0)
+		n := 0
+		for seq := uint64(0); valid; n++ {
+			seq, valid = q.entry(seq)
+		}
+		if n > 0 && (entries == 0 || first > best) {
+			start, entries, best = from, n, first
+		}
+		if q.at < from {
+			return start, entries, nil
+		}
+	}
+	return 0, 0, fmt.Errorf("QEMU never ends its search of the log")
+}
+
+// Whenever a mount is killed, QEMU 7.2 finds in its log what there is to replay, all of it and nothing else.
+func TestQemuFindsTheLog(t *testing.T) {
+	for _, logLen := range []int64{mib, 2 * mib} {
+		t.Run(fmt.Sprint(logLen/mib, " MiB"), func(t *testing.T) {
+			t.Parallel()
+			b := build(spec{diskSize: 1400 * mib, logLen: logLen})
+			im, err := loadWritable(Options{Writable: true}, b.memFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			im.writer.stop()
+			defer im.Close()
+			q := &qemuSearch{log: make([]byte, logLen)}
+			for i := range int64(600) {
+				// Entries of one page and of more.
+				for j := range 1 + i%7/6*2 {
+					if _, err := im.WriteAt([]byte{1}, (i%3*600+(i+j)%200)*mib%b.diskSize); err != nil {
+						t.Fatal(err)
+					}
+					if err := im.Zero((i%3*600+(i+j)%200+1)*mib%b.diskSize, mib); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := im.Sync(); err != nil {
+					t.Fatal(err)
+				}
+				hs, err := readHeaders(b.memFile)
+				if err != nil {
+					t.Fatal(err)
+				}
+				h := hs.header()
+				if !h.dirty() {
+					continue
+				}
+				q.region = journal.Region{Offset: int64(h.LogOffset), Length: int64(h.LogLength), GUID: h.LogGUID}
+				want, err := journal.Find(b.memFile, q.region)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := readFull(b.memFile, q.log, q.region.Offset, "log"); err != nil {
+					t.Fatal(err)
+				}
+				q.at = 0
+				start, n, err := q.find()
+				if err != nil || start != want.Tail || n != want.Entries {
+					t.Fatalf("after %d syncs: %d entries from %d, %v; want %d from %d", i+1, n, start, err, want.Entries, want.Tail)
+				}
+			}
+			if n := im.writer.counters.checkpoints.Load(); n < 2 {
+				t.Errorf("the log was full %d times", n)
+			}
+		})
+	}
+}
