@@ -72,7 +72,7 @@ func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
 	return root, file
 }
 
-// diskStatfs describes the mount as a full file system of the disk's size, counted in logical sectors.
+// diskStatfs describes the mount as a file system of the disk's size, counted in logical sectors.
 func diskStatfs(disk Disk) fuse.StatfsOut {
 	unit := uint64(disk.SectorSize())
 	if unit == 0 {
@@ -161,6 +161,10 @@ func (f *fileSystem) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 
 func (f *fileSystem) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	*out = f.statfs
-	out.Blocks = uint64(f.disk.Size()) / uint64(out.Frsize)
+	size := f.disk.Size()
+	out.Blocks = uint64(size) / uint64(out.Frsize)
+	// What no file holds counts as free. Monitors would take a mount without free space for a full one.
+	out.Bfree = uint64(max(size-f.disk.AllocatedBytes(), 0)) / uint64(out.Frsize)
+	out.Bavail = out.Bfree
 	return fuse.OK
 }

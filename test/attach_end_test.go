@@ -107,7 +107,7 @@ func TestAttachSweeps(t *testing.T) {
 		}
 	})
 	attachOther()
-	if out := must(t, in[0], append(in[1:], "list")...); !strings.Contains(out, img+" on "+dir) {
+	if out := must(t, in[0], append(in[1:], "list")...); !strings.Contains(out, img+" ") || !strings.Contains(out, "mounted at "+dir) {
 		t.Errorf("after an attach in this namespace, there is in the other one: %s", out)
 	}
 }

@@ -361,7 +361,7 @@ func TestLogToAFIFO(t *testing.T) {
 
 func TestInfoAndCheckForPeople(t *testing.T) {
 	img, _ := sampleImage(t)
-	out := mustVhdxfs(t, "info", img)
+	out := mustVhdxfs(t, "info", "-v", img)
 	for _, word := range []string{"dynamic", "1 MiB", "QEMU", "clean"} {
 		if !strings.Contains(out, word) {
 			t.Errorf("info does not tell %q:\n%s", word, out)

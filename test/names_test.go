@@ -67,15 +67,15 @@ func TestMountedImageLosesItsName(t *testing.T) {
 		text    string
 		state   string
 	}{
-		{"renamed", []string{"mv", img, moved}, img + " (renamed to " + moved + ") on ", "renamed"},
-		{"deleted", []string{"rm", moved}, "(deleted) on ", "deleted"},
+		{"renamed", []string{"mv", img, moved}, img + " (renamed to " + moved + ") 16 MiB rw mounted at ", "renamed"},
+		{"deleted", []string{"rm", moved}, "(deleted) 16 MiB rw mounted at ", "deleted"},
 	} {
 		name := tc.command[1]
 		log := filepath.Join(t.TempDir(), "log")
 		point := newDir(t)
 		mustVhdxfs(t, "-o", "log="+log, name, point)
 		must(t, tc.command[0], tc.command[1:]...)
-		if text := mustVhdxfs(t, "list"); !strings.Contains(text, tc.text+point) {
+		if text := mustVhdxfs(t, "list"); !strings.Contains(words(text), tc.text+point) {
 			t.Errorf("list: %q, want %q", text, tc.text+point)
 		}
 		r := vhdxfs(t, "detach", name)

@@ -72,7 +72,7 @@ func TestSnapshotOfAMount(t *testing.T) {
 				if out := must(t, "getfattr", "--absolute-names", "--only-values", "-n", "user.vhdx.path", s.disk); out != now {
 					t.Errorf("the mount says that its image is %s, not %s", out, now)
 				}
-				if out := mustVhdxfs(t, "list"); !strings.Contains(out, now+" on "+s.dir) {
+				if out := mustVhdxfs(t, "list"); !strings.Contains(out, now+" ") || !strings.Contains(out, "mounted at "+s.dir) {
 					t.Errorf("list, without %s:\n%s", now, out)
 				}
 				refusedBy(t, s.cmd.Process.Pid, now, "info", now)

@@ -296,3 +296,24 @@ func TestMetricsSocketInTheWay(t *testing.T) {
 	}
 	scrape(t, socket) // of the mount that was there before
 }
+
+// stats shows the numbers of a mount, top what they become, and df what the image holds.
+func TestStatsForPeople(t *testing.T) {
+	requireFUSE(t)
+	img := create(t, "64MiB")
+	s := serve(t, img)
+	writeAt(t, s.disk, fill(1), 0)
+	if out := mustVhdxfs(t, "stats", img); !strings.Contains(words(out), "1 writes") {
+		t.Errorf("stats:\n%s", out)
+	}
+	if out := mustVhdxfs(t, "top", "--count", "2", s.dir); strings.Count(out, "\n") != 3 || !strings.Contains(out, "WRITTEN/s") || !strings.Contains(out, "1 MiB") {
+		t.Errorf("top:\n%s", out)
+	}
+	if out := words(must(t, "df", "--output=pcent", s.dir)); out != "Use% 2%" {
+		t.Errorf("df: %s", out)
+	}
+	s.end(t)
+	if r := vhdxfs(t, "stats", img); r.status != 6 || !strings.Contains(r.stderr, "is not mounted") {
+		t.Errorf("of an image that is not mounted: status %d, %s", r.status, r.stderr)
+	}
+}

@@ -191,19 +191,32 @@ func TestCreate(t *testing.T) {
 	checkMessage(t, r)
 }
 
+// info has eight lines for people, and with -v the rest.
 func TestInfoText(t *testing.T) {
 	path := newImage(t, "--logical-sector-size", "4096")
-	r := run(t, "info", path)
-	if r.status != 0 {
-		t.Fatal(r.stderr)
+	short := "image:      " + path + `
+type:       dynamic, blocks of 1 MiB, sectors of 4 KiB (losetup --sector-size 4096)
+disk size:  64 MiB
+file size:  4 MiB, 0 B used by the disk
+contents:   no known partition table or file system
+parent:     none
+state:      clean
+mounted:    no
+`
+	if out := mustRun(t, "info", path); out != short {
+		t.Errorf("info:\n%s\nwant:\n%s", out, short)
 	}
+	out := mustRun(t, "info", "-v", path)
 	for _, want := range []string{
-		path, "dynamic", "64 MiB (67108864 bytes)", "logical 4 KiB, physical 4 KiB", "losetup --sector-size 4096",
+		short, "64 MiB (67108864 bytes)", "logical 4 KiB, physical 4 KiB", "losetup --sector-size 4096",
 		"clean", "header 2, current:", "data write GUID", "BAT at 0x", "virtual disk size", "64 not present",
 	} {
-		if !strings.Contains(r.stdout, want) {
-			t.Errorf("info lacks %q:\n%s", want, r.stdout)
+		if !strings.Contains(out, want) {
+			t.Errorf("info -v lacks %q:\n%s", want, out)
 		}
+	}
+	if out := mustRun(t, "info", "--bytes", path); !strings.Contains(out, "disk size:  67108864 B\n") {
+		t.Errorf("info --bytes:\n%s", out)
 	}
 }
 

@@ -32,9 +32,6 @@ If something on a device is mounted or in use, nothing is done. The error says w
 		ValidArgsFunction: completeMounted,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := findMounted(args[0])
-			if errors.Is(err, errNotMounted) {
-				return &statusError{statusNotMounted, err}
-			}
 			if err == nil {
 				err = detach(m, cmd.ErrOrStderr())
 			}

@@ -39,7 +39,7 @@ var (
 	systemStatus      = exitStatus{statusSystem, "system failure: a file cannot be opened or read, no FUSE, no memory"}
 	damagedStatus     = exitStatus{statusDamaged, "the image breaks a rule of the format"}
 	mountStatus       = exitStatus{statusMount, "the mount failed: the image is damaged, locked or missing, or the mount point is unusable"}
-	notMountedStatus  = exitStatus{statusNotMounted, "not mounted, so there is nothing to detach"}
+	notMountedStatus  = exitStatus{statusNotMounted, "not mounted"}
 	unmountStatus     = exitStatus{statusMount, "not mounted, or still in use"}
 	faultStatus       = exitStatus{statusFault, "a fault of this program; please report what it printed"}
 	interruptedStatus = exitStatus{statusInterrupted, "interrupted by a signal; no partial output is left"}
@@ -51,7 +51,7 @@ var exitStatuses = []exitStatus{
 	{statusWarnings, "success with warnings: check found warnings only, or a repair lost data; chain found a parent that does not fit; convert skipped unreadable ranges"},
 	damagedStatus,
 	{statusDiffers, "compare: the disks differ"},
-	{statusNotMounted, "detach: " + notMountedStatus.help},
+	{statusNotMounted, "detach, umount, stats: " + notMountedStatus.help},
 	{statusMount, mountStatus.help + "; or what was to be unmounted is not mounted, or in use"},
 	faultStatus, interruptedStatus,
 }
@@ -60,9 +60,10 @@ var exitStatuses = []exitStatus{
 var commandStatuses = map[string][]exitStatus{
 	"vhdxfs": {mountStatus},
 	"mount":  {mountStatus},
-	"umount": {unmountStatus},
+	"umount": {notMountedStatus, {statusMount, "still in use"}},
 	"attach": {mountStatus, interruptedStatus},
 	"detach": {notMountedStatus, {statusMount, "still in use"}},
+	"stats":  {notMountedStatus},
 	"info":   {damagedStatus, interruptedStatus},
 	"check": {
 		{statusWarnings, "warnings only, or the repair found that data is lost or suspect"},
@@ -143,6 +144,8 @@ func mountError(err error) error {
 	switch {
 	case err == nil || errors.As(err, &s):
 		return err
+	case errors.Is(err, errNotMounted):
+		return &statusError{statusNotMounted, err}
 	case errors.Is(err, fs.ErrPermission):
 		return &statusError{statusUsage, err}
 	case errors.Is(err, mounts.ErrNoFUSE):

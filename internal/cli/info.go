@@ -2,13 +2,13 @@ package cli
 
 import (
 	"fmt"
-	"io"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"vhdxfs/internal/partition"
 	"vhdxfs/vhdx"
 )
 
@@ -16,11 +16,14 @@ func newInfo() *cobra.Command {
 	var c imageCommand
 	var zeros bool
 	cmd := c.command(&cobra.Command{
-		Use: "info [flags] IMAGE",
+		Use: "info [flags] IMAGE...",
 		Example: `  vhdxfs info data.vhdx
+  vhdxfs info -v data.vhdx
   vhdxfs info --json data.vhdx | jq .disk_size`,
-		Short: "Show type, size, use, parent and state of an image",
-		Args:  someArgs("IMAGE"),
+		Short: "Show type, size, use, contents, parent and state of an image",
+		Long: `Show what an image is: its type, its sizes, the partitions and file systems on its disk, its parent, its state, and where
+it is mounted. -v adds headers, log, regions, metadata and blocks, of the parents as well.`,
+		Args: someArgs("IMAGE"),
 	}, func(cmd *cobra.Command, paths []string, o vhdx.Options) error {
 		var list []imageInfo
 		for i, path := range paths {
@@ -29,14 +32,15 @@ func newInfo() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				list = append(list, imageInfo{im.Info(), won})
+				in := imageInfo{im.Info(), won, partition.Inside(im, im.Size(), im.SectorSize())}
+				list = append(list, in)
 				if c.json {
 					return nil
 				}
 				if i > 0 {
 					fmt.Fprintln(cmd.OutOrStdout())
 				}
-				return printInfo(cmd.OutOrStdout(), sizesOf(cmd), im.Info(), won, zeros)
+				return printInfo(cmd, in, zeros)
 			})
 			if err != nil {
 				return err
@@ -57,10 +61,11 @@ func newInfo() *cobra.Command {
 // An imageInfo is what the JSON of info says.
 type imageInfo struct {
 	*vhdx.Info
-	Reclaimable vhdx.Reclaimable `json:"reclaimable"` // by compact
+	Reclaimable vhdx.Reclaimable  `json:"reclaimable"` // by compact
+	Inside      partition.Content `json:"inside"`
 }
 
-// reclaimable returns what compact could win, and shows progress where that takes time.
+// reclaimable returns what compact could reclaim, and shows progress where that takes time.
 func reclaimable(cmd *cobra.Command, im *vhdx.Image, zeros bool) (vhdx.Reclaimable, error) {
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
@@ -70,28 +75,117 @@ func reclaimable(cmd *cobra.Command, im *vhdx.Image, zeros bool) (vhdx.Reclaimab
 	return r, interrupted(err, "nothing was changed")
 }
 
-// printInfo describes an image, what compact could win of it, and then each of its parents.
-func printInfo(out io.Writer, size sizeWriter, in *vhdx.Info, won vhdx.Reclaimable, zeros bool) error {
-	for level := 0; ; level++ {
-		p := &infoPrinter{size: size, w: tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)}
+// printInfo describes an image in some lines for people, and with -v in detail, with its parents.
+func printInfo(cmd *cobra.Command, in imageInfo, zeros bool) error {
+	p := &infoPrinter{size: sizesOf(cmd), w: tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)}
+	p.summary(in, zeros)
+	if err := p.flush(); err != nil || !isVerbose(cmd) {
+		return err
+	}
+	for level, image := 0, in.Info; ; level++ {
+		p.printf("\n")
 		if level > 0 {
-			p.printf("\nParent, level %d\n", level)
+			p.printf("Parent, level %d\n", level)
 		}
-		p.image(in)
+		p.image(image)
 		if level == 0 {
-			p.reclaimable(won, zeros)
+			p.reclaimable(in.Reclaimable, zeros)
 		}
-		if err := p.w.Flush(); err != nil {
+		if err := p.flush(); err != nil {
 			return err
 		}
-		if p.err != nil {
-			return p.err
-		}
-		if in.Parent == nil || in.Parent.Image == nil {
+		if image.Parent == nil || image.Parent.Image == nil {
 			return nil
 		}
-		in = in.Parent.Image
+		image = image.Parent.Image
 	}
+}
+
+// summary writes what most people want to know.
+func (p *infoPrinter) summary(in imageInfo, zeros bool) {
+	p.line("image", "%s", printable(in.Path))
+	sectors := ""
+	if in.LogicalSectorSize != 512 {
+		sectors = fmt.Sprintf(", sectors of %s (losetup --sector-size %[2]d)", p.size(in.LogicalSectorSize), in.LogicalSectorSize)
+	}
+	p.line("type", "%s, blocks of %s%s", in.Type, p.size(in.BlockSize), sectors)
+	p.line("disk size", "%s", p.size(in.DiskSize))
+	reclaim := ""
+	if in.Reclaimable.Total > 0 {
+		reclaim = fmt.Sprintf("; vhdxfs compact reclaims %s", p.size(in.Reclaimable.Total))
+	}
+	p.line("file size", "%s, %s used by the disk%s", p.size(in.FileSize), p.size(in.AllocatedBytes), reclaim)
+	if zeros {
+		p.line("zeros", "%s in blocks that hold only zeros", p.size(in.Reclaimable.Zero))
+	}
+	name := "contents"
+	if in.Inside.Table != "" {
+		p.line(name, "%s partition table", strings.ToUpper(in.Inside.Table))
+		name = ""
+	}
+	for _, v := range in.Inside.Volumes {
+		text := p.volume(v)
+		if name == "" {
+			p.printf("\t  %s\n", text)
+		} else {
+			p.line(name, "%s", text)
+		}
+	}
+	if in.Inside.Table == "" && len(in.Inside.Volumes) == 0 {
+		p.line(name, "no known partition table or file system")
+	}
+	p.line("parent", "%s", parentText(in.Parent))
+	state := logText(in.Log)
+	if len(in.Warnings) > 0 {
+		state += fmt.Sprintf("; %s, see vhdxfs check", plural(len(in.Warnings), "warning"))
+	}
+	p.line("state", "%s", state)
+	p.line("mounted", "%s", mountedText(in.Path))
+}
+
+// volume describes a partition, or the only file system of a disk.
+func (p *infoPrinter) volume(v partition.Volume) string {
+	text := v.FileSystem
+	if text == "" {
+		text = "unknown"
+	}
+	if v.Label != "" {
+		text += fmt.Sprintf(" %q", v.Label)
+	}
+	if v.Number == 0 {
+		return text + ", without a partition table"
+	}
+	return fmt.Sprintf("%d: %s, %s", v.Number, p.size(v.Len), text)
+}
+
+func parentText(in *vhdx.ParentInfo) string {
+	switch {
+	case in == nil:
+		return "none"
+	case in.Image == nil:
+		return "missing"
+	}
+	return printable(in.Image.Path)
+}
+
+// mountedText says where the image is mounted, and with which devices.
+func mountedText(path string) string {
+	m, err := findMounted(path)
+	if err != nil {
+		return "no"
+	}
+	text := fmt.Sprintf("on %s, %s", printable(m.MountPoint), modeText(m.Mode))
+	for _, d := range m.Devices {
+		text += ", " + d.Path
+	}
+	return text
+}
+
+func modeText(mode string) string {
+	if mode == "ro" {
+		return "read-only"
+	}
+	return "read/write"
 }
 
 // An infoPrinter writes lines of a name and a value, and keeps the first error.
@@ -107,6 +201,14 @@ func (p *infoPrinter) printf(format string, args ...any) {
 	}
 }
 
+// flush writes what is pending.
+func (p *infoPrinter) flush() error {
+	if err := p.w.Flush(); err != nil {
+		return err
+	}
+	return p.err
+}
+
 func (p *infoPrinter) line(name, format string, args ...any) {
 	p.printf("%s:\t%s\n", name, fmt.Sprintf(format, args...))
 }
@@ -115,16 +217,16 @@ func (p *infoPrinter) image(in *vhdx.Info) {
 	p.line("image", "%s", printable(in.Path))
 	p.line("type", "%s", in.Type)
 	p.line("disk size", "%s (%d bytes)", p.size(in.DiskSize), in.DiskSize)
-	p.line("file size", "%s, %s of it blocks of the disk, %s unused", p.size(in.FileSize), p.size(in.AllocatedBytes), p.size(in.FreeBytes))
+	p.line("file size", "%s, %s used by the disk, %s unused", p.size(in.FileSize), p.size(in.AllocatedBytes), p.size(in.FreeBytes))
 	p.line("block size", "%s", p.size(in.BlockSize))
 	p.line("sectors", "logical %s, physical %s", p.size(in.LogicalSectorSize), p.sizeOrUnknown(in.PhysicalSectorSize))
 	if in.LogicalSectorSize != 512 {
 		p.line("loop device", "needs losetup --sector-size %d", in.LogicalSectorSize)
 	}
 	p.line("disk id", "%s", guidOrNone(in.DiskID))
-	p.line("created by", "%q", in.Creator)
+	p.line("creator", "%q", in.Creator)
 	if in.LeaveBlockAllocated {
-		p.line("blocks", "stay allocated")
+		p.line("blocks", "always allocated")
 	}
 	p.line("log", "%s; %s at %#x", logText(in.Log), p.size(in.Log.Length), in.Log.Offset)
 	for i, h := range in.Headers {
@@ -137,7 +239,7 @@ func (p *infoPrinter) image(in *vhdx.Info) {
 		p.line("metadata", "%s at %#x, %s%s", named(m.Name, m.GUID), m.Offset, p.size(m.Length), required(m.Required))
 	}
 	b := in.Blocks
-	p.line("BAT", "%d entries, %d blocks to a sector bitmap", in.BATEntries, in.ChunkRatio)
+	p.line("BAT", "%d entries, %d blocks per sector bitmap", in.BATEntries, in.ChunkRatio)
 	var states []string
 	for _, s := range []struct {
 		n    int64
@@ -167,7 +269,7 @@ func (p *infoPrinter) reclaimable(r vhdx.Reclaimable, zeros bool) {
 	for _, part := range []struct {
 		n    int64
 		name string
-	}{{r.Free, "unused"}, {r.Unmapped, "trimmed and kept"}, {r.BAT, "of the BAT"}, {r.Zero, "in blocks of zeros"}} {
+	}{{r.Free, "unused"}, {r.Unmapped, "of trimmed blocks"}, {r.BAT, "of the BAT"}, {r.Zero, "in blocks of zeros"}} {
 		if part.n > 0 {
 			parts = append(parts, p.size(part.n)+" "+part.name)
 		}
@@ -177,9 +279,9 @@ func (p *infoPrinter) reclaimable(r vhdx.Reclaimable, zeros bool) {
 		won += ": " + strings.Join(parts, ", ")
 	}
 	if !zeros {
-		won += "; --zeros looks for zeros, too"
+		won += "; --zeros also finds blocks of zeros"
 	}
-	p.line("compact can win", "%s", won)
+	p.line("compact can reclaim", "%s", won)
 }
 
 func (p *infoPrinter) header(n int, h vhdx.HeaderInfo, current int) {
@@ -188,7 +290,7 @@ func (p *infoPrinter) header(n int, h vhdx.HeaderInfo, current int) {
 		name += ", current"
 	}
 	if !h.Valid {
-		p.line(name, "not valid: %s", h.Problem)
+		p.line(name, "invalid: %s", h.Problem)
 		return
 	}
 	p.line(name, "sequence number %d, version %d, log version %d", h.SequenceNumber, h.Version, h.LogVersion)

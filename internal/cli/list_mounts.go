@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"text/tabwriter"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
@@ -37,6 +38,7 @@ type activeMount struct {
 	Mode       string        `json:"mode"`                // rw or ro
 	Overlay    string        `json:"overlay,omitempty"`   // as the option of that name has it
 	Partition  int           `json:"partition,omitempty"` // that is shown; 0 is the whole disk
+	DiskSize   int64         `json:"disk_size,omitempty"` // bytes, of what disk.raw shows; list alone asks for it
 	Devices    []loop.Device `json:"devices"`
 
 	ImageState string `json:"image_state,omitempty"` // "deleted", or "renamed" for an image that is not at Image any more
@@ -55,7 +57,8 @@ func newList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [flags]",
 		Short: "List mounted images, their loop devices and partitions",
-		Long: `List every mount of a VHDX image, its server process, the loop devices on its disk.raw, and what uses their partitions.
+		Long: `List every mount of a VHDX image with its server process, the loop devices on its disk.raw, their partitions and file
+systems, and where these are mounted.
 A mount is "dead" if its server has died, and "not answering" if its server does not answer within some seconds. A mount
 that another user made only for that user is "unknown".`,
 		Example: `  vhdxfs list
@@ -67,6 +70,7 @@ that another user made only for that user is "unknown".`,
 			if err != nil {
 				return err
 			}
+			lookInside(list)
 			if asJSON {
 				return writeJSON(cmd.OutOrStdout(), list)
 			}
@@ -150,46 +154,58 @@ func describeMount(m *mountinfo.Info, loops loopTable) (*activeMount, error) {
 	return d, nil
 }
 
-// printMounts writes a line for each mount, and below it one for each device and partition.
+// printMounts writes a table with a line for each mount, and below it one for each device and partition.
 func printMounts(out io.Writer, size sizeWriter, list []*activeMount) error {
-	var b strings.Builder
+	if len(list) == 0 {
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tSIZE\tTYPE\tFILESYSTEM\tLABEL\tUSED BY")
 	for _, m := range list {
-		b.WriteString(printable(m.Image))
+		name := printable(m.Image)
 		switch {
 		case m.ImageState == mounts.StateRenamed && m.ImageNow != "":
-			fmt.Fprintf(&b, " (renamed to %s)", printable(m.ImageNow))
+			name += fmt.Sprintf(" (renamed to %s)", printable(m.ImageNow))
 		case m.ImageState != "":
-			fmt.Fprintf(&b, " (%s)", m.ImageState)
+			name += fmt.Sprintf(" (%s)", m.ImageState)
 		}
-		fmt.Fprintf(&b, " on %s, %s", printable(m.MountPoint), m.Mode)
-		switch {
-		case m.State != stateServing:
-			fmt.Fprintf(&b, ", %s", m.State)
-		case m.PID != 0:
-			fmt.Fprintf(&b, ", process %d", m.PID)
+		kind := m.Mode
+		if m.State != stateServing {
+			kind += ", " + m.State
 		}
 		if m.Partition != 0 {
-			fmt.Fprintf(&b, ", partition %d", m.Partition)
+			kind += fmt.Sprintf(", partition %d", m.Partition)
 		}
 		if m.Overlay != "" {
-			fmt.Fprintf(&b, ", overlay %s", printable(m.Overlay))
+			kind += ", overlay " + printable(m.Overlay)
 		}
-		b.WriteString("\n")
+		at := "mounted at " + printable(m.MountPoint)
+		if m.PID != 0 {
+			at += fmt.Sprintf(", process %d", m.PID)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t\t\t%s\n", name, sizeOr(size, m.DiskSize), kind, at)
 		for _, d := range m.Devices {
-			writeDevice(&b, d.Path, size(d.Size), d.Uses)
+			writeDevice(w, "  "+d.Path, size(d.Size), "loop", d.Content, d.Uses)
 			for _, p := range d.Partitions {
-				writeDevice(&b, p.Path, size(p.Size), p.Uses)
+				writeDevice(w, "    "+p.Path, size(p.Size), "part", p.Content, p.Uses)
 			}
 		}
 	}
-	_, err := io.WriteString(out, b.String())
-	return err
+	return w.Flush()
 }
 
-func writeDevice(b *strings.Builder, path, size string, uses []string) {
-	fmt.Fprintf(b, "  %s, %s", path, size)
-	for _, u := range uses {
-		fmt.Fprintf(b, ", %s", printable(u))
+// sizeOr writes a size that may be unknown.
+func sizeOr(size sizeWriter, n int64) string {
+	if n == 0 {
+		return ""
 	}
-	b.WriteString("\n")
+	return size(n)
+}
+
+func writeDevice(w io.Writer, path, size, kind string, c loop.Content, uses []string) {
+	var used []string
+	for _, u := range uses {
+		used = append(used, printable(u))
+	}
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", path, size, kind, c.FileSystem, printable(c.Label), strings.Join(used, ", "))
 }

@@ -16,22 +16,30 @@ const sysUnit = 512
 
 // A Device is a loop device that is attached to a file.
 type Device struct {
-	Path       string      `json:"device"`       // such as /dev/loop0
-	File       string      `json:"backing_file"` // its path when the device was attached, as this process sees it
-	Size       int64       `json:"size"`         // bytes
-	SectorSize int64       `json:"sector_size"`  // logical, bytes
-	ReadOnly   bool        `json:"read_only"`
+	Path       string `json:"device"`       // such as /dev/loop0
+	File       string `json:"backing_file"` // its path when the device was attached, as this process sees it
+	Size       int64  `json:"size"`         // bytes
+	SectorSize int64  `json:"sector_size"`  // logical, bytes
+	ReadOnly   bool   `json:"read_only"`
+	Content
 	Uses       []string    `json:"uses"` // of the device as a whole, such as "mounted at /mnt"
 	Partitions []Partition `json:"partitions"`
 }
 
 // A Partition is a part of a device.
 type Partition struct {
-	Path   string   `json:"device"` // such as /dev/loop0p1
-	Number int      `json:"number"`
-	Start  int64    `json:"start"` // on the disk, bytes
-	Size   int64    `json:"size"`  // bytes
-	Uses   []string `json:"uses"`
+	Path   string `json:"device"` // such as /dev/loop0p1
+	Number int    `json:"number"`
+	Start  int64  `json:"start"` // on the disk, bytes
+	Size   int64  `json:"size"`  // bytes
+	Content
+	Uses []string `json:"uses"`
+}
+
+// Content is what a device or partition holds, as far as somebody has looked: this package does not.
+type Content struct {
+	FileSystem string `json:"filesystem,omitempty"`
+	Label      string `json:"label,omitempty"`
 }
 
 // On returns the devices that are attached to the file at path, which is absolute and without symbolic links.
