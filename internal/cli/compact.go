@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vhdxfs/internal/partition"
 	"vhdxfs/vhdx"
 )
 
@@ -14,6 +15,7 @@ type compactCommand struct {
 	options         []string
 	keepZeros, json bool
 	force           bool
+	trim, dryRun    bool
 }
 
 func newCompact() *cobra.Command {
@@ -26,12 +28,17 @@ blocks at the end of the file move into gaps, and the file is truncated. The con
 children of the image stay valid. vhdxfs info --zeros shows what compact can reclaim.
 
 If the image is mounted read/write on this host, its server compacts it in small steps; reads and writes continue. Only
-root and the owner of the mount may do this. To release blocks that a file system on the disk no longer uses, run fstrim
-on it first.
+root and the owner of the mount may do this.
+
+Blocks that a file system on the disk no longer uses are released only if it was trimmed. With --trim, compact attaches
+the disk, mounts, trims and unmounts each file system on it, detaches it and compacts the image; this needs root. If the
+image is mounted, --trim trims the file systems that are mounted from its loop device.
 
 You can interrupt the command at any time and run it again. Completed work is kept, and no data is lost, not even in a
 power cut. Blocks of a fixed disk stay allocated. Parents are not changed.`,
 		Example: `  vhdxfs compact data.vhdx
+  vhdxfs compact --dry-run data.vhdx
+  vhdxfs compact --trim data.vhdx
   fstrim /mnt/data && vhdxfs compact /mnt/vhdx`,
 		Args:              exactArgs("IMAGE"),
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0]) },
@@ -40,6 +47,8 @@ power cut. Blocks of a fixed disk stay allocated. Parents are not changed.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.BoolVar(&c.keepZeros, "keep-zeros", false, "do not read the blocks to find those that hold only zeros")
+	f.BoolVar(&c.trim, "trim", false, "trim the file systems on the disk first")
+	f.BoolVar(&c.dryRun, "dry-run", false, "show what can be reclaimed, but change nothing")
 	f.BoolVar(&c.force, "force", false, "compact even if the BAT seems to be overwritten, and lose the blocks it had")
 	addJSON(cmd, &c.json)
 	addImageOptions(cmd, &c.options)
@@ -55,13 +64,31 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 	defer stop()
 	p := newProgress(cmd)
 	defer p.end()
-	var r *vhdx.CompactResult
+	if c.trim && c.dryRun {
+		return usageError("--trim changes the disk; it cannot be used with --dry-run")
+	}
+	var r *compactReport
 	switch m, notMounted := findMounted(path); {
+	case notMounted == nil && c.dryRun:
+		return usageError("%s: mounted on %s; --dry-run needs the image unmounted: vhdxfs detach %[1]s", m.Image, m.MountPoint)
 	case notMounted == nil:
-		r, err = c.online(ctx, m, p)
+		if c.trim {
+			if err := trimMounted(ctx, cmd, m); err != nil {
+				return interrupted(err, "nothing was compacted")
+			}
+		}
+		r = new(compactReport)
+		r.CompactResult, err = c.online(ctx, m, p)
 	case isDir(path):
 		return usageError("%w", notMounted)
+	case c.dryRun:
+		r, err = c.foretell(ctx, path, o.image, p)
 	default:
+		if c.trim {
+			if err := c.trimOffline(ctx, cmd, path); err != nil {
+				return interrupted(err, "nothing was compacted")
+			}
+		}
 		r, err = c.offline(ctx, path, o.image, p)
 	}
 	p.end()
@@ -72,14 +99,18 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 }
 
 // offline compacts the image at path, which nobody else may have open.
-func (c *compactCommand) offline(ctx context.Context, path string, o vhdx.Options, p *progress) (r *vhdx.CompactResult, err error) {
+func (c *compactCommand) offline(ctx context.Context, path string, o vhdx.Options, p *progress) (r *compactReport, err error) {
 	o.Writable = true
+	r = new(compactReport)
 	err = withImage(path, o, func(im *vhdx.Image) error {
 		if err := c.checkLost(path, im); err != nil {
 			return err
 		}
-		r, err = im.Compact(ctx, vhdx.CompactOptions{KeepZeros: c.keepZeros, Phase: p.phase, Progress: p.add})
-		return err
+		if r.CompactResult, err = im.Compact(ctx, vhdx.CompactOptions{KeepZeros: c.keepZeros, Phase: p.phase, Progress: p.add}); err != nil {
+			return err
+		}
+		r.Untrimmed = untrimmed(im)
+		return nil
 	})
 	if err != nil && !errors.Is(err, errInterrupted) {
 		err = fmt.Errorf("compact %s: %w", path, err)
@@ -87,7 +118,7 @@ func (c *compactCommand) offline(ctx context.Context, path string, o vhdx.Option
 	return r, err
 }
 
-func (c *compactCommand) report(cmd *cobra.Command, path string, r *vhdx.CompactResult) error {
+func (c *compactCommand) report(cmd *cobra.Command, path string, r *compactReport) error {
 	if c.json {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
@@ -104,8 +135,53 @@ func (c *compactCommand) report(cmd *cobra.Command, path string, r *vhdx.Compact
 			}
 		}
 	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(path), text)
+	if r.DryRun {
+		text = fmt.Sprintf("%s, could become %s; nothing was changed", size(r.Before), size(r.After))
+	}
+	if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(path), text); err != nil || r.Untrimmed == 0 {
+		return err
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of what the file holds is free space of the file systems inside; vhdxfs compact --trim releases it\n",
+		printable(path), size(r.Untrimmed))
 	return err
+}
+
+// A compactReport is what the JSON of compact says.
+type compactReport struct {
+	*vhdx.CompactResult
+	Untrimmed int64 `json:"untrimmed_bytes"` // held for free space of the file systems inside, as far as they are known
+	DryRun    bool  `json:"dry_run,omitempty"`
+}
+
+// untrimmed returns how much of what the chain holds is free space of the file systems on the disk, if that is worth a word.
+// They count it themselves, and what they use was not always written, so it is never less than that.
+func untrimmed(im *vhdx.Image) int64 {
+	size, held := im.Size(), im.Info().AllocatedBytes
+	used := size - partition.Unused(im, size, im.SectorSize())
+	free := held - used
+	if im.Type() == vhdx.Fixed || free < max(held/20, 64<<20) {
+		return 0
+	}
+	return free
+}
+
+// foretell tells what offline would win.
+func (c *compactCommand) foretell(ctx context.Context, path string, o vhdx.Options, p *progress) (r *compactReport, err error) {
+	err = withImage(path, o, func(im *vhdx.Image) error {
+		if err := c.checkLost(path, im); err != nil {
+			return err
+		}
+		won, err := im.Reclaimable(ctx, !c.keepZeros, vhdx.CompactOptions{Phase: p.phase, Progress: p.add})
+		if err != nil {
+			return err
+		}
+		before := im.Info().FileSize
+		r = &compactReport{DryRun: true, Untrimmed: untrimmed(im), CompactResult: &vhdx.CompactResult{
+			Before: before, After: before - won.Total, Zero: won.Zero, Unmapped: won.Unmapped,
+		}}
+		return nil
+	})
+	return r, err
 }
 
 // checkLost refuses an image in which what nothing uses may be all that is left of the disk.
