@@ -15,6 +15,7 @@ type MergeOptions struct {
 	Into     string                         // the image to merge into; "" is the parent
 	Delete   bool                           // remove what was merged
 	KeepName bool                           // the result takes the name of the image, whose file is gone then
+	DryRun   bool                           // say what would be done, and change nothing
 	Phase    func(name string, total int64) // begins to merge one image, which holds so many bytes of data
 	Progress func(n int64)                  // n more of them are done
 }
@@ -26,6 +27,7 @@ type MergeResult struct {
 	Path   string   `json:"path"`       // where it is now
 	Data   int64    `json:"data_bytes"` // written to it
 	Zero   int64    `json:"zero_bytes"` // made zero in it
+	DryRun bool     `json:"dry_run,omitempty"`
 }
 
 // mergePiece is how many bytes are copied at once.
@@ -59,6 +61,9 @@ func Merge(ctx context.Context, path string, o MergeOptions) (_ *MergeResult, er
 	layers, err := planMerge(path, o)
 	if err != nil {
 		return nil, err
+	}
+	if o.DryRun {
+		return foretellMerge(path, layers, o)
 	}
 	run, closeFiles, err := openRun(path, o.Open, len(layers))
 	if err != nil {

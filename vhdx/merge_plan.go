@@ -94,3 +94,25 @@ func checkRun(run []*Image, layers []string) error {
 	}
 	return nil
 }
+
+// foretellMerge says what a merge of the layers would do. How many bytes it would write is told by the blocks that are there,
+// and may be less.
+func foretellMerge(path string, layers []string, o MergeOptions) (r *MergeResult, err error) {
+	im, err := Open(path, o.Open)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, im.Close()) }()
+	last := len(layers) - 1
+	r = &MergeResult{Into: layers[last], Path: layers[last], DryRun: true}
+	if o.KeepName {
+		r.Path = path
+	}
+	l := im.top
+	for _, name := range layers[:last] {
+		r.Merged = append([]string{name}, r.Merged...)
+		r.Data += l.allocated()
+		l = l.parent
+	}
+	return r, nil
+}

@@ -18,6 +18,7 @@ type SetParentOptions struct {
 	Open        Options  // Parents, of the new parent, ParentDirs, CacheSize and Lock count
 	ParentPaths []string // as in CreateOptions
 	Unsafe      bool     // take a parent with another identity
+	DryRun      bool     // check all of this, and change nothing
 }
 
 // SetParentResult says what SetParent did.
@@ -26,6 +27,7 @@ type SetParentResult struct {
 	Parent  string    `json:"parent"`
 	Linkage uuid.UUID `json:"parent_linkage"` // the parent's DataWriteGuid
 	Foreign bool      `json:"foreign_parent"` // its identity is not the one that was expected
+	DryRun  bool      `json:"dry_run,omitempty"`
 }
 
 // SetParent makes the differencing image at path name the file at parent as its parent: for one that has moved, or
@@ -54,6 +56,9 @@ func SetParent(path, parent string, o SetParentOptions) (_ *SetParentResult, err
 	}
 	op := newOpener(o.Open)
 	op.writing, op.Parents, op.AnyParent = 1, append([]string{parent}, o.Open.Parents...), true
+	if o.DryRun {
+		op.writing = 0
+	}
 	top, err := op.open(path)
 	if err != nil {
 		return nil, err
@@ -61,6 +66,9 @@ func SetParent(path, parent string, o SetParentOptions) (_ *SetParentResult, err
 	foreign, err := checkNewParent(top, p.top, o.Unsafe)
 	if err != nil {
 		return nil, errors.Join(err, top.close())
+	}
+	if o.DryRun {
+		return &SetParentResult{Path: path, Parent: parent, Linkage: linkage, Foreign: foreign, DryRun: true}, top.close()
 	}
 	run, closeAll, err := runOf(op, top, 1)
 	if err != nil {

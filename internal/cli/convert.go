@@ -28,6 +28,7 @@ type copyFlags struct {
 	mayRescue     bool   // the command has the rescue flags
 	formatFlag    string // that says the format of the input; "" is none
 	workers       int
+	force, dryRun bool
 	input, output string   // formats
 	warnings      []string // that were printed
 }
@@ -83,6 +84,7 @@ For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk
 	f.StringVarP(&c.copy.output, "output-format", "O", "", "`FORMAT` of OUTPUT: vhdx or raw; chosen by its name by default")
 	c.copy.formatFlag, c.copy.mayRescue = "-f", true
 	c.copy.rescue.add(cmd)
+	f.BoolVar(&c.copy.dryRun, "dry-run", false, "show what would be created or overwritten, but change nothing")
 	c.copy.add(cmd)
 	c.layout.add(cmd)
 	completeFlag(cmd, "input-format", string(disk.Raw), string(disk.VHDX))
@@ -94,6 +96,7 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 	if output == standardStream {
 		return usageError("a disk is not written in order, as standard output would need it; give a file, or mount %s and read disk.raw", input)
 	}
+	c.copy.force = c.layout.force
 	format := disk.Format(c.copy.output)
 	switch {
 	case format != disk.Auto:
@@ -193,6 +196,9 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if in.Disk != nil {
 		defer func() { err = errors.Join(err, in.Disk.Close()) }()
 	}
+	if c.dryRun {
+		return c.foretell(cmd, in, input, output, format)
+	}
 	t, err := open(ctx, in)
 	if err != nil {
 		return createError(interrupted(err, left(output)))
@@ -246,6 +252,8 @@ type copyReport struct {
 	Damage       []vhdx.Finding `json:"damage,omitempty"` // of the input
 	LeftToParent int64          `json:"left_to_parent_bytes,omitempty"`
 	Warnings     []string       `json:"warnings,omitempty"`
+	DryRun       bool           `json:"dry_run,omitempty"`
+	Overwrites   string         `json:"overwrites,omitempty"` // with DryRun: what is at Output
 	*convert.Result
 }
 
@@ -284,4 +292,29 @@ func (c *copyFlags) warner(cmd *cobra.Command) func(format string, args ...any) 
 		c.warnings = append(c.warnings, msg)
 		fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: warning: %s\n", oneLine(msg))
 	}
+}
+
+// foretell says what the copy would create or overwrite.
+func (c *copyFlags) foretell(cmd *cobra.Command, in convert.Input, input, output string, format disk.Format) error {
+	r := copyReport{Input: input, Output: output, OutputFormat: format, DryRun: true, Result: new(convert.Result)}
+	if in.Disk != nil {
+		r.InputSize, r.DiskSize = in.Disk.Size(), in.Disk.Size()
+	}
+	if isDevice(output) {
+		warnSectors(c.warner(cmd), in, output, output, disk.DeviceSectors(output))
+	}
+	r.Warnings = c.warnings
+	var err error
+	if r.Overwrites, err = convert.Overwritten(output, r.DiskSize, c.force); err != nil {
+		return createError(err)
+	}
+	if c.json {
+		return writeJSON(cmd.OutOrStdout(), r)
+	}
+	text := "would be created"
+	if r.Overwrites != "" {
+		text = "holds " + r.Overwrites + ", which would be overwritten"
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s; %s disk; nothing was changed\n", printable(output), text, sizesOf(cmd)(r.DiskSize))
+	return err
 }

@@ -43,6 +43,7 @@ for each of them.`,
 	f.StringVar(&c.merge.Into, "into", "", "merge into `ANCESTOR`, an image further up the chain")
 	f.BoolVar(&c.merge.Delete, "delete", false, "remove the merged images")
 	f.BoolVar(&c.merge.KeepName, "keep-name", false, "rename the result to CHILD; the file CHILD is removed")
+	f.BoolVar(&c.merge.DryRun, "dry-run", false, "show what would be merged, but change nothing")
 	f.BoolVar(&c.force, "force", false, "merge even if other children are lost")
 	addChainFlags(cmd, &c.json, &c.options)
 	return cmd
@@ -126,15 +127,26 @@ func (c *mergeCommand) report(w io.Writer, size sizeWriter, path string, r *vhdx
 	if r.Path != r.Into {
 		now = ", now named " + printable(r.Path)
 	}
-	_, err := fmt.Fprintf(w, "%s: merged into %s%s; %s written\n", printable(path), printable(r.Into), now, size(r.Data))
-	if err != nil || c.merge.Delete {
+	text := "%s: merged into %s%s; %s written\n"
+	if r.DryRun {
+		text = "%s: would be merged into %s%s; up to %s would be written; nothing was changed\n"
+	}
+	_, err := fmt.Fprintf(w, text, printable(path), printable(r.Into), now, size(r.Data))
+	if err != nil || c.merge.Delete && !r.DryRun {
 		return err
 	}
 	for _, m := range r.Merged {
 		if m == path && c.merge.KeepName {
 			continue
 		}
-		if _, err := fmt.Fprintf(w, "%s: no longer needed\n", printable(m)); err != nil {
+		needed := "no longer needed"
+		switch {
+		case r.DryRun && c.merge.Delete:
+			needed = "would be removed"
+		case r.DryRun:
+			needed = "would no longer be needed"
+		}
+		if _, err := fmt.Fprintf(w, "%s: %s\n", printable(m), needed); err != nil {
 			return err
 		}
 	}

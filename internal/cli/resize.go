@@ -17,6 +17,7 @@ import (
 type resizeCommand struct {
 	options             []string
 	force, fixGPT, json bool
+	dryRun              bool
 
 	size     int64 // bytes
 	relative bool  // size is to be added
@@ -53,6 +54,7 @@ resize refuses unless --force is given.
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.BoolVar(&c.force, "force", false, "resize even if data beyond the new end, or children of the image, are lost")
+	f.BoolVar(&c.dryRun, "dry-run", false, "check the new size and show what would be lost, but change nothing")
 	f.BoolVar(&c.fixGPT, "fix-gpt", false, "move the backup of the GPT to the end of the disk")
 	addJSON(cmd, &c.json)
 	addImageOptions(cmd, &c.options)
@@ -66,6 +68,8 @@ type resizeReport struct {
 	After    int64  `json:"disk_size_after"`
 	GPTMoved bool   `json:"gpt_backup_moved"`
 	GPTFits  bool   `json:"gpt_backup_at_end"` // false also where there is no GPT
+	DryRun   bool   `json:"dry_run,omitempty"`
+	Lost     string `json:"would_lose,omitempty"` // with DryRun and force: why it would not be done without
 }
 
 func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
@@ -91,9 +95,9 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
-	o.image.Writable = true
+	o.image.Writable = !c.dryRun
 	c.progress = newProgress(cmd)
-	r := resizeReport{Image: path}
+	r := resizeReport{Image: path, DryRun: c.dryRun}
 	err = withImage(path, o.image, func(im *vhdx.Image) error { return c.resize(ctx, im, &r) })
 	if errors.Is(err, vhdx.ErrSize) || errors.Is(err, errBeyond) {
 		err = &statusError{statusUsage, err}
@@ -142,14 +146,21 @@ func (c *resizeCommand) resize(ctx context.Context, im *vhdx.Image, r *resizeRep
 	if err != nil {
 		layout = new(partition.Layout)
 	}
-	if size < im.Size() && !c.force {
-		if err := c.checkShrink(ctx, im, layout, size); err != nil {
+	if size < im.Size() && (!c.force || c.dryRun) {
+		switch err := c.checkShrink(ctx, im, layout, size); {
+		case errors.Is(err, errBeyond) && c.force:
+			r.Lost = err.Error()
+		case err != nil:
 			return err
 		}
 	}
 	gpt := layout.GPT
 	if c.fixGPT && gpt == nil {
 		return usageError("the disk has no GPT")
+	}
+	if c.dryRun {
+		r.After, r.GPTMoved, r.GPTFits = size, c.fixGPT, gpt != nil && (c.fixGPT || gpt.BackupAtEnd(size))
+		return nil
 	}
 	if c.fixGPT && size < im.Size() { // while the place of the old one is still there
 		if err := moveGPT(gpt, im, size, r); err != nil {
@@ -187,6 +198,12 @@ func (c *resizeCommand) report(out io.Writer, size sizeWriter, r resizeReport) e
 	}
 	if r.GPTMoved {
 		text += "; the backup of the GPT is at the end"
+	}
+	if r.DryRun {
+		text = fmt.Sprintf("could become %s, is %s; nothing was changed", size(r.After), size(r.Before))
+		if r.Lost != "" {
+			text += "; --force would lose data: " + oneLine(r.Lost)
+		}
 	}
 	_, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Image), text)
 	return err

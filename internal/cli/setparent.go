@@ -40,14 +40,22 @@ To mount a child whose parent is in another folder, use -o parent_dir=.`,
 			if err != nil {
 				return createError(err)
 			}
+			changed := "have changed"
+			if o.DryRun {
+				changed = "would change"
+			}
 			if r.Foreign {
-				warn(cmd, "%s: %s is a different parent; the contents of the disk have changed", printable(args[0]), printable(args[1]))
+				warn(cmd, "%s: %s is a different parent; the contents of the disk %s", printable(args[0]), printable(args[1]), changed)
 			}
 			warnOutside(cmd, args[0], args[1])
 			if asJSON {
 				return writeJSON(cmd.OutOrStdout(), r)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: the parent is now %s\n", printable(args[0]), printable(args[1]))
+			text := "the parent is now %s"
+			if o.DryRun {
+				text = "the parent can be %s; nothing was changed"
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: "+text+"\n", printable(args[0]), printable(args[1]))
 			return err
 		},
 		ValidArgsFunction: completeImages,
@@ -55,6 +63,7 @@ To mount a child whose parent is in another folder, use -o parent_dir=.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.BoolVar(&o.Unsafe, "unsafe", false, "accept PARENT even if it is another disk or was changed after CHILD was created")
+	f.BoolVar(&o.DryRun, "dry-run", false, "check whether PARENT fits, but change nothing")
 	f.StringArrayVar(&o.ParentPaths, "parent-path", nil, parentPathHelp)
 	addChainFlags(cmd, &asJSON, &options)
 	return cmd

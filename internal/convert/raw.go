@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/content"
 	"vhdxfs/internal/disk"
 	"vhdxfs/internal/loop"
 	"vhdxfs/internal/newfile"
@@ -175,4 +176,40 @@ func dropCache(path string) error {
 	}
 	defer f.Close()
 	return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+}
+
+// Overwritten returns what a copy of size bytes to path would overwrite, and "" where it would make a new file. It returns an
+// error where that is refused, or a device is in use or too small.
+func Overwritten(path string, size int64, replace bool) (string, error) {
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", newfile.RefuseDevice(path)
+	case err != nil:
+		return "", err
+	case !replace:
+		return "", fmt.Errorf("%s: %w; --force replaces it", path, fs.ErrExist)
+	}
+	flags := os.O_RDONLY | unix.O_NONBLOCK
+	device := st.Mode().Type() == fs.ModeDevice
+	if device {
+		flags |= unix.O_EXCL // fails where it is mounted or part of another one
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	has, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return "", err
+	}
+	if device && has < size {
+		return "", fmt.Errorf("%s has %d bytes, the disk has %d", path, has, size)
+	}
+	kind, err := content.Identify(f, has)
+	if err != nil {
+		return "", err
+	}
+	return kind.String(), nil
 }
