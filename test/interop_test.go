@@ -60,6 +60,7 @@ func libvhdiSum(t *testing.T, img string) string {
 // that hide its parent's with zeros, chunks of a child without a sector bitmap block, and a child that is larger than its
 // parent.
 func TestOthersReadWhatToolsWrite(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	requireTools(t, "qemu-img", "vhdimount")
 	for i, v := range variants {
@@ -126,6 +127,7 @@ func TestOthersReadWhatToolsWrite(t *testing.T) {
 
 // What qemu-img makes of a disk, in each of its forms, the tools read, change and write again, and QEMU reads the same.
 func TestToolsTakeQemuImages(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	requireTools(t, "qemu-img")
 	source := create(t, "70MiB", "--block-size", "1MiB")

@@ -37,7 +37,9 @@ func run(m *testing.M) int {
 	os.Setenv("TMPDIR", root)
 	os.Setenv("GORACE", "atexit_sleep_ms=0") // else each run of a program with the race detector takes a second more
 
+	restore := letUsersMount()
 	status := m.Run()
+	restore()
 
 	left := leftovers()
 	for deadline := time.Now().Add(10 * time.Second); len(left) > 0 && time.Now().Before(deadline); left = leftovers() {
@@ -51,6 +53,17 @@ func run(m *testing.M) int {
 		os.RemoveAll(root)
 	}
 	return status
+}
+
+// letUsersMount gives /dev/fuse the mode that it has wherever udev runs, so that tests can mount as an ordinary user. The
+// function that it returns restores the mode.
+func letUsersMount() (restore func()) {
+	const device, usual = "/dev/fuse", 0o666
+	st, err := os.Stat(device)
+	if err != nil || st.Mode().Perm() == usual || os.Chmod(device, usual) != nil {
+		return func() {} // the tests that need it tell what is missing
+	}
+	return func() { os.Chmod(device, st.Mode().Perm()) }
 }
 
 // leftovers names the mounts and loop devices that touch root, and the processes that serve something below it.

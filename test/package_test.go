@@ -53,6 +53,7 @@ var packaged = []string{
 }
 
 func TestPackagesHoldEverything(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "dpkg-deb", "rpm")
 	deb, rpm := packages(t)
 	for _, list := range []struct{ name, files, zsh string }{ // zsh is where it looks for completions
@@ -71,6 +72,7 @@ func TestPackagesHoldEverything(t *testing.T) {
 }
 
 func TestPackageSatisfiesLintian(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "lintian")
 	deb, _ := packages(t)
 	if out, err := command("lintian", "--allow-root", "--fail-on", "error,warning", deb); err != nil {
@@ -161,6 +163,7 @@ func packageIn(t *testing.T, prepare string) {
 
 // In a layer over this machine's own files: quick, and not a change stays.
 func TestPackageInstallsAndPurges(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "dpkg")
 	requireKernelFS(t, "overlay")
 	packageIn(t, `
@@ -173,6 +176,7 @@ func TestPackageInstallsAndPurges(t *testing.T) {
 
 // In a Debian with nothing but its essential packages, mount(8) and fuse3. Making it takes most of a minute.
 func TestPackageInCleanDebian(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "mmdebstrap")
 	packageIn(t, `
 		mmdebstrap --variant=essential --include=fuse3,mount bookworm "$root" >"$dir/log" 2>&1 ||

@@ -14,6 +14,7 @@ import (
 // QEMU and we write to one image in turn, again and again, to BAT entries at the borders of pages and chunks above
 // all. Each reads what the other wrote. With -long, there are more rounds.
 func TestWriteInTurnWithQemu(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "qemu-img", "qemu-io")
 	rounds := 7
 	if *long {
