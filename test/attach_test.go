@@ -428,7 +428,7 @@ func TestDetachNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustVhdxfs(t, "attach", odd)
-	if text := mustVhdxfs(t, "list"); !strings.Contains(text, `\xff\n.vhdx" on `) {
+	if text := mustVhdxfs(t, "list"); !strings.Contains(text, `\xff\n.vhdx" `) {
 		t.Errorf("list: %s; want the name in quotes", text)
 	}
 	mustVhdxfs(t, "detach", odd)
