@@ -18,6 +18,7 @@ import (
 	"vhdxfs/internal/content"
 	"vhdxfs/internal/convert"
 	"vhdxfs/internal/disk"
+	"vhdxfs/internal/fault"
 	"vhdxfs/vhdx"
 )
 
@@ -183,6 +184,7 @@ func peek(ctx context.Context, in *bufio.Reader) ([]byte, error) {
 	}
 	done := make(chan result, 1)
 	go func() {
+		defer fault.Then(func(err error) { done <- result{err: err} })
 		head, err := in.Peek(peekSize)
 		if errors.Is(err, io.EOF) {
 			err = nil
@@ -217,7 +219,10 @@ func spool(ctx context.Context, in io.Reader, output string) (*os.File, error) {
 		}
 	}
 	done := make(chan error, 1)
-	go func() { done <- copySparse(f, in) }()
+	go func() {
+		defer fault.Then(func(err error) { done <- err })
+		done <- copySparse(f, in)
+	}()
 	select {
 	case err = <-done:
 	case <-ctx.Done():

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "vhdxfs/fs"
+	"vhdxfs/internal/fault"
 	"vhdxfs/internal/mounts"
 )
 
@@ -173,6 +174,7 @@ func runMonitor() int {
 	idle := make(chan struct{})
 	go func() {
 		defer close(idle)
+		defer fault.Reported(logger)
 		for q := range questions {
 			answerEngine(socket, k, log, q)
 		}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"vhdxfs/internal/fault"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -73,6 +74,7 @@ func startMonitor(o *options, log *logrus.Logger) (*monitorClient, error) {
 	}
 	go func() {
 		defer close(c.ended)
+		defer fault.Reported(log)
 		_ = cmd.Wait() // what it has to say it has said
 	}()
 	go c.receive()
@@ -90,6 +92,7 @@ func startMonitor(o *options, log *logrus.Logger) (*monitorClient, error) {
 // receive takes the answers until the monitor has ended.
 func (c *monitorClient) receive() {
 	defer close(c.gone)
+	defer fault.Reported(c.log)
 	buf, control := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
 	for {
 		n, cn, _, _, err := c.socket.ReadMsgUnix(buf, control)
