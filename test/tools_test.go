@@ -326,6 +326,11 @@ func TestConvertBlockDevices(t *testing.T) {
 	mustVhdxfs(t, "convert", "--verify", dev, again)
 	mustVhdxfs(t, "compare", dev, again)
 
+	if r := vhdxfs(t, "convert", "--dry-run", "--force", img, dev); r.status != 0 || !strings.Contains(r.stdout, "would be overwritten") {
+		t.Errorf("--dry-run: exit status %d, %q, %q", r.status, r.stdout, r.stderr)
+	}
+	must(t, "cmp", "--bytes", strconv.Itoa(20*mib), raw, dev)
+
 	small := filepath.Join(t.TempDir(), "small.raw")
 	writeFile(t, small, bytes.Repeat([]byte{0xFF}, 4*mib))
 	before := sha256File(t, small)
@@ -351,6 +356,28 @@ func TestConvertBlockDevices(t *testing.T) {
 }
 
 // An image that is being written is neither read nor replaced.
+// The sectors of a device are those of its image, and a disk that goes to a device with others has a warning.
+func TestConvertKeepsTheSectorsOfDevices(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "device.raw"), bytes.Repeat([]byte("disk"), 8*mib/4))
+	requireLoop(t)
+	dev := attachRW(t, filepath.Join(dir, "device.raw"), 4096).dev
+	large, small := filepath.Join(dir, "large.vhdx"), filepath.Join(dir, "small.vhdx")
+	for _, args := range [][]string{{"convert", dev, large}, {"create", "--from", dev, large}} {
+		r := vhdxfs(t, append(args, "--force")...)
+		if got := info(t, large).LogicalSectorSize; r.status != 0 || got != 4096 || strings.Contains(r.stderr, "warning") {
+			t.Errorf("%q: exit status %d, %q, sectors of %d bytes", args, r.status, r.stderr, got)
+		}
+	}
+	if r := vhdxfs(t, "convert", "--logical-sector-size", "512", dev, small); r.status != 0 || !strings.Contains(r.stderr, "warning") {
+		t.Errorf("other sectors were asked for: exit status %d, %q", r.status, r.stderr)
+	}
+	// Nothing says so of a disk without partitions in sectors of 512 bytes, but for the image.
+	if r := vhdxfs(t, "convert", "--force", small, dev); r.status != 0 || !strings.Contains(r.stderr, "sectors of 4096 bytes") {
+		t.Errorf("to a device of other sectors: exit status %d, %q", r.status, r.stderr)
+	}
+}
+
 func TestToolsKeepTheLocks(t *testing.T) {
 	img := create(t, "16MiB")
 	s := serve(t, img)

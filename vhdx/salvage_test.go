@@ -1,7 +1,10 @@
 package vhdx
 
 import (
+	"bytes"
 	"errors"
+	"math/rand/v2"
+	"os"
 	"testing"
 )
 
@@ -52,5 +55,64 @@ func TestSalvage(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Whatever of an image is overwritten, to salvage it ends with an error or with a disk that can be read up to its end, and
+// never changes a byte.
+func TestSalvageOfAnything(t *testing.T) {
+	rng := rand.New(rand.NewPCG(12, 4))
+	child := spec{typ: Differencing, blocks: []blockSpec{{0, FullyPresent}, {1, PartiallyPresent}, {3, Zero}}}
+	for i := range 100 {
+		s := spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {3, Zero}}}
+		if i%2 == 1 {
+			s = child
+		}
+		img := build(s)
+		size, _ := img.Size()
+		places := []int64{0, 64 * kib, 128 * kib, 192 * kib, 256 * kib, img.metaOff, img.metaOff + 64*kib, img.batOff, img.logOff}
+		for range 1 + rng.IntN(4) {
+			at := places[rng.IntN(len(places))] + rng.Int64N(200)&^7
+			b := make([]byte, 1+rng.IntN(16)*rng.IntN(4096))
+			if rng.IntN(2) == 0 {
+				for j := range b {
+					b[j] = byte(rng.Uint32())
+				}
+			}
+			img.write(b[:min(int64(len(b)), size-at)], at)
+		}
+		path := chain{img}.writeTo(t, t.TempDir())
+		before, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rng.IntN(3) == 0 {
+			before = before[:rng.IntN(len(before))]
+			if err := os.Truncate(path, int64(len(before))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o := Options{Salvage: true, WithoutParent: rng.IntN(4) > 0}
+		if rng.IntN(2) == 0 {
+			o.Assume = Assumed{BlockSize: mib << rng.IntN(10), SectorSize: 512 << rng.IntN(4), DiskSize: rng.Int64N(70 * tib), BAT: rng.Int64N(8) * mib}
+		}
+		if im, err := Open(path, o); err == nil {
+			buf := make([]byte, 64*kib)
+			for _, off := range []int64{0, mib + 512, 3 * mib, im.Size() / 2, max(im.Size()-int64(len(buf)), 0)} {
+				_, _ = im.ReadAt(buf, off)
+			}
+			_, _ = im.Extent(0)
+			_ = im.Info()
+			if im.Size() <= 64*mib {
+				_, _ = im.LeftToParent()
+			}
+			if _, err := im.Like(); err != nil {
+				t.Logf("image %d: %v", i, err)
+			}
+			im.Close()
+		}
+		if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, before) {
+			t.Fatalf("image %d was changed: %v", i, err)
+		}
 	}
 }
