@@ -10,6 +10,9 @@ import (
 // FormatError says which structure of an image broke which rule. It matches ErrCorrupt.
 type FormatError = ondisk.FormatError
 
+// LockedError says which program keeps an image from being opened. It matches ErrLocked.
+type LockedError = imagefile.LockedError
+
 // What a caller can act on.
 var (
 	ErrCorrupt  = ondisk.ErrCorrupt

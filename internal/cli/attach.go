@@ -116,6 +116,13 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 	if err != nil {
 		return err
 	}
+	mountPoint := ""
+	if len(args) > 1 {
+		mountPoint = args[1]
+	}
+	if m := o.alreadyAttached(image, mountPoint); m != nil {
+		return a.print(stdout, m)
+	}
 	var undo undoList
 	defer func() {
 		if err == nil {

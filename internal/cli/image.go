@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"os"
+
 	"github.com/spf13/cobra"
 
 	"vhdxfs/vhdx"
@@ -32,7 +34,7 @@ func (c *imageCommand) command(cmd *cobra.Command, run func(cmd *cobra.Command, 
 
 // withImage opens an image for what do has to look at.
 func withImage(path string, o vhdx.Options, do func(*vhdx.Image) error) (err error) {
-	im, err := vhdx.Open(path, o)
+	im, err := openLocked(path, o, os.Stderr)
 	if err != nil {
 		return withAdvice(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"os"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -66,7 +67,7 @@ func (o *options) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, er
 	if o.mount.Overlay != "" {
 		return openOverlay(o, io)
 	}
-	im, err := openUnlocked(o.mount.Image, io)
+	im, err := openLocked(o.mount.Image, io, os.Stderr)
 	if err != nil || !io.Writable || o.orphanChildren {
 		return im, err
 	}

@@ -44,7 +44,7 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 			return nil, err
 		}
 	}
-	im, err := openUnlocked(path, child)
+	im, err := openLocked(path, child, os.Stderr)
 	var broken *vhdx.FormatError
 	switch {
 	case errors.As(err, &broken) && broken.Structure == "parent locator": // and the image was found good just now

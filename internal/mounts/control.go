@@ -135,6 +135,17 @@ func dial(m *mountinfo.Info) (c net.Conn, peer *unix.Ucred, err error) {
 	return c, peer, nil
 }
 
+// ListenerPID returns the process that serves the mount m over its socket, and 0 where there is none here. It does not wait
+// for an answer.
+func ListenerPID(m *mountinfo.Info) int {
+	c, peer, err := dial(m)
+	if err != nil {
+		return 0
+	}
+	c.Close()
+	return int(peer.Pid)
+}
+
 // askServer sends a request to the server of a mount. The error is errNoServer where it cannot be asked so.
 func askServer(m *mountinfo.Info, r request) (answer, error) {
 	a, _, err := exchange(m, r)

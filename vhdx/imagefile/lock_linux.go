@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -57,6 +58,17 @@ var (
 // fail, but cannot both succeed, since each takes its own locks before it looks for those of others.
 func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 	if mode == LockOff {
+		if !slices.Contains(k.used, permWrite) {
+			return nil
+		}
+		// A second writer destroys the image. But a lock may also be what a dead client of a server has left.
+		held, err := f.lockHeld(usedLocks + permWrite)
+		if err != nil || !held {
+			return nil
+		}
+		if c := f.conflict("has it open to write it"); len(c.Holders) > 0 {
+			return c
+		}
 		return nil
 	}
 	err := f.takeLocks(k)
@@ -114,12 +126,12 @@ func (f *hostFile) takeLocks(k LockKind) error {
 func (f *hostFile) findConflict(k LockKind) error {
 	for _, p := range k.used {
 		if held, err := f.lockHeld(unsharedLocks + p); err != nil || held {
-			return f.conflict(err, "does not let others "+permVerb(p)+" it")
+			return f.conflictOr(err, "does not let others "+permVerb(p)+" it")
 		}
 	}
 	for _, p := range k.unshared {
 		if held, err := f.lockHeld(usedLocks + p); err != nil || held {
-			return f.conflict(err, "has it open to "+permVerb(p)+" it")
+			return f.conflictOr(err, "has it open to "+permVerb(p)+" it")
 		}
 	}
 	return nil
@@ -137,11 +149,32 @@ func permVerb(p int64) string {
 	return "read"
 }
 
-func (f *hostFile) conflict(err error, what string) error {
+// A LockedError says which program keeps a file from being opened. It matches ErrLocked.
+type LockedError struct {
+	Path    string
+	Holders []int // the processes that hold locks on it, as far as they can be found
+	holders string
+	what    string // they do with it
+}
+
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("%s: %v: %s %s; stop it first", e.Path, ErrLocked, e.holders, e.what)
+}
+
+func (e *LockedError) Unwrap() error { return ErrLocked }
+
+// conflict returns the error for a file that another program uses.
+func (f *hostFile) conflict(what string) *LockedError {
+	e := &LockedError{Path: f.Name(), what: what}
+	e.holders, e.Holders = f.lockHolder()
+	return e
+}
+
+func (f *hostFile) conflictOr(err error, what string) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("%s: %w: %s %s; stop it first, or use lock=off if you know better", f.Name(), ErrLocked, f.lockHolder(), what)
+	return f.conflict(what)
 }
 
 func (f *hostFile) setLock(kind int16, off, n int64) error {
@@ -166,7 +199,7 @@ func (f *hostFile) lockHeld(off int64) (held bool, err error) {
 //
 // Only files that are locked are looked at, and no file system is asked about them that would have to ask somebody else: the
 // program, or the server, behind it may hang, and whoever asks then hangs with it.
-func (f *hostFile) lockHolder() string {
+func (f *hostFile) lockHolder() (names string, pids []int) {
 	var self string // it may hold locks itself at this moment
 	var own fileID
 	if err := f.control("look at", func(fd int) (err error) {
@@ -174,7 +207,7 @@ func (f *hostFile) lockHolder() string {
 		own, err = cachedFileID(self)
 		return err
 	}); err != nil {
-		return "another program"
+		return "another program", nil
 	}
 	var holders []string
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
@@ -190,11 +223,14 @@ func (f *hostFile) lockHolder() string {
 		}
 		name, _ := os.ReadFile(filepath.Join(process, "comm"))
 		holders = append(holders, fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), pid))
+		if n, err := strconv.Atoi(pid); err == nil {
+			pids = append(pids, n)
+		}
 	}
 	if len(holders) == 0 {
-		return "another program"
+		return "another program", nil
 	}
-	return strings.Join(holders, ", ")
+	return strings.Join(holders, ", "), pids
 }
 
 // A fileID is what no other file of the system has.

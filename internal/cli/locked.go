@@ -1,0 +1,99 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/moby/sys/mountinfo"
+
+	"vhdxfs/internal/mounts"
+	"vhdxfs/vhdx"
+)
+
+// explainLock says of an error that matches vhdx.ErrLocked which mount of this program holds the image, if one does. It
+// waits for no other mount: its server may hang.
+func explainLock(err error) error {
+	var locked *vhdx.LockedError
+	if !errors.As(err, &locked) {
+		return err
+	}
+	m := mountServedBy(locked.Holders)
+	if m == nil {
+		return err
+	}
+	st, serr := os.Stat(locked.Path)
+	if m.imageID != "" && (serr != nil || mounts.FileID(st) != m.imageID) {
+		return &lockError{fmt.Sprintf("%s: in use by the mount of %s on %s (process %d); unmount it with: vhdxfs detach %[2]s",
+			locked.Path, m.Image, m.MountPoint, m.PID), err}
+	}
+	return alreadyMountedError(locked.Path, m, err)
+}
+
+// alreadyMountedError says where an image is mounted that cannot be opened because of that.
+func alreadyMountedError(path string, m *activeMount, err error) error {
+	how := "read/write"
+	if m.Mode == "ro" {
+		how = "read-only"
+	}
+	return &lockError{fmt.Sprintf("%s: already mounted %s on %s (process %d); unmount it with: vhdxfs detach %[1]s", path, how, m.MountPoint, m.PID), err}
+}
+
+// A lockError says in other words what err is.
+type lockError struct {
+	text string
+	err  error
+}
+
+func (e *lockError) Error() string { return e.text }
+func (e *lockError) Unwrap() error { return e.err }
+
+// mountServedBy returns the mount that one of the processes serves, and nil where there is none.
+func mountServedBy(pids []int) *activeMount {
+	if len(pids) == 0 {
+		return nil
+	}
+	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.FSType != mounts.Type || m.Root != "/" || !mounts.Trusted(m), false
+	})
+	if err != nil {
+		return nil
+	}
+	i := slices.IndexFunc(table, func(m *mountinfo.Info) bool { return slices.Contains(pids, mounts.ListenerPID(m)) })
+	if i < 0 {
+		return nil
+	}
+	m, err := describeMount(table[i], loopTable{})
+	if err != nil {
+		return nil
+	}
+	if m.PID == 0 {
+		m.PID = mounts.ListenerPID(table[i])
+	}
+	return m
+}
+
+// openLocked opens an image as the options want it locked. A second program that writes an image destroys it, so with
+// lock=off none of this host is let in beside another, and with lock=try one is told of on warn.
+func openLocked(path string, o vhdx.Options, warn io.Writer) (*vhdx.Image, error) {
+	if !o.Writable || o.Lock != vhdx.LockTry && o.Lock != vhdx.LockOff {
+		im, err := openUnlocked(path, o)
+		return im, explainLock(err)
+	}
+	if m, err := findMounted(path); err == nil && m.State == stateServing && m.Mode == "rw" && m.Overlay == "" {
+		return nil, alreadyMountedError(path, m, vhdx.ErrLocked)
+	}
+	if o.Lock == vhdx.LockTry {
+		o.Lock = vhdx.LockOn
+		im, err := openUnlocked(path, o)
+		if !errors.Is(err, vhdx.ErrLocked) {
+			return im, err
+		}
+		fmt.Fprintf(warn, "vhdxfs: warning: %s; it is opened for writing all the same, because of lock=try, and two programs that write an image destroy it\n", oneLine(err.Error()))
+		o.Lock = vhdx.LockTry
+	}
+	im, err := vhdx.Open(path, o)
+	return im, explainLock(err)
+}

@@ -1,0 +1,51 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+
+	"vhdxfs/internal/mounts"
+)
+
+// What is done twice, as configuration management does, is done already.
+
+// alreadyMounted returns the mount of the same image at the same mount point, made as the options want it, and nil where
+// there is none.
+func (o *options) alreadyMounted(image, mountPoint string) *activeMount {
+	at, err := mounts.Locate(mountPoint)
+	if err != nil || at.Mount == nil || at.Rest != "" || at.Mount.FSType != mounts.Type || !mounts.Trusted(at.Mount) {
+		return nil
+	}
+	m, err := describeNamed(at.Mount)
+	if err != nil || !o.isMountOf(m, image) {
+		return nil
+	}
+	return m
+}
+
+// alreadyAttached returns the mount of the image that is attached to a loop device, made as the options want it and at the
+// mount point, if one is given, and nil where there is none.
+func (o *options) alreadyAttached(image, mountPoint string) *activeMount {
+	m, err := findMounted(image)
+	if err != nil || len(m.Devices) == 0 || !o.isMountOf(m, image) {
+		return nil
+	}
+	if mountPoint == "" {
+		return m
+	}
+	if at, err := mounts.Locate(mountPoint); err != nil || filepath.Join(at.Path, at.Rest) != m.MountPoint {
+		return nil
+	}
+	return m
+}
+
+// isMountOf reports whether m is a mount of the image, made as the options want it.
+func (o *options) isMountOf(m *activeMount, image string) bool {
+	mode := "rw"
+	if o.readOnly {
+		mode = "ro"
+	}
+	st, err := os.Stat(image)
+	return err == nil && m.State == stateServing && m.imageID == mounts.FileID(st) && m.Mode == mode &&
+		m.Overlay == o.mount.Overlay && m.Overlay != overlayTmp && m.Partition == o.partition
+}

@@ -1,0 +1,108 @@
+package test
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// What is attached or mounted already is done, and prints the same.
+func TestAttachTwice(t *testing.T) {
+	img := create(t, "16MiB")
+	link := filepath.Join(t.TempDir(), "link.vhdx")
+	must(t, "ln", "-s", img, link)
+	l := attachImage(t, img)
+	for _, args := range [][]string{{img}, {link}, {img, l.MountPoint}} {
+		if text := mustVhdxfs(t, append([]string{"attach"}, args...)...); text != l.Devices[0].Device+"\n" {
+			t.Errorf("attach %s again: %q, want %s", args, text, l.Devices[0].Device)
+		}
+	}
+	for _, args := range [][]string{{"-r", img}, {img, newDir(t)}, {"-o", "partition=1", img}} {
+		if r := vhdxfs(t, append([]string{"attach"}, args...)...); r.status == 0 || r.stdout != "" {
+			t.Errorf("attach %s, which it is not: status %d, %q", args, r.status, r.stdout)
+		}
+	}
+	if n := len(daemons(l.MountPoint)); n != 1 {
+		t.Errorf("%d servers", n)
+	}
+	mustVhdxfs(t, "detach", img)
+	checkDetached(t, l)
+
+	one := mustVhdxfs(t, "attach", "-r", img)
+	two := mustVhdxfs(t, "attach", "-r", img)
+	mustVhdxfs(t, "detach", img)
+	if one != two {
+		t.Errorf("attached read-only at %q, then at %q", one, two)
+	}
+
+	dir := newDir(t)
+	for _, name := range []string{img, link, img} {
+		mustVhdxfs(t, "-o", "log=/dev/null", name, dir)
+	}
+	if n := len(daemons(dir)); n != 1 {
+		t.Errorf("mounted again: %d servers", n)
+	}
+	mustVhdxfs(t, "detach", dir)
+	if r := vhdxfs(t, "detach", dir); r.status != 6 {
+		t.Errorf("detach again: status %d, %q", r.status, r.stderr)
+	}
+}
+
+// Whatever lock= says, there is one writer, and a refusal says where the image is mounted and advises nothing that
+// destroys it.
+func TestOneWriter(t *testing.T) {
+	for _, first := range []string{"lock=on", "lock=try", "lock=off"} {
+		img := create(t, "16MiB")
+		hard := img + ".hard"
+		must(t, "ln", img, hard)
+		s := serve(t, img, "-o", first)
+		for _, second := range []string{"lock=on", "lock=try", "lock=off"} {
+			if first == "lock=off" && second == "lock=on" {
+				continue // nothing is locked, and only who passes the locks by is looked for
+			}
+			r := vhdxfs(t, "-f", "-o", second, hard, newDir(t))
+			want := fmt.Sprintf("already mounted read/write on %s (process %d)", s.dir, s.cmd.Process.Pid)
+			if r.status != mountStatus || !strings.Contains(r.stderr, want) || strings.Contains(r.stderr, "lock=off") {
+				t.Errorf("%s beside %s: status %d, %q; want 32 and %q", second, first, r.status, r.stderr, want)
+			}
+		}
+		s.end(t)
+	}
+
+	// Another program.
+	requireTools(t, "qemu-io")
+	img := create(t, "16MiB")
+	qemu := exec.Command("qemu-io", "-f", "vhdx", "-c", "sleep 60000", img)
+	if err := qemu.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer qemu.Wait()
+	defer qemu.Process.Kill()
+	dir := newDir(t)
+	eventually(t, "qemu-io to lock the image", func() bool {
+		r := vhdxfs(t, "-o", "lock=off,log=/dev/null", img, dir)
+		if r.status == 0 {
+			mustVhdxfs(t, "detach", dir)
+		}
+		return r.status == mountStatus && strings.Contains(r.stderr, "qemu-io")
+	})
+	r := vhdxfs(t, "-o", "lock=try,log=/dev/null", img, dir)
+	mustVhdxfs(t, "detach", dir)
+	if r.status != 0 || !strings.Contains(r.stderr, "warning") || !strings.Contains(r.stderr, "qemu-io") {
+		t.Errorf("lock=try beside a writer: status %d, %q; want a warning", r.status, r.stderr)
+	}
+}
+
+// The mount of a child keeps its parents from being written, and is named.
+func TestParentInUse(t *testing.T) {
+	img := create(t, "16MiB")
+	kid := filepath.Join(filepath.Dir(img), "kid.avhdx")
+	mustVhdxfs(t, "snapshot", img, kid)
+	s := serve(t, kid)
+	r := vhdxfs(t, "-f", "-o", "orphan_children", img, newDir(t))
+	if r.status != mountStatus || !strings.Contains(r.stderr, img+": in use by the mount of "+kid+" on "+s.dir) {
+		t.Errorf("status %d, %q", r.status, r.stderr)
+	}
+}
