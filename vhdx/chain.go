@@ -73,7 +73,7 @@ func (op *opener) link(path string, parents int) (*Link, error) {
 	op.writing, op.Writable = 0, false
 	defer func() {
 		for _, l := range op.chain {
-			_ = l.file.Close() // only read
+			_ = l.abandon() // only read
 		}
 	}()
 	l, err := op.openLayer(path, os.O_RDONLY, imagefile.Shared)
@@ -117,15 +117,15 @@ func (o *opener) nextLink(l *layer, link *Link) *layer {
 	}
 	link.State = ParentMissing
 	var best *layer
-	for _, c := range o.candidates(l) {
+	for c := range o.search(l) {
 		if c.refused != nil {
 			if link.Problem == "" {
 				link.Problem = fmt.Sprintf("%s (%s): %v", c.path, c.origin, c.refused)
 			}
 			continue
 		}
-		p, err := o.openLayer(c.path, os.O_RDONLY, imagefile.Shared)
-		if errors.Is(err, os.ErrNotExist) {
+		p, err := o.openCandidate(c, os.O_RDONLY, imagefile.Shared)
+		if c.missing = errors.Is(err, os.ErrNotExist); c.missing {
 			if link.Problem == "" {
 				link.Problem = fmt.Sprintf("%s (%s): no such file", c.path, c.origin)
 			}
@@ -133,7 +133,7 @@ func (o *opener) nextLink(l *layer, link *Link) *layer {
 		}
 		state, k := ParentUnusable, &Link{Path: c.path}
 		if err == nil {
-			if err = o.checkParent(l, p); err == nil {
+			if err = o.checkCandidate(l, p, c); err == nil {
 				state = Linked
 			} else if ruleOf(err) == ondisk.R63 {
 				state = ParentChanged
@@ -144,12 +144,12 @@ func (o *opener) nextLink(l *layer, link *Link) *layer {
 		}
 		if link.Parent != nil && state != Linked { // the first that is there has told what is wrong
 			if p != nil {
-				_ = p.file.Close()
+				_ = p.abandon()
 			}
 			continue
 		}
 		if best != nil {
-			_ = best.file.Close()
+			_ = best.abandon()
 		}
 		best, link.State, link.Parent, link.Problem = p, state, k, ""
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"vhdxfs/internal/ondisk"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -44,7 +45,7 @@ func (r *Report) Sound() bool {
 // file cannot be opened; a damaged image is no error but a report.
 func Check(path string, o Options) (*Report, error) {
 	op := newOpener(o)
-	op.collect = true
+	op.collect, op.MissingParent = true, true
 	l, err := op.openLayer(path, os.O_RDONLY, imagefile.Shared)
 	if err != nil {
 		return nil, err
@@ -83,6 +84,12 @@ func (l *layer) newReport() *Report {
 		Warnings: append([]Finding{}, l.warnings...),
 		Dropped:  l.dropped,
 		Lost:     l.lost,
+	}
+	if l.unfound != nil {
+		r.Warnings = append(r.Warnings, Finding{
+			Rule: ondisk.R61.Name(), Structure: "parent locator", Offset: l.meta.locatorOffset,
+			Message: "only this image was checked: " + l.unfound.Error(),
+		})
 	}
 	if l.space != nil {
 		r.Leaked = l.space.free()

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
 
 	"vhdxfs/cache"
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -36,6 +38,7 @@ type Options struct {
 	Salvage    bool     // open a damaged image, too, to read what can be read of it; see Image.Damage
 	Assume     Assumed  // with Salvage: what to take for the image itself where it does not say any more
 
+	MissingParent bool // open an image whose parent is not found, to tell of it: what is left to the parent reads as zero
 	WithoutParent bool // read a differencing image alone: what it does not hold itself reads as zero; see Image.LeftToParent
 
 	LateScan bool // do not wait until all of a large BAT of the image itself is validated; see Image.Validated
@@ -77,7 +80,7 @@ type Image struct {
 // replayed into the file when Options.Writable is set. Without, it is laid over the file in memory. An error that
 // matches ErrCorrupt says which rule the image breaks.
 func Open(path string, o Options) (*Image, error) {
-	if o.Writable && (o.Salvage || o.WithoutParent) {
+	if o.Writable && (o.Salvage || o.WithoutParent || o.MissingParent) {
 		return nil, errors.New("an image that is damaged or without its parent cannot be opened for writing")
 	}
 	op := newOpener(o)
@@ -210,17 +213,18 @@ func newOpener(o Options) *opener {
 	return op
 }
 
-// openNext opens and locks the file at path as the next layer of the chain.
-func (o *opener) openNext(path string) (*layer, error) {
+// next returns how the next layer of the chain is opened and locked.
+func (o *opener) next() (flags int, kind imagefile.LockKind) {
 	if len(o.chain) < o.writing {
-		return o.openLayer(path, os.O_RDWR, imagefile.Exclusive)
+		return os.O_RDWR, imagefile.Exclusive
 	}
-	return o.openLayer(path, os.O_RDONLY, imagefile.Shared)
+	return os.O_RDONLY, imagefile.Shared
 }
 
 // open opens the image at path and its parents. It leaves nothing open when it fails.
 func (o *opener) open(path string) (*layer, error) {
-	l, err := o.openNext(path)
+	flags, kind := o.next()
+	l, err := o.openLayer(path, flags, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -230,24 +234,61 @@ func (o *opener) open(path string) (*layer, error) {
 	if err := o.openParent(l); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), l.close())
 	}
+	for p := l; p != nil; p = p.parent {
+		p.leaveHomes()
+	}
 	return l, nil
 }
 
 // openLayer opens and locks the image file at path, and reads nothing yet.
 func (o *opener) openLayer(path string, flags int, kind imagefile.LockKind) (*layer, error) {
-	f, err := imagefile.Open(path, flags)
+	// The folder first, and the file by it: whatever others do to the names meanwhile, the image is in the folder in which
+	// its parent is looked for.
+	d, name, err := safefile.Split(path)
 	if err != nil {
 		return nil, err
 	}
+	f, err := d.Follow(name, path, flags)
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	return o.lockLayer(f, path, kind, d, name)
+}
+
+// openBeneath does the same for a parent at the path rel, which does not lead out of the folder.
+func (o *opener) openBeneath(in *safefile.Folder, rel, path string, flags int, kind imagefile.LockKind) (*layer, error) {
+	f, err := in.Open(rel, flags)
+	if err != nil {
+		return nil, err
+	}
+	d, err := in.OpenFolder(filepath.Dir(rel))
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return o.lockLayer(f, path, kind, d, filepath.Base(rel))
+}
+
+// lockLayer locks the open file, which is called name in d.
+func (o *opener) lockLayer(file *os.File, path string, kind imagefile.LockKind, d *safefile.Folder, name string) (*layer, error) {
+	f := imagefile.Of(file)
+	l := o.newLayer(f, path)
+	l.homes = []*safefile.Folder{d}
+	if !d.Has(name, file) { // it is a symbolic link
+		if real, _, err := safefile.FolderOf(file); err == nil {
+			l.homes = append(l.homes, real)
+		}
+	}
 	// A file of the chain is locked already, and would seem to be held by another program.
-	err = o.notInChain(f)
+	err := o.notInChain(f)
 	if err == nil {
 		err = f.Lock(o.Lock, kind)
 	}
 	if err != nil {
+		l.leaveHomes()
 		return nil, errors.Join(err, f.Close())
 	}
-	return o.newLayer(f, path), nil
+	return l, nil
 }
 
 func (o *opener) newLayer(f File, path string) *layer {

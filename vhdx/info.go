@@ -122,7 +122,8 @@ type ParentInfo struct {
 	VolumePath        string `json:"volume_path,omitempty"`
 	AbsoluteWin32Path string `json:"absolute_win32_path,omitempty"`
 
-	Image *Info `json:"image"` // the parent itself
+	Image   *Info  `json:"image"`             // the parent itself; nil if it was not found
+	Missing string `json:"missing,omitempty"` // its name, where it was not found; see Options.MissingParent
 }
 
 // Info describes the image and its chain, as they are now. It waits for the BAT to be validated; see Image.Validated.
@@ -246,7 +247,7 @@ func (l *layer) logInfo() LogInfo {
 
 func (l *layer) parentInfo() *ParentInfo {
 	p := l.meta.locator
-	if p == nil || l.parent == nil {
+	if p == nil || l.parent == nil && l.unfound == nil {
 		return nil
 	}
 	in := &ParentInfo{
@@ -254,7 +255,11 @@ func (l *layer) parentInfo() *ParentInfo {
 		RelativePath:      p.values[keyRelativePath],
 		VolumePath:        p.values[keyVolumePath],
 		AbsoluteWin32Path: p.values[keyAbsolutePath],
-		Image:             l.parent.info(),
+	}
+	if l.parent != nil {
+		in.Image = l.parent.info()
+	} else {
+		in.Missing = l.unfound.name()
 	}
 	if p.linkage2 != uuid.Nil {
 		in.Linkage2 = &p.linkage2

@@ -10,6 +10,7 @@ import (
 	"vhdxfs/cache"
 	"vhdxfs/internal/content"
 	"vhdxfs/internal/ondisk"
+	"vhdxfs/internal/safefile"
 	"vhdxfs/journal"
 	"vhdxfs/vhdx/imagefile"
 )
@@ -54,9 +55,13 @@ type layer struct {
 	salvage  bool    // load goes on where it can without what is damaged
 	assume   Assumed // values for what is damaged
 	orphan   bool    // the parent is not opened
-	lost     bool    // Check has found data of which the BAT may have lost the entries
-	skim     bool    // load does not look at the BAT, so nothing can be read
-	mayLate  bool    // load need not wait until all of a large BAT is validated
+
+	unfound *parentSearchError // why there is no parent, where that is no error; see Options.MissingParent
+	homes   []*safefile.Folder // where the file is: its own folder, and that of a symbolic link to it; until the parent was looked for
+
+	lost    bool // Check has found data of which the BAT may have lost the entries
+	skim    bool // load does not look at the BAT, so nothing can be read
+	mayLate bool // load need not wait until all of a large BAT is validated
 }
 
 // log returns where the log is.
@@ -278,7 +283,21 @@ func (l *layer) close() error {
 	var errs []error
 	for ; l != nil; l = l.parent {
 		l.endLateScan()
-		errs = append(errs, l.file.Close())
+		errs = append(errs, l.abandon())
 	}
 	return errors.Join(errs...)
+}
+
+// abandon closes the file alone.
+func (l *layer) abandon() error {
+	l.leaveHomes()
+	return l.file.Close()
+}
+
+// leaveHomes closes the folders of the file, when no parent is looked for any more.
+func (l *layer) leaveHomes() {
+	for _, d := range l.homes {
+		_ = d.Close() // nothing was written
+	}
+	l.homes = nil
 }

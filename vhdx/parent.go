@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"vhdxfs/internal/ondisk"
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -33,12 +35,11 @@ func (o *opener) openParent(l *layer) error {
 	if len(o.chain) == maxLayers {
 		return l.parentError(ondisk.R65, "the chain has more than %d images", maxLayers)
 	}
-	var tried []string
-	rule := ondisk.R61
-	for _, c := range o.candidates(l) {
+	var tried []triedParent
+	for c := range o.search(l) {
 		err := c.refused
 		if err == nil {
-			err = o.tryParent(l, c.path)
+			err = o.tryParent(l, c)
 		}
 		if err == nil {
 			return nil
@@ -46,16 +47,14 @@ func (o *opener) openParent(l *layer) error {
 		if errors.Is(err, ErrLocked) { // nothing is wrong with the image
 			return fmt.Errorf("parent: %w", err)
 		}
-		if !errors.Is(err, os.ErrNotExist) && c.refused == nil {
-			rule = ruleOf(err)
-		}
-		tried = append(tried, fmt.Sprintf("%s (%s): %v", c.path, c.origin, err))
-		if c.explicit {
-			break // the mounter has said which file it is
-		}
+		tried = append(tried, triedParent{c, err})
 	}
-	return l.parentError(rule, "no parent with the DataWriteGuid %v was found; tried:\n  %s\nname it with -o parent=FILE, or its folder with -o parent_dir=DIR",
-		l.meta.locator.linkage, strings.Join(tried, "\n  "))
+	why := &parentSearchError{tried}
+	if o.MissingParent && why.notFound() {
+		l.orphan, l.unfound = true, why
+		return nil
+	}
+	return l.parentError(why.rule(), "%w", why)
 }
 
 func (l *layer) parentError(r ondisk.Rule, format string, args ...any) error {
@@ -64,56 +63,158 @@ func (l *layer) parentError(r ondisk.Rule, format string, args ...any) error {
 
 // A candidate is a file that may be the parent.
 type candidate struct {
-	path     string
-	origin   string // what named it
-	explicit bool   // the mounter did, for this very layer
-	refused  error  // why it may not even be looked at
+	dir      *safefile.Folder // below which it has to be; nil for one that the mounter has named
+	rel      string           // its path in that
+	path     string           // all of it, for messages
+	origin   string           // what named it
+	explicit bool             // the mounter did, for this very layer
+	similar  bool             // its name differs in case, so that only its identity shows that it is meant
+	refused  error            // why it may not even be looked at
+
+	missing bool // there is no such file; set by who has tried it
 }
 
-// candidates returns where the parent of l may be, in the order in which the places are tried. A path that the
-// image gives is taken only as far as it stays in the folder of the image or in one of those that the mounter
-// allows: an image from elsewhere must not choose which files of this machine are shown. Where the image is opened by a
-// symbolic link, both the folder of the link and that of the file are its own.
-func (o *opener) candidates(l *layer) []candidate {
-	if level := len(o.chain) - 1; level < len(o.Parents) {
-		return []candidate{{path: o.Parents[level], origin: "parent= option", explicit: true}}
+// errOutside says why a path of an image is not followed.
+var errOutside = errors.New("it is outside the folder of the image and those given with parent_dir=")
+
+// search returns where the parent of l may be, in the order in which the places are tried. Where none of the names fits,
+// such follow as differ in case alone, which Windows does not mind.
+func (o *opener) search(l *layer) iter.Seq[*candidate] {
+	return func(yield func(*candidate) bool) {
+		list, release := o.candidates(l)
+		defer release()
+		for _, c := range list {
+			if !yield(c) || c.explicit {
+				return // of an explicit one the mounter has said that it is the parent
+			}
+		}
+		for _, c := range list {
+			if !c.missing || c.refused != nil {
+				continue
+			}
+			for _, rel := range similarNames(c.dir, c.rel) {
+				if !yield(&candidate{dir: c.dir, rel: rel, path: c.dir.Join(rel), origin: c.origin, similar: true}) {
+					return
+				}
+			}
+		}
 	}
-	homes := foldersOf(l.path)
-	var list []candidate
-	add := func(dir, path, origin string) {
-		path = filepath.Join(dir, path)
-		if slices.ContainsFunc(list, func(c candidate) bool { return c.path == path }) {
+}
+
+// candidates returns the places that l and the mounter name. A path that the image gives is taken only as far as it stays
+// in the folder of the image or in one of those that the mounter allows: an image from elsewhere must not choose which files
+// of this machine are shown. Where the image is opened by a symbolic link, both the folder of the link and that of the file
+// are its own. The folders stay open until release is called.
+func (o *opener) candidates(l *layer) (list []*candidate, release func()) {
+	release = func() {}
+	if level := len(o.chain) - 1; level < len(o.Parents) {
+		return []*candidate{{path: o.Parents[level], origin: "parent= option", explicit: true}}, release
+	}
+	folders := slices.Clone(l.homes)
+	for _, dir := range o.ParentDirs {
+		if d, err := safefile.OpenFolder(dir); err == nil { // else there is no file in it
+			folders = append(folders, d)
+		}
+	}
+	opened := folders[len(l.homes):]
+	release = func() {
+		for _, d := range opened {
+			_ = d.Close()
+		}
+	}
+	add := func(dir *safefile.Folder, path, origin string) {
+		if !filepath.IsAbs(path) {
+			path = dir.Join(path)
+		}
+		if slices.ContainsFunc(list, func(c *candidate) bool { return c.path == path }) {
 			return
 		}
-		c := candidate{path: path, origin: origin}
-		if !o.mayHold(homes, path) {
-			c.refused = errors.New("it is outside the folder of the image and those given with parent_dir=")
+		c := &candidate{path: path, origin: origin}
+		if c.dir, c.rel = beneathOne(dir, folders, path); c.dir == nil {
+			c.refused = errOutside
 		}
 		list = append(list, c)
 	}
 	for _, key := range pathKeys {
 		value := l.meta.locator.values[key]
-		if value == "" {
+		if value == "" || strings.ContainsRune(value, 0) {
 			continue
 		}
 		path := strings.ReplaceAll(value, `\`, "/")
 		base := path[strings.LastIndexAny(path, "/:")+1:]
 		if key == keyRelativePath && !strings.HasPrefix(path, "/") && !strings.Contains(path, ":") {
-			for _, home := range homes {
+			for _, home := range l.homes {
 				add(home, path, key)
 			}
 		}
 		if base == "" || base == "." || base == ".." {
 			continue
 		}
-		for _, home := range homes {
+		for _, home := range l.homes {
 			add(home, base, "name in "+key)
 		}
-		for _, dir := range o.ParentDirs {
+		for _, dir := range opened {
 			add(dir, base, "parent_dir= option")
 		}
+		// As this program writes a path of its own into an image; see parentKeys.
+		if here, ok := strings.CutPrefix(path, "//?/C:/"); ok && key == keyAbsolutePath && len(opened) > 0 {
+			if dir, _ := beneathOne(nil, opened, "/"+here); dir != nil {
+				add(dir, "/"+here, key)
+			}
+		}
 	}
-	return list
+	return list, release
+}
+
+// beneathOne returns the first of the folders below which path is as it is written, and its path from there. The folder in
+// which it was found comes first, if it is not nil.
+func beneathOne(first *safefile.Folder, folders []*safefile.Folder, path string) (*safefile.Folder, string) {
+	if first != nil {
+		folders = append([]*safefile.Folder{first}, folders...)
+	}
+	for _, d := range folders {
+		if rel, err := filepath.Rel(absolute(d.Path()), absolute(path)); err == nil && filepath.IsLocal(rel) {
+			return d, rel
+		}
+	}
+	return nil, ""
+}
+
+const (
+	maxSimilar = 16      // names that differ in case
+	maxNames   = 1 << 16 // in a folder that is looked through for them
+)
+
+// similarNames returns the paths below d that differ from rel in case alone.
+func similarNames(d *safefile.Folder, rel string) []string {
+	found := []string{""}
+	for _, element := range strings.Split(filepath.Clean(rel), "/") {
+		var next []string
+		for _, before := range found {
+			dir := filepath.Clean(before)
+			if element == ".." {
+				next = append(next, filepath.Join(dir, element))
+				continue
+			}
+			in, err := d.OpenFolder(dir)
+			if err != nil {
+				continue
+			}
+			names, err := in.Names(maxNames)
+			_ = in.Close()
+			if err != nil {
+				continue
+			}
+			slices.Sort(names) // the same order everywhere
+			for _, name := range names {
+				if strings.EqualFold(name, element) && len(next) < maxSimilar {
+					next = append(next, filepath.Join(dir, name))
+				}
+			}
+		}
+		found = next
+	}
+	return found
 }
 
 // foldersOf returns the folder of the image at path, and, where that is a symbolic link, also that of the file.
@@ -125,16 +226,6 @@ func foldersOf(path string) []string {
 	return homes
 }
 
-// mayHold reports whether a parent may be at path, that of an image with the given folders.
-func (o *opener) mayHold(homes []string, path string) bool {
-	for _, dir := range slices.Concat(homes, o.ParentDirs) {
-		if rel, err := filepath.Rel(absolute(dir), absolute(path)); err == nil && filepath.IsLocal(rel) {
-			return true
-		}
-	}
-	return false
-}
-
 // absolute returns path from the root of the file system. It fails only where there is no working directory,
 // and then a path that is not absolute cannot be opened either.
 func absolute(path string) string {
@@ -144,12 +235,14 @@ func absolute(path string) string {
 	return path
 }
 
-// tryParent opens the image at path as the parent of l, with its own parents.
-func (o *opener) tryParent(l *layer, path string) error {
+// tryParent opens the candidate as the parent of l, with its own parents.
+func (o *opener) tryParent(l *layer, c *candidate) error {
 	if o.tries++; o.tries > maxTries {
 		return noParent(ondisk.R65, fmt.Errorf("%d files were tried as parents already", maxTries))
 	}
-	p, err := o.openNext(path)
+	flags, kind := o.next()
+	p, err := o.openCandidate(c, flags, kind)
+	c.missing = errors.Is(err, fs.ErrNotExist)
 	var why *notParentError
 	switch {
 	case errors.As(err, &why):
@@ -157,7 +250,7 @@ func (o *opener) tryParent(l *layer, path string) error {
 	case err != nil:
 		return noParent(ondisk.R62, err)
 	}
-	if err := o.checkParent(l, p); err != nil {
+	if err := o.checkCandidate(l, p, c); err != nil {
 		return errors.Join(err, p.close())
 	}
 	chain := len(o.chain)
@@ -167,6 +260,24 @@ func (o *opener) tryParent(l *layer, path string) error {
 	}
 	l.parent = p
 	return nil
+}
+
+// openCandidate opens and locks the file of a candidate that is not refused.
+func (o *opener) openCandidate(c *candidate, flags int, kind imagefile.LockKind) (*layer, error) {
+	if c.dir == nil {
+		return o.openLayer(c.path, flags, kind)
+	}
+	return o.openBeneath(c.dir, c.rel, c.path, flags, kind)
+}
+
+// checkCandidate is checkParent for the file of a candidate. One whose name is not the one that the image has has to have
+// the right identity, whatever the options say.
+func (o *opener) checkCandidate(l, p *layer, c *candidate) error {
+	if any := o.AnyParent; any && c.similar {
+		o.AnyParent = false
+		defer func() { o.AnyParent = any }()
+	}
+	return o.checkParent(l, p)
 }
 
 // notInChain returns an error if f is a file that the chain so far is made of.

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/ondisk"
 )
@@ -179,8 +180,8 @@ func TestLinkage2(t *testing.T) {
 	}
 }
 
-// The error lists every place, and why what is there is not the parent.
-func TestParentErrorListsWhatWasTried(t *testing.T) {
+// The error knows every place, and why what is there is not the parent. Its text is one sentence.
+func TestParentErrorKnowsWhatWasTried(t *testing.T) {
 	f := newFamily(t)
 	f.other("vm/r.vhdx")
 	build(spec{sectorSize: 4096}).writeTo(t, f.path("vm/v.vhdx"))
@@ -190,24 +191,172 @@ func TestParentErrorListsWhatWasTried(t *testing.T) {
 	path := f.child(linkage, [2]string{keyRelativePath, `r.vhdx`}, [2]string{keyVolumePath, `\\?\Volume{x}\v.vhdx`},
 		[2]string{keyAbsolutePath, `C:\vm\a.vhdx`}, [2]string{"unknown", `x.vhdx`})
 	_, err := Open(path, Options{ParentDirs: []string{f.path("base")}})
-	if err == nil {
-		t.Fatal("it opened")
+	var why *parentSearchError
+	if !errors.As(err, &why) {
+		t.Fatalf("it opened, or: %v", err)
 	}
-	for _, want := range []string{
-		path, guidText(parentGUID)[1:37],
-		f.path("vm/r.vhdx") + " (relative_path): its DataWriteGuid is " + otherGUID.String(),
-		f.path("base/r.vhdx") + " (parent_dir= option): open",
-		f.path("vm/v.vhdx") + " (name in volume_path): its logical sectors have 4096 bytes, those of the child 512",
-		f.path("vm/a.vhdx") + " (name in absolute_win32_path): open",
-		f.path("base/a.vhdx") + " (parent_dir= option): 5 bytes",
-		"parent=FILE", "parent_dir=DIR",
-	} {
+	for _, want := range []string{path, "parent r.vhdx", otherGUID.String(), "parent=FILE"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not say %q:\n%v", want, err)
 		}
 	}
-	if strings.Contains(err.Error(), "x.vhdx") {
-		t.Errorf("an unknown key was taken as a path:\n%v", err)
+	places := strings.Join(why.places(), "\n")
+	for _, want := range []string{
+		f.path("vm/r.vhdx") + " (relative_path): its DataWriteGuid is " + otherGUID.String(),
+		f.path("base/r.vhdx") + " (parent_dir= option): open",
+		f.path("vm/v.vhdx") + " (name in volume_path): its logical sectors have 4096 bytes, those of the child 512",
+		f.path("vm/a.vhdx") + " (name in absolute_win32_path): open",
+		f.path("base/a.vhdx") + " (parent_dir= option): ",
+	} {
+		if !strings.Contains(places, want) {
+			t.Errorf("it does not know %q:\n%s", want, places)
+		}
+	}
+	if strings.Contains(places, "x.vhdx") {
+		t.Errorf("an unknown key was taken as a path:\n%s", places)
+	}
+}
+
+// The text of the error is short, names the option that helps, and no more than the end of a long name.
+func TestParentErrorIsOneSentence(t *testing.T) {
+	long := strings.Repeat("long", 60)
+	for name, c := range map[string]struct {
+		rel  string
+		make func(f *family) error
+		want string
+	}{
+		"missing":          {`p.vhdx`, nil, "parent p.vhdx not found; name its folder with -o parent_dir=DIR"},
+		"with a long name": {long, nil, "longlong not found; name its folder with -o parent_dir=DIR"},
+		"outside":          {`..\base\p.vhdx`, nil, "parent p.vhdx is outside the folder of the image; to allow it, use -o parent_dir="},
+		"a link out": {`p.vhdx`, func(f *family) error { return os.Symlink("../base/p.vhdx", f.path("vm/p.vhdx")) },
+			"parent p.vhdx is a symbolic link out of its folder, which is not followed; name the file with -o parent=FILE"},
+		"another disk": {`p.vhdx`, func(f *family) error { f.other("vm/p.vhdx"); return nil }, "parent p.vhdx cannot be used: its DataWriteGuid is"},
+	} {
+		f := newFamily(t)
+		f.parent("base/p.vhdx")
+		if c.make != nil {
+			if err := c.make(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		path := f.child(linkage, [2]string{keyRelativePath, c.rel})
+		_, err := Open(path, Options{})
+		if err == nil {
+			t.Errorf("%s: it opened", name)
+			continue
+		}
+		text := strings.ReplaceAll(strings.TrimPrefix(err.Error(), path+": "), f.dir, "")
+		if !strings.Contains(text, c.want) || strings.Contains(text, "\n") || len(text)-len(" (parent locator, offset 0x210028, rule R61)") > 200 {
+			t.Errorf("%s: %d bytes: %s", name, len(text), text)
+		}
+	}
+}
+
+// Names that differ in case alone are taken where nothing has the exact name, if the identity is right, whatever the
+// options allow.
+func TestParentDiffersInCase(t *testing.T) {
+	for name, c := range map[string]struct {
+		rel             string
+		parents, others []string
+		opts            func(f *family) Options
+		want            string
+	}{
+		"name":                 {`P.VHDX`, []string{"vm/p.vhdx"}, nil, nil, "vm/p.vhdx"},
+		"folder and name":      {`SUB\P.vhdx`, []string{"vm/sub/p.VHDX"}, nil, nil, "vm/sub/p.VHDX"},
+		"beyond ASCII":         {`ÄÖ.vhdx`, []string{"vm/äö.vhdx"}, nil, nil, "vm/äö.vhdx"},
+		"in a parent_dir":      {`..\x\P.vhdx`, []string{"base/p.vhdx"}, nil, func(f *family) Options { return Options{ParentDirs: []string{f.path("base")}} }, "base/p.vhdx"},
+		"the exact one before": {`P.vhdx`, []string{"vm/p.vhdx", "vm/P.vhdx"}, nil, nil, "vm/P.vhdx"},
+		"an exact one elsewhere before": {`P.vhdx`, []string{"vm/p.vhdx", "base/P.vhdx"}, nil,
+			func(f *family) Options { return Options{ParentDirs: []string{f.path("base")}} }, "base/P.vhdx"},
+		"the one that fits": {`P.vhdx`, []string{"vm/p.VHDX"}, []string{"vm/p.vhdx"}, nil, "vm/p.VHDX"},
+		"another disk":      {`P.vhdx`, nil, []string{"vm/p.vhdx"}, func(*family) Options { return Options{AnyParent: true} }, ""},
+	} {
+		f := newFamily(t)
+		for _, p := range c.parents {
+			f.parent(p)
+		}
+		for _, p := range c.others {
+			f.other(p)
+		}
+		var o Options
+		if c.opts != nil {
+			o = c.opts(f)
+		}
+		got, err := taken(f.child(linkage, [2]string{keyRelativePath, c.rel}), o)
+		if got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%s: %q, %v; want %q", name, got, err, c.want)
+		}
+		if c.want == "" && !strings.Contains(fmt.Sprint(err), "p.vhdx") {
+			t.Errorf("%s: the error does not name the file: %v", name, err)
+		}
+	}
+}
+
+// A symbolic link leads to a parent in the folder, or in one that is allowed, and nowhere else; neither does a folder that
+// was swapped for a link, nor does anything wait for a pipe.
+func TestParentByLinks(t *testing.T) {
+	for name, c := range map[string]struct {
+		rel, link, to string // in the folder of the family
+		dirs          []string
+		want          string
+	}{
+		"inside":                   {`l.vhdx`, "vm/l.vhdx", "sub/p.vhdx", nil, "vm/sub/p.vhdx"},
+		"folder inside":            {`l\p.vhdx`, "vm/l", "sub", nil, "vm/sub/p.vhdx"},
+		"out of the folder":        {`l.vhdx`, "vm/l.vhdx", "../base/p.vhdx", nil, ""},
+		"folder outside":           {`l\p.vhdx`, "vm/l", "../base", nil, ""},
+		"absolute":                 {`l.vhdx`, "vm/l.vhdx", "/base/p.vhdx", nil, ""},
+		"out of the folder and in": {`l.vhdx`, "vm/l.vhdx", "../vm/sub/p.vhdx", nil, ""},
+		"a pipe":                   {`fifo`, "vm/l.vhdx", "sub/p.vhdx", nil, ""},
+		"a device":                 {`null`, "vm/null", "/dev/null", nil, ""},
+		"from an allowed folder":   {`l.vhdx`, "other/l.vhdx", "../base/p.vhdx", []string{"other"}, ""},
+		"a folder that is allowed": {`l.vhdx`, "other/l.vhdx", "base/p.vhdx", []string{"other"}, "other/base/p.vhdx"},
+	} {
+		f := newFamily(t)
+		for _, dir := range []string{"other/base"} {
+			if err := os.Mkdir(f.path(dir), 0o777); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, p := range []string{"vm/sub/p.vhdx", "base/p.vhdx", "other/base/p.vhdx"} {
+			f.parent(p)
+		}
+		if strings.HasPrefix(c.to, "/base") {
+			c.to = f.path(c.to)
+		}
+		if err := errors.Join(os.Symlink(c.to, f.path(c.link)), unix.Mkfifo(f.path("vm/fifo"), 0o666)); err != nil {
+			t.Fatal(err)
+		}
+		var o Options
+		for _, d := range c.dirs {
+			o.ParentDirs = append(o.ParentDirs, f.path(d))
+		}
+		if got, err := taken(f.child(linkage, [2]string{keyRelativePath, c.rel}), o); got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%s: %q, %v; want %q", name, got, err, c.want)
+		}
+	}
+}
+
+// Where the parent is not found, the image itself can still be told of and checked.
+func TestMissingParent(t *testing.T) {
+	f := newFamily(t)
+	path := f.child(linkage, [2]string{keyRelativePath, `.\win.vhdx`})
+	in := diskInfo(t, path, Options{MissingParent: true})
+	if in.Parent == nil || in.Parent.Missing != "win.vhdx" || in.Parent.Image != nil || in.Parent.RelativePath != `.\win.vhdx` {
+		t.Errorf("Info: %+v", in.Parent)
+	}
+	r, err := Check(path, Options{})
+	if err != nil || !r.Sound() || r.Clean() || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0].Message, "win.vhdx") {
+		t.Errorf("Check: %+v, %v", r, err)
+	}
+	if _, err := Open(path, Options{MissingParent: true, Writable: true}); err == nil {
+		t.Error("it was opened for writing")
+	}
+	f.other("vm/win.vhdx")
+	if _, err := Open(path, Options{MissingParent: true}); brokenRule(err, ondisk.R63) != nil {
+		t.Errorf("with another disk in its place: %v", err)
+	}
+	if r, err := Check(path, Options{}); err != nil || r.Sound() {
+		t.Errorf("Check with another disk in its place: %+v, %v", r, err)
 	}
 }
 

@@ -153,6 +153,7 @@ func (r *repairer) plan() error {
 // examine loads the draft, and returns all that was found: broken rules, oddities, and what else there is to do.
 func (r *repairer) examine() (*layer, []Finding, error) {
 	l := r.op.newLayer(r.d, r.top.path)
+	l.homes = r.top.homes
 	err := l.load()
 	list := append(slices.Clone(l.errors), l.warnings...)
 	var fe *FormatError

@@ -113,8 +113,8 @@ func (c *ruleCase) repair(t *testing.T, o RepairOptions, want int) {
 	r := mustRepair(t, path, o)
 	switch {
 	case want == parents:
-		if len(r.Left)+len(r.Fixes) > 0 || r.After.Sound() {
-			t.Errorf("report %+v; want nothing done, and the error of the parent", r)
+		if len(r.Left)+len(r.Fixes) > 0 || r.After.Clean() {
+			t.Errorf("report %+v; want nothing done, and what is wrong with the parent", r)
 		}
 		s.untouched(t, path, files)
 	case want == refused, want == either && len(r.Left) > 0:

@@ -25,6 +25,7 @@ func newInfo() *cobra.Command {
 it is mounted. -v adds headers, log, regions, metadata and blocks, of the parents as well.`,
 		Args: someArgs("IMAGE"),
 	}, func(cmd *cobra.Command, paths []string, o vhdx.Options) error {
+		o.MissingParent = true // what the file itself says is told all the same
 		var list []imageInfo
 		for i, path := range paths {
 			err := withImage(path, o, func(im *vhdx.Image) error {
@@ -300,6 +301,9 @@ func (p *infoPrinter) header(n int, h vhdx.HeaderInfo, current int) {
 }
 
 func (p *infoPrinter) parent(in *vhdx.ParentInfo) {
+	if in.Missing != "" {
+		p.line("parent", "%s, missing", printable(in.Missing))
+	}
 	p.line("parent linkage", "%s", in.Linkage)
 	if in.Linkage2 != nil {
 		p.line("parent linkage 2", "%s", *in.Linkage2)

@@ -97,6 +97,11 @@ func parseOptions(lists []string, about aboutness) (*options, error) {
 			}
 		}
 	}
+	dirs, err := defaultParentDirs()
+	if err != nil {
+		return nil, err
+	}
+	o.image.ParentDirs = append(o.image.ParentDirs, dirs...)
 	return &o, nil
 }
 

@@ -29,6 +29,16 @@ func (d *Folder) Open(name string, flags int) (*os.File, error) {
 	return reopen(fd, d.fd, name, d.Join(name), flags, 0)
 }
 
+// Follow opens the regular file or block device that name in the folder leads to, wherever that is: for a name that the
+// user of the program has chosen. Errors and the file name it path.
+func (d *Folder) Follow(name, path string, flags int) (*os.File, error) {
+	fd, err := unix.Openat(d.fd, name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return reopen(fd, d.fd, name, path, flags, 0)
+}
+
 // OpenFolder opens the directory at the relative path name, as Open does.
 func (d *Folder) OpenFolder(name string) (*Folder, error) {
 	fd, err := d.walk(name)

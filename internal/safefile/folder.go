@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,8 +31,17 @@ func OpenFolder(path string) (*Folder, error) {
 
 // Split opens the folder of the file at path, and returns the name of the file in it.
 func Split(path string) (*Folder, string, error) {
-	d, err := OpenFolder(filepath.Dir(path))
-	return d, filepath.Base(path), err
+	dir, name := ".", strings.TrimRight(path, "/")
+	switch i := strings.LastIndexByte(name, '/'); {
+	case name == "" && path != "":
+		dir, name = "/", "."
+	case i == 0:
+		dir, name = "/", name[1:]
+	case i > 0: // not cleaned: ".." behind a symbolic link leads elsewhere
+		dir, name = name[:i], name[i+1:]
+	}
+	d, err := OpenFolder(dir)
+	return d, name, err
 }
 
 // Find finds the regular file at path, and follows symbolic links as open(2) does: the folder in which it has a name, that
