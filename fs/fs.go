@@ -89,6 +89,7 @@ type fileSystem struct {
 	writable bool
 	sync     bool // every change is durable when it is answered
 	directIO bool // nothing is cached by the kernel
+	unsent   bool // the kernel may hold writes that were not sent yet
 	root     fuse.Attr
 	file     fuse.Attr
 	statfs   fuse.StatfsOut
@@ -115,6 +116,7 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		writable:      disk.Writable(),
 		sync:          o.Flags&unix.MS_SYNCHRONOUS != 0,
 		directIO:      o.DirectIO,
+		unsent:        o.WritebackCache && disk.Writable(),
 		access:        o.callerAllowed(),
 		failures:      newFailureLog(o.Log),
 		compactor:     compactor{disk: disk},

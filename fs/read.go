@@ -134,7 +134,8 @@ func readCached(p []byte, e vhdx.Extent) bool {
 	return err == nil && n == len(p)
 }
 
-// Lseek serves SEEK_DATA and SEEK_HOLE; the kernel does the rest itself.
+// Lseek serves SEEK_DATA and SEEK_HOLE; the kernel does the rest itself. While the kernel may hold writes that were not sent
+// yet, all is data: it does not send them before it asks.
 func (f *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	if in.NodeId != diskNode {
 		return fuse.EINVAL
@@ -145,13 +146,17 @@ func (f *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekO
 	off := int64(in.Offset)
 	var to int64
 	var err error
-	switch in.Whence {
-	case unix.SEEK_DATA:
-		to, err = f.disk.SeekData(off)
-	case unix.SEEK_HOLE:
-		to, err = f.disk.SeekHole(off)
-	default:
+	switch {
+	case in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE:
 		return fuse.EINVAL
+	case f.unsent && in.Whence == unix.SEEK_DATA:
+		to = off
+	case f.unsent:
+		to = f.disk.Size()
+	case in.Whence == unix.SEEK_DATA:
+		to, err = f.disk.SeekData(off)
+	default:
+		to, err = f.disk.SeekHole(off)
 	}
 	switch {
 	case errors.Is(err, io.EOF): // no data follows; no error either, so it is not logged

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // With the kernel collecting writes, a disk holds the same as without.
@@ -68,5 +70,22 @@ func TestWritebackCacheBeyondTheEnd(t *testing.T) {
 	if fi, err := os.Stat(s.disk); err != nil || fi.Size() != 4*mib {
 		t.Errorf("%d bytes, %v", fi.Size(), err)
 	}
+	s.end(t)
+}
+
+// What the kernel has not sent yet is data to who looks for holes, as a copy does.
+func TestWritebackCacheHasNoHoles(t *testing.T) {
+	s := serve(t, create(t, "16MiB"), "-o", "writeback_cache")
+	f := openDisk(t, s.disk, 0)
+	if _, err := f.WriteAt(fill(3), 8*mib); err != nil {
+		t.Fatal(err)
+	}
+	if off, err := f.Seek(9*mib-4096, unix.SEEK_HOLE); err != nil || off != 16*mib {
+		t.Errorf("SEEK_HOLE gives %d, %v; want the end of the disk", off, err)
+	}
+	if off, err := f.Seek(8*mib, unix.SEEK_DATA); err != nil || off != 8*mib {
+		t.Errorf("SEEK_DATA gives %d, %v; want what was written", off, err)
+	}
+	f.Close()
 	s.end(t)
 }

@@ -6,16 +6,25 @@ import (
 	"io/fs"
 	"math"
 	"os"
-	"vhdxfs/internal/safefile"
+	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/safefile"
 )
 
 // A hostFile is an image file of the operating system: a regular file or a block device.
-type hostFile struct{ *os.File }
+type hostFile struct {
+	*os.File
+	host func() host // of its file system
+}
 
 // Of returns f, which is a regular file or a block device, as a File. Both are closed by either's Close.
-func Of(f *os.File) File { return &hostFile{f} }
+func Of(f *os.File) File {
+	h := &hostFile{File: f}
+	h.host = sync.OnceValue(h.findHost)
+	return h
+}
 
 // Open opens the image file at path. It does not wait, as opening a named pipe would, and refuses what is neither a regular
 // file nor a block device without opening it; see safefile.Open.
@@ -99,30 +108,54 @@ func (f *hostFile) IsDevice() bool {
 	return err == nil && !st.Mode().IsRegular()
 }
 
-// noHoles are the file systems on which a hole makes Windows refuse the file, or which may be a way to such a
-// one: NTFS marks the file as sparse for good.
-var noHoles = map[int64]bool{
-	unix.EXFAT_SUPER_MAGIC: true,
-	unix.MSDOS_SUPER_MAGIC: true,
-	unix.CIFS_SUPER_MAGIC:  true,
-	unix.SMB2_SUPER_MAGIC:  true,
-	unix.SMB_SUPER_MAGIC:   true,
-	unix.V9FS_MAGIC:        true,
-	unix.FUSE_SUPER_MAGIC:  true, // ntfs-3g, and others that cannot be told apart
-	0x5346544e:             true, // NTFS
-	0x7366746e:             true, // NTFS, the newer driver
+// A host is what has to be known of a file system before holes are made in a file or believed.
+type host struct {
+	// A hole makes Windows refuse the file, or the file system may be a way to such a one: NTFS marks the file as sparse
+	// for good.
+	noHoles bool
+	// SEEK_DATA and SEEK_HOLE know of what was written and is not on the disk yet. A hole that is none costs data, where
+	// a block is given up, or not copied, because it lies in one.
+	knowsHoles bool
+}
+
+// hosts are the file systems by the number that statfs(2) gives. Of others it is not known that they know their holes: a
+// FUSE file system with a writeback cache asks its server, which has not seen yet what was written; NFS and SMB ask theirs;
+// ZFS has given wrong answers; overlayfs gives those of another one.
+var hosts = map[int64]host{
+	unix.EXT4_SUPER_MAGIC:  {knowsHoles: true}, // ext2 and ext3, too
+	unix.XFS_SUPER_MAGIC:   {knowsHoles: true},
+	unix.BTRFS_SUPER_MAGIC: {knowsHoles: true},
+	unix.TMPFS_MAGIC:       {knowsHoles: true}, // and that of devices, which have no holes
+
+	unix.EXFAT_SUPER_MAGIC: {noHoles: true},
+	unix.MSDOS_SUPER_MAGIC: {noHoles: true},
+	unix.CIFS_SUPER_MAGIC:  {noHoles: true},
+	unix.SMB2_SUPER_MAGIC:  {noHoles: true},
+	unix.SMB_SUPER_MAGIC:   {noHoles: true},
+	unix.V9FS_MAGIC:        {noHoles: true},
+	unix.FUSE_SUPER_MAGIC:  {noHoles: true}, // ntfs-3g, and others that cannot be told apart
+	0x5346544e:             {noHoles: true}, // NTFS
+	0x7366746e:             {noHoles: true}, // NTFS, the newer driver
+}
+
+func (f *hostFile) findHost() host {
+	var st unix.Statfs_t
+	err := f.control("look at the file system of", func(fd int) error { return unix.Fstatfs(fd, &st) })
+	if err != nil {
+		return host{noHoles: true}
+	}
+	return hosts[int64(st.Type)]
 }
 
 // Sparse reports whether the file may have holes.
-func (f *hostFile) Sparse() bool {
-	var st unix.Statfs_t
-	err := f.control("look at the file system of", func(fd int) error { return unix.Fstatfs(fd, &st) })
-	return err == nil && !noHoles[int64(st.Type)]
-}
+func (f *hostFile) Sparse() bool { return !f.host().noHoles }
 
 // NextData returns the first offset at or after off that may hold other bytes than zero, and io.EOF when none
-// follows. File systems that do not know their holes have none.
+// follows. File systems that do not know their holes, or not at any moment, have none.
 func (f *hostFile) NextData(off int64) (next int64, err error) {
+	if !f.host().knowsHoles {
+		return f.noHole(off)
+	}
 	err = f.control("find data in", func(fd int) error {
 		next, err = unix.Seek(fd, off, unix.SEEK_DATA)
 		return err
@@ -137,8 +170,11 @@ func (f *hostFile) NextData(off int64) (next int64, err error) {
 }
 
 // NextHole returns the first offset at or after off from which on some bytes are known to be zero, the end of the file
-// among them. File systems that do not know their holes have none.
+// among them. File systems that do not know their holes, or not at any moment, have none.
 func (f *hostFile) NextHole(off int64) (next int64, err error) {
+	if !f.host().knowsHoles {
+		return math.MaxInt64, nil
+	}
 	err = f.control("find a hole in", func(fd int) error {
 		next, err = unix.Seek(fd, off, unix.SEEK_HOLE)
 		return err
@@ -150,6 +186,15 @@ func (f *hostFile) NextHole(off int64) (next int64, err error) {
 		return math.MaxInt64, nil
 	}
 	return next, err
+}
+
+// noHole is NextData for a file whose holes are not known.
+func (f *hostFile) noHole(off int64) (int64, error) {
+	size, err := f.Size()
+	if err == nil && off >= size {
+		err = io.EOF
+	}
+	return off, err
 }
 
 // control calls do with the file descriptor, again when a signal interrupts it.
