@@ -12,8 +12,7 @@ const lostSearch = 1 << 30
 
 // lostBlocks looks for data in space that nothing uses, where the BAT looks as if it had been overwritten with zeros: it says
 // nothing of any block, or, of a fixed disk, whose blocks all have a place, it has a page of zeros. It returns the file offset
-// of the first such data, and 0 where there is none. In other disks a page of zeros is usual, and so is unused space that
-// holds old data, so that both tell nothing.
+// of the first such data, and 0 where there is none.
 func (l *layer) lostBlocks() (off int64, err error) {
 	if l.space == nil || l.space.free() == 0 {
 		return 0, nil
@@ -21,9 +20,35 @@ func (l *layer) lostBlocks() (off int64, err error) {
 	if l.blockCounts().NotPresent < l.geo.payloadBlocks() && !(l.keepsBlocks() && l.anyZeroPage()) {
 		return 0, nil
 	}
-	left := int64(lostSearch)
+	return l.unusedData(l.size, 1)
+}
+
+// lostPageBlocks is how many blocks full of data have to be unused before a page of zeros is thought to be lost. A crash
+// leaves some, and a page of zeros is usual.
+const lostPageBlocks = 16
+
+// warnLostPage warns where a page of the BAT of a dynamic disk is zero, and many blocks between those in use are not in use
+// and hold data. Where the file can have holes, what was trimmed holds none, or seldom.
+func (l *layer) warnLostPage() error {
+	if s, ok := l.file.(interface{ Sparse() bool }); l.space == nil || !ok || !s.Sparse() || l.geo.hasParent || l.replay != nil || !l.anyZeroPage() {
+		return nil
+	}
+	off, err := l.unusedData(l.space.end(), lostPageBlocks*l.geo.blockSize/mib)
+	if err != nil || off == 0 {
+		return err
+	}
+	l.lost = true
+	l.warn("BAT", l.batOffset(), "a part of the BAT is zero, and space that nothing uses holds data, from %#x on: if a part of the disk is missing, "+
+		"the BAT may have been overwritten. Do not compact the image before you have looked at the disk; if nothing is missing, compact reclaims the space", off)
+	return nil
+}
+
+// unusedData returns the file offset of the first MiB before end that nothing uses and that is not zero, where there are so
+// many, and 0 where there are not.
+func (l *layer) unusedData(end, need int64) (first int64, err error) {
+	found, left := int64(0), int64(lostSearch)
 	buf := make([]byte, mib)
-	for at := int64(0); at < l.size && left > 0; at += mib {
+	for at := int64(0); at < min(end, l.size) && left > 0; at += mib {
 		if i := at / mib; l.space.words[i/64]&(1<<(i%64)) != 0 {
 			continue
 		}
@@ -37,8 +62,14 @@ func (l *layer) lostBlocks() (off int64, err error) {
 		if err := readFull(l.file, buf[:n], at, "unused space"); err != nil {
 			return 0, err
 		}
-		if !allZero(buf[:n]) {
-			return at, nil
+		if allZero(buf[:n]) {
+			continue
+		}
+		if found++; found == 1 {
+			first = at
+		}
+		if found == need {
+			return first, nil
 		}
 	}
 	return 0, nil
@@ -66,8 +97,11 @@ func (im *Image) LostBlocks() (int64, error) {
 // warnLost warns of data that blocks may have lost.
 func (l *layer) warnLost() error {
 	off, err := l.lostBlocks()
-	if err != nil || off == 0 {
+	if err != nil {
 		return err
+	}
+	if off == 0 {
+		return l.warnLostPage()
 	}
 	l.lost = true
 	what := "no block is present"

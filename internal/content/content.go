@@ -13,7 +13,7 @@ import (
 type Kind struct {
 	name  string // with its article
 	group group
-	tool  string // command that helps, without the name of the file
+	tool  string // command that helps, without the name of the file; of an image, what qemu-img has to be told
 }
 
 // A group says what can be done with a kind.
@@ -36,7 +36,7 @@ var (
 	MBR         = &Kind{name: "a raw disk with a boot sector or an MBR partition table"}
 	VHDX        = &Kind{name: "a VHDX image", group: vhdx}
 	DamagedVHDX = &Kind{name: "a VHDX image without its file type identifier", group: vhdx} // headers, region tables or metadata are there
-	VHD         = &Kind{name: "an old VHD image", group: image}
+	VHD         = &Kind{name: "an old VHD image", group: image, tool: "-f vpc "} // qemu-img does not see that a fixed one is none that is raw
 )
 
 var (
@@ -207,7 +207,7 @@ func (k *Kind) Advice(path string) string {
 	}
 	switch k.group {
 	case image:
-		return fmt.Sprintf("convert it to a raw disk first: qemu-img convert -O raw %s disk.raw", name)
+		return fmt.Sprintf("convert it to a raw disk first: qemu-img convert %s-O raw %s disk.raw", k.tool, name)
 	case compressed:
 		if path == "-" {
 			return "decompress it first: put " + k.tool + " into the pipe"
