@@ -36,7 +36,7 @@ var (
 	MBR         = &Kind{name: "a raw disk with a boot sector or an MBR partition table"}
 	VHDX        = &Kind{name: "a VHDX image", group: vhdx}
 	DamagedVHDX = &Kind{name: "a VHDX image without its file type identifier", group: vhdx} // headers, region tables or metadata are there
-	VHD         = &Kind{name: "an old VHD image", group: image, tool: "-f vpc "} // qemu-img does not see that a fixed one is none that is raw
+	VHD         = &Kind{name: "an old VHD image", group: image, tool: "-f vpc "}            // qemu-img does not see that a fixed one is none that is raw
 )
 
 var (
