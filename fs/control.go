@@ -2,6 +2,7 @@ package fs
 
 import (
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +23,26 @@ func (c *control) Set(name string, value []byte) syscall.Errno {
 	if c.s.readOnly() { // which the kernel says of an attribute that is set
 		return unix.EROFS
 	}
+	if name == mounts.CleanOrder {
+		if c.s.fs.disk.Clean() != nil {
+			return unix.EIO
+		}
+		return 0
+	}
 	return syscall.Errno(c.s.fs.order(name, value))
+}
+
+// holdPatience is how long it is tried to find a moment without changes.
+const holdPatience = time.Second
+
+// Hold finds a moment in which nothing changes the disk, and keeps changes waiting from then on until release.
+func (c *control) Hold() (release func(), held bool) {
+	for end := time.Now().Add(holdPatience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if c.s.disk.mu.TryLock() { // and not Lock: what goes on may take long, and later changes would wait for it, too
+			return c.s.disk.mu.Unlock, true
+		}
+	}
+	return func() {}, false
 }
 
 // Alive reports whether the mount is still there. When it has gone, another may have the number of its device.

@@ -15,7 +15,7 @@ var errFenced = errors.New("the disk is being closed")
 type fencedDisk struct {
 	Disk
 
-	mu     sync.RWMutex // held shared by every change
+	mu     sync.RWMutex // held shared by every change, and alone while none may begin
 	closed bool         // guarded by mu
 }
 

@@ -391,8 +391,6 @@ func TestToolsKeepTheLocks(t *testing.T) {
 		{"flatten", img, out},
 		{"compare", img, raw},
 		{"diff", img, raw},
-		{"map", "--draw", img},
-		{"chain", img},
 	} {
 		refusedBy(t, s.cmd.Process.Pid, img, args...)
 	}

@@ -106,3 +106,38 @@ func TestParentInUse(t *testing.T) {
 		t.Errorf("status %d, %q", r.status, r.stderr)
 	}
 }
+
+// What is mounted for writing can be looked at, by any of its names, also while it is written.
+func TestLookAtMountedImage(t *testing.T) {
+	base := create(t, "64MiB", "--block-size", "1MiB")
+	kid := filepath.Join(filepath.Dir(base), "kid.avhdx")
+	mustVhdxfs(t, "snapshot", base, kid)
+	l := attachImage(t, kid)
+	stop := make(chan struct{})
+	ended := make(chan struct{})
+	go func() { // each write allocates a block, or trims one
+		defer close(ended)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			at := int64(i%64) * mib
+			exec.Command("dd", "if=/dev/urandom", "of="+l.MountPoint+"/disk.raw", "bs=4k", "count=1", "conv=notrunc,fsync", fmt.Sprintf("seek=%d", at/4096)).Run()
+			exec.Command("fallocate", "--punch-hole", "--offset", fmt.Sprint(at), "--length", "1MiB", l.MountPoint+"/disk.raw").Run()
+		}
+	}()
+	defer func() { close(stop); <-ended }()
+	commands := [][]string{{"info"}, {"info", "--json"}, {"check"}, {"map"}, {"diff"}, {"chain"}}
+	for i, name := range []string{kid, l.MountPoint, l.MountPoint + "/disk.raw", l.Devices[0].Device} {
+		for _, args := range commands[:max(1, len(commands)-5*i)] { // all of them by one of the names
+			if out := mustVhdxfs(t, append(args, name)...); args[0] != "diff" && !strings.Contains(out, kid) && args[0] != "map" {
+				t.Errorf("%s %s: %s", args[0], name, out)
+			}
+		}
+	}
+	if out := mustVhdxfs(t, "chain", filepath.Dir(kid)); !strings.Contains(out, "kid.avhdx") || !strings.Contains(out, "linked") {
+		t.Errorf("chain of the folder: %s", out)
+	}
+}

@@ -36,13 +36,21 @@ created; "parent unusable" if the parent is damaged or in use.`,
 			if err != nil {
 				return err
 			}
+			args, err = imagesNamed(args)
+			if err != nil {
+				return err
+			}
 			paths, err := imagesIn(args)
 			if err != nil {
 				return err
 			}
 			f := newForest()
 			for _, path := range paths {
-				k, err := vhdx.Chain(path, o.image)
+				var k *vhdx.Link
+				err := beside(cmd, o.image, func(o vhdx.Options) (err error) {
+					k, err = vhdx.Chain(path, o)
+					return err
+				})
 				if err != nil {
 					if len(args) == 1 && args[0] == path {
 						return err

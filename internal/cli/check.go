@@ -90,7 +90,15 @@ func (c *checkCommand) run(cmd *cobra.Command, args []string) error {
 	case c.repairs:
 		return c.mend(cmd, args[0], o.image)
 	}
-	r, err := vhdx.Check(args[0], o.image)
+	path, err := imageNamed(args[0])
+	if err != nil {
+		return err
+	}
+	var r *vhdx.Report
+	err = beside(cmd, o.image, func(o vhdx.Options) (err error) {
+		r, err = vhdx.Check(path, o)
+		return err
+	})
 	if err != nil {
 		return err
 	}

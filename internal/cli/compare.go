@@ -156,20 +156,30 @@ Each range is data, or zero if there is nothing to copy.`,
 			return exactArgs("IMAGE")(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list := newRangeList(cmd, c.json)
 			ctx, stop := interruptible(cmd.Context())
 			defer stop()
-			var err error
-			switch {
-			case len(args) == 2:
-				err = c.withDisks(args, func(a, b *disk.Disk) error { return c.ranges(cmd, ctx, a, b, list.add) })
-			default:
-				err = c.changes(cmd, ctx, args[0], depth, content, list.add)
+			if len(args) == 2 {
+				list := newRangeList(cmd, c.json)
+				if err := c.withDisks(args, func(a, b *disk.Disk) error { return c.ranges(cmd, ctx, a, b, list.add) }); err != nil {
+					return interrupted(err, "the list is not complete")
+				}
+				return list.end()
 			}
+			path, err := imageNamed(args[0])
 			if err != nil {
-				return interrupted(err, "the list is not complete")
+				return err
 			}
-			return list.end()
+			o, err := parseOptions(c.options, aboutImage)
+			if err != nil {
+				return err
+			}
+			return beside(cmd, o.image, func(o vhdx.Options) error {
+				list := newRangeList(cmd, c.json)
+				if err := c.changes(cmd, ctx, path, o, depth, content, list.add); err != nil {
+					return interrupted(err, "the list is not complete")
+				}
+				return list.end()
+			})
 		},
 		ValidArgsFunction: completeImage,
 	}
@@ -180,12 +190,8 @@ Each range is data, or zero if there is nothing to copy.`,
 }
 
 // changes lists what the first depth images of a chain changed.
-func (c *compareFlags) changes(cmd *cobra.Command, ctx context.Context, path string, depth int, content bool, report func(compare.Range) error) error {
-	o, err := parseOptions(c.options, aboutImage)
-	if err != nil {
-		return err
-	}
-	return withImage(path, o.image, func(im *vhdx.Image) error {
+func (c *compareFlags) changes(cmd *cobra.Command, ctx context.Context, path string, o vhdx.Options, depth int, content bool, report func(compare.Range) error) error {
+	return withImage(path, o, func(im *vhdx.Image) error {
 		chain := chainPaths(im.Info())
 		if len(chain) == 1 {
 			return usageError("%s has no parent; name two disks: vhdxfs diff OLD NEW", path)
@@ -197,13 +203,13 @@ func (c *compareFlags) changes(cmd *cobra.Command, ctx context.Context, path str
 			return compare.Layers(im, depth, report)
 		}
 		// The parents of the parent are those of the image, as they were found.
-		below := o.image
+		below := o
 		below.Parents = chain[depth+1:]
 		base, err := disk.Open(chain[depth], disk.VHDX, below)
 		if err != nil {
 			return err
 		}
-		top, err := disk.Open(path, disk.VHDX, o.image)
+		top, err := disk.Open(path, disk.VHDX, o)
 		if err != nil {
 			return errors.Join(err, base.Close())
 		}

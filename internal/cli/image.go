@@ -25,7 +25,11 @@ func (c *imageCommand) command(cmd *cobra.Command, run func(cmd *cobra.Command, 
 		if err != nil {
 			return err
 		}
-		return run(cmd, args, o.image)
+		paths, err := imagesNamed(args)
+		if err != nil {
+			return err
+		}
+		return beside(cmd, o.image, func(o vhdx.Options) error { return run(cmd, paths, o) })
 	}
 	addJSON(cmd, &c.json)
 	addImageOptions(cmd, &c.options)

@@ -30,7 +30,11 @@ type request struct {
 	Names []string // of attributes to be told
 	Set   string   // name of an attribute to be set, "" for none
 	Value []byte
+	Hold  bool // no change of the disk begins until the connection ends, or maxHold is over
 }
+
+// maxHold is how long changes of a disk wait at the most for a program that looks at the image.
+const maxHold = 3 * time.Second
 
 const (
 	maxRequest     = 1 << 20 // bytes
@@ -41,7 +45,8 @@ const (
 type Handler interface {
 	Get(name string) (value string, ok bool)
 	Set(name string, value []byte) syscall.Errno
-	Alive() bool // whether the mount is there, and its device not that of another
+	Hold() (release func(), held bool) // keeps changes of the disk waiting
+	Alive() bool                       // whether the mount is there, and its device not that of another
 }
 
 // Serve answers for the mount with a device until the listener that it returns is closed. An error means that the mount
@@ -101,7 +106,17 @@ func reply(c net.Conn, h Handler) {
 	if !h.Alive() {
 		return
 	}
+	if r.Hold {
+		release, held := h.Hold()
+		if !held {
+			a.Errno = unix.EBUSY
+		}
+		defer release()
+	}
 	_ = json.NewEncoder(c).Encode(a) // a program that has gone needs no answer
+	if r.Hold && a.Errno == 0 && c.SetDeadline(time.Now().Add(maxHold)) == nil {
+		_, _ = c.Read(make([]byte, 1)) // it ends with the connection
+	}
 }
 
 // peerOf returns the process at the other end of a connection, as the kernel knows it.

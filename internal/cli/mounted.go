@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vhdxfs/internal/mounts"
+	"vhdxfs/vhdx"
+)
+
+// An image that this program has mounted for writing can be looked at all the same. Its file is read without locks, after
+// its server has made it clean, and what was found counts if headers and log did not change meanwhile: the server changes
+// other metadata only after it has logged the change.
+
+// imageNamed returns the path of the image that a name stands for: itself, or that of the mount which is named by its
+// mount point, its file or a device on it.
+func imageNamed(name string) (string, error) {
+	var m *activeMount
+	at, err := mounts.Locate(name)
+	if err != nil {
+		return name, nil // which opening it tells
+	}
+	if at.Mount != nil && at.Mount.FSType == mounts.Type {
+		if m, err = findMounted(name); err != nil {
+			return "", err
+		}
+	} else {
+		st, err := os.Stat(name)
+		if err != nil || st.Mode().IsRegular() {
+			return name, nil
+		}
+		if m, err = findMounted(name); err != nil || m.imageID == mounts.FileID(st) {
+			return name, nil // a folder of images, or an image in a device
+		}
+	}
+	switch {
+	case m.State == stateUnknown:
+		return "", fmt.Errorf("%s: %w", m.MountPoint, m.reason)
+	case m.State != stateServing:
+		return "", fmt.Errorf("%s: the mount of %s is %s", m.MountPoint, m.Image, m.State)
+	}
+	for _, path := range []string{m.Image, m.ImageNow, openBy(m)} {
+		if st, err := os.Stat(path); err == nil && (m.imageID == "" || mounts.FileID(st) == m.imageID) {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s: the mounted image %s has no name here", m.MountPoint, m.Image)
+}
+
+// openBy returns a path to the image's file as its server has it open, for one that has no other name here. It is "" where
+// there is none.
+func openBy(m *activeMount) string {
+	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", m.PID)) // the pattern is a good one
+	for _, l := range links {
+		if to, err := os.Readlink(l); err != nil || !strings.HasPrefix(to, m.Image) && to != m.ImageNow {
+			continue
+		}
+		if st, err := os.Stat(l); err == nil && mounts.FileID(st) == m.imageID {
+			return l
+		}
+	}
+	return ""
+}
+
+// imagesNamed is imageNamed for each of the names.
+func imagesNamed(names []string) (paths []string, err error) {
+	for _, name := range names {
+		path, err := imageNamed(name)
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, path)
+	}
+	return paths, nil
+}
+
+// Reading an image beside its server is tried again for a while, where the server was writing.
+const (
+	besideTries = 8
+	besideHold  = 1 // from this try on, changes wait meanwhile
+	besidePause = 50 * time.Millisecond
+)
+
+// beside calls read, which reads images with the given options and prints what it finds. Where one is mounted by this
+// program for writing, read is called again without locks until it has met no change, and only what it prints then appears.
+func beside(cmd *cobra.Command, o vhdx.Options, read func(vhdx.Options) error) error {
+	err := read(o)
+	var locked *vhdx.LockedError
+	if !errors.As(err, &locked) || o.Writable || o.Lock != "" && o.Lock != vhdx.LockOn {
+		return err
+	}
+	m := mountServedBy(locked.Holders)
+	st, serr := os.Stat(locked.Path)
+	if m == nil || serr != nil || m.State != stateServing || m.imageID != mounts.FileID(st) {
+		return explainLock(err)
+	}
+	out := cmd.OutOrStdout()
+	defer cmd.SetOut(out)
+	o.Lock = vhdx.LockOff
+	for try := range besideTries {
+		time.Sleep(time.Duration(try) * besidePause)
+		_ = mounts.Clean(m.MountPoint) // else it has a log, which is as good
+		release := func() {}
+		if try >= besideHold {
+			release = mounts.Hold(m.MountPoint)
+		}
+		var printed bytes.Buffer
+		cmd.SetOut(&printed)
+		before, berr := fingerprint(locked.Path)
+		err = read(o)
+		after, aerr := fingerprint(locked.Path)
+		release()
+		if berr == nil && aerr == nil && before == after {
+			_, werr := out.Write(printed.Bytes())
+			return errors.Join(err, werr)
+		}
+	}
+	return fmt.Errorf("%s is mounted on %s and written all the time; try again when less is written", locked.Path, m.MountPoint)
+}
+
+// headersEnd is where headers and region tables end, in bytes (MS-VHDX 2.2).
+const headersEnd = 1 << 20
+
+// fingerprint returns a checksum of the headers and the log of the image at path.
+func fingerprint(path string) (sum [sha256.Size]byte, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return sum, err
+	}
+	defer f.Close()
+	im, err := vhdx.Open(path, vhdx.Options{Lock: vhdx.LockOff, Salvage: true})
+	if err != nil {
+		return sum, err
+	}
+	log := im.Info().Log
+	if err := im.Close(); err != nil {
+		return sum, err
+	}
+	h := sha256.New()
+	for _, r := range []*io.SectionReader{io.NewSectionReader(f, 0, headersEnd), io.NewSectionReader(f, int64(log.Offset), int64(log.Length))} {
+		if _, err := io.Copy(h, r); err != nil {
+			return sum, err
+		}
+	}
+	return [sha256.Size]byte(h.Sum(nil)), nil
+}
