@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"io"
 	"syscall"
 	"time"
 
@@ -58,7 +59,11 @@ func (s *Server) serveControl(device int) (end func()) {
 	if err != nil || s.device == "" {
 		return func() {}
 	}
-	socket, err := mounts.Serve(s.device, &control{s, fd}, s.log)
+	var socket io.Closer
+	bound, err := s.mounter.ControlSocket()
+	if err == nil {
+		socket, err = mounts.Serve(bound, &control{s, fd}, s.log)
+	}
 	if err != nil {
 		s.log.WithError(err).Debug("no socket; the mount is asked by its attributes")
 		unix.Close(fd)

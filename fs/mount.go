@@ -60,6 +60,7 @@ type Options struct {
 
 	BeforeUnmount func() // called when Server.Unmount begins; nil does nothing
 
+	Sandbox string  // how the process is confined, as the attribute user.vhdx.sandbox tells it
 	Mounter Mounter // mounts and unmounts; nil is one that does so in this process
 
 	Log logrus.FieldLogger // errors of requests; nil is logrus's standard logger

@@ -16,6 +16,8 @@ import (
 type Mounter interface {
 	// Mount mounts a connection, which the caller has to answer, and returns its descriptor.
 	Mount(readOnly bool) (fd int, err error)
+	// ControlSocket returns the descriptor of the socket by which the mount is asked, mounts.Bind.
+	ControlSocket() (fd int, err error)
 	// Accepted is called when the kernel's first request is answered. It sets what could not be set before.
 	Accepted()
 	// Unmount is Server.Unmount.
@@ -62,6 +64,8 @@ func deviceAt(path string) string {
 	}
 	return ""
 }
+
+func (m *mounter) ControlSocket() (int, error) { return mounts.Bind(m.device) }
 
 // Accepted lets the kernel read ahead as much as one request can carry: at mount it allows 128 KiB and no more. Only
 // root may change that; for others reading is somewhat slower, which is no error.

@@ -42,6 +42,9 @@ func servedXAttrs(o *Options, writable bool) map[string]string {
 		mode = "rw"
 	}
 	values := map[string]string{"pid": strconv.Itoa(os.Getpid()), "mode": mode}
+	if o.Sandbox != "" {
+		values["sandbox"] = o.Sandbox
+	}
 	if ns, err := os.Readlink("/proc/self/ns/pid"); err == nil { // the number of a process means nothing in another
 		values["pid_namespace"] = ns
 	}

@@ -71,8 +71,6 @@ func TestAttachSweeps(t *testing.T) {
 		t.Errorf("%s is mounted: %v, there: %v", dir, mounted, there(dir))
 	}
 	for _, pid := range daemons(dir) {
-		monitor := monitorOf(t, pid) // which would remove the folder
-		syscall.Kill(monitor, syscall.SIGKILL)
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	unmount(t, dir)

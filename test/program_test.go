@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,15 +17,16 @@ import (
 
 // A build is the program, built when a test first asks for it.
 type build struct {
-	name  string
-	flags []string
-	once  sync.Once
-	err   error
+	name   string
+	flags  []string
+	static bool // without cgo, as a release is
+	once   sync.Once
+	err    error
 }
 
 var (
-	program = build{name: "vhdxfs", flags: raceFlags}          // what nearly all tests run
-	release = build{name: "vhdxfs-release", flags: []string{}} // never with the race detector, which takes memory
+	program = build{name: "vhdxfs", flags: raceFlags}                        // what nearly all tests run
+	release = build{name: "vhdxfs-release", flags: []string{}, static: true} // never with the race detector, which takes memory
 )
 
 // path builds the program if need be and returns where it is.
@@ -32,8 +34,11 @@ func (b *build) path(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(root, b.name)
 	b.once.Do(func() {
-		args := append([]string{"build", "-o", path}, b.flags...)
-		if out, err := command("go", append(args, "vhdxfs")...); err != nil {
+		args := slices.Concat([]string{"go", "build", "-o", path}, b.flags, []string{"vhdxfs"})
+		if b.static {
+			args = append([]string{"CGO_ENABLED=0"}, args...)
+		}
+		if out, err := command("env", args...); err != nil {
 			b.err = fmt.Errorf("%w\n%s", err, out)
 		}
 	})

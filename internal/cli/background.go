@@ -88,7 +88,11 @@ func selfPath() (string, error) {
 }
 
 // A readiness is where a process in the background reports that it is ready. It is nil in any other.
-type readiness struct{ pipe *os.File }
+type readiness struct {
+	pipe   *os.File
+	null   *os.File    // /dev/null
+	syslog *syslogHook // nil where none is wanted, or there is none
+}
 
 // takeReadiness returns what startBackground has left for this process, and removes all trace of it, so that
 // no program that is started from here takes itself for one in the background.
@@ -99,18 +103,25 @@ func takeReadiness() *readiness {
 		return nil
 	}
 	unix.CloseOnExec(fd)
-	return &readiness{os.NewFile(uintptr(fd), "readiness")}
+	return &readiness{pipe: os.NewFile(uintptr(fd), "readiness")}
+}
+
+// prepare opens what report needs, which it cannot open any more once the process is confined.
+func (r *readiness) prepare(o *options, k keeper) (err error) {
+	if r.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
+		return err
+	}
+	if o.log == "" {
+		r.syslog, _ = newSyslogHook(k.DialSyslog) // without one, report says so
+	}
+	return nil
 }
 
 // report leaves the caller's session, its terminal and its working directory, and tells the caller that the
 // mount is there. It fails when the caller has gone meanwhile: then nobody knows of the mount.
 func (r *readiness) report(o *options, log *logrus.Logger) error {
 	defer r.pipe.Close()
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
+	defer r.null.Close()
 	if _, err := unix.Setsid(); err != nil && !errors.Is(err, unix.EPERM) { // EPERM: it leads a session already
 		return os.NewSyscallError("setsid", err)
 	}
@@ -118,7 +129,9 @@ func (r *readiness) report(o *options, log *logrus.Logger) error {
 		return err
 	}
 	if o.log == "" {
-		if err := toSyslog(log); err != nil {
+		if r.syslog != nil {
+			r.syslog.take(log)
+		} else {
 			log.Warn(noSyslog)
 			log.SetOutput(io.Discard)
 		}
@@ -128,7 +141,7 @@ func (r *readiness) report(o *options, log *logrus.Logger) error {
 		stdio = stdio[:2]
 	}
 	for _, fd := range stdio {
-		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+		if err := unix.Dup3(int(r.null.Fd()), fd, 0); err != nil {
 			return os.NewSyscallError("dup3", err)
 		}
 	}

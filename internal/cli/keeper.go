@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"os"
 	"path/filepath"
 	"sync"
 
@@ -8,6 +9,7 @@ import (
 
 	mount "vhdxfs/fs"
 	"vhdxfs/internal/mounts"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // A keeper does for a mount what the process that serves it may not do itself once it is confined: all that takes
@@ -20,20 +22,33 @@ type keeper interface {
 	Announce(background bool) error
 	// End takes away what is not needed any more: the pidfile, the entry in the table, the mount point of attach.
 	End()
+	// LockHolders names the programs that hold locks on a file.
+	LockHolders(imagefile.FileID) (names string, pids []int)
+	// MountServedBy returns the mount that one of the processes serves, and nil where there is none.
+	MountServedBy(pids []int) *activeMount
+	// DialSyslog returns the descriptor of a connection to syslog.
+	DialSyslog() (int, error)
 	// Gone is closed when there is no keeper any more, and nothing can be unmounted.
 	Gone() <-chan struct{}
 }
 
 // startKeeper starts the keeper of a mount.
-func startKeeper(o *options, log *logrus.Logger) (keeper, error) { return startMonitor(o, log) }
+func startKeeper(o *options, log *logrus.Logger) (keeper, error) {
+	if o.sandbox == sandboxOff {
+		k := newLocalKeeper(o, os.Getpid(), log)
+		k.folder = keepRunDir(o.mount.MountPoint)
+		return k, nil
+	}
+	return startMonitor(o, log)
+}
 
 // A localKeeper is a keeper that works in this process.
 type localKeeper struct {
 	mount.Mounter
 	o      *options
 	log    logrus.FieldLogger
-	pid    int         // of the process that serves the mount
-	folder *keptRunDir // of the mount point, if attach has made it
+	pid    int      // of the process that serves the mount
+	folder *os.File // the lock of the mount point, if attach has made it, and this is the process that serves
 
 	dir       string // the mount point, as the mount table has it; "" until something is mounted
 	announced bool
@@ -46,10 +61,11 @@ func newLocalKeeper(o *options, pid int, log logrus.FieldLogger) *localKeeper {
 	if o.attach {
 		mo.BeforeUnmount = func() { releaseDevices(filepath.Join(mo.MountPoint, mounts.FileName), log) }
 	}
-	return &localKeeper{Mounter: mount.NewMounter(mo), o: o, log: log, pid: pid, folder: keepRunDir(o.mount.MountPoint)}
+	return &localKeeper{Mounter: mount.NewMounter(mo), o: o, log: log, pid: pid}
 }
 
 func (k *localKeeper) Mount(readOnly bool) (int, error) {
+	k.removeOverlayDir()
 	fd, err := k.Mounter.Mount(readOnly || k.o.readOnly)
 	if err != nil {
 		return -1, err
@@ -60,6 +76,17 @@ func (k *localKeeper) Mount(readOnly bool) (int, error) {
 	return fd, nil
 }
 
+// removeOverlayDir removes the folder of an overlay that is gone with the mount, as soon as that is open, or was not
+// opened.
+func (k *localKeeper) removeOverlayDir() {
+	if k.o.overlayDir == "" {
+		return
+	}
+	if err := os.RemoveAll(k.o.overlayDir); err != nil {
+		k.log.WithError(err).Warn("the folder of the overlay was not removed")
+	}
+}
+
 func (k *localKeeper) Announce(bool) error {
 	noteForUmount(k.dir, k.log)
 	err := writePIDFile(k.o.pidFile, k.pid)
@@ -67,19 +94,40 @@ func (k *localKeeper) Announce(bool) error {
 	return err
 }
 
-func (k *localKeeper) End() { k.end.Do(k.takeAway) }
+func (k *localKeeper) End() {
+	k.end.Do(func() {
+		k.takeAway()
+		if k.o.metrics != "" {
+			_ = removeStaleSocket(k.o.metrics)
+		}
+		if k.folder != nil {
+			k.folder.Close()
+		}
+		if inRunDir(k.o.mount.MountPoint) {
+			sweepRunDir(filepath.Dir(k.o.mount.MountPoint))
+		}
+	})
+}
+
+// killed is End for a process that serves and was killed. What the next mount takes over stays: the dead mount, the
+// mount point, the socket of the metrics.
+func (k *localKeeper) killed() { k.end.Do(k.takeAway) }
 
 func (k *localKeeper) takeAway() {
+	k.removeOverlayDir()
 	if k.announced {
 		removePIDFile(k.o.pidFile, k.log)
 	}
 	if k.dir != "" {
 		forgetForUmount(k.dir, k.log)
 	}
-	if k.o.metrics != "" {
-		_ = removeStaleSocket(k.o.metrics)
-	}
-	k.folder.end()
 }
+
+func (k *localKeeper) LockHolders(f imagefile.FileID) (names string, pids []int) {
+	return imagefile.FindLockHolders(f)
+}
+
+func (k *localKeeper) MountServedBy(pids []int) *activeMount { return mountServedBy(pids) }
+func (k *localKeeper) DialSyslog() (int, error)              { return dialSyslog() }
 
 func (k *localKeeper) Gone() <-chan struct{} { return nil }

@@ -39,6 +39,7 @@ type activeMount struct {
 	Overlay    string        `json:"overlay,omitempty"`   // as the option of that name has it
 	Partition  int           `json:"partition,omitempty"` // that is shown; 0 is the whole disk
 	DiskSize   int64         `json:"disk_size,omitempty"` // bytes, of what disk.raw shows; list alone asks for it
+	Sandbox    string        `json:"sandbox,omitempty"`   // how the process is confined, "off" if it is not
 	Devices    []loop.Device `json:"devices"`
 
 	ImageState string `json:"image_state,omitempty"` // "deleted", or "renamed" for an image that is not at Image any more
@@ -130,7 +131,7 @@ func describeMount(m *mountinfo.Info, loops loopTable) (*activeMount, error) {
 		d.State = stateHidden
 		return d, nil
 	}
-	values, err := mounts.Ask(m, "path", "pid", "pid_namespace", "overlay", "partition", "image_id", "image_state", "image_now")
+	values, err := mounts.Ask(m, "path", "pid", "pid_namespace", "overlay", "partition", "sandbox", "image_id", "image_state", "image_now")
 	switch {
 	case err == nil:
 		d.State = stateServing
@@ -138,7 +139,7 @@ func describeMount(m *mountinfo.Info, loops loopTable) (*activeMount, error) {
 			d.Image = path
 		}
 		d.imageID, d.ImageState, d.ImageNow = values["image_id"], values["image_state"], values["image_now"]
-		d.Overlay = values["overlay"]
+		d.Overlay, d.Sandbox = values["overlay"], values["sandbox"]
 		d.Partition, _ = strconv.Atoi(values["partition"]) // 0 where there is none
 		if pid, err := mounts.LocalPID(values); err == nil {
 			d.PID = pid
@@ -178,6 +179,12 @@ func printMounts(out io.Writer, size sizeWriter, list []*activeMount) error {
 		}
 		if m.Overlay != "" {
 			kind += ", overlay " + printable(m.Overlay)
+		}
+		switch word, _, _ := strings.Cut(m.Sandbox, ":"); word {
+		case sandboxOff:
+			kind += ", not confined"
+		case "partly":
+			kind += ", partly confined"
 		}
 		at := "mounted at " + printable(m.MountPoint)
 		if m.PID != 0 {

@@ -20,7 +20,7 @@ func explainLock(err error) error {
 	if !errors.As(err, &locked) {
 		return err
 	}
-	m := mountServedBy(locked.Holders)
+	m := servedBy(locked.Holders)
 	if m == nil {
 		return err
 	}
@@ -50,6 +50,9 @@ type lockError struct {
 func (e *lockError) Error() string { return e.text }
 func (e *lockError) Unwrap() error { return e.err }
 
+// servedBy is mountServedBy. A process that is confined asks one that is not.
+var servedBy = mountServedBy
+
 // mountServedBy returns the mount that one of the processes serves, and nil where there is none.
 func mountServedBy(pids []int) *activeMount {
 	if len(pids) == 0 {
@@ -75,6 +78,14 @@ func mountServedBy(pids []int) *activeMount {
 	return m
 }
 
+// checkOnlyWriter returns an error where the image at path is mounted for writing.
+func checkOnlyWriter(path string) error {
+	if m, err := findMounted(path); err == nil && m.State == stateServing && m.Mode == "rw" && m.Overlay == "" {
+		return alreadyMountedError(path, m, vhdx.ErrLocked)
+	}
+	return nil
+}
+
 // openLocked opens an image as the options want it locked. A second program that writes an image destroys it, so with
 // lock=off none of this host is let in beside another, and with lock=try one is told of on warn.
 func openLocked(path string, o vhdx.Options, warn io.Writer) (*vhdx.Image, error) {
@@ -82,8 +93,8 @@ func openLocked(path string, o vhdx.Options, warn io.Writer) (*vhdx.Image, error
 		im, err := openUnlocked(path, o)
 		return im, explainLock(err)
 	}
-	if m, err := findMounted(path); err == nil && m.State == stateServing && m.Mode == "rw" && m.Overlay == "" {
-		return nil, alreadyMountedError(path, m, vhdx.ErrLocked)
+	if err := checkOnlyWriter(path); err != nil {
+		return nil, err
 	}
 	if o.Lock == vhdx.LockTry {
 		o.Lock = vhdx.LockOn

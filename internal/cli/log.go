@@ -5,11 +5,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/syslog"
 	"os"
 
 	"github.com/sirupsen/logrus"
-	logrussyslog "github.com/sirupsen/logrus/hooks/syslog"
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/newfile"
@@ -36,9 +34,11 @@ func newLog(o *options, stderr io.Writer) (*logrus.Logger, error) {
 	switch o.log {
 	case "", logStderr:
 	case logSyslog:
-		if err := toSyslog(l); err != nil {
+		hook, err := newSyslogHook(dialSyslog)
+		if err != nil {
 			return nil, fmt.Errorf("option log=syslog: %w; use a file, such as log=/var/log/vhdxfs.log", err)
 		}
+		hook.take(l)
 	default:
 		f, err := openLogFile(o.log)
 		if err != nil {
@@ -47,18 +47,6 @@ func newLog(o *options, stderr io.Writer) (*logrus.Logger, error) {
 		l.SetOutput(f)
 	}
 	return l, nil
-}
-
-// toSyslog makes l log to syslog, which a system without one refuses.
-func toSyslog(l *logrus.Logger) error {
-	hook, err := logrussyslog.NewSyslogHook("", "", syslog.LOG_DAEMON|syslog.LOG_INFO, "vhdxfs")
-	if err != nil {
-		return err
-	}
-	l.AddHook(hook)
-	l.SetOutput(io.Discard)
-	l.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: true}) // syslog has its own time
-	return nil
 }
 
 // A logFile is the descriptor of a file to log to, open as long as the process. It is not an os.File, since that waits

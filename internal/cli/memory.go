@@ -42,11 +42,14 @@ func asIOFlusher(start func() error) error {
 	return start()
 }
 
+// isOwnProcess reports whether args are the arguments of the process, which they are not in a test.
+func isOwnProcess(args []string) bool { return slices.Equal(args, os.Args[1:]) }
+
 // restart replaces this process by one with the same arguments that is an I/O flusher, unless it is one already. It
 // returns where that is not possible, or where args are not the arguments of the process, as in a test.
 func restart(args []string) {
 	program, err := os.Executable()
-	if err != nil || isIOFlusher() || !slices.Equal(args, os.Args[1:]) {
+	if err != nil || isIOFlusher() || !isOwnProcess(args) {
 		return
 	}
 	_ = asIOFlusher(func() error {

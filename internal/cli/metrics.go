@@ -65,6 +65,9 @@ func listenMetrics(path string) (*metricsServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("option metrics: %w", err)
 	}
+	if u, ok := socket.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false) // the keeper of the mount removes it, which has the right to
+	}
 	return &metricsServer{socket: socket}, nil
 }
 
@@ -125,7 +128,7 @@ func mountInfo(server *mount.Server, im *vhdx.Image) string {
 		label(string(im.Type())), label(mode), label(buildVersion()))
 }
 
-// close ends the service and removes the socket.
+// close ends the service.
 func (m *metricsServer) close() {
 	if m.http != nil {
 		m.http.Close()

@@ -17,6 +17,7 @@ import (
 	mount "vhdxfs/fs"
 	"vhdxfs/internal/fault"
 	"vhdxfs/internal/mounts"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // A mount is served by two processes. The engine reads the image and answers the kernel; what it reads may have been
@@ -40,11 +41,15 @@ type word string
 
 const (
 	wordMount        word = "mount"
+	wordControl      word = "control-socket"
 	wordAccepted     word = "accepted"
 	wordAnnounce     word = "announce"
 	wordUnmount      word = "unmount"
 	wordMakeReadOnly word = "make-read-only"
 	wordDetachDead   word = "detach-dead"
+	wordHolders      word = "holders"
+	wordServedBy     word = "served-by"
+	wordSyslog       word = "syslog"
 	wordEnd          word = "end"
 )
 
@@ -53,8 +58,10 @@ const maxMessage = 64 << 10
 
 // A monitorQuestion is a word with the one thing that it may say.
 type monitorQuestion struct {
-	Word word `json:"word"`
-	Flag bool `json:"flag,omitempty"` // of mount: read-only; of announce: in the background
+	Word word             `json:"word"`
+	Flag bool             `json:"flag,omitempty"` // of mount: read-only; of announce: in the background
+	File imagefile.FileID `json:"file,omitzero"`  // of holders
+	PIDs []int            `json:"pids,omitempty"` // of served-by
 }
 
 // A monitorAnswer says what became of it. A descriptor may come with it.
@@ -62,7 +69,12 @@ type monitorAnswer struct {
 	Error  []byte        `json:"error,omitempty"` // a path in it need not be UTF-8
 	Errno  syscall.Errno `json:"errno,omitempty"`
 	NoFUSE bool          `json:"no_fuse,omitempty"` // the error is mounts.ErrNoFUSE
-	Log    []logLine     `json:"log,omitempty"`     // what is to be logged
+	Text   []byte        `json:"text,omitempty"`    // of holders: their names
+	PIDs   []int         `json:"pids,omitempty"`    // of holders
+
+	Mount   *activeMount `json:"mount,omitempty"`    // of served-by
+	ImageID string       `json:"image_id,omitempty"` // of that mount
+	Log     []logLine    `json:"log,omitempty"`      // what is to be logged
 }
 
 // A logLine is what the monitor has to log. The engine has the log.
@@ -114,6 +126,7 @@ type monitorConfig struct {
 	Image      []byte `json:"image"`
 	PIDFile    []byte `json:"pidfile"`
 	Metrics    []byte `json:"metrics"`
+	OverlayDir []byte `json:"overlay_dir"`
 
 	ReadOnly, AllowOther, AllowRoot, DefaultPermissions, NonEmpty, KeepStale, Attach bool
 
@@ -125,7 +138,7 @@ func newMonitorConfig(o *options) *monitorConfig {
 	m := &o.mount
 	return &monitorConfig{
 		MountPoint: []byte(m.MountPoint), Source: []byte(m.Source), Image: []byte(m.Image),
-		PIDFile: []byte(o.pidFile), Metrics: []byte(o.metrics),
+		PIDFile: []byte(o.pidFile), Metrics: []byte(o.metrics), OverlayDir: []byte(o.overlayDir),
 		ReadOnly: o.readOnly, AllowOther: m.AllowOther, AllowRoot: m.AllowRoot, DefaultPermissions: m.DefaultPermissions,
 		NonEmpty: m.NonEmpty, KeepStale: m.KeepStale, Attach: o.attach,
 		Flags: m.Flags, LogLevel: o.logLevel,
@@ -140,7 +153,7 @@ func (c *monitorConfig) options() *options {
 			AllowOther: c.AllowOther, AllowRoot: c.AllowRoot, DefaultPermissions: c.DefaultPermissions,
 			NonEmpty: c.NonEmpty, KeepStale: c.KeepStale, Flags: c.Flags,
 		},
-		readOnly: c.ReadOnly, pidFile: string(c.PIDFile), metrics: string(c.Metrics), attach: c.Attach,
+		readOnly: c.ReadOnly, pidFile: string(c.PIDFile), metrics: string(c.Metrics), overlayDir: string(c.OverlayDir), attach: c.Attach,
 	}
 }
 
@@ -195,7 +208,7 @@ func runMonitor() int {
 	case <-idle:
 	case <-time.After(engineEnds): // it waits for another program, as when the pidfile is a FIFO
 	}
-	k.End()
+	k.killed() // unless it has said that it ends
 	return statusOK
 }
 
@@ -218,15 +231,26 @@ func packetConn(fd int) (*net.UnixConn, error) {
 // answerEngine does what a word asks for, and answers.
 func answerEngine(socket *net.UnixConn, k *localKeeper, log *logCollector, q monitorQuestion) {
 	var a monitorAnswer
+	sent := -1 // a descriptor
+	defer func() {
+		if sent >= 0 {
+			unix.Close(sent) // the engine's is the only one: what it stands for ends with the engine
+		}
+	}()
 	var rights []byte
+	send := func(fd int, err error) {
+		if err == nil {
+			sent, rights = fd, unix.UnixRights(fd)
+		}
+		a.setError(err)
+	}
 	switch q.Word {
 	case wordMount:
 		fd, err := k.Mount(q.Flag)
-		if err == nil {
-			rights = unix.UnixRights(fd)
-			defer unix.Close(fd) // the engine's is the only one: with it the connection ends
-		}
-		a.setError(err)
+		send(fd, err)
+	case wordControl:
+		fd, err := k.ControlSocket()
+		send(fd, err)
 	case wordAccepted:
 		k.Accepted()
 	case wordAnnounce:
@@ -240,6 +264,17 @@ func answerEngine(socket *net.UnixConn, k *localKeeper, log *logCollector, q mon
 		a.setError(k.MakeReadOnly())
 	case wordDetachDead:
 		a.setError(k.DetachDead())
+	case wordHolders:
+		q.File.PID = os.Getppid() // whatever it says
+		names, pids := imagefile.FindLockHolders(q.File)
+		a.Text, a.PIDs = []byte(names), pids
+	case wordServedBy:
+		if a.Mount = mountServedBy(q.PIDs); a.Mount != nil {
+			a.ImageID = a.Mount.imageID
+		}
+	case wordSyslog:
+		fd, err := dialSyslog()
+		send(fd, err)
 	case wordEnd:
 		k.End()
 	default:

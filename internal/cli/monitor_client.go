@@ -14,19 +14,23 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // A monitorClient is the engine's side: a keeper that is another process.
 type monitorClient struct {
 	socket *net.UnixConn
 	log    *logrus.Logger
-	folder *keptRunDir   // locked until the monitor has it locked
+	folder *os.File      // the lock of the mount point, if attach has made it
 	gone   chan struct{} // closed when the monitor has ended
 	ended  chan struct{} // closed when its status was taken
 	mu     sync.Mutex    // one question at a time
 
 	answers chan monitorReply
 }
+
+var _ keeper = (*monitorClient)(nil)
 
 // A monitorReply is an answer with the descriptor that came with it, -1 for none.
 type monitorReply struct {
@@ -123,25 +127,32 @@ func descriptorIn(control []byte) int {
 
 // ask has the monitor do something, and returns the descriptor that came with the answer.
 func (c *monitorClient) ask(q monitorQuestion) (int, error) {
+	r, err := c.question(q)
+	return r.fd, err
+}
+
+// question has the monitor do something, and returns its answer.
+func (c *monitorClient) question(q monitorQuestion) (monitorReply, error) {
+	none := monitorReply{fd: -1}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b, err := json.Marshal(q)
 	if err != nil {
-		return -1, err
+		return none, err
 	}
 	if _, err := c.socket.Write(b); err != nil {
-		return -1, fmt.Errorf("%w: %w", errMonitorGone, err)
+		return none, fmt.Errorf("%w: %w", errMonitorGone, err)
 	}
 	var r monitorReply
 	select {
 	case r = <-c.answers:
 	case <-c.gone:
-		return -1, errMonitorGone
+		return none, errMonitorGone
 	}
 	for _, line := range r.Log {
 		c.log.Log(max(line.Level, logrus.ErrorLevel), string(line.Text))
 	}
-	return r.fd, r.err()
+	return r, r.err()
 }
 
 // tell asks for what has no descriptor as an answer.
@@ -155,8 +166,11 @@ func (c *monitorClient) Mount(readOnly bool) (int, error) {
 	if err == nil && fd < 0 {
 		err = errors.New("the monitor process has sent no connection")
 	}
-	c.folder.release()
 	return fd, err
+}
+
+func (c *monitorClient) ControlSocket() (int, error) {
+	return c.ask(monitorQuestion{Word: wordControl})
 }
 
 func (c *monitorClient) Accepted() {
@@ -175,9 +189,30 @@ func (c *monitorClient) MakeReadOnly() error   { return c.tell(wordMakeReadOnly)
 func (c *monitorClient) DetachDead() error     { return c.tell(wordDetachDead) }
 func (c *monitorClient) Gone() <-chan struct{} { return c.gone }
 
+func (c *monitorClient) LockHolders(f imagefile.FileID) (names string, pids []int) {
+	r, err := c.question(monitorQuestion{Word: wordHolders, File: f})
+	if err != nil {
+		return "", nil
+	}
+	return string(r.Text), r.PIDs
+}
+
+func (c *monitorClient) MountServedBy(pids []int) *activeMount {
+	r, err := c.question(monitorQuestion{Word: wordServedBy, PIDs: pids})
+	if err != nil || r.Mount == nil {
+		return nil
+	}
+	r.Mount.imageID = r.ImageID
+	return r.Mount
+}
+
+func (c *monitorClient) DialSyslog() (int, error) { return c.ask(monitorQuestion{Word: wordSyslog}) }
+
 // End has the monitor take everything away, and returns when it has ended.
 func (c *monitorClient) End() {
-	c.folder.release()
+	if c.folder != nil {
+		c.folder.Close() // so that the monitor can remove the mount point
+	}
 	if err := c.tell(wordEnd); err != nil && !errors.Is(err, errMonitorGone) {
 		c.log.Warn(err)
 	}

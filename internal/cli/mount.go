@@ -102,14 +102,23 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	if !o.readOnly {
 		o.prepareForShortMemory(log)
 	}
+	o.ownProcess = isOwnProcess(m.args)
 	o.attach = os.Getenv(attachVariable) != ""
 	os.Unsetenv(attachVariable)
 	if err := o.becomeUser(); err != nil {
 		return mountError(err)
 	}
+	// Before the image is opened: a log is not replayed for a mount that cannot be.
+	o.mount.Log = log
+	if err := o.mount.CheckMountPoint(); err != nil {
+		return mountError(err)
+	}
+	if err := o.makeOverlayDir(); err != nil {
+		return mountError(err)
+	}
 	k, err := startKeeper(o, log)
 	if err != nil {
-		return mountError(err)
+		return mountError(errors.Join(err, os.RemoveAll(o.overlayDir)))
 	}
 	defer k.End()
 	err = serve(cmd.Context(), o, log, ready, k)

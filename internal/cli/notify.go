@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -20,8 +21,28 @@ const (
 	notifyStopping = daemon.SdNotifyStopping
 )
 
-func notifyState(log *logrus.Logger, state ...string) {
-	if _, err := daemon.SdNotify(false, strings.Join(state, "\n")); err != nil {
+// A notifier is a connection to systemd; nil where there is none.
+type notifier struct{ socket *net.UnixConn }
+
+// newNotifier connects to systemd, if that has started this process as a service of Type=notify.
+func newNotifier() (*notifier, error) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil, nil
+	}
+	socket, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return nil, err
+	}
+	return &notifier{socket}, nil
+}
+
+// tell tells systemd the state.
+func (n *notifier) tell(log *logrus.Logger, state ...string) {
+	if n == nil {
+		return
+	}
+	if _, err := n.socket.Write([]byte(strings.Join(state, "\n"))); err != nil {
 		log.WithError(err).Debug("systemd was not told")
 	}
 }
@@ -37,7 +58,7 @@ func notifyReady(o *options, server *mount.Server, writable, background bool, lo
 	if background {
 		state = append(state, "MAINPID="+strconv.Itoa(os.Getpid()))
 	}
-	notifyState(log, state...)
+	o.notify.tell(log, state...)
 
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
@@ -47,13 +68,13 @@ func notifyReady(o *options, server *mount.Server, writable, background bool, lo
 		return func() {}
 	}
 	quit := make(chan struct{})
-	go feedWatchdog(interval/2, server, quit, log)
+	go o.notify.feedWatchdog(interval/2, server, quit, log)
 	return func() { close(quit) }
 }
 
 // feedWatchdog tells systemd at each interval that the disk can be served, which it finds out by reading from it.
 // A read that hangs or fails is not reported: that is for the watchdog to see.
-func feedWatchdog(interval time.Duration, server *mount.Server, quit <-chan struct{}, log *logrus.Logger) {
+func (n *notifier) feedWatchdog(interval time.Duration, server *mount.Server, quit <-chan struct{}, log *logrus.Logger) {
 	t := time.NewTicker(interval)
 	defer t.Stop()
 	defer fault.Reported(log)
@@ -66,7 +87,7 @@ func feedWatchdog(interval time.Duration, server *mount.Server, quit <-chan stru
 				log.WithError(err).Error("the disk cannot be served; systemd's watchdog is not fed")
 				continue
 			}
-			notifyState(log, daemon.SdNotifyWatchdog)
+			n.tell(log, daemon.SdNotifyWatchdog)
 		}
 	}
 }

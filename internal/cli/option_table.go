@@ -166,6 +166,11 @@ var optionTable = []option{
 		o.mount.KeepStale = true
 		return nil
 	}},
+	{"sandbox", strings.Join(sandboxModes, "|"), aboutMount, "the process that reads the image gives up all rights that it does not need: on fails\n" +
+		"where the kernel cannot take them all, try, the default, takes what it can", func(o *options, v string) error {
+		o.sandbox = v
+		return oneOf(v, sandboxModes...)
+	}},
 	{"setuid", "USER", aboutMount, "open the image and mount as this user, with fusermount3", func(o *options, v string) error {
 		o.user = v
 		return nil

@@ -27,6 +27,10 @@ type options struct {
 	replay         string // one of replayModes
 	user           string // whom the process is to become; "" is who it is
 	pidFile        string // "" is none
+	sandbox        string // one of sandboxModes
+	overlayDir     string // of an overlay that is gone with the mount; "" until it is made, and for any other
+	notify         *notifier
+	ownProcess     bool   // the process is that of the command line, and can give up its rights
 	attach         bool   // the loop devices on disk.raw go with the mount
 	noFail         bool   // for mount(8), an image that is missing is no failure
 	oomScore       *int   // oom_score_adj of the process; nil leaves it as it is
@@ -72,6 +76,7 @@ func defaultOptions() options {
 			IdleClean:    5 * time.Second,
 		},
 		replay:   replayAuto,
+		sandbox:  sandboxTry,
 		oomScore: &oomScore,
 		mount: mount.Options{
 			// A loop device, or another user's program, could not read a mount that is root's alone.

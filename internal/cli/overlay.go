@@ -23,16 +23,7 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 	child.Writable = true
 	child.Parents = append([]string{o.mount.Image}, io.Parents...)
 	if path == overlayTmp {
-		dir, err := os.MkdirTemp(overlayDir(), "vhdxfs-overlay-")
-		if err != nil {
-			return nil, fmt.Errorf("no temporary file for what is written; TMPDIR can name another folder: %w", err)
-		}
-		defer os.RemoveAll(dir) // the file itself goes when it is closed
-		path = filepath.Join(dir, "overlay.vhdx")
-		// A name beside it, since not every path can stand in an image, and nobody will ever follow this one.
-		if parent, err = nameFor(o.mount.Image, filepath.Join(dir, "image.vhdx")); err != nil {
-			return nil, fmt.Errorf("overlay: %w", err)
-		}
+		path, parent = filepath.Join(o.overlayDir, "overlay.vhdx"), o.overlayParent()
 		child.Commit, child.IdleClean = 0, 0 // nobody will ever open it again
 	}
 	switch err := createOverlay(path, parent, io); {
@@ -57,6 +48,27 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 	return im, nil
 }
 
+// makeOverlayDir makes the folder for an overlay that is gone with the mount. The keeper of the mount removes it; the
+// file itself goes when it is closed.
+func (o *options) makeOverlayDir() error {
+	if o.mount.Overlay != overlayTmp {
+		return nil
+	}
+	dir, err := os.MkdirTemp(overlayDir(), "vhdxfs-overlay-")
+	if err != nil {
+		return fmt.Errorf("no temporary file for what is written; TMPDIR can name another folder: %w", err)
+	}
+	o.overlayDir = dir
+	// A name for the image beside it, since not every path can stand in an image, and nobody will ever follow this one.
+	if err := os.Symlink(o.mount.Image, o.overlayParent()); err != nil {
+		return errors.Join(fmt.Errorf("overlay: %w", err), os.RemoveAll(dir))
+	}
+	return nil
+}
+
+// overlayParent is the image's name in the folder of an overlay that is gone with the mount.
+func (o *options) overlayParent() string { return filepath.Join(o.overlayDir, "image.vhdx") }
+
 // createOverlay makes a child of the image. Nobody may read it who may not read the image, since both hold parts of the
 // same disk.
 func createOverlay(path, image string, io vhdx.Options) error {
@@ -69,15 +81,6 @@ func createOverlay(path, image string, io vhdx.Options) error {
 	defer unix.Umask(mask)
 	io.Writable = false
 	return vhdx.Create(path, vhdx.CreateOptions{Parent: image, Open: io})
-}
-
-// nameFor makes a symbolic link to the image and returns its path.
-func nameFor(image, link string) (string, error) {
-	image, err := filepath.Abs(image)
-	if err != nil {
-		return "", err
-	}
-	return link, os.Symlink(image, link)
 }
 
 // overlayDir is where temporary overlays are. They may be large, and /tmp is often held in memory.

@@ -208,37 +208,25 @@ func openIn(parent *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// A keptRunDir is the mount point of a mount that is served, locked, if attach has made it; else it is nil.
+// keepRunDir locks the mount point of a mount that is to be served, if attach has made it; else the lock is nil. The
+// process that serves has it locked, so that the kernel takes the lock from one that was killed.
 //
 // Without the lock, an attach in another mount namespace could take the mount away: it sees an empty directory.
-type keptRunDir struct{ lock *os.File }
-
-// keepRunDir locks the mount point of a mount that is to be served, if attach has made it.
-func keepRunDir(mountPoint string) *keptRunDir {
-	parent, err := runDir()
-	if err != nil || filepath.Dir(mountPoint) != parent {
+func keepRunDir(mountPoint string) *os.File {
+	if !inRunDir(mountPoint) {
 		return nil
 	}
 	lock, err := lockRunDir(mountPoint, unix.LOCK_SH)
 	if err != nil {
 		return nil // there is no such directory, say, which the mount will tell
 	}
-	return &keptRunDir{lock}
+	return lock
 }
 
-// release leaves the mount point to another process that has it locked.
-func (k *keptRunDir) release() {
-	if k != nil {
-		k.lock.Close()
-	}
-}
-
-// end is for when the mount has ended. It removes the mount point.
-func (k *keptRunDir) end() {
-	if k != nil {
-		k.release()
-		sweepRunDir(filepath.Dir(k.lock.Name()))
-	}
+// inRunDir reports whether a mount point is where attach makes them.
+func inRunDir(mountPoint string) bool {
+	parent, err := runDir()
+	return err == nil && filepath.Dir(mountPoint) == parent
 }
 
 // removeRunDir removes a mount point that attach has made, unless it is in use. Another attach may have made the name

@@ -17,9 +17,21 @@ import (
 // serve mounts an image and returns when it is unmounted and no longer used. With ready, it leaves the
 // terminal as soon as it is mounted, and reports that.
 func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness, k keeper) (err error) {
-	o.mount.Log, o.mount.Mounter = log, k
-	// Before the image is opened: a log is not replayed for a mount that cannot be.
-	if err := o.mount.CheckMountPoint(); err != nil {
+	o.mount.Mounter = k
+	statistics, err := newStatistician(o)
+	if err != nil {
+		return err
+	}
+	defer statistics.end()
+	if o.notify, err = newNotifier(); err != nil {
+		log.WithError(err).Debug("systemd is not told")
+	}
+	if ready != nil {
+		if err := ready.prepare(o, k); err != nil {
+			return err
+		}
+	}
+	if err := o.confine(k); err != nil {
 		return err
 	}
 	im, err := open(o, log)
@@ -55,16 +67,13 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	}
 	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more is no reason to end, either
 
-	statistics, err := newStatistician(o)
-	if err != nil {
-		return err
-	}
 	defer statistics.end()
 	o.mount.File = func() (*vhdx.ImageFile, error) { return im.File(0) }
 	if o.mount.Overlay != "" { // the image is the parent of what is served, also when a snapshot has made that a parent itself
 		base, err := im.File(1)
 		o.mount.File = func() (*vhdx.ImageFile, error) { return base, err }
 	}
+	o.confineOpened(log)
 	server, err := mount.Mount(im, o.mount)
 	if err != nil {
 		return err
@@ -76,8 +85,14 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	warnUnseen(server.MountPoint(), log)
 	stopWatchdog := notifyReady(o, server, im.Writable(), ready != nil, log)
 	defer stopWatchdog()
-	return serveUntilEnd(ctx, server, k, signals, log)
+	if served != nil {
+		served(o, log)
+	}
+	return serveUntilEnd(ctx, o, server, k, signals, log)
 }
+
+// served, where it is not nil, is called when a mount is served. Builds for tests have one.
+var served func(o *options, log *logrus.Logger)
 
 // announce tells who waits for the mount that it is there, by a file and over the pipe.
 func (o *options) announce(k keeper, log *logrus.Logger, ready *readiness) error {
@@ -90,12 +105,12 @@ func (o *options) announce(k keeper, log *logrus.Logger, ready *readiness) error
 
 // serveUntilEnd returns when the disk is unmounted and no longer used. The first signal unmounts; the second ends
 // the service for those who still use the disk.
-func serveUntilEnd(ctx context.Context, server *mount.Server, k keeper, signals <-chan os.Signal, log *logrus.Logger) error {
+func serveUntilEnd(ctx context.Context, o *options, server *mount.Server, k keeper, signals <-chan os.Signal, log *logrus.Logger) error {
 	for asked := false; ; {
 		var s os.Signal
 		select {
 		case <-server.Done():
-			notifyState(log, notifyStopping)
+			o.notify.tell(log, notifyStopping)
 			err := server.DetachDead()
 			if err != nil {
 				log.Error(err)
@@ -108,7 +123,7 @@ func serveUntilEnd(ctx context.Context, server *mount.Server, k keeper, signals 
 		case s = <-signals:
 			log.Infof("%v: unmounting %s", s, server.MountPoint())
 		}
-		notifyState(log, notifyStopping, "STATUS=Unmounting "+server.MountPoint())
+		o.notify.tell(log, notifyStopping, "STATUS=Unmounting "+server.MountPoint())
 		err := server.Unmount()
 		if err != nil {
 			log.WithError(err).Error("cannot unmount; the disk is served on")

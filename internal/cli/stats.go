@@ -3,6 +3,7 @@ package cli
 import (
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"github.com/sirupsen/logrus"
@@ -16,6 +17,7 @@ import (
 type statistician struct {
 	signals chan os.Signal
 	metrics *metricsServer // nil where the option metrics is not given
+	once    sync.Once      // for end
 	ended   chan struct{}  // closed when no more is written to the log; nil before begin
 }
 
@@ -48,7 +50,10 @@ func (s *statistician) begin(server *mount.Server, im *vhdx.Image, log *logrus.L
 	}()
 }
 
-func (s *statistician) end() {
+// end may be called again.
+func (s *statistician) end() { s.once.Do(s.stop) }
+
+func (s *statistician) stop() {
 	signal.Stop(s.signals)
 	close(s.signals)
 	if s.ended != nil {

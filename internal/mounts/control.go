@@ -49,10 +49,29 @@ type Handler interface {
 	Alive() bool                       // whether the mount is there, and its device not that of another
 }
 
-// Serve answers for the mount with a device until the listener that it returns is closed. An error means that the mount
+// Bind makes the socket of the mount with a device. A server that may not do that itself gets it from another process,
+// and is still the one that the kernel names: that is the process which listens.
+func Bind(device string) (fd int, err error) {
+	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: socketName(device)}); err != nil {
+		unix.Close(fd)
+		return -1, os.NewSyscallError("bind", err)
+	}
+	return fd, nil
+}
+
+// Serve answers on a socket, which it closes, until the listener that it returns is closed. An error means that the mount
 // can be asked by its attributes alone.
-func Serve(device string, h Handler, log interface{ Errorf(string, ...any) }) (io.Closer, error) {
-	l, err := net.Listen("unix", socketName(device))
+func Serve(socket int, h Handler, log interface{ Errorf(string, ...any) }) (io.Closer, error) {
+	f := os.NewFile(uintptr(socket), "control")
+	defer f.Close()
+	if err := unix.Listen(socket, maxConnections); err != nil {
+		return nil, os.NewSyscallError("listen", err)
+	}
+	l, err := net.FileListener(f)
 	if err != nil {
 		return nil, err
 	}

@@ -194,21 +194,35 @@ func (f *hostFile) lockHeld(off int64) (held bool, err error) {
 	return held, err
 }
 
-// lockHolder names the programs that hold locks on the file, as far as they can be found: the kernel does not
-// say who holds such a lock, but each process's open files tell which of them are locked.
+// LockHolders names the programs that hold locks on a file. A process that may not look into others can put a function
+// in its place that asks one that may, before any file is opened.
+var LockHolders = FindLockHolders
+
+// lockHolder names the programs that hold locks on the file, as far as they can be found.
+func (f *hostFile) lockHolder() (names string, pids []int) {
+	var own FileID
+	err := f.control("look at", func(fd int) (err error) {
+		own, err = cachedFileID(fmt.Sprintf("/proc/self/fd/%d", fd))
+		own.Descriptor = fd
+		return err
+	})
+	if err == nil {
+		own.PID = os.Getpid()
+		names, pids = LockHolders(own)
+	}
+	if names == "" {
+		names = "another program"
+	}
+	return names, pids
+}
+
+// FindLockHolders names the programs that hold locks on a file, and returns "" where there are none that can be found:
+// the kernel does not say who holds such a lock, but each process's open files tell which of them are locked.
 //
 // Only files that are locked are looked at, and no file system is asked about them that would have to ask somebody else: the
 // program, or the server, behind it may hang, and whoever asks then hangs with it.
-func (f *hostFile) lockHolder() (names string, pids []int) {
-	var self string // it may hold locks itself at this moment
-	var own fileID
-	if err := f.control("look at", func(fd int) (err error) {
-		self = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
-		own, err = cachedFileID(self)
-		return err
-	}); err != nil {
-		return "another program", nil
-	}
+func FindLockHolders(file FileID) (names string, pids []int) {
+	self := fmt.Sprintf("/proc/%d/fd/%d", file.PID, file.Descriptor) // it may hold locks itself at this moment
 	var holders []string
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, fd := range fds {
@@ -218,7 +232,7 @@ func (f *hostFile) lockHolder() (names string, pids []int) {
 		if fd == self || !fdHasLock(filepath.Join(process, "fdinfo", filepath.Base(fd))) {
 			continue
 		}
-		if id, err := cachedFileID(fd); err != nil || id != own {
+		if id, err := cachedFileID(fd); err != nil || id.Major != file.Major || id.Minor != file.Minor || id.Inode != file.Inode {
 			continue
 		}
 		name, _ := os.ReadFile(filepath.Join(process, "comm"))
@@ -227,25 +241,23 @@ func (f *hostFile) lockHolder() (names string, pids []int) {
 			pids = append(pids, n)
 		}
 	}
-	if len(holders) == 0 {
-		return "another program", nil
-	}
 	return strings.Join(holders, ", "), pids
 }
 
-// A fileID is what no other file of the system has.
-type fileID struct {
-	major, minor uint32
-	ino          uint64
+// A FileID says which file is meant, and by which descriptor of which process it is open.
+type FileID struct {
+	Major, Minor    uint32
+	Inode           uint64
+	PID, Descriptor int
 }
 
 // cachedFileID tells which file the path leads to, as far as that is known on this machine.
-func cachedFileID(path string) (fileID, error) {
+func cachedFileID(path string) (FileID, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_INO, &st); err != nil {
-		return fileID{}, err
+		return FileID{}, err
 	}
-	return fileID{st.Dev_major, st.Dev_minor, st.Ino}, nil
+	return FileID{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino}, nil
 }
 
 // fdHasLock reports whether the /proc file about an open file lists a lock.

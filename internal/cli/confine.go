@@ -1,0 +1,123 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/sandbox"
+	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/imagefile"
+)
+
+// The values of the option sandbox.
+const (
+	sandboxOn  = "on"
+	sandboxTry = "try"
+	sandboxOff = "off"
+)
+
+var sandboxModes = []string{sandboxOn, sandboxTry, sandboxOff}
+
+// ownFiles are read about the process itself: its mounts, and what the metrics tell of it.
+const ownFiles = "/proc/self"
+
+// confine gives up what the process does not need to serve the image. Nothing of that was read yet.
+func (o *options) confine(k keeper) error {
+	o.mount.Sandbox = sandboxOff
+	if o.sandbox == sandboxOff || !o.ownProcess {
+		return nil
+	}
+	// What has to ask others is done now, or by the keeper.
+	if written := o.written(); written != "" && (o.image.Lock == vhdx.LockTry || o.image.Lock == vhdx.LockOff) {
+		if err := checkOnlyWriter(written); err != nil {
+			return err
+		}
+	}
+	imagefile.LockHolders, servedBy = k.LockHolders, k.MountServedBy
+	_ = time.Now().String() // which reads the time zone, if nothing has yet
+	state := sandbox.Confine(o.reach())
+	if o.sandbox == sandboxOn && !state.Complete() {
+		return fmt.Errorf("the sandbox is %s; with sandbox=try the image is mounted all the same", state)
+	}
+	o.mount.Sandbox = state.String()
+	return nil
+}
+
+// written returns the file that takes what is written, "" where nothing is, or another has no name for it.
+func (o *options) written() string {
+	switch {
+	case o.readOnly, o.mount.Overlay == overlayTmp:
+		return ""
+	case o.mount.Overlay != "":
+		return o.mount.Overlay
+	}
+	return o.mount.Image
+}
+
+// confineOpened gives up what was needed to open the image for reading.
+func (o *options) confineOpened(log *logrus.Logger) {
+	if !o.readOnly || o.sandbox == sandboxOff || !o.ownProcess {
+		return
+	}
+	if err := sandbox.DropCapabilities(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		log.WithError(err).Warn("the sandbox leaves the process some privileges")
+	}
+}
+
+// reach returns what the process that serves the image must get at.
+func (o *options) reach() sandbox.Rules {
+	r := sandbox.Rules{
+		Read:         []string{ownFiles},
+		Write:        []string{os.DevNull},
+		Capabilities: sandbox.CapabilitySet(unix.CAP_DAC_READ_SEARCH),
+	}
+	image := imageReach(o.mount.Image)
+	switch {
+	case o.readOnly:
+		r.Read = append(r.Read, image...)
+	case o.overlayDir != "":
+		r.Read = append(r.Read, image...)
+		r.Write = append(r.Write, o.overlayDir)
+	case o.mount.Overlay != "":
+		r.Read = append(r.Read, image...)
+		r.Write = append(r.Write, folders(o.mount.Overlay)...)
+	default:
+		r.Write = append(r.Write, image...)
+	}
+	if !o.readOnly {
+		// Files of others, in folders of others, and a new one that belongs to who has the old one.
+		r.Capabilities |= sandbox.CapabilitySet(unix.CAP_DAC_OVERRIDE, unix.CAP_CHOWN, unix.CAP_FOWNER)
+	}
+	for _, parent := range o.image.Parents {
+		r.Read = append(r.Read, imageReach(parent)...)
+	}
+	r.Read = append(r.Read, o.image.ParentDirs...)
+	return r
+}
+
+// imageReach returns what has to be reached to open the image at path: the folder, in which its parents are, too. Of a
+// block device it is the device alone, and the folder only where that is not the one of all devices.
+func imageReach(path string) []string {
+	st, err := os.Stat(path)
+	if err != nil || st.Mode().Type() != fs.ModeDevice {
+		return folders(path)
+	}
+	return append(slices.DeleteFunc(folders(path), func(dir string) bool { return dir == "/dev" }), path)
+}
+
+// folders returns the folder of a file, and, where that is a symbolic link, also the one of the file that it leads to.
+func folders(path string) []string {
+	list := []string{filepath.Dir(path)}
+	if real, err := filepath.EvalSymlinks(path); err == nil && filepath.Dir(real) != list[0] {
+		list = append(list, filepath.Dir(real))
+	}
+	return list
+}
