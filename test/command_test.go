@@ -324,7 +324,7 @@ func TestLogToAFIFO(t *testing.T) {
 	}
 	dir := newDir(t)
 	for _, args := range [][]string{{img, dir}, {"-f", img, dir}} {
-		if r := vhdxfs(t, append([]string{"-o", "log=" + fifo}, args...)...); r.status != mountStatus || !strings.Contains(r.stderr, "nobody reads the FIFO "+fifo) {
+		if r := vhdxfs(t, append([]string{"-o", "log=" + fifo}, args...)...); r.status != mountStatus || !strings.Contains(r.stderr, "no program reads the FIFO "+fifo) {
 			t.Errorf("without a reader: status %d, %s", r.status, r.stderr)
 		}
 	}

@@ -75,8 +75,8 @@ func TestMountIsRefusedWhileQemuWrites(t *testing.T) {
 		{"info", img},
 	} {
 		r := vhdxfs(t, args...)
-		if r.status == 0 || !strings.Contains(r.stderr, img) || !strings.Contains(r.stderr, "lock") {
-			t.Errorf("vhdxfs %s: exit status %d; the message must name the image and the lock:\n%s",
+		if r.status == 0 || !strings.Contains(r.stderr, img) || !strings.Contains(r.stderr, "has the image open: qemu-io (process ") {
+			t.Errorf("vhdxfs %s: exit status %d; the message must name the image and the program that has it:\n%s",
 				strings.Join(args, " "), r.status, r.stderr)
 		}
 	}

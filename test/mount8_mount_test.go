@@ -72,7 +72,7 @@ var mountRows = []row{
 			t.Fatal(err)
 		}
 		p.rename(child, "CHILD", parent, "/a,b c/PARENT")
-		p.run(t, 32, "no parent", "mount", "-t", "vhdx", child, p.dir)
+		p.run(t, 32, "parent disk.vhdx not found", "mount", "-t", "vhdx", child, p.dir)
 		p.run(t, 0, "", "mount", "-t", "vhdx", "-o", `ro,parent="`+parent+`",noexec`, child, p.dir)
 		p.mounted(t, "ro", "noexec")
 	}},

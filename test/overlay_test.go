@@ -241,7 +241,7 @@ func TestOverlayRefused(t *testing.T) {
 	refuse("overlay="+"/proc/over.vhdx", mountStatus, "overlay:")
 	t.Run("in use", func(t *testing.T) {
 		overlaid(t, img, over)
-		refuse("overlay="+over, mountStatus, "has the image open")
+		refuse("overlay="+over, mountStatus, "in use by the mount of "+img)
 	})
 	t.Run("image in use", func(t *testing.T) {
 		serve(t, img)

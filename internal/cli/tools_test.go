@@ -309,7 +309,7 @@ func TestConvertSalvages(t *testing.T) {
 		t.Errorf("status %d, %q", r.status, r.stderr)
 	}
 	r = run(t, "convert", "--skip-errors", image, out)
-	if r.status != statusWarnings || !strings.Contains(r.stdout, "1 MiB at 0x100000 of the disk could not be read: block 1") || !strings.Contains(r.stdout, "(BAT entry, offset 0x300008, rule R47)") ||
+	if r.status != statusWarnings || !strings.Contains(r.stdout, "1 MiB at 0x100000 of the disk could not be read: block 1") || !strings.Contains(r.stdout, "(BAT entry, offset 0x300008, rule R47, MS-VHDX 2.5.1)") ||
 		!strings.Contains(r.stderr, "is damaged") {
 		t.Errorf("status %d, %q, %q", r.status, r.stdout, r.stderr)
 	}

@@ -22,7 +22,7 @@ func Corrupt(r Rule, structure string, off int64, format string, args ...any) *F
 }
 
 func (e *FormatError) Error() string {
-	return fmt.Sprintf("%v (%s, offset %#x, %v)", e.Err, e.Structure, e.Offset, e.Rule)
+	return fmt.Sprintf("%v (%s, offset %#x, %v, MS-VHDX %s)", e.Err, e.Structure, e.Offset, e.Rule, e.Rule.Section())
 }
 
 // Unwrap makes the error match ErrCorrupt as well as its cause.
