@@ -296,3 +296,39 @@ func TestPanicFailsTheWriterAlone(t *testing.T) {
 		}
 	}
 }
+
+// What is wrong with a BAT entry is told of the first thousand alone, and no text is made of the others: there may be 64 Mi.
+func TestManyFindingsCostLittle(t *testing.T) {
+	const blocks = 200_000
+	for name, entry := range map[string]func(n int64) batEntry{
+		"offset without a state": func(n int64) batEntry { return batEntry(n+4) << 20 },
+		"place kept outside":     func(n int64) batEntry { return newBATEntry(Unmapped, math.MinInt64|n<<20) },
+		"reserved bits":          func(n int64) batEntry { return newBATEntry(Zero, 0) | batEntry(n%0xFFFF+1)<<3 },
+		"no such state":          func(n int64) batEntry { return batEntry(n)<<20 | 4 },
+		"outside":                func(n int64) batEntry { return newBATEntry(FullyPresent, 1<<50|n<<20) },
+		"all in one place":       func(int64) batEntry { return newBATEntry(FullyPresent, 4*mib) },
+	} {
+		im := build(spec{diskSize: blocks * mib})
+		var bat []byte
+		for i := range im.geo.batEntries() {
+			n, bitmap := im.geo.entry(i)
+			if bitmap {
+				bat = append(bat, make([]byte, batEntrySize)...)
+				continue
+			}
+			bat = le.AppendUint64(bat, uint64(entry(n)))
+		}
+		im.write(bat, im.batOff)
+		op := newOpener(Options{})
+		op.collect = true
+		l := op.newLayer(im.memFile, "memory")
+		var err error
+		n := allocated(func() { err = l.load() })
+		if err != nil || len(l.errors)+len(l.warnings) != maxFindings || l.dropped != blocks-maxFindings-1 && l.dropped != blocks-maxFindings {
+			t.Errorf("%s: %d errors, %d warnings, %d dropped, %v", name, len(l.errors), len(l.warnings), l.dropped, err)
+		}
+		if n > 8*mib {
+			t.Errorf("%s: %d bytes are allocated to look at %d entries", name, n, blocks)
+		}
+	}
+}

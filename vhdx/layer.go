@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -47,14 +48,18 @@ type layer struct {
 	counts BlockCounts
 
 	parent *layer
+	below  atomic.Uint64 // an absence: blocks of which no parent holds anything
 
 	warnings []Finding
 	errors   []Finding // with collect: the broken rules
 	dropped  int       // findings beyond the bound
-	collect  bool
-	salvage  bool    // load goes on where it can without what is damaged
-	assume   Assumed // values for what is damaged
-	orphan   bool    // the parent is not opened
+
+	maxFindings int // the bound, 0 is the usual one
+
+	collect bool
+	salvage bool    // load goes on where it can without what is damaged
+	assume  Assumed // values for what is damaged
+	orphan  bool    // the parent is not opened
 
 	unfound *parentSearchError // why there is no parent, where that is no error; see Options.MissingParent
 	homes   []*safefile.Folder // where the file is: its own folder, and that of a symbolic link to it; until the parent was looked for
@@ -75,6 +80,20 @@ func (l *layer) log() journal.Region {
 // maxFindings bounds what an image can make us remember about it: warnings and errors, each.
 const maxFindings = 1000
 
+func (l *layer) findingsBound() int { return cmp.Or(l.maxFindings, maxFindings) }
+
+// room reports whether one more finding of a list would be kept, and counts it as dropped if not. Whoever may have millions
+// asks before the text is made.
+func (l *layer) room(list *[]Finding) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(*list) >= l.findingsBound() {
+		l.dropped++
+		return false
+	}
+	return true
+}
+
 // warn remembers something odd at file offset off that breaks no rule.
 func (l *layer) warn(structure string, off int64, format string, args ...any) {
 	l.remember(&l.warnings, Finding{Structure: structure, Offset: off, Message: fmt.Sprintf(format, args...)})
@@ -93,7 +112,7 @@ func (l *layer) report(e *FormatError) error {
 func (l *layer) remember(list *[]Finding, f Finding) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(*list) == maxFindings {
+	if len(*list) >= l.findingsBound() {
 		l.dropped++
 		return
 	}

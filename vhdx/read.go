@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"vhdxfs/internal/ondisk"
 )
@@ -116,24 +117,36 @@ func (im *Image) look(off, end int64) (Extent, error) {
 // run returns the extent that begins at byte off, inside the disk, and ends at or before end. It is as long as
 // can be told at once: at most to the end of a present block, further through blocks that are not there.
 // It walks down the chain until a layer decides.
+//
+// Where it fails because an entry of a BAT is wrong, the length of the extent tells of how much that entry decides.
 func (im *Image) run(off, end int64) (Extent, error) {
 	e, limit := Extent{DiskOff: off}, end
-	for l := im.current(); ; l = l.parent {
+	top := im.current()
+	absent := int64(math.MaxInt64) // up to where the parents so far hold nothing
+	for l := top; ; l = l.parent {
 		if off >= l.geo.diskSize { // a parent smaller than its child
 			e.Len = end - off
 			return e, nil
 		}
 		end = min(end, l.geo.diskSize)
-		entry, runEnd, err := l.lookup(off, end)
+		wide := end
+		if l != top {
+			wide = l.geo.diskSize
+		}
+		entry, runEnd, err := l.lookup(off, wide)
+		if err == nil && l.wary.Load() {
+			err = l.usable(entry, off)
+		}
 		if err != nil {
+			if errors.Is(err, ErrCorrupt) {
+				e.Len = min(end, l.geo.blockEnd(off>>l.geo.blockShift)) - off
+			}
 			return e, err
 		}
-		if l.wary.Load() {
-			if err := l.usable(entry, off); err != nil {
-				return e, err
-			}
+		if l != top {
+			absent = min(absent, runEnd)
 		}
-		e.State, end = entry.state(), runEnd
+		e.State, end = entry.state(), min(end, runEnd)
 		switch e.State {
 		case FullyPresent:
 			return l.held(e, entry, end), nil
@@ -153,16 +166,58 @@ func (im *Image) run(off, end int64) (Extent, error) {
 			if here {
 				return l.held(e, entry, end), nil
 			}
+			if l != top {
+				absent = min(absent, end)
+			}
 		case NotPresent:
 		default: // hides the parent's data
 			e.Len = end - off
 			return e, nil
 		}
-		if l.parent == nil {
+		switch {
+		case l.parent == nil:
+			if l != top {
+				top.below.Store(newAbsence(&top.geo, off, absent, e.Layer))
+			}
 			e.Len = end - off
 			return e, nil
+		case l == top:
+			if to, layer := absence(l.below.Load()).at(&l.geo, off); to > off {
+				e.Len, e.Layer, e.State = min(end, to)-off, layer, NotPresent
+				return e, nil
+			}
 		}
 		e.Layer++
+	}
+}
+
+// An absence is a run of blocks of which no parent of a layer holds anything, down to the last one. Each layer keeps the one
+// that was seen last, so that of a long chain below a BAT with many entries the layers need not be asked for each block
+// again. Parents do not change while they are open. It is zero where nothing is known; else it has, from the highest bit,
+// the first block of the run, the one behind it, and the number of the last layer and one.
+type absence uint64
+
+const (
+	absenceBlockBits = 27 // a disk has 64 Mi blocks at the most
+	absenceLayerBits = 9
+)
+
+// newAbsence returns that of the blocks that lie wholly between two bytes of the disk.
+func newAbsence(g *geometry, off, end int64, layer int) uint64 {
+	first, last := (off+g.blockSize-1)>>g.blockShift, min(end, g.diskSize)>>g.blockShift
+	if first >= last {
+		return 0
+	}
+	return uint64(first)<<(absenceBlockBits+absenceLayerBits) | uint64(last)<<absenceLayerBits | uint64(layer+1)
+}
+
+// at returns up to where the run goes on in which byte off is, and the number of the last layer; 0 where off is in none.
+func (a absence) at(g *geometry, off int64) (end int64, layer int) {
+	b := uint64(off >> g.blockShift)
+	if first, last := uint64(a)>>(absenceBlockBits+absenceLayerBits), uint64(a)>>absenceLayerBits&(1<<absenceBlockBits-1); b < first || b >= last {
+		return 0, 0
+	} else {
+		return int64(last) << g.blockShift, int(a&(1<<absenceLayerBits-1)) - 1
 	}
 }
 

@@ -32,6 +32,8 @@ type draft struct {
 	pages  map[int64]*[pageSize]byte // changed, by file offset
 	copies []copied                  // by rising place, behind the old end and not in pages
 	holes  []fileRange               // that are to be punched, by rising offset; nothing uses them
+
+	sorted []int64 // the offsets of pages, in order; nil where these have changed
 }
 
 // A fileRange is a range of the image file, in bytes.
@@ -59,7 +61,24 @@ func newDraft(base File) (*draft, error) {
 func (d *draft) changed() bool { return d.size != d.old || len(d.pages)+len(d.holes) > 0 }
 
 // offsets returns the file offsets of the changed pages, in order.
-func (d *draft) offsets() []int64 { return slices.Sorted(maps.Keys(d.pages)) }
+func (d *draft) offsets() []int64 {
+	if d.sorted == nil {
+		d.sorted = slices.Sorted(maps.Keys(d.pages))
+	}
+	return d.sorted
+}
+
+// firstBehind returns the index of the first of ranges, which rise and do not overlap, that ends behind off. There may be
+// many, and the draft is read page by page.
+func firstBehind[R any](ranges []R, off int64, end func(R) int64) int {
+	i, _ := slices.BinarySearchFunc(ranges, off, func(r R, off int64) int {
+		if end(r) <= off {
+			return -1
+		}
+		return 1
+	})
+	return i
+}
 
 // ReadAt reads from the draft.
 func (d *draft) ReadAt(p []byte, off int64) (int, error) {
@@ -76,17 +95,21 @@ func (d *draft) ReadAt(p []byte, off int64) (int, error) {
 	if err := readZeroPast(d.base, p, off, min(d.old, d.size)); err != nil {
 		return 0, err
 	}
-	for _, h := range d.holes {
-		if part := overlap(p, off, h); part != nil {
-			clear(part)
+	for _, h := range d.holes[firstBehind(d.holes, off, fileRange.end):] {
+		part := overlap(p, off, h)
+		if part == nil {
+			break
 		}
+		clear(part)
 	}
-	for _, c := range d.copies {
-		if part := overlap(p, off, c.fileRange); part != nil {
-			at := max(off, c.off)
-			if err := readZeroPast(d.base, part, c.from+at-c.off, d.old); err != nil {
-				return 0, err
-			}
+	for _, c := range d.copies[firstBehind(d.copies, off, copied.end):] {
+		part := overlap(p, off, c.fileRange)
+		if part == nil {
+			break
+		}
+		at := max(off, c.off)
+		if err := readZeroPast(d.base, part, c.from+at-c.off, d.old); err != nil {
+			return 0, err
 		}
 	}
 	for at := off &^ (pageSize - 1); at < off+int64(len(p)) && len(d.pages) > 0; at += pageSize {
@@ -139,6 +162,9 @@ func (d *draft) WriteAt(p []byte, off int64) (int, error) {
 		case d.pages[at] == nil && len(d.pages) == maxDraftPages:
 			return n, errLargeDraft
 		default:
+			if d.pages[at] == nil {
+				d.sorted = nil
+			}
 			d.pages[at] = &pg
 		}
 	}
@@ -160,7 +186,7 @@ func (d *draft) Truncate(size int64) error {
 	case size > d.size && d.size < d.old:
 		return errors.New("a draft that was cut cannot grow")
 	}
-	d.size = size
+	d.size, d.sorted = size, nil
 	maps.DeleteFunc(d.pages, func(at int64, _ *[pageSize]byte) bool { return at >= size })
 	return nil
 }
@@ -191,15 +217,11 @@ func (d *draft) NextData(off int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	for at := range d.pages {
-		if at+pageSize > off {
-			next = min(next, max(at, off))
-		}
+	if i := firstBehind(d.offsets(), off, func(at int64) int64 { return at + pageSize }); i < len(d.sorted) {
+		next = min(next, max(d.sorted[i], off))
 	}
-	for _, c := range d.copies {
-		if c.end() > off {
-			next = min(next, max(c.off, off))
-		}
+	if i := firstBehind(d.copies, off, copied.end); i < len(d.copies) {
+		next = min(next, max(d.copies[i].off, off))
 	}
 	if next >= d.size {
 		return 0, io.EOF
@@ -219,8 +241,8 @@ func (d *draft) nextOfBase(off int64) (int64, error) {
 			return 0, err
 		}
 		off = next
-		i := slices.IndexFunc(d.holes, func(h fileRange) bool { return h.off <= off && off < h.end() })
-		if i < 0 {
+		i := firstBehind(d.holes, off, fileRange.end)
+		if i == len(d.holes) || d.holes[i].off > off {
 			return off, nil
 		}
 		off = d.holes[i].end()

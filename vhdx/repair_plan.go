@@ -121,8 +121,10 @@ func (p *repair) takes(list []Finding) []Finding {
 	return mine
 }
 
-// maxRounds bounds the work. Each round mends up to maxFindings entries of the BAT, so it is reached only where so many
-// are damaged that to repair the image is of no use.
+// maxRepairs bounds the findings of one round. Where there are more, so much is damaged that to repair the image is of no use.
+const maxRepairs = 64_000
+
+// maxRounds bounds the rounds, each of which mends all that one stage can.
 const maxRounds = 64
 
 // plan mends all that can be mended. Afterwards left has the broken rules that remain.
@@ -136,6 +138,10 @@ func (r *repairer) plan() error {
 			return err
 		}
 		r.last = l
+		if l.dropped > 0 {
+			r.left = []Finding{{Structure: "BAT", Message: fmt.Sprintf("it has more than %d entries to repair", maxRepairs)}}
+			return nil
+		}
 		mended, err := r.mendFirst(l, list)
 		if err != nil {
 			return err
@@ -154,6 +160,7 @@ func (r *repairer) plan() error {
 func (r *repairer) examine() (*layer, []Finding, error) {
 	l := r.op.newLayer(r.d, r.top.path)
 	l.homes = r.top.homes
+	l.maxFindings = maxRepairs
 	err := l.load()
 	list := append(slices.Clone(l.errors), l.warnings...)
 	var fe *FormatError

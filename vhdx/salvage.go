@@ -253,3 +253,15 @@ func (l *layer) unfollowable(e batEntry, b int64) error {
 func (l *layer) badEntry(b int64, r ondisk.Rule, format string, args ...any) error {
 	return ondisk.Corrupt(r, "BAT entry", l.batOffset()+l.geo.payloadEntry(b)*batEntrySize, format, args...)
 }
+
+// Damaged returns how many bytes from byte off on nobody can tell, since one entry of a BAT is wrong, and 0 where off is not
+// among such bytes.
+func (im *Image) Damaged(off int64) int64 {
+	if off < 0 || off >= im.Size() {
+		return 0
+	}
+	if e, err := im.look(off, im.Size()); errors.Is(err, ErrCorrupt) {
+		return e.Len
+	}
+	return 0
+}

@@ -219,7 +219,7 @@ func (s *batScan) entry(i int64, e batEntry) error {
 	case bitmap && l.geo.hasParent:
 		return s.bitmap(i, e)
 	case bitmap:
-		l.warn("BAT entry", s.entryOffset(i), "%#x for a sector bitmap block, which only differencing disks have", uint64(e))
+		s.warn(i, "%#x for a sector bitmap block, which only differencing disks have", int64(e))
 		return nil
 	case n < l.geo.payloadBlocks():
 		return s.payload(i, n, e)
@@ -238,15 +238,57 @@ func (s *batScan) chunkEnd() error {
 
 func (s *batScan) entryOffset(i int64) int64 { return s.off + i*batEntrySize }
 
-func (s *batScan) bad(i int64, r ondisk.Rule, format string, args ...any) error {
-	return s.layer.report(ondisk.Corrupt(r, "BAT entry", s.entryOffset(i), format, args...))
+// bad takes a broken rule; see layer.report. There may be 64 Mi of them: no text is made of one that is not kept, and nothing
+// allocated, which takes far longer than to find it.
+func (s *batScan) bad(i int64, r ondisk.Rule, format string, args ...int64) error {
+	if s.layer.collect && !s.layer.room(&s.layer.errors) {
+		return nil
+	}
+	return s.layer.report(ondisk.Corrupt(r, "BAT entry", s.entryOffset(i), format, anys(args)...))
+}
+
+// overlaps takes a broken rule of a block or sector bitmap block that shares the n bytes at off with something else.
+func (s *batScan) overlaps(i int64, r ondisk.Rule, off, n int64, format string, args ...int64) error {
+	if s.layer.collect && !s.layer.room(&s.layer.errors) {
+		return nil
+	}
+	other := "another block"
+	if o := s.layer.objectAt(off, n); o != "" {
+		other = "the " + o
+		if r == ondisk.R49 {
+			r = ondisk.R48
+		}
+	}
+	return s.layer.report(ondisk.Corrupt(r, "BAT entry", s.entryOffset(i), format+" overlaps "+other, anys(args)...))
+}
+
+// warn remembers what is odd about an entry; see bad.
+func (s *batScan) warn(i int64, format string, args ...int64) {
+	if s.layer.room(&s.layer.warnings) {
+		s.layer.warn("BAT entry", s.entryOffset(i), format, anys(args)...)
+	}
+}
+
+// warnKept remembers an odd place that block b keeps, whose entry is e.
+func (s *batScan) warnKept(i, b int64, e batEntry, what string) {
+	if s.layer.room(&s.layer.warnings) {
+		s.layer.warn("BAT entry", s.entryOffset(i), "block %d in state %v %s %#x", b, e.state(), what, e.offset())
+	}
+}
+
+func anys(numbers []int64) []any {
+	list := make([]any, len(numbers))
+	for i, n := range numbers {
+		list[i] = uint64(n) // offsets may have the highest bit set
+	}
+	return list
 }
 
 // payload validates entry i, that of payload block b.
 func (s *batScan) payload(i, b int64, e batEntry) error {
 	l := s.layer
 	if e.reserved() != 0 {
-		l.warn("BAT entry", s.entryOffset(i), "reserved bits %#x", e.reserved())
+		s.warn(i, "reserved bits %#x", int64(e.reserved()))
 	}
 	if e.state() != NotPresent { // which is counted as the rest
 		s.counts.add(e.state(), 1)
@@ -254,7 +296,7 @@ func (s *batScan) payload(i, b int64, e batEntry) error {
 	switch e.state() {
 	case NotPresent, Undefined, Zero, Unmapped:
 	case unmappedDraft:
-		l.warn("BAT entry", s.entryOffset(i), "state 5 of block %d, which a draft of the format called unmapped; it is read as zeros", b)
+		s.warn(i, "state 5 of block %d, which a draft of the format called unmapped; it is read as zeros", b)
 	case FullyPresent:
 		return s.place(i, b, e)
 	case PartiallyPresent:
@@ -266,7 +308,7 @@ func (s *batScan) payload(i, b int64, e batEntry) error {
 		}
 		return s.place(i, b, e)
 	default:
-		return s.bad(i, ondisk.R44, "block %d in state %d", b, uint8(e.state()))
+		return s.bad(i, ondisk.R44, "block %d in state %d", b, int64(e.state()))
 	}
 	if e.offset() != 0 {
 		return s.keptPlace(i, b, e)
@@ -284,16 +326,13 @@ func (s *batScan) place(i, b int64, e batEntry) error {
 	// QEMU cuts the file behind the last sector of the disk, inside the last block.
 	need := min(size, l.geo.diskSize-b<<l.geo.blockShift)
 	if off > uint64(l.size) || need > l.size-int64(off) {
-		return s.bad(i, ondisk.R47, "block %d of %#x bytes at %#x in a file of %#x bytes", b, size, off, l.size)
+		return s.bad(i, ondisk.R47, "block %d of %#x bytes at %#x in a file of %#x bytes", b, size, int64(off), l.size)
 	}
 	l.space.grow(int64(off) + size) // a last block that the end of the file cuts is a whole block all the same
 	if l.space.mark(int64(off), size) {
 		return nil
 	}
-	if other := l.objectAt(int64(off), size); other != "" {
-		return s.bad(i, ondisk.R48, "block %d at %#x overlaps the %s", b, off, other)
-	}
-	return s.bad(i, ondisk.R49, "block %d at %#x overlaps another block", b, off)
+	return s.overlaps(i, ondisk.R49, int64(off), size, "block %d at %#x", b, int64(off))
 }
 
 // keptPlace looks at the file offset that a block which is not present has kept. Nothing is read there, but
@@ -302,11 +341,11 @@ func (s *batScan) keptPlace(i, b int64, e batEntry) error {
 	l := s.layer
 	off := e.offset()
 	if st := e.state(); st == NotPresent || st == Zero {
-		l.warn("BAT entry", s.entryOffset(i), "block %d in state %v has the file offset %#x", b, st, off)
+		s.warnKept(i, b, e, "has the file offset")
 		return nil
 	}
 	if off > uint64(l.size) || l.geo.blockSize > l.size-int64(off) {
-		l.warn("BAT entry", s.entryOffset(i), "block %d in state %v keeps a place outside the file, at %#x", b, e.state(), off)
+		s.warnKept(i, b, e, "keeps a place outside the file, at")
 		l.unwritable = "a block that is not present keeps a place outside the file"
 		return nil
 	}
@@ -314,7 +353,7 @@ func (s *batScan) keptPlace(i, b int64, e batEntry) error {
 		s.kept = newSpaceMap(l.size)
 	}
 	if !s.kept.mark(int64(off), l.geo.blockSize) {
-		l.warn("BAT entry", s.entryOffset(i), "block %d in state %v keeps a place that another block keeps too, at %#x", b, e.state(), off)
+		s.warnKept(i, b, e, "keeps a place that another block keeps too, at")
 		l.keptShared = true
 	}
 	return nil
@@ -339,27 +378,23 @@ func (s *batScan) end() error {
 func (s *batScan) bitmap(i int64, e batEntry) error {
 	l := s.layer
 	if e.reserved() != 0 {
-		l.warn("BAT entry", s.entryOffset(i), "reserved bits %#x", e.reserved())
+		s.warn(i, "reserved bits %#x", int64(e.reserved()))
 	}
 	switch e.state() {
 	case bitmapNotPresent:
 		return nil
 	case bitmapPresent:
 	default:
-		return s.bad(i, ondisk.R50, "sector bitmap block of chunk %d in state %d", s.chunk, uint8(e.state()))
+		return s.bad(i, ondisk.R50, "sector bitmap block of chunk %d in state %d", s.chunk, int64(e.state()))
 	}
 	s.hasBitmap = true
 	s.counts.SectorBitmaps++
 	off := e.offset()
 	if off < headerSectionSize || off > uint64(l.size) || bitmapBlockSize > l.size-int64(off) {
-		return s.bad(i, ondisk.R51, "sector bitmap block of chunk %d at %#x in a file of %#x bytes", s.chunk, off, l.size)
+		return s.bad(i, ondisk.R51, "sector bitmap block of chunk %d at %#x in a file of %#x bytes", s.chunk, int64(off), l.size)
 	}
 	if !l.space.mark(int64(off), bitmapBlockSize) {
-		other := "another block"
-		if o := l.objectAt(int64(off), bitmapBlockSize); o != "" {
-			other = "the " + o
-		}
-		return s.bad(i, ondisk.R51, "sector bitmap block of chunk %d at %#x overlaps %s", s.chunk, off, other)
+		return s.overlaps(i, ondisk.R51, int64(off), bitmapBlockSize, "sector bitmap block of chunk %d at %#x", s.chunk, int64(off))
 	}
 	l.bitmaps[s.chunk].Store(l.cache.Span(l.src, int64(off), bitmapBlockSize/pageSize))
 	return nil

@@ -107,7 +107,11 @@ func (c *copier) total(in Input) int64 {
 		return -1
 	}
 	total := int64(0)
-	if err := eachPiece(in.Disk, c.o.SkipErrors, func(_, n int64) error { total += n; return nil }); err != nil {
+	var skip func(int64, int64, error)
+	if c.o.SkipErrors {
+		skip = func(int64, int64, error) {}
+	}
+	if err := eachPiece(in.Disk, skip, func(_, n int64) error { total += n; return nil }); err != nil {
 		return -1 // whoever copies will see it
 	}
 	return total
@@ -181,12 +185,20 @@ func (c *copier) read(d *disk.Disk, p []byte, off int64) error {
 		return fmt.Errorf("read %s at %d: %w", d.Path, off, err)
 	}
 	const unit = 4 << 10
-	for at := 0; at < len(p); at += unit {
+	for at := 0; at < len(p); {
 		part := p[at:min(at+unit, len(p))]
+		if n := d.Damaged(off + int64(at)); n > int64(len(part)) { // to try each unit of it would take long
+			part = p[at:][:min(n, int64(len(p)-at))]
+			clear(part)
+			c.skip(off+int64(at), int64(len(part)), err)
+			at += len(part)
+			continue
+		}
 		if n, err := d.ReadAt(part, off+int64(at)); n < len(part) {
 			clear(part)
 			c.skip(off+int64(at), int64(len(part)), err)
 		}
+		at += len(part)
 	}
 	return nil
 }

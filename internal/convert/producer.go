@@ -49,7 +49,11 @@ func (p *producer) send(j job) error {
 func (p *producer) disk(d *disk.Disk, c *copier) error {
 	c.result.InputSize = d.Size()
 	end := int64(0)
-	err := eachPiece(d, c.o.SkipErrors, func(off, n int64) error {
+	skip := c.skip
+	if !c.o.SkipErrors {
+		skip = nil
+	}
+	err := eachPiece(d, skip, func(off, n int64) error {
 		if off > end {
 			if err := c.target.Zero(end, off-end); err != nil {
 				return err
@@ -69,14 +73,22 @@ func (p *producer) disk(d *disk.Disk, c *copier) error {
 }
 
 // eachPiece calls do for every piece that holds data, in order. With skip, a piece of which nobody can tell counts
-// as one.
-func eachPiece(d *disk.Disk, skip bool, do func(off, n int64) error) error {
+// as one, unless nobody can tell anything of it: then skip is called for it, since there may be millions.
+func eachPiece(d *disk.Disk, skip func(off, n int64, err error), do func(off, n int64) error) error {
 	for off := int64(0); ; {
 		from, to, err := d.Data(off)
 		switch {
 		case err == io.EOF:
 			return nil
-		case err != nil && skip:
+		case err != nil && skip != nil:
+			if n := d.Damaged(off); off%pieceSize == 0 && (n >= pieceSize || n == d.Size()-off) {
+				if off+n < d.Size() {
+					n = n / pieceSize * pieceSize
+				}
+				skip(off, n, err)
+				off += n
+				continue
+			}
 			from, to = off, min(off+pieceSize, d.Size())
 		case err != nil:
 			return err

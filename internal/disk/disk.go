@@ -95,6 +95,14 @@ func (d *Disk) Size() int64 { return d.size }
 // Limit makes the disk end at size, where it is larger.
 func (d *Disk) Limit(size int64) { d.size = min(d.size, size) }
 
+// Damaged returns how many bytes from byte off on nobody can tell, since an image is damaged there; see vhdx.Image.Damaged.
+func (d *Disk) Damaged(off int64) int64 {
+	if d.Image == nil {
+		return 0
+	}
+	return min(d.Image.Damaged(off), d.size-off)
+}
+
 // Data returns the first run of bytes at or after off that something holds: from its first byte to the one behind
 // its last. All other bytes read as zero. It returns io.EOF when none follows.
 func (d *Disk) Data(off int64) (from, to int64, err error) {
