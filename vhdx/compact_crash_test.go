@@ -76,12 +76,11 @@ func TestPowerCutWhileCompacting(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for seed := range uint64(*crashRounds) {
-				ct := newCompactTest(name, seed)
-				ct.noHoles = seed%3 == 2
-				if err := ct.runFrom(1, 3); err != nil {
+				states, err := newCompactTest(name, seed).runOnHosts(3)
+				if err != nil {
 					t.Fatalf("seed %d: %v", seed, err)
 				}
-				t.Logf("%d states", ct.states)
+				t.Logf("%d states", states)
 			}
 		})
 	}

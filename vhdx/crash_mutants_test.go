@@ -16,11 +16,7 @@ type mutant struct {
 type mutantFile struct {
 	File
 	dropSync string
-	sparse   bool
 }
-
-// Sparse lets the writer grow the file by a hole, as on most file systems.
-func (f mutantFile) Sparse() bool { return f.sparse }
 
 func (f mutantFile) Sync() error {
 	if f.dropSync != "" && calledBy(f.dropSync) {
@@ -119,7 +115,7 @@ func TestPowerCutFindsMutants(t *testing.T) {
 				default:
 					ct = newCrashTest(specs[m.disk](), seed)
 				}
-				ct.mutant = m.mutant
+				ct.mutant, ct.host = m.mutant, crashHosts[i%2]
 				if err := ct.runFrom(first, step); err != nil {
 					t.Logf("found with seed %d after %d states: %v", seed, ct.states, err)
 					return

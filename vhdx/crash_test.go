@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"testing"
 
@@ -78,6 +79,37 @@ func (h *history) check(im *Image) error {
 		}
 	}
 	return nil
+}
+
+// A host is what the file system can do on which an image lies.
+type host struct {
+	noHoles     bool // holes do harm
+	noFallocate bool // space cannot be reserved, nor a range be zeroed, but by writing
+}
+
+// crashHosts are those on which the power is cut; most people have the first.
+var crashHosts = []host{{}, {noFallocate: true}, {noHoles: true}, {noHoles: true, noFallocate: true}}
+
+// onHosts has do cut the power: at every operation on the host of most people and, so that it ends soon, at every step-th
+// from the first on each of the others, with each seed at others.
+func onHosts(seed uint64, do func(h host, first, step int) error) error {
+	for i, h := range crashHosts {
+		first, step := 1, 1
+		if i > 0 {
+			first, step = 1+int((seed+uint64(i))%uint64(len(crashHosts))), len(crashHosts)
+		}
+		if err := do(h, first, step); err != nil {
+			return fmt.Errorf("host %+v: %w", h, err)
+		}
+	}
+	return nil
+}
+
+// disk returns a file that loses power there.
+func (h host) disk(img io.ReaderAt, size int64) *powercut.Disk {
+	d := powercut.New(img, size)
+	d.NoHoles, d.NoFallocate = h.noHoles, h.noFallocate
+	return d
 }
 
 // crashSpecs are the disks on which power cuts are tried.
@@ -212,8 +244,8 @@ type crashTest struct {
 	work   workload
 	mutant mutant
 
-	noHoles bool // the host is one on which holes do harm
-	states  int  // looked at so far
+	host   host
+	states int // looked at so far
 }
 
 // A workload changes the disk until it is done or the power fails. What it does depends on the seed alone. It calls
@@ -228,17 +260,17 @@ func newCrashTest(c chain, seed uint64) *crashTest {
 // reports whether the power was still there at the end.
 func (ct *crashTest) run(cut int) (powered bool, err error) {
 	c := ct.chain
-	disk := powercut.New(c[0].memFile, c[0].memFile.size)
+	disk := ct.host.disk(c[0].memFile, c[0].memFile.size)
 	disk.CutAt(cut)
 	// Headers, log, metadata and BAT survive any tearing; a sector of payload is the disk's business.
 	disk.Tearable = func(off int64) bool { return off < c[0].dataOff }
-	files := []File{mutantFile{disk, ct.mutant.dropSync, !ct.noHoles}}
+	files := []File{mutantFile{disk, ct.mutant.dropSync}}
 	for _, p := range c[1:] {
 		files = append(files, p.memFile)
 	}
 	h := newHistory(ct.disk)
 	discard := DiscardPunch
-	if ct.noHoles {
+	if ct.host.noHoles {
 		discard = DiscardAuto
 	}
 	im, err := loadWritable(Options{Writable: true, Discard: discard, DetectZeroes: ct.seed%2 == 0}, files...)
@@ -253,7 +285,7 @@ func (ct *crashTest) run(cut int) (powered bool, err error) {
 	}
 	for s := range uint64(crashStates) {
 		ct.states++
-		files[0] = mutantFile{disk.AfterCut(rand.New(rand.NewPCG(ct.seed, s))), ct.mutant.dropSync, !ct.noHoles}
+		files[0] = mutantFile{disk.AfterCut(rand.New(rand.NewPCG(ct.seed, s))), ct.mutant.dropSync}
 		if err := h.checkFiles(files, s%2 == 1); err != nil {
 			return disk.Powered(), fmt.Errorf("cut %d, state %d: %w", cut, s, err)
 		}
@@ -266,11 +298,19 @@ func (ct *crashTest) runAll() error { return ct.runFrom(1, 1) }
 
 // runFrom cuts the power at the first operation given, and at every step-th after it.
 func (ct *crashTest) runFrom(first, step int) error {
-	for cut := first; ; cut += step {
-		if powered, err := ct.run(cut); powered || err != nil {
-			return err
-		}
-	}
+	return untilDone(first, step, ct.run)
+}
+
+// runOnHosts runs the test on all hosts, from the first operation on or one soon after it, and at every step-th. It returns
+// how many states it looked at.
+func (ct *crashTest) runOnHosts(step int) (states int, err error) {
+	err = onHosts(ct.seed, func(h host, first, more int) error {
+		on := *ct
+		on.host = h
+		defer func() { states += on.states }()
+		return on.runFrom(first, more*step)
+	})
+	return states, err
 }
 
 // checkFiles opens what a power cut left, for reading with the log in memory, or for writing with the log replayed
@@ -306,12 +346,11 @@ func TestPowerCut(t *testing.T) {
 			t.Parallel()
 			c, states := newChain(), 0
 			for seed := range uint64(*crashRounds) {
-				ct := newCrashTest(c, seed)
-				ct.noHoles = seed%3 == 2
-				if err := ct.runAll(); err != nil {
+				n, err := newCrashTest(c, seed).runOnHosts(1)
+				if err != nil {
 					t.Fatalf("seed %d: %v", seed, err)
 				}
-				states += ct.states
+				states += n
 			}
 			t.Logf("%d states", states)
 		})

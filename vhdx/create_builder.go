@@ -58,7 +58,6 @@ func newBuilder(ctx context.Context, path string, o CreateOptions) (_ *Builder, 
 		return nil, errors.Join(err, b.closeOld())
 	}
 	f := imagefile.Of(b.new.File)
-	b.sparse = f.Sparse()
 	if err := b.begin(ctx, f); err != nil {
 		return nil, errors.Join(b.wrap(err), b.Discard())
 	}
@@ -74,7 +73,7 @@ func (b *Builder) wrap(err error) error {
 
 // begin prepares the empty file f.
 func (b *Builder) begin(ctx context.Context, f File) error {
-	b.file = f
+	b.file, b.sparse = f, f.Sparse()
 	b.l = b.o.layout(b.o.Size)
 	b.end = b.l.dataOff
 	fixed := b.o.Type == Fixed && !b.o.SizeLater

@@ -13,8 +13,6 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
-
-	"vhdxfs/test/powercut"
 )
 
 // buildImage makes an image of what content says by byte of the disk, with writes in any order.
@@ -158,7 +156,7 @@ func buildOn(f File, o CreateOptions) error {
 	if err != nil {
 		return err
 	}
-	b := &Builder{o: o, sparse: true}
+	b := &Builder{o: o}
 	if err := b.begin(context.Background(), f); err != nil {
 		return err
 	}
@@ -175,28 +173,31 @@ func buildOn(f File, o CreateOptions) error {
 // crashBuild cuts the power at each operation of making an image, and says what is wrong with what is left: it opens
 // and is not the whole image, or it does not open though Finish has returned.
 func crashBuild(o CreateOptions, dropSync string) error {
-	for cut, done := 1, false; !done; cut++ {
-		disk := powercut.New(bytes.NewReader(nil), 0)
-		disk.CutAt(cut)
-		err := buildOn(mutantFile{disk, dropSync, true}, o)
-		done = disk.Powered()
-		if done && err != nil {
-			return err
+	return onHosts(0, func(h host, first, step int) error {
+		return untilDone(first, step, func(cut int) (bool, error) { return crashBuildAt(h, cut, o, dropSync) })
+	})
+}
+
+func crashBuildAt(h host, cut int, o CreateOptions, dropSync string) (done bool, err error) {
+	disk := h.disk(bytes.NewReader(nil), 0)
+	disk.CutAt(cut)
+	err = buildOn(mutantFile{disk, dropSync}, o)
+	if done = disk.Powered(); done && err != nil {
+		return done, err
+	}
+	for seed := range uint64(30) {
+		im, oerr := loadReadOnly(disk.AfterCut(rand.New(rand.NewPCG(seed, uint64(cut)))))
+		if oerr != nil {
+			if done {
+				return done, fmt.Errorf("seed %d: a finished image does not open: %w", seed, oerr)
+			}
+			continue
 		}
-		for seed := range uint64(30) {
-			im, oerr := loadReadOnly(disk.AfterCut(rand.New(rand.NewPCG(seed, uint64(cut)))))
-			if oerr != nil {
-				if done {
-					return fmt.Errorf("seed %d: a finished image does not open: %w", seed, oerr)
-				}
-				continue
-			}
-			if err := checkBuilt(im, o); err != nil {
-				return fmt.Errorf("cut %d, seed %d: what is left opens, but %w", cut, seed, err)
-			}
+		if err := checkBuilt(im, o); err != nil {
+			return done, fmt.Errorf("cut %d, seed %d: what is left opens, but %w", cut, seed, err)
 		}
 	}
-	return nil
+	return done, nil
 }
 
 func checkBuilt(im *Image, o CreateOptions) error {
@@ -272,17 +273,20 @@ type cancellingFile struct {
 }
 
 func (f *cancellingFile) Allocate(off, n int64) error { return errors.ErrUnsupported }
+func (f *cancellingFile) Sparse() bool                { return false }
 
 func (f *cancellingFile) WriteAt(p []byte, off int64) (int, error) {
 	f.cancel()
 	return f.memFile.WriteAt(p, off)
 }
 
-// A countedFile counts the operations that leave holes.
+// A countedFile counts the operations that leave holes, which do harm.
 type countedFile struct {
 	*memFile
 	holes int
 }
+
+func (f *countedFile) Sparse() bool { return false }
 
 func (f *countedFile) WriteAt(p []byte, off int64) (int, error) {
 	if size, _ := f.Size(); off > size {

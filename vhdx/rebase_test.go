@@ -11,8 +11,6 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
-
-	"vhdxfs/test/powercut"
 )
 
 func TestSetParent(t *testing.T) {
@@ -178,25 +176,31 @@ func TestPowerCutInSetParent(t *testing.T) {
 			parent := build(spec{blocks: []blockSpec{{0, FullyPresent}, {3, FullyPresent}}})
 			want := newModel(chain{child, parent})
 			seen := map[string]bool{}
-			for cut, done := 1, false; !done; cut++ {
-				disk := powercut.New(child.memFile, child.memFile.size)
+			cutAt := func(h host, cut int) (done bool, err error) {
+				disk := h.disk(child.memFile, child.memFile.size)
 				disk.Tearable = func(off int64) bool { return off < child.dataOff }
 				disk.CutAt(cut)
-				err := relink(to, mutantFile{disk, "", true}, parent.memFile)
+				err = relink(to, disk, parent.memFile)
 				if done = disk.Powered(); done && err != nil {
-					t.Fatal(err)
+					return done, err
 				}
 				for s := range uint64(crashStates) {
-					left := mutantFile{disk.AfterCut(rand.New(rand.NewPCG(s, 1))), "", true}
-					path, err := locatorOf(left, parent.memFile, want)
+					path, err := locatorOf(disk.AfterCut(rand.New(rand.NewPCG(s, 1))), parent.memFile, want)
 					if err != nil {
-						t.Fatalf("cut %d, state %d: %v", cut, s, err)
+						return done, fmt.Errorf("cut %d, state %d: %w", cut, s, err)
 					}
 					seen[path] = true
 					if path != to && (path != `.\old.vhdx` || done) {
-						t.Fatalf("cut %d, state %d: the path is %q", cut, s, path)
+						return done, fmt.Errorf("cut %d, state %d: the path is %q", cut, s, path)
 					}
 				}
+				return done, nil
+			}
+			err := onHosts(0, func(h host, first, step int) error {
+				return untilDone(first, step, func(cut int) (bool, error) { return cutAt(h, cut) })
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
 			if len(seen) != 2 {
 				t.Errorf("seen %d locators, want the old one and the new one", len(seen))

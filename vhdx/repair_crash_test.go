@@ -138,21 +138,27 @@ func TestPowerCutInRepair(t *testing.T) {
 	for name, im := range crashImages() {
 		t.Run(name, func(t *testing.T) {
 			cuts := 0
-			for cut, done := 1, false; !done; cut++ {
+			cutAt := func(h host, cut int) (done bool, err error) {
 				c := &circuit{cut: cut}
-				disk := powercut.New(im.memFile, im.size)
+				disk := h.disk(im.memFile, im.size)
 				undo := &undoDouble{c: c}
-				_, err := planOn(t, wiredFile{disk, c}).apply(undo)
-				done = c.powered()
-				if (err == nil) != done {
-					t.Fatalf("cut %d: %v", cut, err)
+				_, err = planOn(t, wiredFile{disk, c}).apply(undo)
+				if done = c.powered(); (err == nil) != done {
+					return done, fmt.Errorf("cut %d: %w", cut, err)
 				}
 				for seed := range uint64(5) {
 					if err := afterRepairCut(t, im, disk, undo, rand.New(rand.NewPCG(seed, 1))); err != nil {
-						t.Fatalf("cut %d, state %d: %v", cut, seed, err)
+						return done, fmt.Errorf("cut %d, state %d: %w", cut, seed, err)
 					}
 				}
 				cuts++
+				return done, nil
+			}
+			err := onHosts(0, func(h host, first, step int) error {
+				return untilDone(first, step, func(cut int) (bool, error) { return cutAt(h, cut) })
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
 			if cuts < 10 {
 				t.Errorf("%d cuts only", cuts)
@@ -169,7 +175,7 @@ func afterRepairCut(t *testing.T, im *image, disk *powercut.Disk, undo *undoDoub
 		}
 		return nil
 	}
-	again := powercut.New(left, sizeOfDisk(t, left))
+	again := host{left.NoHoles, left.NoFallocate}.disk(left, sizeOfDisk(t, left))
 	if r := planLeft(t, again); len(r.left) > 0 {
 		return fmt.Errorf("the repair cannot be run again: %+v", r.left)
 	} else if r.d.changed() {

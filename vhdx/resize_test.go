@@ -8,8 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"testing"
-
-	"vhdxfs/test/powercut"
 )
 
 // A resizeCase is a disk and the sizes that it gets in turn.
@@ -191,12 +189,12 @@ func TestResizeRefuses(t *testing.T) {
 
 // resizeCut resizes a disk with the power cut at the given operation, and looks at states that may be left: each has
 // one of the two sizes, and holds what it should.
-func resizeCut(c chain, before model, size int64, cut int, dropSync string) (powered bool, err error) {
-	disk := powercut.New(c[0].memFile, c[0].memFile.size)
+func resizeCut(c chain, h host, before model, size int64, cut int, dropSync string) (powered bool, err error) {
+	disk := h.disk(c[0].memFile, c[0].memFile.size)
 	disk.Tearable = func(off int64) bool { return off < c[0].batOff } // headers, log and metadata
 	disk.CutAt(cut)
 	files := c.files()
-	files[0] = mutantFile{disk, dropSync, true}
+	files[0] = mutantFile{disk, dropSync}
 	im, err := loadWritable(Options{Writable: true, Discard: DiscardPunch}, files...)
 	if err == nil {
 		if err = im.Resize(context.Background(), size); err == nil {
@@ -209,7 +207,7 @@ func resizeCut(c chain, before model, size int64, cut int, dropSync string) (pow
 		return true, fmt.Errorf("failed with the power on: %w", err)
 	}
 	for s := range uint64(crashStates) {
-		files[0] = mutantFile{disk.AfterCut(rand.New(rand.NewPCG(uint64(cut), s))), "", true}
+		files[0] = mutantFile{disk.AfterCut(rand.New(rand.NewPCG(uint64(cut), s))), ""}
 		if err := checkResized(files, before, size, done, s%2 == 1); err != nil {
 			return disk.Powered(), fmt.Errorf("cut %d, state %d: %w", cut, s, err)
 		}
@@ -257,14 +255,11 @@ func (tc resizeCase) cutAll(dropSync string) error {
 	c := tc.chain()
 	before := newModel(c)
 	for _, size := range []int64{tc.sizes[0], tc.sizes[len(tc.sizes)-1]} {
-		for cut := 1; ; cut++ {
-			powered, err := resizeCut(c, before, size, cut, dropSync)
-			if err != nil {
-				return fmt.Errorf("to %d bytes: %w", size, err)
-			}
-			if powered {
-				break
-			}
+		err := onHosts(0, func(h host, first, step int) error {
+			return untilDone(first, step, func(cut int) (bool, error) { return resizeCut(c, h, before, size, cut, dropSync) })
+		})
+		if err != nil {
+			return fmt.Errorf("to %d bytes: %w", size, err)
 		}
 	}
 	return nil

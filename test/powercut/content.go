@@ -9,6 +9,9 @@ const pageSize = 4 << 10
 
 type page [pageSize]byte
 
+// hole stands for a page that has no data: a hole, or space that was never written.
+var hole = new(page)
+
 // content is what a file holds: pages over what it held at first, so that copies cost little however large it is.
 type content struct {
 	base  io.ReaderAt
@@ -24,11 +27,55 @@ func (c content) clone() content {
 
 // do makes a change, whole.
 func (c *content) do(ch change) {
-	if ch.what == truncate {
+	switch ch.what {
+	case truncate:
 		c.resize(ch.off)
-		return
+	case reserve:
+		c.size = max(c.size, ch.end())
+	case zero:
+		from, to := (ch.off+pageSize-1)/pageSize*pageSize, ch.end()/pageSize*pageSize
+		if from >= to {
+			c.write(ch.data, ch.off)
+			return
+		}
+		c.write(ch.data[:from-ch.off], ch.off)
+		for n := from / pageSize; n < to/pageSize; n++ {
+			c.pages[n] = hole
+		}
+		c.write(ch.data[to-ch.off:], to)
+	default:
+		c.write(ch.data, ch.off)
 	}
-	c.write(ch.data, ch.off)
+}
+
+// nextData returns the first offset from off on in a page that may hold data, and io.EOF where there is none.
+func (c *content) nextData(off int64) (int64, error) {
+	// What the base holds counts as data.
+	for at := off; at < min(c.seen, c.size); at = at/pageSize*pageSize + pageSize {
+		if c.pages[at/pageSize] != hole {
+			return at, nil
+		}
+	}
+	next := c.size
+	for n, pg := range c.pages {
+		if pg != hole && (n+1)*pageSize > off {
+			next = min(next, max(n*pageSize, off))
+		}
+	}
+	if next >= c.size {
+		return 0, io.EOF
+	}
+	return next, nil
+}
+
+// nextHole returns the first offset from off on in a page that holds no data, or else the end of the file.
+func (c *content) nextHole(off int64) int64 {
+	for at := off; at < c.size; at = at/pageSize*pageSize + pageSize {
+		if pg := c.pages[at/pageSize]; pg == hole || pg == nil && at >= c.seen {
+			return at
+		}
+	}
+	return max(off, c.size)
 }
 
 // write stores p at off, and grows the file if need be.
@@ -38,9 +85,12 @@ func (c *content) write(p []byte, off int64) {
 	}
 	c.size = max(c.size, off+int64(len(p)))
 	for len(p) > 0 {
-		pg := *c.page(off / pageSize)
+		pg := new(page)
+		if off%pageSize > 0 || len(p) < pageSize {
+			*pg = *c.page(off / pageSize)
+		}
 		n := copy(pg[off%pageSize:], p)
-		c.pages[off/pageSize] = &pg
+		c.pages[off/pageSize] = pg
 		p, off = p[n:], off+int64(n)
 	}
 }
@@ -65,12 +115,17 @@ func (c *content) page(n int64) *page {
 		return pg
 	}
 	pg := new(page)
-	if left := c.seen - n*pageSize; left > 0 {
-		if _, err := c.base.ReadAt(pg[:min(left, pageSize)], n*pageSize); err != nil && err != io.EOF {
+	c.readBase(pg[:], n*pageSize)
+	return pg
+}
+
+// readBase fills p, which is zero, with what the base has at off.
+func (c *content) readBase(p []byte, off int64) {
+	if left := c.seen - off; left > 0 {
+		if _, err := c.base.ReadAt(p[:min(left, int64(len(p)))], off); err != nil && err != io.EOF {
 			panic(err) // what a test begins with is in memory
 		}
 	}
-	return pg
 }
 
 func (c *content) readAt(p []byte, off int64) (int, error) {
@@ -80,7 +135,14 @@ func (c *content) readAt(p []byte, off int64) (int, error) {
 	}
 	for n := 0; n < len(p); {
 		at := off + int64(n)
-		n += copy(p[n:], c.page(at / pageSize)[at%pageSize:])
+		part := p[n:min(len(p), n+int(pageSize-at%pageSize))]
+		if pg := c.pages[at/pageSize]; pg != nil {
+			copy(part, pg[at%pageSize:])
+		} else {
+			clear(part)
+			c.readBase(part, at)
+		}
+		n += len(part)
 	}
 	return len(p), err
 }

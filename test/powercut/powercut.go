@@ -41,6 +41,9 @@ type Disk struct {
 	// with a journal do. Otherwise each is kept or lost by itself.
 	SizesInOrder bool
 
+	NoHoles     bool // holes do harm on this host
+	NoFallocate bool // Allocate and ZeroRange are not supported
+
 	mu     sync.Mutex
 	stable content // the file as of the last sync
 	now    content // the file as the program sees it
@@ -55,14 +58,26 @@ type Disk struct {
 type change struct {
 	what kind
 	off  int64  // bytes; for a truncate the new size
-	data []byte // that is written
+	data []byte // that is written; zeros for zero
+	n    int64  // bytes, of a reserve
+	from int64  // the size before it
 	grew bool   // whether the size changed
+}
+
+// end returns the byte behind those that a change is about.
+func (c *change) end() int64 {
+	if c.what == reserve {
+		return c.off + c.n
+	}
+	return c.off + int64(len(c.data))
 }
 
 type kind int
 
 const (
-	write kind = iota
+	write   kind = iota
+	zero         // a write of zeros that leaves a hole, or space that was never written
+	reserve      // space, which reads as what it did
 	truncate
 )
 
@@ -73,7 +88,7 @@ func New(img io.ReaderAt, size int64) *Disk {
 }
 
 // CutAt makes the nth operation lose power, counted from 1 since New. Operations are writes, truncates,
-// punches and syncs. What the nth was to change may be left in part, a sync that is cut promises nothing.
+// punches, zeroed ranges, allocations and syncs. What the nth was to change may be left in part, a sync that is cut promises nothing.
 func (d *Disk) CutAt(n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -128,14 +143,62 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // PunchHole makes the part of a range that lies inside the file read as zero.
-func (d *Disk) PunchHole(off, n int64) error {
+func (d *Disk) PunchHole(off, n int64) error { return d.zero(off, n) }
+
+// ZeroRange does what PunchHole does: after a cut either left what was there in any of the sectors, or zeros. That the
+// space stays cannot be seen in a file that has space enough.
+func (d *Disk) ZeroRange(off, n int64) error {
+	if d.NoFallocate {
+		return errors.ErrUnsupported
+	}
+	return d.zero(off, n)
+}
+
+func (d *Disk) zero(off, n int64) error {
 	if off < 0 || n <= 0 {
-		return fmt.Errorf("powercut: punch %d bytes at %d", n, off)
+		return fmt.Errorf("powercut: zero %d bytes at %d", n, off)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n = max(0, min(n, d.now.size-off))
-	return d.change(change{what: write, off: off, data: make([]byte, n)})
+	return d.change(change{what: zero, off: off, data: make([]byte, n)})
+}
+
+// Allocate gives a range space that was never written: it reads as what it did, and as zero where the file grows. A
+// file system does that in steps, so a cut may leave it with any size up to the new one.
+func (d *Disk) Allocate(off, n int64) error {
+	switch {
+	case d.NoFallocate:
+		return errors.ErrUnsupported
+	case off < 0 || n <= 0:
+		return fmt.Errorf("powercut: allocate %d bytes at %d", n, off)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.change(change{what: reserve, off: off, n: n})
+}
+
+// Sparse reports whether holes do no harm.
+func (d *Disk) Sparse() bool { return !d.NoHoles }
+
+// NextData returns the first offset at or after off that was not made a hole, nor added and never written.
+func (d *Disk) NextData(off int64) (int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.off {
+		return 0, ErrCut
+	}
+	return d.now.nextData(off)
+}
+
+// NextHole returns the first offset at or after off of a hole, or the end of the file.
+func (d *Disk) NextHole(off int64) (int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.off {
+		return 0, ErrCut
+	}
+	return d.now.nextHole(off), nil
 }
 
 // Truncate gives the file another size. Added bytes read as zero.
@@ -154,9 +217,9 @@ func (d *Disk) change(c change) error {
 		return ErrCut
 	}
 	d.ops++
-	size := d.now.size
+	c.from = d.now.size
 	d.now.do(c)
-	c.grew = d.now.size != size
+	c.grew = d.now.size != c.from
 	d.wholeSectors(&c)
 	d.after = append(d.after, c)
 	if d.ops == d.cut {
@@ -169,10 +232,10 @@ func (d *Disk) change(c change) error {
 // wholeSectors widens a write to the sectors that it touches, as they are now. A system's page cache has nothing
 // smaller to write, so a part of a sector does not reach the disk without what was written beside it before.
 func (d *Disk) wholeSectors(c *change) {
-	if c.what != write || len(c.data) == 0 {
+	if c.what != write && c.what != zero || len(c.data) == 0 {
 		return
 	}
-	end := c.off + int64(len(c.data))
+	end := c.end()
 	from := c.off - c.off%SectorSize
 	to := min(end+(SectorSize-end%SectorSize)%SectorSize, d.now.size)
 	if from == c.off && to == end {
@@ -247,13 +310,28 @@ func (d *Disk) AfterCut(rng *rand.Rand) *Disk {
 			}
 			continue
 		}
-		end := c.off + int64(len(c.data))
+		end := c.end()
+		if c.what == reserve {
+			if resize && rng.IntN(4) == 0 {
+				end -= rng.Int64N((end-c.from)/pageSize+1) * pageSize
+			}
+			if resize {
+				size = max(size, end)
+			}
+			continue
+		}
+		begin := c.off // of the sectors before at that are kept
+		keepTo := func(at int64) { left.write(c.data[begin-c.off:at-c.off], begin) }
 		for at := c.off; at < end; {
 			next := min(end, at-at%SectorSize+SectorSize)
 			is := c.data[at-c.off : next-c.off]
+			if f.keepSector(i) {
+				at = next
+				continue
+			}
+			keepTo(at)
+			begin = next
 			switch {
-			case f.keepSector(i):
-				left.write(is, at)
 			case d.Tearable != nil && rng.IntN(4) == 0 && d.Tearable(at-at%SectorSize):
 				if torn := rng.IntN(len(is) + 1); rng.IntN(2) == 0 {
 					left.write(is[:torn], at)
@@ -263,12 +341,13 @@ func (d *Disk) AfterCut(rng *rand.Rand) *Disk {
 			}
 			at = next
 		}
+		keepTo(end)
 		if resize {
 			size = max(size, end)
 		}
 	}
 	left.resize(size)
-	return &Disk{Tearable: d.Tearable, SizesInOrder: d.SizesInOrder, stable: left, now: left.clone()}
+	return &Disk{Tearable: d.Tearable, SizesInOrder: d.SizesInOrder, NoHoles: d.NoHoles, NoFallocate: d.NoFallocate, stable: left, now: left.clone()}
 }
 
 // A fate decides what is kept of n changes. Independent draws alone would hardly ever keep all but one of

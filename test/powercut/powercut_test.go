@@ -67,6 +67,16 @@ func TestOutcomes(t *testing.T) {
 		{"hole", func(d *Disk) { d.PunchHole(SectorSize, SectorSize) }, "a.c abc"},
 		{"hole past the end", func(d *Disk) { d.PunchHole(2*SectorSize, 9*SectorSize) }, "ab. abc"},
 		{"hole behind the end", func(d *Disk) { d.PunchHole(5*SectorSize, SectorSize) }, "abc"},
+		{"zeroed range", func(d *Disk) { d.ZeroRange(SectorSize, 2*SectorSize) }, "a.. a.c ab. abc"},
+		{"zeroed range, synced", func(d *Disk) { d.ZeroRange(SectorSize, SectorSize); d.Sync() }, "a.c"},
+		{"zeroed range, then a write there", func(d *Disk) { d.ZeroRange(SectorSize, SectorSize); put(d, 1, "X") }, "a.c aXc abc"},
+		{"allocation inside", func(d *Disk) { d.Allocate(SectorSize, SectorSize) }, "abc"},
+		{"growth by an allocation", func(d *Disk) { d.Allocate(0, 4*SectorSize) }, "abc abc."},
+		{"growth by an allocation, in steps", func(d *Disk) { d.Allocate(0, 3*SectorSize+2*pageSize) },
+			"abc abc........ abc................"},
+		{"growth by an allocation, synced", func(d *Disk) { d.Allocate(0, 3*SectorSize+2*pageSize); d.Sync() }, "abc................"},
+		{"growth by an allocation, then a write there", func(d *Disk) { d.Allocate(SectorSize, 4*SectorSize); put(d, 3, "X") },
+			"abc abc.. abcX."},
 		{"growth", func(d *Disk) { d.Truncate(5 * SectorSize) }, "abc abc.."},
 		{"growth by a write", func(d *Disk) { put(d, 4, "X") }, "abc abc.. abc.X"},
 		{"growth, then a write there", func(d *Disk) { d.Truncate(5 * SectorSize); put(d, 3, "X") },
@@ -178,6 +188,10 @@ func TestCutAt(t *testing.T) {
 		"ReadAt":    second(d.ReadAt(make([]byte, 1), 0)),
 		"Truncate":  d.Truncate(1),
 		"PunchHole": d.PunchHole(0, 1),
+		"ZeroRange": d.ZeroRange(0, 1),
+		"Allocate":  d.Allocate(0, 1),
+		"NextData":  secondOf(d.NextData(0)),
+		"NextHole":  secondOf(d.NextHole(0)),
 		"Sync":      d.Sync(),
 		"Size":      secondOf(d.Size()),
 	} {
@@ -217,10 +231,40 @@ func TestReadsWhatWasWritten(t *testing.T) {
 	for name, err := range map[string]error{
 		"ReadAt": second(d.ReadAt(b, -1)), "WriteAt": second(d.WriteAt(b, -1)),
 		"Truncate": d.Truncate(-1), "PunchHole": d.PunchHole(-1, 5),
+		"ZeroRange": d.ZeroRange(-1, 5), "Allocate": d.Allocate(-1, 5),
 	} {
 		if err == nil {
 			t.Errorf("%s with a negative number does not fail", name)
 		}
+	}
+}
+
+// What was made a hole, or added and never written, is none that holds data; writes of zeros are data.
+func TestHoles(t *testing.T) {
+	d := newDisk(make([]byte, 4*pageSize))
+	d.PunchHole(pageSize-100, pageSize+200)
+	d.Allocate(4*pageSize, 4*pageSize)
+	d.WriteAt(make([]byte, 10), 6*pageSize)
+	d.WriteAt([]byte("data"), pageSize+10)
+	d.ZeroRange(pageSize, pageSize)
+	d.Truncate(9 * pageSize)
+	for _, c := range []struct{ off, data, hole int64 }{
+		{0, 0, pageSize}, {pageSize, 2 * pageSize, pageSize}, {2*pageSize + 5, 2*pageSize + 5, 4 * pageSize},
+		{4*pageSize + 7, 6 * pageSize, 4*pageSize + 7}, {6*pageSize + 1, 6*pageSize + 1, 7 * pageSize}, {7 * pageSize, -1, 7 * pageSize},
+	} {
+		data, err := d.NextData(c.off)
+		if err == io.EOF {
+			data, err = -1, nil
+		}
+		if err != nil || data != c.data {
+			t.Errorf("NextData(%d) = %d, %v; want %d", c.off, data, err, c.data)
+		}
+		if hole, err := d.NextHole(c.off); err != nil || hole != c.hole {
+			t.Errorf("NextHole(%d) = %d, %v; want %d", c.off, hole, err, c.hole)
+		}
+	}
+	if d.NoFallocate = true; !errors.Is(d.Allocate(0, 1), errors.ErrUnsupported) || !errors.Is(d.ZeroRange(0, 1), errors.ErrUnsupported) {
+		t.Error("Allocate or ZeroRange of a host that does not know them gives another error")
 	}
 }
 
