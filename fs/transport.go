@@ -89,12 +89,16 @@ func (t *transport) receive(b *buffer) ([]byte, error) {
 			return p[:n], nil
 		case err == nil:
 			return nil, fmt.Errorf("a request of %d bytes", n)
-		case err == unix.EINTR || err == unix.EAGAIN || err == unix.ENOENT || err == unix.ENOMEM:
-			// ENOENT: the request was taken back; ENOMEM: the kernel has answered it
-			continue
+		case !passing(err):
+			return nil, err
 		}
-		return nil, err
 	}
+}
+
+// passing reports whether the device can be read again after an error: nothing has happened, or the request was taken back
+// (ENOENT), or the kernel had no memory to hand it over and has answered it (ENOMEM).
+func passing(err error) bool {
+	return err == unix.EINTR || err == unix.EAGAIN || err == unix.ENOENT || err == unix.ENOMEM
 }
 
 // serve answers the request req, which lies in the worker's buffer.

@@ -282,3 +282,15 @@ func TestInitRefused(t *testing.T) {
 		t.Errorf("a protocol of version 6: %v", err)
 	}
 }
+
+// A request that the kernel took back, or could not hand over, does not end the service; an unmount does.
+func TestErrorsOfTheDevice(t *testing.T) {
+	for err, want := range map[error]bool{
+		unix.EINTR: true, unix.EAGAIN: true, unix.ENOENT: true, unix.ENOMEM: true,
+		unix.ENODEV: false, unix.EBADF: false, unix.EIO: false, unix.EPERM: false,
+	} {
+		if got := passing(err); got != want {
+			t.Errorf("%v passes: %v, want %v", err, got, want)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -273,6 +274,139 @@ func TestKeptPlaceIsGivenUp(t *testing.T) {
 	}
 }
 
+// A place that an UNMAPPED block keeps may be that of a present block, or of another that keeps it: whatever is done with
+// the block, the place is not given away.
+func TestSharedKeptPlaceStays(t *testing.T) {
+	for name, give := range map[string]func(im *Image) error{
+		"trim":    func(im *Image) error { return im.Discard(mib, 2*mib) },
+		"zeros":   func(im *Image) error { return writeErr(im.WriteAt(make([]byte, 2*mib), mib)) },
+		"data":    func(im *Image) error { return writeErr(im.WriteAt(bytes.Repeat([]byte{7}, 2*mib), mib)) },
+		"reserve": func(im *Image) error { return im.Allocate(mib, 2*mib) },
+		"compact": func(im *Image) error { _, err := im.Compact(t.Context(), CompactOptions{}); return err },
+	} {
+		for _, with := range []string{"a present block", "another UNMAPPED block"} {
+			t.Run(name+" beside "+with, func(t *testing.T) {
+				b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}, {3, FullyPresent}}})
+				place := b.entries[0].fileOff()
+				if with != "a present block" {
+					place = b.allocate(mib)
+					b.setBlockEntry(2, newBATEntry(Unmapped, place))
+				}
+				b.setBlockEntry(1, newBATEntry(Unmapped, place))
+				want := make([]byte, 4*mib)
+				chain{b}.want(want, 0)
+				im, err := loadWritable(Options{Writable: true, DetectZeroes: true}, b.memFile)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(give(im), im.Sync()); err != nil {
+					t.Fatal(err)
+				}
+				if name == "data" {
+					copy(want[mib:], bytes.Repeat([]byte{7}, 2*mib))
+				}
+				// What was given away is taken by the next blocks.
+				if _, err := im.WriteAt(bytes.Repeat([]byte{9}, 8*mib), 16*mib); err != nil {
+					t.Fatal(err)
+				}
+				if err := im.Close(); err != nil {
+					t.Fatal(err)
+				}
+				ro, err := loadReadOnly(b.memFile)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := make([]byte, len(want))
+				if _, err := ro.ReadAt(got, 0); err != nil {
+					t.Fatal(err)
+				}
+				if i := firstDifference(got, want); i >= 0 {
+					t.Errorf("byte %#x is %d, want %d", i, got[i], want[i])
+				}
+			})
+		}
+	}
+}
+
+// Pages of metadata are pinned once however often they are changed, and by no change that fails: when the image is clean
+// the cache can give all of them up.
+func TestNoPinStays(t *testing.T) {
+	const pages = 40
+	b := build(spec{diskSize: pages * entriesPerPage * mib})
+	f := &faultFile{File: b.memFile}
+	im, err := loadWritable(Options{Writable: true, CacheSize: 1}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	bound := -1
+	for i := range int64(pages) {
+		for blk := range int64(3) {
+			f.set(func(f *faultFile) {
+				f.failWrite = func(off int64) error {
+					if blk == 2 && off >= b.dataOff {
+						return errInjected
+					}
+					return nil
+				}
+			})
+			if _, err := im.WriteAt([]byte{1}, (i*entriesPerPage+blk)*mib); (err != nil) != (blk == 2) {
+				t.Fatal(err)
+			}
+		}
+		if err := im.Clean(); err != nil {
+			t.Fatal(err)
+		}
+		if n := im.top.cache.Pages(); i == pages/2 {
+			bound = n
+		} else if bound >= 0 && n > bound {
+			t.Fatalf("%d pages are cached after %d pages of the BAT were changed, %d were in the middle", n, i+1, bound)
+		}
+	}
+}
+
+// The log gets its space before the first block does, and where there is none nothing is changed.
+func TestLogIsReserved(t *testing.T) {
+	b := build(spec{})
+	f := &allocFile{memFile: b.memFile, err: unix.ENOSPC}
+	im, err := loadWritable(Options{Writable: true}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	for range 2 {
+		changes := b.changes.Load()
+		if _, err := im.WriteAt([]byte{1}, 0); !errors.Is(err, unix.ENOSPC) {
+			t.Fatalf("without space for the log: %v, want ENOSPC", err)
+		}
+		if n := b.changes.Load(); n != changes {
+			t.Errorf("the file was changed %d times", n-changes)
+		}
+	}
+	f.err, f.first = nil, nil
+	if _, err := im.WriteAt([]byte{1}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if want := (fileRange{b.logOff, b.logLen}); f.first == nil || !slices.Contains(f.first, want) {
+		t.Errorf("space was allocated for %v, want %v among it", f.first, want)
+	}
+}
+
+// An allocFile remembers what it was asked to allocate, and fails with err.
+type allocFile struct {
+	*memFile
+	err   error
+	first []fileRange
+}
+
+func (f *allocFile) Allocate(off, n int64) error {
+	if f.err != nil {
+		return f.err
+	}
+	f.first = append(f.first, fileRange{off, n})
+	return f.memFile.Allocate(off, n)
+}
+
 // A log that cannot begin for want of space is no reason to give the image up: no header names it yet.
 func TestNoSpaceForTheLog(t *testing.T) {
 	b := build(spec{diskSize: 64 * mib})
@@ -522,5 +656,32 @@ func TestPageGetsItsSpaceOnce(t *testing.T) {
 	}
 	if err := im.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A child's last block, of which the disk has only a part, is fully present when all sectors are written that the disk has.
+func TestLastBlockBecomesFull(t *testing.T) {
+	parent := build(spec{diskSize: 3*mib + mib/2, blocks: []blockSpec{{3, FullyPresent}}})
+	child := build(spec{typ: Differencing, diskSize: 3*mib + mib/2})
+	im, err := loadWritable(Options{Writable: true}, child.memFile, parent.memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	const part = 64 * kib
+	for off := int64(3 * mib); off < child.diskSize; off += part {
+		e, err := im.Extent(child.diskSize - 512)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Layer != 1 {
+			t.Errorf("the last sector is in layer %d before it is written", e.Layer)
+		}
+		if _, err := im.WriteAt(bytes.Repeat([]byte{5}, part), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e, err := im.Extent(3 * mib); err != nil || e.State != FullyPresent {
+		t.Errorf("the block is %v in the end (%v), want %v", e.State, err, FullyPresent)
 	}
 }

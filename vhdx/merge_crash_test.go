@@ -320,7 +320,7 @@ func TestPowerCutInMerge(t *testing.T) {
 			mt := newMergeTest(newChain())
 			err := onHosts(0, func(h host, first, step int) error {
 				mt.host = h
-				return untilDone(first, step, mt.run)
+				return untilDone(first, step*step, mt.run) // each cut takes long
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -432,6 +432,70 @@ func testSeek(t *testing.T, im *Image, extents []Extent, off int64) {
 	}
 }
 
+// A block may be unmapped and mapped anew between the look at its entry and that at its bits. What the new bits say is not
+// to be read from the old place.
+func TestBitsOfAnotherTenure(t *testing.T) {
+	parent := build(spec{blocks: []blockSpec{{0, FullyPresent}}})
+	child := build(spec{typ: Differencing, blocks: []blockSpec{{0, PartiallyPresent}}})
+	child.setSectors(0, 0, 8, true)
+	f := &hookFile{memFile: child.memFile}
+	im, err := loadWritable(Options{Writable: true}, f, parent.memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	const sector = 20
+	want, w := bytes.Repeat([]byte("new."), 128), im.writer
+	hooked := false
+	f.hook = func(off int64) {
+		bitmap := im.top.bitmaps[0].Load()
+		if hooked || off < bitmap.Offset(0) || off >= bitmap.Offset(0)+bitmapBlockSize {
+			return
+		}
+		hooked = true
+		if err := im.Zero(0, mib); err != nil {
+			t.Error(err)
+		}
+		e, err := w.edit(dataWrite, 1)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		bat, word, err := e.batPage(0)
+		if err != nil {
+			t.Error(err)
+		}
+		e.apply(func() { w.setEntry(bat, word, 0) })
+		e.end()
+		if _, err := im.WriteAt(want, sector*512); err != nil {
+			t.Error(err)
+		}
+	}
+	got := make([]byte, 512)
+	if _, err := im.ReadAt(got, sector*512); err != nil {
+		t.Fatal(err)
+	}
+	if !hooked {
+		t.Fatal("the bits were read before")
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("read %x…, want %x…", got[:8], want[:8])
+	}
+}
+
+// A hookFile calls hook before each read.
+type hookFile struct {
+	*memFile
+	hook func(off int64)
+}
+
+func (f *hookFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.hook != nil {
+		f.hook(off)
+	}
+	return f.memFile.ReadAt(p, off)
+}
+
 // Of a block of which a little was written, only that is data, on a file system that knows its holes.
 func TestSeekInsideABlock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.vhdx")

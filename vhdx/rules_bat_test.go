@@ -84,6 +84,12 @@ var batRules = []ruleCase{
 
 	{rule: ondisk.R50, name: "state 1", spec: childSpec, damage: withBitmap(func(s *scene) batEntry { return newBATEntry(1, s.bitmaps[0]) })},
 	{rule: ondisk.R50, name: "state 7", spec: childSpec, damage: withBitmap(func(s *scene) batEntry { return newBATEntry(7, s.bitmaps[0]) })},
+	{rule: ondisk.R50, name: "in the middle of equal entries", spec: spec{typ: Differencing, diskSize: 5 * 1024 * mib, blockSize: 32 * mib},
+		damage: func(s *scene) {
+			for i := range s.geo.bitmapEntry(0) + 10 {
+				s.setEntry(i, newBATEntry(Zero, 0))
+			}
+		}},
 	{rule: ondisk.R51, name: "header section", spec: childSpec, damage: withBitmap(func(*scene) batEntry { return newBATEntry(bitmapPresent, 0) })},
 	{rule: ondisk.R51, name: "end of the file", spec: childSpec, damage: withBitmap(func(s *scene) batEntry { return newBATEntry(bitmapPresent, s.size) })},
 	{rule: ondisk.R51, name: "a byte cut off", spec: childSpec, damage: func(s *scene) { s.Truncate(s.size - 1) }},

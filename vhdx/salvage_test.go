@@ -116,3 +116,28 @@ func TestSalvageOfAnything(t *testing.T) {
 		}
 	}
 }
+
+// Of a block that the end of the file cuts, what is there can be read.
+func TestSalvageOfABlockThatIsCut(t *testing.T) {
+	img := build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	want := make([]byte, mib/2)
+	chain{img}.want(want, mib)
+	if err := img.memFile.Truncate(img.entries[1].fileOff() + mib/2); err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(chain{img}.writeTo(t, t.TempDir()), Options{Salvage: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	got := make([]byte, mib/2)
+	if _, err := im.ReadAt(got, mib); err != nil {
+		t.Errorf("what is there: %v", err)
+	}
+	if i := firstDifference(got, want); i >= 0 {
+		t.Errorf("byte %d differs", i)
+	}
+	if _, err := im.ReadAt(got[:512], mib+mib/2); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("what is behind the end: %v, want %v", err, ErrCorrupt)
+	}
+}

@@ -1,9 +1,11 @@
 package imagefile
 
 import (
+	"errors"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -37,4 +39,73 @@ func TestOpenWaitsForALease(t *testing.T) {
 	if err := <-given; err != nil {
 		t.Error(err)
 	}
+}
+
+// The locks are those of QEMU, byte by byte: each that is taken can be seen by another program, and each that another
+// program holds and ours does not go with is a conflict.
+func TestLockBytes(t *testing.T) {
+	const read, write, resize, rename = 0, 1, 3, 4
+	for name, c := range map[string]struct {
+		kind      LockKind
+		taken     []int64
+		conflicts []int64
+	}{
+		"shared": {Shared, []int64{100 + read, 200 + write, 200 + resize}, []int64{100 + write, 100 + resize, 200 + read}},
+		"exclusive": {Exclusive, []int64{100 + read, 100 + write, 100 + resize, 200 + write, 200 + resize},
+			[]int64{100 + write, 100 + resize, 200 + read, 200 + write, 200 + resize}},
+		"renaming": {Renaming, []int64{100 + rename, 200 + rename}, []int64{100 + rename, 200 + rename}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "image")
+			other, err := os.Create(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Close()
+			set := func(kind int16, at int64) error {
+				return unix.FcntlFlock(other.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: at, Len: 1})
+			}
+			var taken, conflicts []int64
+			f := open(t, path)
+			if err := f.Lock(LockOn, c.kind); err != nil {
+				t.Fatal(err)
+			}
+			for at := int64(90); at < 300; at++ {
+				if err := set(unix.F_WRLCK, at); err != nil {
+					taken = append(taken, at)
+				} else if err := set(unix.F_UNLCK, at); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f.Close()
+			for at := int64(90); at < 300; at++ {
+				f := open(t, path)
+				if err := set(unix.F_RDLCK, at); err != nil {
+					t.Fatal(err)
+				}
+				if err := f.Lock(LockOn, c.kind); errors.Is(err, ErrLocked) {
+					conflicts = append(conflicts, at)
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				f.Close()
+				if err := set(unix.F_UNLCK, at); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !slices.Equal(taken, c.taken) || !slices.Equal(conflicts, c.conflicts) {
+				t.Errorf("taken %v, in conflict with %v; want %v and %v", taken, conflicts, c.taken, c.conflicts)
+			}
+		})
+	}
+}
+
+func open(t *testing.T, path string) File {
+	t.Helper()
+	f, err := Open(path, os.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
 }
