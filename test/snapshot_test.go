@@ -75,7 +75,7 @@ func TestSnapshotOfAMount(t *testing.T) {
 				if out := mustVhdxfs(t, "list"); !strings.Contains(out, now+" ") || !strings.Contains(out, "mounted at "+s.dir) {
 					t.Errorf("list, without %s:\n%s", now, out)
 				}
-				refusedBy(t, s.cmd.Process.Pid, now, "info", now)
+				refusedBy(t, s.cmd.Process.Pid, now, "flatten", now, filepath.Join(t.TempDir(), "out.vhdx"))
 				refusedBy(t, s.cmd.Process.Pid, r.Frozen, "compact", r.Frozen)
 				mustVhdxfs(t, "info", r.Frozen)
 			}
