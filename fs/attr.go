@@ -1,13 +1,17 @@
 package fs
 
 import (
+	"fmt"
 	"os"
+	"os/user"
+	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"vhdxfs/internal/mounts"
+	"vhdxfs/internal/safefile"
 )
 
 const (
@@ -22,11 +26,17 @@ type imageAttr struct {
 	atime, mtime, ctime time.Time
 }
 
-func statImage(path string) (imageAttr, error) {
-	fi, err := os.Stat(path)
-	if err != nil {
-		return imageAttr{}, err
+// statImage returns the attributes of the open file of the image: its name may be that of another one by now.
+func (o *Options) statImage(disk Disk) (imageAttr, error) {
+	level := 0
+	if o.Overlay != "" {
+		level = 1
 	}
+	f, err := disk.File(level)
+	if err != nil {
+		return imageAttr{}, fmt.Errorf("stat %s: %w", o.Image, err)
+	}
+	fi := f.Info
 	a := imageAttr{perm: uint32(fi.Mode().Perm()), mtime: fi.ModTime()}
 	a.atime, a.ctime = a.mtime, a.mtime
 	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
@@ -34,12 +44,53 @@ func statImage(path string) (imageAttr, error) {
 		a.atime = time.Unix(st.Atim.Unix())
 		a.ctime = time.Unix(st.Ctim.Unix())
 	}
+	if o.AllowOther && o.Umask == nil && o.Mode == nil {
+		way, err := disk.Way(level)
+		a.closeOff(o, way, err == nil)
+	}
 	return a, nil
+}
+
+// closeOff takes the permissions away from those who could not open the image, since a folder on the way to it does not let
+// them pass. Where the way is not known, only the owner keeps them. A mounter who is not root keeps the access that he has
+// to the image, as the owner of disk.raw.
+func (a *imageAttr) closeOff(o *Options, way safefile.Way, known bool) {
+	perm := a.perm
+	if !known || !way.LetsOthers() {
+		perm &^= 0o007
+	}
+	if o.GID == nil && (!known || !way.LetsGroup(a.gid)) {
+		perm &^= 0o070
+	}
+	if o.UID == nil && known && !way.LetsUser(a.uid, groupsOf(a.uid)) {
+		perm &^= 0o700
+	}
+	if me := uint32(os.Geteuid()); me != 0 && a.uid != me && perm != a.perm && o.UID == nil && o.Overlay == "" {
+		perm = perm&0o007 | 0o600
+		a.uid, a.gid = me, uint32(os.Getegid())
+	}
+	a.perm = perm
+}
+
+// groupsOf returns the groups of a user.
+func groupsOf(uid uint32) []uint32 {
+	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+	if err != nil {
+		return nil
+	}
+	ids, _ := u.GroupIds()
+	var groups []uint32
+	for _, id := range ids {
+		if n, err := strconv.ParseUint(id, 10, 32); err == nil {
+			groups = append(groups, uint32(n))
+		}
+	}
+	return groups
 }
 
 // attributes returns what stat(2) says of the directory and of the file. Without options of its own the file can be
 // read by those who can read the image, and written by those who can write it: a mount by root, open to all users,
-// must not show them a disk whose image is closed to them. With an overlay the mounter owns the file.
+// must not show them a disk whose image is closed to them, by its own permissions or by those of a folder. With an overlay the mounter owns the file.
 func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
 	possible := uint32(0o444)
 	if disk.Writable() {
@@ -48,15 +99,19 @@ func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
 	if o.Overlay != "" { // what is written is the mounter's own, who need not own the image, nor be able to write it
 		im.uid, im.gid, im.perm = uint32(os.Geteuid()), uint32(os.Getegid()), im.perm|0o600
 	}
-	root = fuse.Attr{Ino: rootNode, Mode: syscall.S_IFDIR | 0o555, Nlink: 2}
 	file = fuse.Attr{Ino: diskNode, Mode: syscall.S_IFREG | im.perm&possible, Nlink: 1}
 	file.Size = uint64(disk.Size())
 	if o.Umask != nil {
-		root.Mode = syscall.S_IFDIR | 0o555&^*o.Umask
 		file.Mode = syscall.S_IFREG | possible&^*o.Umask
 	}
 	if o.Mode != nil {
 		file.Mode = syscall.S_IFREG | *o.Mode&0o777
+	}
+	// The extended attributes of the directory tell of the image what those of disk.raw tell. The kernel lets users read
+	// them who may read the directory.
+	root = fuse.Attr{Ino: rootNode, Mode: syscall.S_IFDIR | 0o111 | file.Mode&0o444, Nlink: 2}
+	if o.Umask != nil {
+		root.Mode &^= *o.Umask
 	}
 	for _, a := range []*fuse.Attr{&root, &file} {
 		a.Blksize = ioBlockSize

@@ -19,6 +19,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/sirupsen/logrus"
 
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx"
 	"vhdxfs/vhdx/imagefile"
 )
@@ -29,6 +30,7 @@ type fakeDisk struct {
 	extents   []vhdx.Extent
 	want      []byte
 	info      vhdx.Info
+	way       safefile.Way
 	err       error // of every Resolve and Seek, when set
 	uncounted bool
 	writable  bool
@@ -114,6 +116,13 @@ func (d *fakeDisk) Compact(ctx context.Context, o vhdx.CompactOptions) (*vhdx.Co
 }
 
 func (d *fakeDisk) Path() string { return d.info.Path }
+
+func (d *fakeDisk) File(int) (*vhdx.ImageFile, error) {
+	fi, err := os.Stat(d.info.Path)
+	return &vhdx.ImageFile{Path: d.info.Path, Info: fi}, err
+}
+
+func (d *fakeDisk) Way(int) (safefile.Way, error) { return d.way, nil }
 
 // Snapshot waits until a test lets it go on.
 func (d *fakeDisk) Snapshot(_ context.Context, name string, o vhdx.SnapshotOptions) (*vhdx.SnapshotResult, error) {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/mounts"
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx"
 )
 
@@ -27,6 +28,10 @@ const cacheTimeout = 365 * 24 * time.Hour
 // methods are called from many goroutines at once.
 type Disk interface {
 	Path() string // of the image; it takes no lock
+
+	// File returns the open file of the image, with level 0, or of its parent of that level, and Way the way to it.
+	File(level int) (*vhdx.ImageFile, error)
+	Way(level int) (safefile.Way, error)
 	Size() int64
 	SectorSize() int64 // of a logical sector
 	Validated() error  // waits until all of the image was looked at

@@ -83,7 +83,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = logrus.StandardLogger()
 	}
-	im, err := statImage(o.Image)
+	im, err := o.statImage(disk)
 	if err != nil {
 		return nil, err
 	}

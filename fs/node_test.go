@@ -26,13 +26,13 @@ func TestAttributes(t *testing.T) {
 		root, file uint32
 		uid, gid   uint32
 	}{
-		{"of the image", Options{}, 0o555, 0o440, 7, 8},
+		{"of the image", Options{}, 0o551, 0o440, 7, 8},
 		{"umask", Options{Umask: num(0o077)}, 0o500, 0o400, 7, 8},
 		{"umask opens", Options{Umask: num(0o022)}, 0o555, 0o444, 7, 8},
-		{"mode", Options{Mode: num(0o640)}, 0o555, 0o640, 7, 8},
+		{"mode", Options{Mode: num(0o640)}, 0o551, 0o640, 7, 8},
 		{"mode and umask", Options{Mode: num(0o644), Umask: num(0o007)}, 0o550, 0o644, 7, 8},
-		{"overlay", Options{Overlay: "tmp"}, 0o555, 0o440, uint32(os.Geteuid()), uint32(os.Getegid())},
-		{"owner", Options{UID: num(1), GID: num(0)}, 0o555, 0o440, 1, 0},
+		{"overlay", Options{Overlay: "tmp"}, 0o551, 0o440, uint32(os.Geteuid()), uint32(os.Getegid())},
+		{"owner", Options{UID: num(1), GID: num(0)}, 0o551, 0o440, 1, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := newFakeDisk(t)

@@ -38,6 +38,7 @@ func TestMountShowsOneFile(t *testing.T) {
 func showsOneFile(t *testing.T, option string, permissions uint32) {
 	img, raw := sampleImage(t)
 	i := info(t, img)
+	letPass(t, img)
 	s := serve(t, img, "-o", option)
 
 	entries, err := os.ReadDir(s.dir)

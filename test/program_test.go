@@ -125,3 +125,13 @@ func newDir(t *testing.T) string {
 	}
 	return dir
 }
+
+// letPass opens the folders of the test on the way to path to other users: what T.TempDir makes is closed to them.
+func letPass(t *testing.T, path string) {
+	t.Helper()
+	for dir := filepath.Dir(path); len(dir) >= len(root) && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -383,3 +383,29 @@ func TestSnapshotByOthers(t *testing.T) {
 	write := asNobody("dd", "if=/dev/zero", "of="+filepath.Join(dir, "disk.raw"), "bs=1M", "count=1", "conv=notrunc,fsync", "status=none")
 	must(t, write[0], write[1:]...)
 }
+
+// A snapshot of an image that has a child already would begin a second branch: it says so, and wants that to be said.
+func TestSnapshotOfParent(t *testing.T) {
+	img := create(t, "16M")
+	first, second := filepath.Join(filepath.Dir(img), "one.avhdx"), filepath.Join(filepath.Dir(img), "two.avhdx")
+	mustVhdxfs(t, "snapshot", img, first)
+	refused := func(args ...string) {
+		t.Helper()
+		r := vhdxfs(t, append([]string{"snapshot"}, args...)...)
+		if r.status != usageStatus || !strings.Contains(r.stderr, "already has a child: "+first) || !strings.Contains(r.stderr, "--branch") {
+			t.Errorf("exit status %d, %q", r.status, r.stderr)
+		}
+		if names := fmt.Sprint(imagesOf(t, img)); names != "[disk.vhdx one.avhdx]" {
+			t.Errorf("the folder holds %s", names)
+		}
+	}
+	refused(img, second)
+	s := serve(t, img, "-o", "orphan_children")
+	refused(s.dir)
+	must(t, "umount", s.dir)
+	s.wait(t)
+	mustVhdxfs(t, "snapshot", "--branch", img, second)
+	mustVhdxfs(t, "check", first)
+	mustVhdxfs(t, "check", second)
+	mustVhdxfs(t, "snapshot", second) // which has none
+}

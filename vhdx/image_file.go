@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"vhdxfs/internal/safefile"
 )
 
 // An ImageFile is the open file of an image, which keeps its identity whatever becomes of its name.
@@ -18,10 +19,7 @@ type ImageFile struct {
 // image in use, which makes the child the image, changes it.
 func (im *Image) File(level int) (*ImageFile, error) {
 	defer im.EndRead(im.BeginRead()) // so that no snapshot closes the file meanwhile
-	l := im.current()
-	for ; level > 0 && l != nil; level-- {
-		l = l.parent
-	}
+	l := im.layer(level)
 	if l == nil {
 		return nil, errors.New("there is no such parent")
 	}
@@ -34,4 +32,27 @@ func (im *Image) File(level int) (*ImageFile, error) {
 		f.Now, _ = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 	}
 	return f, nil
+}
+
+// Way returns the way from the root of the file system to the file that File returns.
+func (im *Image) Way(level int) (safefile.Way, error) {
+	defer im.EndRead(im.BeginRead())
+	l := im.layer(level)
+	if l == nil {
+		return nil, errors.New("there is no such parent")
+	}
+	f, ok := descriptorOf(l.file, l.path)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return safefile.WayTo(f)
+}
+
+// layer returns the layer of a level, which is nil if there is none. The caller has called BeginRead.
+func (im *Image) layer(level int) *layer {
+	l := im.current()
+	for ; level > 0 && l != nil; level-- {
+		l = l.parent
+	}
+	return l
 }

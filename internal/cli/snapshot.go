@@ -15,6 +15,7 @@ type snapshotCommand struct {
 	o           vhdx.SnapshotOptions
 	options     []string
 	json, force bool
+	branch      bool
 }
 
 func newSnapshot() *cobra.Command {
@@ -36,6 +37,9 @@ the disk only has in memory is not included; to include it, run fsfreeze -f, the
 be in the folder of IMAGE. Use --keep-name if an fstab or a unit names IMAGE. Otherwise the next mount must name the child;
 mounting IMAGE read/write would lose the child. Only root and the owner of the mount may do this. If it fails, the mount
 is unchanged.
+
+If an image in the folder of IMAGE is its child already, that is probably the active image. The snapshot is refused then,
+unless --branch says that you want a second child.
 
 Stop any other program that has IMAGE open for writing first.
 
@@ -66,6 +70,7 @@ To go back, remove the child and, with --keep-name, rename the frozen image. To 
 	f.SortFlags = false
 	f.BoolVar(&c.o.KeepName, "keep-name", false, "give the child the name IMAGE; rename the frozen image")
 	f.BoolVar(&c.force, "force", false, "with --keep-name: rename the image even if it has children")
+	f.BoolVar(&c.branch, "branch", false, "begin a second branch: proceed even if the image has a child")
 	f.StringArrayVar(&c.o.ParentPaths, "parent-path", nil, parentPathHelp)
 	addChainFlags(cmd, &c.json, &c.options)
 	return cmd
@@ -85,10 +90,8 @@ func (c *snapshotCommand) run(cmd *cobra.Command, path, name string) error {
 	case notMounted != nil && isDir(path):
 		return usageError("%w", notMounted)
 	default:
-		if c.o.KeepName && !c.force {
-			if err := checkRenamed(path, c.o.Open); err != nil {
-				return err
-			}
+		if err := c.checkChildren(path, c.o.Open); err != nil {
+			return err
 		}
 		r, err = vhdx.Snapshot(ctx, path, name, c.o)
 		err = interrupted(err, "nothing was changed")
@@ -109,12 +112,22 @@ func isDir(path string) bool {
 	return err == nil && st.IsDir()
 }
 
-// checkRenamed refuses to rename an image whose children would not find it any more.
-func checkRenamed(path string, o vhdx.Options) error {
-	children, err := childrenBeside(path, o)
-	if err != nil || len(children) == 0 {
-		return err
+// checkChildren refuses to rename an image whose children would not find it any more, and to give one another child that the
+// user may have taken for the active image.
+func (c *snapshotCommand) checkChildren(path string, o vhdx.Options) error {
+	if c.o.KeepName && c.force || !c.o.KeepName && c.branch {
+		return nil
 	}
-	return usageError("%s already has children that expect its name: %s; take the snapshot without --keep-name, or use --force and then set-parent",
-		path, strings.Join(children, ", "))
+	children, err := childrenBeside(path, o)
+	if err != nil && !c.o.KeepName {
+		return nil // what is not seen is not renamed either
+	}
+	switch names := strings.Join(children, ", "); {
+	case err != nil || len(children) == 0:
+		return err
+	case c.o.KeepName:
+		return usageError("%s already has children that expect its name: %s; take the snapshot without --keep-name, or use --force and then set-parent", path, names)
+	default:
+		return usageError("%s already has a child: %s; take the snapshot of that, or use --branch to begin a second branch", path, names)
+	}
 }

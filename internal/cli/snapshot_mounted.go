@@ -22,10 +22,8 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 	if len(c.options) > 0 {
 		return nil, usageError("%s is mounted at %s, with options of its own; do without -o", m.Image, m.MountPoint)
 	}
-	if c.o.KeepName && !c.force {
-		if err := checkRenamed(m.Image, vhdx.Options{}); err != nil {
-			return nil, err
-		}
+	if err := c.checkChildren(m.Image, vhdx.Options{}); err != nil {
+		return nil, err
 	}
 	name, err := nameBeside(m.Image, name)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -129,4 +130,77 @@ func ignoreMissing(err error) error {
 		return nil
 	}
 	return err
+}
+
+// A Way is the folders from the root of the file system to a file. Each has to let a user pass who opens the file by it.
+type Way []Access
+
+// WayTo returns the way by which the open file has a name now.
+func WayTo(f Descriptor) (Way, error) {
+	d, _, err := FolderOf(f)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	var way Way
+	for fd, last := d.fd, (unix.Stat_t{}); ; {
+		var st unix.Stat_t
+		if err = unix.Fstat(fd, &st); err == nil && st.Dev == last.Dev && st.Ino == last.Ino {
+			return way, nil // the root is its own parent
+		}
+		var a Access
+		var up int
+		if err == nil {
+			a, err = accessOf(fd)
+		}
+		if err == nil {
+			up, err = unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		}
+		if err != nil {
+			return nil, &fs.PathError{Op: "stat", Path: d.path, Err: err}
+		}
+		way, last = append(way, a), st
+		defer unix.Close(up)
+		fd = up
+	}
+}
+
+// LetsOthers reports whether everybody may pass.
+func (w Way) LetsOthers() bool {
+	for _, a := range w {
+		if a.Perm&0o001 == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// LetsGroup reports whether every member of the group may pass, whoever that is.
+func (w Way) LetsGroup(gid uint32) bool {
+	for _, a := range w {
+		if a.GID == gid && (a.acl != nil || a.Perm&0o010 == 0) || a.GID != gid && a.Perm&0o001 == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// LetsUser reports whether a user may pass who is a member of these groups and no others.
+func (w Way) LetsUser(uid uint32, groups []uint32) bool {
+	for _, a := range w {
+		switch {
+		case uid == 0:
+		case a.UID == uid:
+			if a.Perm&0o100 == 0 {
+				return false
+			}
+		case slices.Contains(groups, a.GID) && a.acl == nil:
+			if a.Perm&0o010 == 0 {
+				return false
+			}
+		case a.Perm&0o001 == 0:
+			return false
+		}
+	}
+	return true
 }

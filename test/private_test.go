@@ -1,0 +1,53 @@
+package test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A mount by root is open to others, but not what they could not open without it: neither the disk, nor what the extended
+// attributes of either node tell of the image.
+func TestPrivateImageStaysPrivate(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to become another user")
+	}
+	requireTools(t, "setpriv", "getfattr")
+	for name, c := range map[string]struct {
+		image, folder os.FileMode
+		options       string
+		open          bool
+	}{
+		"open":               {0o644, 0o755, "allow_other", true},
+		"a private image":    {0o600, 0o755, "allow_other", false},
+		"a private folder":   {0o644, 0o700, "allow_other", false},
+		"opened by the mode": {0o600, 0o700, "allow_other,mode=0644", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			folder := newDir(t)
+			img := filepath.Join(folder, "img.vhdx")
+			mustVhdxfs(t, "create", "-q", "--size", "16M", img)
+			letPass(t, img)
+			if err := os.Chmod(img, c.image); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(folder, c.folder); err != nil {
+				t.Fatal(err)
+			}
+			s := serve(t, img, "-o", c.options)
+			letPass(t, s.dir)
+			for _, args := range [][]string{
+				{"head", "-c1", s.disk}, {"getfattr", "-n", "user.vhdx.disk_id", s.dir}, {"getfattr", "-n", "user.vhdx.json", s.disk},
+			} {
+				out, err := command(asNobody(args...)[0], asNobody(args...)[1:]...)
+				if (err == nil) != c.open || err != nil && !strings.Contains(out, "ermission denied") {
+					t.Errorf("%v: %v, %q", args, err, out)
+				}
+			}
+			if out, err := command("getfattr", "-n", "user.vhdx.disk_id", s.dir); err != nil {
+				t.Errorf("root may not ask: %v, %s", err, out)
+			}
+		})
+	}
+}
