@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"vhdxfs/internal/fault"
 	"vhdxfs/internal/ondisk"
 	"vhdxfs/journal"
 )
@@ -459,4 +460,76 @@ func TestZeroGUIDs(t *testing.T) {
 	if p := (parentLocator{linkage: parentGUID}); p.accepts(uuid.Nil) {
 		t.Error("a missing parent_linkage2 accepts a parent without DataWriteGuid")
 	}
+}
+
+// FuzzRepair repairs damaged images, on a draft and in the file, and undoes it.
+func FuzzRepair(f *testing.F) {
+	for i := range fuzzBases() {
+		f.Add(uint8(i), instruction(6, 0, 6, 0, 0, 0, 0, 0, 0, 0x80))                // a block at 2^63
+		f.Add(uint8(i), instruction(6, 8, 7, 0, 0xF0, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F)) // at 2^63 - 1 MiB
+		f.Add(uint8(i), append(instruction(9, 900), instruction(0, 8, 9)...))
+	}
+	f.Fuzz(func(t *testing.T, base uint8, in []byte) {
+		bases := fuzzBases()
+		good := bases[int(base)%len(bases)]
+		im := &image{memFile: good.clone(), spec: good.spec}
+		im.damage(in)
+		if _, err := repairAndUndo(t, im.memFile); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzChangedBeneath changes an image beneath those who have it open. What they do may fail, but never by a fault of the
+// program, and it ends.
+func FuzzChangedBeneath(f *testing.F) {
+	for i := range fuzzBases() {
+		f.Add(uint8(i), instruction(6, 0, 3, 0, 0, 0, 0, 0, 0, 0x80), []byte{0, 1, 2, 3, 4, 5})
+		f.Add(uint8(i), instruction(6, 8, 7, 0, 0xF0, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F), []byte{4, 1, 0, 5})
+		f.Add(uint8(i), instruction(9, 700), []byte{3, 5, 0, 2})
+	}
+	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, FullyPresent}, {2, FullyPresent}}})
+	f.Fuzz(func(t *testing.T, base uint8, in, ops []byte) {
+		bases := fuzzBases()
+		good := bases[int(base)%len(bases)]
+		im := &image{memFile: good.clone(), spec: good.spec}
+		files := []File{im.memFile}
+		if im.typ == Differencing {
+			files = append(files, parent.memFile)
+		}
+		disk, err := loadWritable(Options{CacheSize: 1, Discard: DiscardPunch}, files...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		im.damage(in)
+		for i, op := range ops[:min(len(ops), 12)] {
+			off := int64(i) * 700_001 % (disk.Size() - 5000)
+			var err error
+			switch op % 8 {
+			case 0:
+				err = readErr(disk.ReadAt(make([]byte, 5000), off))
+			case 1:
+				err = writeErr(disk.WriteAt(make([]byte, 5000), off))
+			case 2:
+				err = disk.Zero(off, disk.Size()-off)
+			case 3:
+				err = disk.Allocate(off, 5000)
+			case 4:
+				_, err = disk.Compact(t.Context(), CompactOptions{})
+			case 5:
+				err = disk.Sync()
+			case 6:
+				err = disk.Grow(t.Context(), disk.Size()+mib)
+			case 7:
+				disk.Info()
+				_, err = disk.Reclaimable(t.Context(), true, CompactOptions{})
+			}
+			if f, ok := errors.AsType[*fault.Error](err); ok {
+				t.Fatalf("operation %d: %v\n%s", op%8, f, f.Stack)
+			}
+		}
+		if f, ok := errors.AsType[*fault.Error](disk.Close()); ok {
+			t.Fatalf("close: %v\n%s", f, f.Stack)
+		}
+	})
 }
