@@ -58,3 +58,20 @@ func TestAttributesOfTheOpenFile(t *testing.T) {
 		t.Errorf("where the way is not known: %o", a.perm)
 	}
 }
+
+// A name that nobody knows costs no look at the image and its parents; every name that is told is known.
+func TestUnknownXAttr(t *testing.T) {
+	d := newFakeDisk(t)
+	f := newTestFileSystem(t, d, Options{})
+	last, asked := len(f.xattrs)-1, 0
+	image := f.xattrs[last]
+	f.xattrs[last] = func() map[string]string { asked++; return image() }
+	if v, ok := f.xattr("nosuch"); ok || asked > 0 {
+		t.Errorf("%q, %v; the image was looked at %d times", v, ok, asked)
+	}
+	for name, want := range image() {
+		if v, ok := f.xattr(name); !ok || v != want {
+			t.Errorf("%s: %q, %v; want %q", name, v, ok, want)
+		}
+	}
+}

@@ -110,12 +110,21 @@ func (f *fileSystem) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, 
 
 // xattr returns the attribute with a name, without the prefix.
 func (f *fileSystem) xattr(name string) (string, bool) {
-	for _, group := range f.xattrs {
+	for i, group := range f.xattrs {
+		if i == len(f.xattrs)-1 && !imageNames[name] {
+			break // a name that nobody knows is not worth a look at the whole chain
+		}
 		if v, ok := group()[name]; ok {
 			return v, true
 		}
 	}
 	return "", false
+}
+
+// imageNames are the names that imageXAttrs returns.
+var imageNames = map[string]bool{
+	"creator": true, "type": true, "disk_size": true, "block_size": true, "logical_sector_size": true, "physical_sector_size": true,
+	"log_state": true, "disk_id": true, "file_write_guid": true, "data_write_guid": true, "parent_chain": true, "json": true,
 }
 
 // ListXAttr lists the names in order, each with a zero byte behind it.
