@@ -25,6 +25,9 @@ func (c *compaction) moveBAT() (moved bool, err error) {
 	default:
 		return false, nil
 	}
+	if err == nil {
+		err = r.reserve()
+	}
 	if err != nil {
 		r.undo()
 		return false, err

@@ -387,3 +387,49 @@ func TestFullHost(t *testing.T) {
 		t.Errorf("%d operations were refused; that tries little", refused)
 	}
 }
+
+// A resize that has no space for the metadata that it changes fails before there is no way back.
+func TestResizeWithoutSpaceForMetadata(t *testing.T) {
+	for _, what := range []string{"virtual disk size", "region table", "block allocation table"} {
+		t.Run(what, func(t *testing.T) {
+			b := build(spec{diskSize: 100 * mib, blocks: []blockSpec{{0, FullyPresent}, {99, FullyPresent}}})
+			m := newModel(chain{b})
+			full := false
+			f := noSpace{noAlloc: noAlloc{b.memFile, true}, full: &full}
+			im, err := loadWritable(Options{Writable: true}, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, size, err := im.writer.l.item(diskSizeGUID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			to := int64(300 * mib)
+			f.off, f.n = size, 1
+			switch what {
+			case "region table":
+				f.off, to = regionTableOffsets[1], 1<<20*mib // the BAT outgrows its region
+			case "block allocation table":
+				f.off, to = b.batOff, 50*mib
+			}
+			im.writer.file, im.writer.l.file = f, f
+			full = true
+			if err := im.Resize(t.Context(), to); !errors.Is(err, unix.ENOSPC) || im.Size() != b.diskSize {
+				t.Errorf("resize: %v; the disk has %d bytes", err, im.Size())
+			}
+			full = false
+			p := bytes.Repeat([]byte{5}, 4096)
+			m.WriteAt(p, 50*mib)
+			if _, err := im.WriteAt(p, 50*mib); err != nil {
+				t.Errorf("a write afterwards: %v", err)
+			}
+			m.compare(t, im)
+			if err := im.Resize(t.Context(), to); err != nil {
+				t.Errorf("resize when there is space: %v", err)
+			}
+			if err := im.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -1,8 +1,14 @@
 package vhdx
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"vhdxfs/internal/ondisk"
 	"vhdxfs/journal"
@@ -104,6 +110,70 @@ func TestQemuFindsTheLog(t *testing.T) {
 			}
 			if n := im.writer.counters.checkpoints.Load(); n < 2 {
 				t.Errorf("the log was full %d times", n)
+			}
+		})
+	}
+}
+
+// QEMU replays the log of a mount that was killed, however often it was synced, to the same disk that we see.
+func TestQemuReplaysTheLog(t *testing.T) {
+	qemu, err := exec.LookPath("qemu-img")
+	if err != nil {
+		t.Skip("no qemu-img")
+	}
+	at := []int64{50, 126, 127, 128, 129, 150, 252, 255, 256, 400, 600}
+	for _, logLen := range []int64{mib, 2 * mib} {
+		t.Run(fmt.Sprint(logLen/mib, " MiB"), func(t *testing.T) {
+			t.Parallel()
+			b := build(spec{diskSize: 1100 * mib, logLen: logLen})
+			im, err := loadWritable(Options{Writable: true}, b.memFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			im.writer.stop()
+			defer im.Close()
+			written := make(map[int64]byte) // by block, its first byte
+			for i := int64(1); i <= at[len(at)-1]; i++ {
+				blk, v := i*7%60+i%2*600, byte(i)|1 // on two pages of the BAT, present ones and others
+				if i%3 == 0 {
+					v = 0
+					err = im.Zero(blk*mib, mib)
+				} else {
+					_, err = im.WriteAt(bytes.Repeat([]byte{v}, 512), blk*mib)
+				}
+				if err == nil {
+					err = im.Sync()
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if written[blk] = v; !slices.Contains(at, i) {
+					continue
+				}
+				path := filepath.Join(t.TempDir(), "killed.vhdx")
+				b.memFile.writeTo(t, path)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				out, err := exec.CommandContext(ctx, qemu, "check", "-q", "-r", "all", "-f", "vhdx", path).CombinedOutput()
+				cancel()
+				if err != nil {
+					t.Fatalf("killed after %d syncs: qemu-img check: %v\n%s", i, err, out)
+				}
+				ro, err := Open(path, Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if ro.Info().Log.State != LogClean {
+					t.Errorf("killed after %d syncs: QEMU has not replayed the log", i)
+				}
+				for blk, v := range written {
+					var got [1]byte
+					if _, err := ro.ReadAt(got[:], blk*mib); err != nil || got[0] != v {
+						t.Errorf("killed after %d syncs: block %d is %d, %v; want %d", i, blk, got[0], err, v)
+					}
+				}
+				if err := ro.Close(); err != nil {
+					t.Fatal(err)
+				}
 			}
 		})
 	}

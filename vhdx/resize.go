@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -128,8 +130,21 @@ func (r *resizing) prepare() error {
 	if err := r.changeMetadata(); err != nil {
 		return err
 	}
+	if err := r.reserve(); err != nil {
+		return err
+	}
 	if r.ctx.Err() != nil {
 		return context.Cause(r.ctx)
+	}
+	return nil
+}
+
+// reserve gives the pages that come into the log entry their space: once the log says so there is no way back.
+func (r *resizing) reserve() error {
+	for _, off := range slices.Sorted(maps.Keys(r.pages)) {
+		if err := r.w.reservePage(off); err != nil {
+			return err
+		}
 	}
 	return nil
 }
