@@ -27,6 +27,8 @@ type session struct {
 	log     *journal.Writer
 	flushed int64                 // size of the file that is known to be on stable media, bytes
 	logged  map[int64]*loggedPage // by file offset: durable in the log
+	guid    uuid.UUID
+	ending  bool // a header without it may be there, so nothing may be added that only the log has
 }
 
 // A loggedPage is a page as the log holds it.
@@ -162,25 +164,29 @@ func (w *writer) startSession() error {
 	if w.session != nil {
 		return nil
 	}
-	region := w.l.log()
-	region.GUID = uuid.New()
-	size := w.fileSize()
-	log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/mib*mib, w.lastOffset())
-	if outOfSpace(err) {
-		return fmt.Errorf("begin a log: %w", err) // which no header names yet
+	// Where there was no space for a header, it may be there all the same, with the log that it names.
+	if w.begun == nil {
+		region := w.l.log()
+		region.GUID = uuid.New()
+		size := w.fileSize()
+		log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/mib*mib, w.lastOffset())
+		if outOfSpace(err) {
+			return fmt.Errorf("begin a log: %w", err) // which no header names yet
+		}
+		if err != nil {
+			return w.fail(err)
+		}
+		w.counters.entry(0)
+		w.begun = &session{log: log, guid: region.GUID, flushed: size / mib * mib, logged: make(map[int64]*loggedPage)}
 	}
-	if err != nil {
-		return w.fail(err)
-	}
-	w.counters.entry(0)
 	w.headerMu.Lock()
 	defer w.headerMu.Unlock()
 	h := w.header
-	h.LogGUID, h.LogVersion = region.GUID, 0
+	h.LogGUID, h.LogVersion = w.begun.guid, 0
 	if err := w.updateHeaders(h); err != nil {
 		return err
 	}
-	w.session = &session{log: log, flushed: size / mib * mib, logged: make(map[int64]*loggedPage)}
+	w.session, w.begun = w.begun, nil
 	return nil
 }
 
@@ -235,7 +241,7 @@ func (w *writer) commit(b *batch) error {
 			return err
 		}
 	}
-	if s := w.session; s != nil && (journal.EntryLength(len(b.pages)) > s.log.Free() || len(s.logged)+len(b.pages) > maxLoggedPages) {
+	if s := w.session; s != nil && (s.ending || journal.EntryLength(len(b.pages)) > s.log.Free() || len(s.logged)+len(b.pages) > maxLoggedPages) {
 		if err := w.endSession(); err != nil {
 			return err
 		}
@@ -308,6 +314,7 @@ func (w *writer) endSession() error {
 	defer w.headerMu.Unlock()
 	h := w.header
 	h.LogGUID = uuid.Nil
+	s.ending = true
 	if err := w.updateHeaders(h); err != nil {
 		return w.waitForSpace(err)
 	}

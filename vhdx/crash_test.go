@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"vhdxfs/test/powercut"
 )
@@ -180,7 +183,7 @@ func mixedWorkload(im *Image, h *history, seed uint64, each func(w *writer)) err
 		case k < 6:
 			p := bytes.Repeat([]byte{byte(rng.IntN(255) + 1), byte(rng.IntN(255) + 1), byte(rng.IntN(255) + 1)}, int(n/3)+1)[:n]
 			h.write(p, off)
-			if _, err := im.WriteAt(p, off); err != nil {
+			if err := untilSpace(func() error { return writeErr(im.WriteAt(p, off)) }); err != nil {
 				return err
 			}
 		case k < 9:
@@ -188,22 +191,34 @@ func mixedWorkload(im *Image, h *history, seed uint64, each func(w *writer)) err
 				off, n = off&^(mib-1), min(int64(1+rng.IntN(2))*mib, size-off&^(mib-1))
 			}
 			h.write(make([]byte, n), off)
-			if err := im.Zero(off, n); err != nil {
+			if err := untilSpace(func() error { return im.Zero(off, n) }); err != nil {
 				return err
 			}
 		case k == 9:
-			if err := im.Clean(); err != nil {
+			if err := untilSpace(im.Clean); err != nil {
 				return err
 			}
 			h.synced()
 		default:
-			if err := im.Sync(); err != nil {
+			if err := untilSpace(im.Sync); err != nil {
 				return err
 			}
 			h.synced()
 		}
 	}
+	if err := untilSpace(im.Clean); err != nil {
+		return err
+	}
 	return im.Close()
+}
+
+// untilSpace calls do again and again while there is no space for it.
+func untilSpace(do func() error) error {
+	for {
+		if err := do(); !outOfSpace(err) {
+			return err
+		}
+	}
 }
 
 // syncingWorkload maps and unmaps blocks, on two pages of the BAT by turns, and syncs each time, so often that the log
@@ -245,7 +260,8 @@ type crashTest struct {
 	mutant mutant
 
 	host   host
-	states int // looked at so far
+	scarce bool // the host often has no space, also for what has a place, and may write a part before it says so
+	states int  // looked at so far
 }
 
 // A workload changes the disk until it is done or the power fails. What it does depends on the seed alone. It calls
@@ -265,6 +281,9 @@ func (ct *crashTest) run(cut int) (powered bool, err error) {
 	// Headers, log, metadata and BAT survive any tearing; a sector of payload is the disk's business.
 	disk.Tearable = func(off int64) bool { return off < c[0].dataOff }
 	files := []File{mutantFile{disk, ct.mutant.dropSync}}
+	if ct.scarce {
+		files[0] = &scarceFile{File: files[0], rng: rand.New(rand.NewPCG(ct.seed, 12))}
+	}
 	for _, p := range c[1:] {
 		files = append(files, p.memFile)
 	}
@@ -351,6 +370,65 @@ func TestPowerCut(t *testing.T) {
 					t.Fatalf("seed %d: %v", seed, err)
 				}
 				states += n
+			}
+			t.Logf("%d states", states)
+		})
+	}
+}
+
+// A scarceFile refuses a write now and then for want of space, after a part of it or at once.
+type scarceFile struct {
+	File
+	mu  sync.Mutex
+	rng *rand.Rand
+}
+
+func (f *scarceFile) refuse(n int) (part int, refused bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.rng.IntN(2) * f.rng.IntN(n/512+1) * 512, f.rng.IntN(10) == 0
+}
+
+func (f *scarceFile) WriteAt(p []byte, off int64) (int, error) {
+	part, refused := f.refuse(len(p))
+	if !refused {
+		return f.File.WriteAt(p, off)
+	}
+	if part > 0 {
+		if n, err := f.File.WriteAt(p[:part], off); err != nil {
+			return n, err
+		}
+	}
+	return part, unix.ENOSPC
+}
+
+func (f *scarceFile) Allocate(off, n int64) error {
+	if _, refused := f.refuse(0); refused {
+		return unix.ENOSPC
+	}
+	return f.File.Allocate(off, n)
+}
+
+func (f *scarceFile) Truncate(size int64) error {
+	if _, refused := f.refuse(0); refused {
+		return unix.ENOSPC
+	}
+	return f.File.Truncate(size)
+}
+
+// The same holds when there is often no space, also for the log, the headers and pages in their places.
+func TestPowerCutWithoutSpace(t *testing.T) {
+	for _, name := range []string{"dynamic", "recycled", "differencing"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, states := crashSpecs()[name](), 0
+			for seed := range 2 * uint64(*crashRounds) {
+				ct := newCrashTest(c, seed)
+				ct.scarce, ct.host = true, crashHosts[seed%uint64(len(crashHosts))]
+				if err := ct.runFrom(1, 7); err != nil {
+					t.Fatalf("seed %d: %v", seed, err)
+				}
+				states += ct.states
 			}
 			t.Logf("%d states", states)
 		})

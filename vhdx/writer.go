@@ -74,6 +74,7 @@ type writer struct {
 	rounds   sharedRun   // of those who sync
 	roundMu  sync.Mutex  // held by a sync round; guards what follows
 	session  *session    // nil while no header names a log
+	begun    *session    // a log with an entry, which no header names for certain; nil but after a failure
 	held     *batch      // taken, and not in the log yet; nil but after a failure
 	unsynced atomic.Bool // something was written since the last round began
 	stuck    atomic.Bool // there was no space for what was changed before
@@ -333,7 +334,7 @@ func (w *writer) changed() {
 
 // updateHeaders makes h the current header: first in the place of the other copy, which becomes the current one
 // when it is durable, then in the place of this one, so that either may be lost (MS-VHDX 2.2.2). Where the host copies
-// on write there may be no space for a header; then the image is as it was. The caller holds headerMu.
+// on write there may be no space for a header; then h may be there all the same or not. The caller holds headerMu.
 func (w *writer) updateHeaders(h header) error {
 	h.SequenceNumber = w.header.SequenceNumber
 	if h.SequenceNumber > math.MaxUint64-uint64(len(headerOffsets)) {
