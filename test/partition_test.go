@@ -163,7 +163,7 @@ func TestPartitionsOfAnMBR(t *testing.T) {
 		says   string
 	}{
 		"2": {mountStatus, "the disk has no partition 2; it has 1, 5, 6"}, "7": {mountStatus, "it has 1, 5, 6"},
-		"0": {usageStatus, "it is the number of a partition"}, "-1": {usageStatus, "it is the number"}, "all": {usageStatus, "it is the number"},
+		"0": {usageStatus, "give the number of a partition"}, "-1": {usageStatus, "give the number of a partition"}, "all": {usageStatus, "give the number of a partition"},
 	} {
 		if r := vhdxfs(t, "-o", "partition="+value, img, newDir(t)); r.status != tc.status || !strings.Contains(r.stderr, tc.says) {
 			t.Errorf("partition=%s: status %d, %s", value, r.status, r.stderr)

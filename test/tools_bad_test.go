@@ -145,7 +145,7 @@ func TestToolsRefuseBadInput(t *testing.T) {
 		says   string
 	}{
 		{"missing", systemStatus, "no such file or directory"},
-		{"folder", systemStatus, "neither a regular file nor a block device"},
+		{"folder", systemStatus, "is a directory"},
 		{"pipe", systemStatus, "neither a regular file nor a block device"},
 		{"/dev/null", systemStatus, "neither a regular file nor a block device"},
 		{"", usageStatus, "is empty"},
