@@ -1,0 +1,130 @@
+package test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A hostileImage is made to cost as much as it can. Offsets and states are those of MS-VHDX 2.5.
+type hostileImage struct {
+	name string
+	make func(t *testing.T, dir string) string
+}
+
+const hostileBlocks = 32 << 10 // of 1 MiB
+
+// hostileImages are the worst that were found.
+var hostileImages = []hostileImage{
+	{"each block has an offset without a state", hostileTable(func(n uint64) uint64 { return (n + 4) << 20 })},
+	{"each block keeps a place outside the file", hostileTable(func(n uint64) uint64 { return 1<<63 | n<<20 | 3 })},
+	{"each block keeps one place", hostileTable(func(n uint64) uint64 { return 4<<20 | 1 + n%2*2 })},
+	{"each block has a state that there is not", hostileTable(func(n uint64) uint64 { return n<<20 | 4 })},
+	{"each block has reserved bits", hostileTable(func(n uint64) uint64 { return 2 | (n%0xFFFF+1)<<4 })},
+	{"each block lies outside the file", hostileTable(func(n uint64) uint64 { return (1<<43+n)<<20 & ^uint64(7) | 6 })},
+	{"each block lies in one place", hostileTable(func(uint64) uint64 { return 4<<20 | 6 })},
+	{"each block lies in the last of 2000 regions", func(t *testing.T, dir string) string {
+		img := hostileTable(func(uint64) uint64 { return 4000<<20 | 6 })(t, dir)
+		addRegions(t, img, 2000)
+		return img
+	}},
+	{"every second block is zero", hostileTable(func(n uint64) uint64 { return n % 2 * 2 })},
+}
+
+// hostileTable returns a function that makes an image of many blocks with the given BAT entries.
+func hostileTable(entry func(n uint64) uint64) func(t *testing.T, dir string) string {
+	return func(t *testing.T, dir string) string {
+		t.Helper()
+		img := filepath.Join(dir, "hostile.vhdx")
+		mustVhdxfs(t, "create", "--size", fmt.Sprint(hostileBlocks*mib), "--block-size", "1MiB", img)
+		const chunkRatio = 4096
+		table := make([]byte, 0, hostileBlocks*8+hostileBlocks/chunkRatio*8)
+		for n := range uint64(hostileBlocks) {
+			if n > 0 && n%chunkRatio == 0 {
+				table = binary.LittleEndian.AppendUint64(table, 0) // of a sector bitmap block
+			}
+			table = binary.LittleEndian.AppendUint64(table, entry(n))
+		}
+		writeAt(t, img, table, regionOffset(t, img, batRegion))
+		return img
+	}
+}
+
+// stamp stores a checksum in its four bytes at byte 4 of a structure.
+func stamp(b []byte) []byte {
+	binary.LittleEndian.PutUint32(b[4:], 0)
+	binary.LittleEndian.PutUint32(b[4:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+	return b
+}
+
+// addRegions adds regions that nobody knows or needs to both region tables, 1 MiB each, up to 4001 MiB of the file.
+func addRegions(t *testing.T, img string, n int) {
+	t.Helper()
+	table := readAt(t, img, 192<<10, 64<<10)
+	have := int(binary.LittleEndian.Uint32(table[8:]))
+	for i := range n {
+		e := table[16+(have+i)*32:]
+		binary.LittleEndian.PutUint64(e, uint64(i+1))
+		binary.LittleEndian.PutUint64(e[16:], uint64(4001-n+i)<<20)
+		binary.LittleEndian.PutUint32(e[24:], mib)
+	}
+	binary.LittleEndian.PutUint32(table[8:], uint32(have+n))
+	stamp(table)
+	writeAt(t, img, table, 192<<10)
+	writeAt(t, img, table, 256<<10)
+	if err := os.Truncate(img, 4100<<20); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A hostile image costs no command more than some seconds of processor time and 200 MB. The bound on time is what even a slow
+// machine keeps; what it finds is minutes.
+func TestHostileImagesCostLittle(t *testing.T) {
+	const (
+		limit  = 15 * time.Second // of processor
+		memory = 200_000          // kB
+	)
+	path := release.path(t)
+	for _, h := range hostileImages {
+		t.Run(h.name, func(t *testing.T) {
+			dir := t.TempDir()
+			img := h.make(t, dir)
+			for _, args := range [][]string{
+				{"info", "--json", img}, {"check", "--json", img}, {"check", "--repair", "--dry-run", img}, {"map", "--json", img}, {"chain", img},
+				{"convert", "--skip-errors", img, filepath.Join(dir, "copy.vhdx")}, {"compare", img, img}, {"diff", img, img},
+				{"resize", img, "+1G"}, {"compact", img},
+			} {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				cmd := exec.CommandContext(ctx, path, args...)
+				var stderr bytes.Buffer
+				cmd.Stderr = &stderr
+				err := cmd.Run()
+				cancel()
+				var exit *exec.ExitError
+				if err != nil && !errors.As(err, &exit) {
+					t.Fatal(err)
+				}
+				s := cmd.ProcessState
+				used := s.UserTime() + s.SystemTime()
+				peak := s.SysUsage().(*syscall.Rusage).Maxrss
+				t.Logf("%-8s status %d, %5d ms, %3d MB, %.150s", args[0], s.ExitCode(), used.Milliseconds(), peak/1000, stderr.String())
+				if s.ExitCode() < 0 || s.ExitCode() == 70 || strings.Contains(stderr.String(), "panic:") {
+					t.Errorf("%s: %v, %s", strings.Join(args, " "), s, stderr.String())
+				}
+				if used > limit || peak > memory {
+					t.Errorf("%s takes %v of processor and %d kB", strings.Join(args, " "), used, peak)
+				}
+			}
+		})
+	}
+}
