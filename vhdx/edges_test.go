@@ -274,8 +274,8 @@ func TestKeptPlaceIsGivenUp(t *testing.T) {
 	}
 }
 
-// A place that an UNMAPPED block keeps may be that of a present block, or of another that keeps it: whatever is done with
-// the block, the place is not given away.
+// A place that a block names without being present may be that of a present block, or of another that names it: whatever
+// is done with the block, the place is not given away. Nor is the file's begin, where it names none.
 func TestSharedKeptPlaceStays(t *testing.T) {
 	for name, give := range map[string]func(im *Image) error{
 		"trim":    func(im *Image) error { return im.Discard(mib, 2*mib) },
@@ -284,15 +284,21 @@ func TestSharedKeptPlaceStays(t *testing.T) {
 		"reserve": func(im *Image) error { return im.Allocate(mib, 2*mib) },
 		"compact": func(im *Image) error { _, err := im.Compact(t.Context(), CompactOptions{}); return err },
 	} {
-		for _, with := range []string{"a present block", "another UNMAPPED block"} {
+		for with, state := range map[string]BlockState{
+			"a present block": Unmapped, "a present block, UNDEFINED": Undefined, "a present block, ZERO": Zero,
+			"a present block, NOT PRESENT": NotPresent, "another UNMAPPED block": Unmapped, "nothing": Unmapped,
+		} {
 			t.Run(name+" beside "+with, func(t *testing.T) {
 				b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}, {3, FullyPresent}}})
 				place := b.entries[0].fileOff()
-				if with != "a present block" {
+				switch with {
+				case "another UNMAPPED block":
 					place = b.allocate(mib)
 					b.setBlockEntry(2, newBATEntry(Unmapped, place))
+				case "nothing":
+					place = 0
 				}
-				b.setBlockEntry(1, newBATEntry(Unmapped, place))
+				b.setBlockEntry(1, newBATEntry(state, place))
 				want := make([]byte, 4*mib)
 				chain{b}.want(want, 0)
 				im, err := loadWritable(Options{Writable: true, DetectZeroes: true}, b.memFile)
