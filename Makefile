@@ -8,7 +8,8 @@ VM       ?= /var/tmp/vhdxfs-vm
 # TESTFLAGS goes to go test, such as TESTFLAGS='-run Corpus'.
 TESTFLAGS ?=
 
-scripts := $(sort $(wildcard internal/scripts/*)) .ci/run
+# What is a folder there is a program.
+scripts := $(filter-out $(patsubst %/,%,$(wildcard internal/scripts/*/)),$(sort $(wildcard internal/scripts/*))) .ci/run
 
 # Debian packages, each with a command or file that shows that it is there.
 demo_needs := fuse3:fusermount3 e2fsprogs:mkfs.ext4 mount:losetup util-linux:fstrim
