@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -119,6 +120,35 @@ func statusField(t *testing.T, status, name string) uint64 {
 	}
 	t.Fatalf("no %s", name)
 	return 0
+}
+
+// TestReadersAreConfined sees that the commands that only read give up their rights before, and where an image is mounted
+// for writing still find the mount.
+func TestReadersAreConfined(t *testing.T) {
+	requireTools(t, "strace")
+	parent := create(t, "64M")
+	img := childOf(t, parent, "64M")
+	for _, args := range [][]string{{"info"}, {"check"}, {"map"}, {"chain"}, {"diff"}, {"compare", img}} {
+		t.Run(args[0], func(t *testing.T) {
+			out, err := command("strace", slices.Concat([]string{"-f", "-qq", "-e", "trace=landlock_restrict_self,seccomp,openat,openat2", release.path(t)}, args, []string{img})...)
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			confined := strings.LastIndex(out, "landlock_restrict_self(")
+			if filtered := strings.Index(out, "seccomp(SECCOMP_SET_MODE_FILTER"); confined < 0 || filtered < 0 {
+				t.Skipf("the kernel here cannot do that:\n%s", out)
+			}
+			if read := strings.LastIndex(out, filepath.Base(img)); read < confined {
+				t.Errorf("the image was opened before alone:\n%s", out)
+			}
+		})
+	}
+	s := serve(t, parent, "-o", "orphan_children")
+	for _, args := range [][]string{{"info", img}, {"check", img}, {"info", parent}} {
+		if r := vhdxfs(t, args...); r.status != 0 && !strings.Contains(r.stderr, strconv.Itoa(s.cmd.Process.Pid)) {
+			t.Errorf("vhdxfs %s beside the mount: status %d\n%s%s", strings.Join(args, " "), r.status, r.stdout, r.stderr)
+		}
+	}
 }
 
 // mountInBackground mounts img in the background and returns the mount point and the process that serves. The mount may be

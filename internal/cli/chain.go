@@ -44,6 +44,7 @@ created; "parent unusable" if the parent is damaged or in use.`,
 			if err != nil {
 				return err
 			}
+			confineReader(cmd.Context(), paths, o.image)
 			f := newForest()
 			for _, path := range paths {
 				var k *vhdx.Link

@@ -94,6 +94,7 @@ func (c *checkCommand) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
+	confineReader(cmd.Context(), []string{path}, o.image)
 	var r *vhdx.Report
 	err = beside(cmd, o.image, func(o vhdx.Options) (err error) {
 		r, err = vhdx.Check(path, o)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,7 +40,7 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	if isTerminal(stderr) {
 		logrus.SetFormatter(terminalFormatter{})
 	}
-	cmd, err := execute(ctx, root)
+	cmd, err := execute(context.WithValue(ctx, ownProcess{}, slices.Equal(argv, os.Args)), root)
 	if err == nil {
 		err = helpError()
 	}

@@ -34,7 +34,7 @@ func (c *compareFlags) add(cmd *cobra.Command) {
 }
 
 // withDisks opens both disks for do.
-func (c *compareFlags) withDisks(paths []string, do func(a, b *disk.Disk) error) (err error) {
+func (c *compareFlags) withDisks(ctx context.Context, paths []string, do func(a, b *disk.Disk) error) (err error) {
 	if c.workers < 1 || c.workers > 256 {
 		return usageError("--workers %d: give 1 to 256", c.workers)
 	}
@@ -42,6 +42,7 @@ func (c *compareFlags) withDisks(paths []string, do func(a, b *disk.Disk) error)
 	if err != nil {
 		return err
 	}
+	confineReader(ctx, paths, o.image)
 	var disks [2]*disk.Disk
 	for i, path := range paths {
 		if disks[i], err = disk.Open(path, disk.Format(c.formats[i]), o.image); err != nil {
@@ -81,7 +82,7 @@ smaller disk counts as zeros.`,
   vhdxfs compare --json old.vhdx new.vhdx`,
 		Args: exactArgs("FIRST", "SECOND"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.withDisks(args, func(a, b *disk.Disk) error {
+			return c.withDisks(cmd.Context(), args, func(a, b *disk.Disk) error {
 				ctx, stop := interruptible(cmd.Context())
 				defer stop()
 				r := comparison{Sizes: [2]int64{a.Size(), b.Size()}, Ranges: []compare.Range{}}
@@ -160,7 +161,7 @@ Each range is data, or zero if there is nothing to copy.`,
 			defer stop()
 			if len(args) == 2 {
 				list := newRangeList(cmd, c.json)
-				if err := c.withDisks(args, func(a, b *disk.Disk) error { return c.ranges(cmd, ctx, a, b, list.add) }); err != nil {
+				if err := c.withDisks(cmd.Context(), args, func(a, b *disk.Disk) error { return c.ranges(cmd, ctx, a, b, list.add) }); err != nil {
 					return interrupted(err, "the list is not complete")
 				}
 				return list.end()
@@ -174,6 +175,7 @@ Each range is data, or zero if there is nothing to copy.`,
 				return err
 			}
 			return beside(cmd, o.image, func(o vhdx.Options) error {
+				confineReader(ctx, []string{path}, o)
 				list := newRangeList(cmd, c.json)
 				if err := c.changes(cmd, ctx, path, o, depth, content, list.add); err != nil {
 					return interrupted(err, "the list is not complete")

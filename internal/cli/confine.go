@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,9 +10,11 @@ import (
 	"slices"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/mounts"
 	"vhdxfs/internal/sandbox"
 	"vhdxfs/vhdx"
 	"vhdxfs/vhdx/imagefile"
@@ -120,4 +123,58 @@ func folders(path string) []string {
 		list = append(list, filepath.Dir(real))
 	}
 	return list
+}
+
+// ownProcess is the key of a context whose value says that the process has nothing else to do than the command line, as
+// it has in a test.
+type ownProcess struct{}
+
+// confineReader gives up what a command does not need that only reads images. Where one of them, or one beside it, is
+// mounted for writing, nothing is given up: the command has to talk to the mount.
+func confineReader(ctx context.Context, paths []string, o vhdx.Options) {
+	if own, _ := ctx.Value(ownProcess{}).(bool); !own || !freeToRead(paths, o) {
+		return
+	}
+	texts := make(map[string]string, len(paths))
+	r := sandbox.Rules{Read: []string{ownFiles}, Write: []string{os.DevNull}, Capabilities: sandbox.CapabilitySet(unix.CAP_DAC_READ_SEARCH)}
+	for _, path := range paths {
+		texts[path] = mountedText(path)
+		r.Read = append(r.Read, imageReach(path)...)
+	}
+	for _, parent := range o.Parents {
+		r.Read = append(r.Read, imageReach(parent)...)
+	}
+	r.Read = append(r.Read, o.ParentDirs...)
+	tellMounted = func(path string) string { return texts[path] }
+	_ = time.Now().String() // which reads the time zone, if nothing has yet
+	_ = sandbox.Confine(r)  // as far as the kernel can: what is missing keeps nothing from being read
+}
+
+// freeToRead reports whether no other program keeps the images from being read, nor may keep their parents.
+func freeToRead(paths []string, o vhdx.Options) bool {
+	table, err := mountinfo.GetMounts(mountinfo.FSTypeFilter(mounts.Type))
+	if err != nil {
+		return false
+	}
+	var near []string
+	for _, path := range slices.Concat(paths, o.Parents) {
+		near = append(near, folders(path)...)
+	}
+	near = append(near, o.ParentDirs...)
+	for _, m := range table {
+		if !mounts.ReadOnly(m) && slices.ContainsFunc(near, func(dir string) bool { return isBelow(dir, m.Source) }) {
+			return false
+		}
+	}
+	for _, path := range paths {
+		f, err := imagefile.Open(path, os.O_RDONLY)
+		if err != nil {
+			return false // which the command will tell
+		}
+		err = f.Lock(vhdx.LockOn, imagefile.Shared)
+		if cerr := f.Close(); err != nil || cerr != nil {
+			return false
+		}
+	}
+	return true
 }

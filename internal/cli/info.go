@@ -25,6 +25,7 @@ func newInfo() *cobra.Command {
 it is mounted. -v adds headers, log, regions, metadata and blocks, of the parents as well.`,
 		Args: someArgs("IMAGE"),
 	}, func(cmd *cobra.Command, paths []string, o vhdx.Options) error {
+		confineReader(cmd.Context(), paths, o)
 		o.MissingParent = true // what the file itself says is told all the same
 		var list []imageInfo
 		for i, path := range paths {
@@ -141,7 +142,7 @@ func (p *infoPrinter) summary(in imageInfo, zeros bool) {
 		state += fmt.Sprintf("; %s, see vhdxfs check", plural(len(in.Warnings), "warning"))
 	}
 	p.line("state", "%s", state)
-	p.line("mounted", "%s", mountedText(in.Path))
+	p.line("mounted", "%s", tellMounted(in.Path))
 }
 
 // volume describes a partition, or the only file system of a disk.
@@ -168,6 +169,9 @@ func parentText(in *vhdx.ParentInfo) string {
 	}
 	return printable(in.Image.Path)
 }
+
+// tellMounted is mountedText. A process that is confined has asked before.
+var tellMounted = mountedText
 
 // mountedText says where the image is mounted, and with which devices.
 func mountedText(path string) string {

@@ -50,6 +50,9 @@ write the picture to a file, or to standard output if FILE is -.`,
 		if forms > 1 {
 			return usageError("map shows the disk in one form: --json, --qemu-json, --draw, or --svg and --png")
 		}
+		if c.svg == "" && c.png == "" {
+			confineReader(cmd.Context(), paths, o)
+		}
 		return withImage(paths[0], o, func(im *vhdx.Image) error { return c.show(cmd.OutOrStdout(), sizesOf(cmd), im) })
 	})
 	f := cmd.Flags()
