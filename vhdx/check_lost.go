@@ -30,7 +30,7 @@ const lostPageBlocks = 16
 // warnLostPage warns where a page of the BAT of a dynamic disk is zero, and many blocks between those in use are not in use
 // and hold data. Where the file can have holes, what was trimmed holds none, or seldom.
 func (l *layer) warnLostPage() error {
-	if s, ok := l.file.(interface{ Sparse() bool }); l.space == nil || !ok || !s.Sparse() || l.geo.hasParent || l.replay != nil || !l.anyZeroPage() {
+	if l.space == nil || !l.file.Sparse() || l.geo.hasParent || l.replay != nil || !l.anyZeroPage() {
 		return nil
 	}
 	off, err := l.unusedData(l.space.end(), lostPageBlocks*l.geo.blockSize/mib)
