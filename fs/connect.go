@@ -24,11 +24,11 @@ func mountFuse(o *Options) (int, error) {
 		return -1, mountError(o, err)
 	}
 	if unix.Geteuid() == 0 { // fusermount3 could do no more than this
-		return -1, fmt.Errorf("mount on %s: %w; root lacks the privilege CAP_SYS_ADMIN here: start the container with --cap-add SYS_ADMIN", o.MountPoint, err)
+		return -1, fmt.Errorf("mount on %s: %w; the capability CAP_SYS_ADMIN is missing: start the container with --cap-add SYS_ADMIN", o.MountPoint, err)
 	}
 	bin, lookErr := mounts.FusermountPath()
 	if lookErr != nil {
-		return -1, fmt.Errorf("mount on %s needs root, or for an ordinary user the program fusermount3; install the package fuse3: %w", o.MountPoint, err)
+		return -1, fmt.Errorf("mount on %s needs root, or the program fusermount3 for ordinary users; install the package fuse3: %w", o.MountPoint, err)
 	}
 	return mountHelped(o, bin)
 }
@@ -112,14 +112,14 @@ func receiveDescriptor(socket int) (int, error) {
 	}
 	messages, err := unix.ParseSocketControlMessage(control[:n])
 	if err != nil {
-		return -1, fmt.Errorf("fusermount3 answered oddly: %w", err)
+		return -1, fmt.Errorf("unexpected answer from fusermount3: %w", err)
 	}
 	for _, m := range messages {
 		if fds, err := unix.ParseUnixRights(&m); err == nil && len(fds) == 1 {
 			return fds[0], nil
 		}
 	}
-	return -1, errors.New("fusermount3 ended without handing over a mount")
+	return -1, errors.New("fusermount3 ended without a mount")
 }
 
 // escapeOption protects what fusermount3 would take for the end of an option or for an escape.

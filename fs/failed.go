@@ -43,11 +43,11 @@ func (m *failedMount) refused() {
 		}
 		switch {
 		case err == nil:
-			m.log.Warn("the mount is read-only now, since writing failed; unmount it, and mount it again to go on")
+			m.log.Warn("the mount is now read-only after a failed sync; unmount and mount it again")
 		case errors.Is(err, unix.EBUSY):
 			m.busy.Store(false)
 		default: // not root, say; asking again would not help
-			m.log.WithError(err).Warn("the mount cannot be made read-only; changes fail")
+			m.log.WithError(err).Warn("cannot make the mount read-only; changes fail")
 		}
 	}()
 }

@@ -119,7 +119,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	if err := t.initialize(); err != nil {
 		unix.Close(fd)
 		_ = o.Mounter.Unmount() // it is told that the kernel did not accept it, which is why
-		return nil, fmt.Errorf("the kernel's FUSE did not accept the mount of %s: %w", o.MountPoint, err)
+		return nil, fmt.Errorf("the kernel did not accept the mount on %s: %w", o.MountPoint, err)
 	}
 	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{}), mounter: o.Mounter}
 	s.device = deviceAt(o.MountPoint)

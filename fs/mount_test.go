@@ -258,7 +258,7 @@ func TestMountPointErrors(t *testing.T) {
 	}
 	used := mountTest(t, d, Options{Source: "first"}).MountPoint()
 	for _, tc := range []struct{ path, want string }{
-		{filepath.Join(dir, "none"), "does not exist; make it with"},
+		{filepath.Join(dir, "none"), "does not exist; create it with"},
 		{file, "not a directory"},
 		{full, "not empty"},
 		{used, "first is mounted already"},
@@ -294,7 +294,7 @@ func TestMountPointOfTheKernel(t *testing.T) {
 
 func TestFusermountErrors(t *testing.T) {
 	for _, tc := range []struct{ said, want string }{
-		{"fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n", "put the line user_allow_other"},
+		{"fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf\n", "add the line user_allow_other"},
 		{"fusermount3: fuse device not found, try 'modprobe fuse' first\n", "FUSE is not available"},
 		{"fusermount3: user has no write access to mountpoint /mnt\n", "fusermount3: user has no write access to mountpoint /mnt"},
 		{"/usr/bin/fusermount3: user has no write access to mountpoint /mnt\n", "fusermount3: user has no write access to mountpoint /mnt"},

@@ -94,7 +94,7 @@ func (m *mounter) Unmount() error {
 	}
 	if at != nil && mounts.DeviceOf(at) != m.device {
 		if below, err := m.mountedBelow(); err != nil || below {
-			return fmt.Errorf("%s is hidden by a mount of %s; unmount that first", m.o.MountPoint, at.Source)
+			return fmt.Errorf("%s is hidden by a mount of %s; unmount that one first", m.o.MountPoint, at.Source)
 		}
 	}
 	list, err := mounts.Of(m.device)
@@ -119,7 +119,7 @@ func (m *mounter) mountedBelow() (bool, error) {
 func (m *mounter) unmountAt(path string) error {
 	err := mounts.Unmount(path, false)
 	if errors.Is(err, unix.EBUSY) {
-		m.o.Log.Warnf("%s is in use; it is detached, and served until its last user is gone", path)
+		m.o.Log.Warnf("%s is in use; the mount point is detached, and the disk is served until it is unused", path)
 		err = mounts.Unmount(path, true)
 	}
 	if errors.Is(err, unix.EINVAL) {
@@ -150,5 +150,5 @@ func (m *mounter) DetachDead() error {
 	if !cut {
 		return nil
 	}
-	return fmt.Errorf("the connection of %s was cut, as by umount -f; who used the disk has got errors, and lost what was not synced", m.o.MountPoint)
+	return fmt.Errorf("the connection of %s was aborted (umount -f); open programs got errors, and unsynced data is lost", m.o.MountPoint)
 }

@@ -17,7 +17,7 @@ func mountError(o *Options, err error) error {
 	case errors.As(err, &device) && errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w; give this user read and write access to the device, or mount as root", err)
 	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("mount on %s: %w; a security module forbids it: in a container on a host with AppArmor, "+
+		return fmt.Errorf("mount on %s: %w; a security module denies it: in a container on a host with AppArmor, "+
 			"start the container with --security-opt apparmor:unconfined", o.MountPoint, err)
 	case errors.As(err, &device), errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("%w: %w; load the module (modprobe fuse), or start the container with --device %s", mounts.ErrNoFUSE, err, mounts.FUSEDevice)

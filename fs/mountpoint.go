@@ -54,7 +54,7 @@ func (o *Options) clearStale(source string) error {
 	if err != nil {
 		return fmt.Errorf("%w, and it could not be removed now: %w", mountPointError(o.MountPoint, unix.ENOTCONN), err)
 	}
-	o.Log.Warnf("on %s there was the mount of %s, whose program has died; it has been removed", o.MountPoint, source)
+	o.Log.Warnf("%s: removed the dead mount of %s", o.MountPoint, source)
 	return nil
 }
 
@@ -90,7 +90,7 @@ func checkDirectory(path string, nonEmpty bool) error {
 	var on unix.Statfs_t
 	err = unix.Fstatfs(int(d.Fd()), &on) // which those of the kernel know, if not all others
 	if name, ok := kernelFileSystems[int64(on.Type)]; ok && err == nil {
-		return fmt.Errorf("mount point %s is in %s, where the kernel shows what it has to tell; choose a directory elsewhere", path, name)
+		return fmt.Errorf("mount point %s is in %s, a file system of the kernel; choose another directory", path, name)
 	}
 	if nonEmpty {
 		return nil
@@ -101,18 +101,18 @@ func checkDirectory(path string, nonEmpty bool) error {
 	case err != nil:
 		return mountPointError(path, err)
 	}
-	return fmt.Errorf("mount point %s is not empty; choose an empty directory, or hide what it holds with -o nonempty", path)
+	return fmt.Errorf("mount point %s is not empty; choose an empty directory, or hide its files with -o nonempty", path)
 }
 
 // mountPointError says what is the matter with a mount point that cannot be looked at.
 func mountPointError(path string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("mount point %s does not exist; make it with: mkdir -p %s", path, path)
+		return fmt.Errorf("mount point %s does not exist; create it with: mkdir -p %s", path, path)
 	case errors.Is(err, unix.ENOTDIR):
-		return fmt.Errorf("mount point %s is not a directory; name one", path)
+		return fmt.Errorf("%s is not a directory; the mount point must be one", path)
 	case errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED):
-		return fmt.Errorf("mount point %s holds the mount of a FUSE program that has died; remove it with: umount %s", path, path)
+		return fmt.Errorf("mount point %s holds a dead FUSE mount; remove it with: umount %s", path, path)
 	}
 	return fmt.Errorf("mount point: %w", err)
 }

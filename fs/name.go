@@ -81,11 +81,11 @@ func (w *nameWatcher) note(values map[string]string) {
 	switch state := values["image_state"]; {
 	case same && state == before:
 	case state == mounts.StateDeleted:
-		w.log.Warnf("%s was deleted while it is mounted; what it holds is lost when it is unmounted", path)
+		w.log.Warnf("%s was deleted while mounted; its data is lost when it is unmounted", path)
 	case state == mounts.StateRenamed && now != "":
-		w.log.Warnf("%s was renamed to %s while it is mounted; it is served on", path, now)
+		w.log.Warnf("%s was renamed to %s while mounted; the mount continues", path, now)
 	case state == mounts.StateRenamed:
-		w.log.Warnf("%s is not the name of the mounted image any more; it is served on", path)
+		w.log.Warnf("%s is no longer the name of the mounted image; the mount continues", path)
 	case before != "":
 		w.log.Infof("%s has its name again", path)
 	}

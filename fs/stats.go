@@ -44,8 +44,8 @@ func (f *fileSystem) stats() Stats {
 	c, im := &f.counters, f.disk.Stats()
 	return Stats{
 		{"reads", "requests to read disk.raw; what the kernel has cached needs none", false, c.reads.Value()},
-		{"read_bytes", "bytes in the answers to them", false, c.readBytes.Value()},
-		{"zero_reads", "reads of what no file holds", false, c.zeroReads.Value()},
+		{"read_bytes", "bytes read", false, c.readBytes.Value()},
+		{"zero_reads", "reads of ranges that no file holds", false, c.zeroReads.Value()},
 		{"spliced_reads", "reads answered without a copy to user space", false, c.splicedReads.Value()},
 		{"writes", "requests to write disk.raw", false, c.writes.Value()},
 		{"written_bytes", "bytes in them", false, c.writtenBytes.Value()},
@@ -57,20 +57,20 @@ func (f *fileSystem) stats() Stats {
 		{"syncs", "requests to make everything durable", false, c.syncs.Value()},
 		{"seeks", "requests for the next data or hole", false, c.seeks.Value()},
 		{"errors", "requests that failed", false, c.errors.Value()},
-		{"writers", "handles of disk.raw that are open for writing", true, f.writers.Load()},
+		{"writers", "open handles of disk.raw for writing", true, f.writers.Load()},
 
 		{"cache_hits", "pages of block tables that were in memory when they were needed", false, im.CacheHits},
 		{"cache_misses", "pages of block tables that had to be read", false, im.CacheMisses},
 		{"cache_pages", "pages of block tables in memory, of 4 KiB each", true, im.CachePages},
 		{"file_syncs", "fdatasyncs of the image file", false, im.FileSyncs},
-		{"header_updates", "updates of the image's headers", false, im.HeaderUpdates},
+		{"header_updates", "header updates", false, im.HeaderUpdates},
 		{"log_entries", "entries written to the image's log", false, im.LogEntries},
 		{"logged_pages", "pages of block tables in those entries", false, im.LoggedPages},
-		{"checkpoints", "times that logged pages were put into their places", false, im.Checkpoints},
-		{"blocks_allocated", "blocks of the disk that were given a place in the image", false, im.BlocksAllocated},
-		{"blocks_freed", "blocks of the disk that gave up their place", false, im.BlocksFreed},
-		{"dirty_pages", "changed pages of block tables that are not in the log yet", true, im.DirtyPages},
-		{"pages_in_log", "pages of block tables in the log that are not in their places yet", true, im.PagesInLog},
+		{"checkpoints", "checkpoints of logged pages", false, im.Checkpoints},
+		{"blocks_allocated", "blocks allocated in the image", false, im.BlocksAllocated},
+		{"blocks_freed", "blocks released", false, im.BlocksFreed},
+		{"dirty_pages", "changed pages of block tables that are not yet in the log", true, im.DirtyPages},
+		{"pages_in_log", "pages of block tables in the log that are not yet in place", true, im.PagesInLog},
 		{"allocated_bytes", "bytes of the disk that the image and its parents hold", true, im.AllocatedNow},
 	}
 }

@@ -29,7 +29,7 @@ type window struct {
 // newWindow returns the part w of disk, which has to lie inside it.
 func newWindow(disk Disk, w Window) (*window, error) {
 	if w.Off < 0 || w.Len <= 0 || w.Off > disk.Size() || w.Len > disk.Size()-w.Off {
-		return nil, fmt.Errorf("partition %d, of %d bytes at %d, is not inside the disk of %d", w.Partition, w.Len, w.Off, disk.Size())
+		return nil, fmt.Errorf("partition %d (%#x bytes at %#x) ends beyond the end of the disk (%#x)", w.Partition, w.Len, w.Off, disk.Size())
 	}
 	d := &window{Disk: disk, off: w.Off, size: w.Len}
 	return d, d.count()
@@ -148,5 +148,5 @@ func (d *window) change(do func(off, n int64) error, off, n int64) error {
 
 // Grow refuses: a partition table says how large a partition is.
 func (d *window) Grow(context.Context, int64) error {
-	return fmt.Errorf("a partition has the size that the partition table says; mount the whole disk to resize it: %w", unix.EPERM)
+	return fmt.Errorf("the partition table sets the size of a partition; mount the whole disk to resize it: %w", unix.EPERM)
 }

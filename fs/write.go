@@ -62,7 +62,7 @@ func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) 
 // heard of no error, and the kernel holds disk.raw to be longer than the disk, whatever it is told.
 func (f *fileSystem) tooLong(in *fuse.WriteIn) fuse.Status {
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
-		err := fmt.Errorf("a program wrote beyond the end of the disk, and disk.raw looks longer than it is until truncate -s %d sets its size", f.disk.Size())
+		err := fmt.Errorf("a program wrote beyond the end of the disk; disk.raw shows the wrong size until truncate -s %d corrects it", f.disk.Size())
 		f.failures.log(logrus.WarnLevel, "write", int64(in.Offset), unix.EFBIG, err)
 	}
 	return fuse.Status(unix.EFBIG)

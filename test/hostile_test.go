@@ -27,7 +27,7 @@ const hostileBlocks = 32 << 10 // of 1 MiB
 // hostileImages are the worst that were found.
 var hostileImages = []hostileImage{
 	{"each block has an offset without a state", hostileTable(func(n uint64) uint64 { return (n + 4) << 20 })},
-	{"each block keeps a place outside the file", hostileTable(func(n uint64) uint64 { return 1<<63 | n<<20 | 3 })},
+	{"each block refers to a place outside the file", hostileTable(func(n uint64) uint64 { return 1<<63 | n<<20 | 3 })},
 	{"each block keeps one place", hostileTable(func(n uint64) uint64 { return 4<<20 | 1 + n%2*2 })},
 	{"each block has a state that there is not", hostileTable(func(n uint64) uint64 { return n<<20 | 4 })},
 	{"each block has reserved bits", hostileTable(func(n uint64) uint64 { return 2 | (n%0xFFFF+1)<<4 })},

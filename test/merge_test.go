@@ -144,7 +144,7 @@ func TestKilledMerge(t *testing.T) {
 			<-ended                     // how, the process state tells
 			state := cmd.ProcessState
 			t.Logf("%v, %d bytes written", state, used(t, base)-begun)
-			if sig != syscall.SIGKILL && !state.Success() && (state.ExitCode() != 130 || stderr.String() != "vhdxfs: interrupted; "+child+" shows the same disk as before, and merge can be run again\n") {
+			if sig != syscall.SIGKILL && !state.Success() && (state.ExitCode() != 130 || stderr.String() != "vhdxfs: interrupted; "+child+" shows the same disk as before; run merge again\n") {
 				t.Errorf("%v, %q", state, stderr.String())
 			}
 			mustVhdxfs(t, "compare", "--strict", child, raw)

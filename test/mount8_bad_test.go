@@ -24,10 +24,10 @@ var badRows = []row{
 	{"a damaged image", func(t *testing.T, p *place) {
 		writeAt(t, p.img, []byte("HEAD"), 64<<10)
 		writeAt(t, p.img, []byte("HEAD"), 128<<10)
-		p.bad(t, 32, "vhdxfs check tells all that is wrong", "mount", "-t", "vhdx", p.img, p.dir)
+		p.bad(t, 32, "run vhdxfs check for details", "mount", "-t", "vhdx", p.img, p.dir)
 	}},
 	{"a folder as image", func(t *testing.T, p *place) {
-		p.bad(t, 32, "is a directory; name the VHDX file in it", "mount", "-t", "vhdx", filepath.Dir(p.img), p.dir)
+		p.bad(t, 32, "is a directory; give the VHDX file in it", "mount", "-t", "vhdx", filepath.Dir(p.img), p.dir)
 	}},
 	{"an image that another mount writes", func(t *testing.T, p *place) {
 		p.mount(t)
@@ -42,13 +42,13 @@ var badRows = []row{
 		p.mount(t, "ro")
 		other := newDir(t)
 		p.rename(other, "OTHER")
-		p.run(t, 32, "where reading is enough, mount it with -o ro", "mount", "-t", "vhdx", p.img, other)
+		p.run(t, 32, "to only read it, use -o ro", "mount", "-t", "vhdx", p.img, other)
 	}},
 	{"no such mount point", func(t *testing.T, p *place) {
-		p.bad(t, 32, "does not exist; make it with: mkdir -p", "mount.vhdx", p.img, p.dir+"/none")
+		p.bad(t, 32, "does not exist; create it with: mkdir -p", "mount.vhdx", p.img, p.dir+"/none")
 	}},
 	{"a file as mount point", func(t *testing.T, p *place) {
-		p.bad(t, 32, "is not a directory; name one", "mount", "-t", "vhdx", p.img, p.img)
+		p.bad(t, 32, "is not a directory; the mount point must be one", "mount", "-t", "vhdx", p.img, p.img)
 	}},
 	{"a mount point with files", func(t *testing.T, p *place) {
 		if err := os.WriteFile(filepath.Join(p.dir, "file"), nil, 0o644); err != nil {
@@ -193,7 +193,7 @@ var userRows = []row{
 		}
 		p.forNobody(t)
 		p.write(t, "%s %s vhdx noauto,user,allow_other 0 0", p.img, p.dir)
-		p.run(t, 1, "put the line user_allow_other into /etc/fuse.conf", asNobody("mount", p.dir)...)
+		p.run(t, 1, "add the line user_allow_other to /etc/fuse.conf", asNobody("mount", p.dir)...)
 		p.unmounted(t)
 	}},
 	{"an image that the user may not read", func(t *testing.T, p *place) {
@@ -205,7 +205,7 @@ var userRows = []row{
 			t.Fatal(err)
 		}
 		p.write(t, "%s %s vhdx noauto,user 0 0", p.img, p.dir)
-		p.run(t, 1, "permission denied; mount as root, or as a user who may open it", asNobody("mount", p.dir)...)
+		p.run(t, 1, "permission denied; mount as root, or as a user with access", asNobody("mount", p.dir)...)
 	}},
 	{"a mount point of somebody else", func(t *testing.T, p *place) {
 		p.forNobody(t)
@@ -218,20 +218,20 @@ var userRows = []row{
 	{"umount of root's mount", func(t *testing.T, p *place) {
 		p.forNobody(t)
 		p.mount(t)
-		p.run(t, 1, "it is not this user's mount; unmount it as root", asNobody("umount", p.dir)...)
+		p.run(t, 1, "it belongs to another user; unmount it as root", asNobody("umount", p.dir)...)
 		p.mounted(t, "rw")
 	}},
 	{"remount by a user", func(t *testing.T, p *place) {
 		p.forNobody(t)
 		p.write(t, "%s %s vhdx noauto,user 0 0", p.img, p.dir)
 		p.run(t, 0, "", asNobody("mount", p.dir)...)
-		p.run(t, 1, "takes root", asNobody("mount.vhdx", p.img, p.dir, "-o", "remount,ro")...)
+		p.run(t, 1, "needs root", asNobody("mount.vhdx", p.img, p.dir, "-o", "remount,ro")...)
 		p.mounted(t, "rw")
 		p.run(t, 0, "", asNobody("umount", p.dir)...)
 	}},
 	{"setuid=", func(t *testing.T, p *place) {
 		p.forNobody(t)
-		p.bad(t, 1, "there is no such user", "mount", "-t", "vhdx", "-o", "setuid=no-one", p.img, p.dir)
+		p.bad(t, 1, "no such user", "mount", "-t", "vhdx", "-o", "setuid=no-one", p.img, p.dir)
 		p.mount(t, "setuid=nobody")
 		p.mounted(t, "rw")
 		pid := p.daemons()

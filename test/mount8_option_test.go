@@ -98,7 +98,7 @@ mount -t vhdx -o pidfile=/mnt/pid "$@"; echo "$?, and there is $(ls /mnt/pid 2>/
 			p.mount(t, "orphan_children") // the parent, which is changed
 			p.run(t, 0, "", "dd", "if=/dev/urandom", "of="+p.disk, "bs=1M", "count=1", "conv=notrunc,fsync")
 			p.run(t, 0, "", "umount", p.dir)
-			p.run(t, 32, "it was changed since the child was made", "mount", "-t", "vhdx", "-o", "ro", child, p.dir)
+			p.run(t, 32, "it has changed since the child was created", "mount", "-t", "vhdx", "-o", "ro", child, p.dir)
 			p.run(t, 0, "", "mount", "-t", "vhdx", "-o", "ro,ignore_parent_mismatch", child, p.dir)
 			p.mounted(t, "ro")
 		}},

@@ -63,7 +63,7 @@ var processRows = []row{
 		}
 		eventually(t, "a word in the log", func() bool {
 			said, _ := os.ReadFile(log)
-			return bytes.Contains(said, []byte("systemd's watchdog is not fed"))
+			return bytes.Contains(said, []byte("not feeding the watchdog of systemd"))
 		})
 		p.that(t, "it is not fed", "it is not", true)
 	}},

@@ -50,9 +50,9 @@ func TestResize(t *testing.T) {
 				{[]string{img, "90M"}, "partition 1 ends at 101 MiB. Shrink that first"},
 				{[]string{img, "150M"}, "--fix-gpt moves it"},
 				{[]string{"--fix-gpt", img, "101M"}, "there is room up to"},
-				{[]string{img, "65T"}, "up to 64 TiB"},
-				{[]string{img, "+17"}, "whole sectors"},
-				{[]string{img, "+64T"}, "up to 64 TiB"},
+				{[]string{img, "65T"}, "at most 64 TiB"},
+				{[]string{img, "+17"}, "must be a multiple of"},
+				{[]string{img, "+64T"}, "at most 64 TiB"},
 				{[]string{img, "much"}, "give a size such as"},
 			} {
 				r := vhdxfs(t, append([]string{"resize"}, tc.args...)...)

@@ -297,7 +297,7 @@ func TestSnapshotsAtOnce(t *testing.T) {
 				switch {
 				case r.status == 0 && !made[child]:
 					made[child] = true
-				case r.status == 2 && strings.Contains(r.stderr, "is under way already"):
+				case r.status == 2 && strings.Contains(r.stderr, "is already running"):
 				default:
 					t.Errorf("status %d, %s%s", r.status, r.stdout, r.stderr)
 				}

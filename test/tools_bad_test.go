@@ -176,8 +176,8 @@ func TestToolsRefuseBadInput(t *testing.T) {
 			w.refuses(t, in.status, in.says, args...)
 		}
 	}
-	w.refuses(t, usageStatus, "is empty, and the smallest disk has one sector", "convert", "nothing", "new.vhdx")
-	w.refuses(t, usageStatus, "is empty, and the smallest disk has one sector", "create", "--from", "nothing", "new.vhdx")
+	w.refuses(t, usageStatus, "is empty; a disk has at least one sector", "convert", "nothing", "new.vhdx")
+	w.refuses(t, usageStatus, "is empty; a disk has at least one sector", "create", "--from", "nothing", "new.vhdx")
 	w.refuses(t, systemStatus, "the input is empty", "convert", "-", "new.vhdx") // the tests have no standard input
 	w.refuses(t, usageStatus, `unknown format "qcow2"`, "convert", "-f", "qcow2", "raw", "new.vhdx")
 	w.refuses(t, usageStatus, `unknown format "qcow2"`, "convert", "-O", "qcow2", "raw", "new")
@@ -193,10 +193,10 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 		says   string
 		force  string // what is said with --force; "" is the same
 	}{
-		{"empty.vhdx", usageStatus, "exists; it is left as it is", "-"},
-		{"folder", usageStatus, "exists; it is left as it is", "is no regular file; it is left as it is"},
-		{"pipe", usageStatus, "exists; it is left as it is", "is no regular file; it is left as it is"},
-		{"/dev/null", usageStatus, "exists; it is left as it is", "is no regular file; it is left as it is"},
+		{"empty.vhdx", usageStatus, "exists; use --force to replace it", "-"},
+		{"folder", usageStatus, "exists; use --force to replace it", "is not a regular file"},
+		{"pipe", usageStatus, "exists; use --force to replace it", "is not a regular file"},
+		{"/dev/null", usageStatus, "exists; use --force to replace it", "is not a regular file"},
 		{"missing/new.vhdx", systemStatus, "missing/new.vhdx: no such file or directory", ""},
 		{"text/new.vhdx", systemStatus, "not a directory", ""},
 		{"/proc/new.vhdx", systemStatus, "/proc/new.vhdx: no such file or directory", ""},
@@ -221,13 +221,13 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 	}
 	for _, same := range []string{"full.vhdx", "./full.vhdx", "hard.vhdx", "soft.vhdx"} {
 		for _, force := range []string{"--force=false", "--force"} {
-			w.refuses(t, usageStatus, "is what is read, or one of its parents", "convert", force, "full.vhdx", same)
-			w.refuses(t, usageStatus, "is what is read, or one of its parents", "convert", force, "child.vhdx", same)
-			w.refuses(t, usageStatus, "is what is read, or one of its parents", "convert", force, "-f", "raw", "-O", "raw", "full.vhdx", same)
-			w.refuses(t, usageStatus, "is what is read, or one of its parents", "flatten", force, "child.vhdx", same)
-			w.refuses(t, usageStatus, "is the parent, or one of its parents", "create", force, "--parent", "full.vhdx", same)
-			w.refuses(t, usageStatus, "is the parent, or one of its parents", "create", force, "--parent", "child.vhdx", same)
-			w.refuses(t, usageStatus, "is the image, or one of its parents", "map", force, "--svg", same, "child.vhdx")
+			w.refuses(t, usageStatus, "is also an input", "convert", force, "full.vhdx", same)
+			w.refuses(t, usageStatus, "is also an input", "convert", force, "child.vhdx", same)
+			w.refuses(t, usageStatus, "is also an input", "convert", force, "-f", "raw", "-O", "raw", "full.vhdx", same)
+			w.refuses(t, usageStatus, "is also an input", "flatten", force, "child.vhdx", same)
+			w.refuses(t, usageStatus, "is the parent or one of its parents", "create", force, "--parent", "full.vhdx", same)
+			w.refuses(t, usageStatus, "is the parent or one of its parents", "create", force, "--parent", "child.vhdx", same)
+			w.refuses(t, usageStatus, "is the image or one of its parents", "map", force, "--svg", same, "child.vhdx")
 		}
 	}
 	w.refuses(t, usageStatus, "standard output", "convert", "full.vhdx", "-")
@@ -239,7 +239,7 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 			w.refuses(t, usageStatus, "use convert -O raw", "convert", force, "-O", "vhdx", "full.vhdx", dev)
 			w.refuses(t, usageStatus, "use convert -O raw", "flatten", force, "child.vhdx", dev)
 		}
-		w.refuses(t, usageStatus, "only by force", "convert", "-O", "raw", "full.vhdx", dev)
+		w.refuses(t, usageStatus, "--force overwrites everything on it", "convert", "-O", "raw", "full.vhdx", dev)
 	}
 }
 
@@ -250,12 +250,12 @@ func TestCreateRefusesSizes(t *testing.T) {
 		"0": "give a positive size", "-1": "give a positive size", "-5G": "give a positive size", "1X": "give a positive size",
 		"": "give a positive size", "0x100": "give a positive size", "99999999999999999999": "give a positive size", "16EiB": "give a positive size",
 		"nan": "give a positive size", "inf": "give a positive size",
-		"1": "a multiple of the logical sector size", "513": "a multiple of the logical sector size", "65T": "up to 64 TiB", "4P": "up to 64 TiB",
+		"1": "must be a multiple of 512 bytes", "513": "must be a multiple of 512 bytes", "65T": "at most 64 TiB", "4P": "at most 64 TiB",
 	} {
 		w.refuses(t, usageStatus, says, "create", "--size", size, "new.vhdx")
 	}
-	w.refuses(t, usageStatus, "a multiple of the logical sector size, 4096", "create", "--size", "1048577K", "--logical-sector-size", "4096", "new.vhdx")
-	w.refuses(t, usageStatus, "not below that of the parent", "create", "--parent", "full.vhdx", "--size", "8M", "new.vhdx")
+	w.refuses(t, usageStatus, "must be a multiple of 4096 bytes", "create", "--size", "1048577K", "--logical-sector-size", "4096", "new.vhdx")
+	w.refuses(t, usageStatus, "must be at least 16 MiB", "create", "--parent", "full.vhdx", "--size", "8M", "new.vhdx")
 	w.refuses(t, usageStatus, "cannot hold", "create", "--from", "raw", "--size", "8M", "new.vhdx")
 	for _, bad := range [][]string{
 		{"--block-size", "3M"}, {"--block-size", "512M"}, {"--block-size", "4K"}, {"--logical-sector-size", "1K"}, {"--physical-sector-size", "8K"},
@@ -264,5 +264,5 @@ func TestCreateRefusesSizes(t *testing.T) {
 	} {
 		w.refuses(t, usageStatus, "", append(append([]string{"create", "--size", "16M"}, bad...), "new.vhdx")...)
 	}
-	w.refuses(t, usageStatus, "it is that of the parent", "create", "--parent", "full.vhdx", "--logical-sector-size", "4096", "new.vhdx")
+	w.refuses(t, usageStatus, "must be 512, as in the parent", "create", "--parent", "full.vhdx", "--logical-sector-size", "4096", "new.vhdx")
 }

@@ -235,7 +235,7 @@ func TestInterruptedConvertLeavesNoImage(t *testing.T) {
 				}
 				return
 			}
-			if len(left) > 0 || c.cmd.ProcessState.ExitCode() != 130 || c.stderr.String() != "vhdxfs: interrupted; nothing was left behind\n" {
+			if len(left) > 0 || c.cmd.ProcessState.ExitCode() != 130 || c.stderr.String() != "vhdxfs: interrupted; no file is left\n" {
 				t.Errorf("%v, %q; left: %v", c.cmd.ProcessState, c.stderr.String(), left)
 			}
 		})

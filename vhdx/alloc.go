@@ -243,7 +243,7 @@ func (w *writer) takeFreed(n int64) (places []place) {
 			w.freed = w.freed[1:]
 		}
 		if !w.space.clear(p.off, p.size) {
-			_ = w.fail(fmt.Errorf("a block gave up %d bytes at %#x of the file, which no block had: another program has changed the block table", p.size, uint64(p.off)))
+			_ = w.fail(fmt.Errorf("a block gave up %d bytes at %#x of the file, which no block used: another program has changed the block table", p.size, uint64(p.off)))
 			continue
 		}
 		places = append(places, p)

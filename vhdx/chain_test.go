@@ -37,8 +37,8 @@ func TestChain(t *testing.T) {
 		{"linked", func(*testing.T, []string) {}, "linked, linked, ", ""},
 		{"no base", func(t *testing.T, p []string) { remove(t, p[0]) }, "linked, parent missing", "base.vhdx (relative_path): no such file"},
 		{"no middle", func(t *testing.T, p []string) { remove(t, p[1]) }, "parent missing", "child1.vhdx"},
-		{"base written", func(t *testing.T, p []string) { writeTo(t, p[0]) }, "linked, parent changed, ", "it was changed since"},
-		{"middle written", func(t *testing.T, p []string) { writeTo(t, p[1]) }, "parent changed, linked, ", "it was changed since"},
+		{"base written", func(t *testing.T, p []string) { writeTo(t, p[0]) }, "linked, parent changed, ", "it has changed since"},
+		{"middle written", func(t *testing.T, p []string) { writeTo(t, p[1]) }, "parent changed, linked, ", "it has changed since"},
 		{"base damaged", func(t *testing.T, p []string) {
 			remove(t, p[0])
 			if err := os.WriteFile(p[0], make([]byte, 4*mib), 0o600); err != nil {

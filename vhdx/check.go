@@ -66,7 +66,7 @@ func Check(path string, o Options) (*Report, error) {
 	case errors.As(err, &fe):
 		r.Errors = append(r.Errors, newFinding(fe))
 	case err != nil && len(l.errors) > 0: // what follows from a broken rule, such as a read beyond the file
-		r.Errors = append(r.Errors, Finding{Message: "the examination ended here: " + err.Error()})
+		r.Errors = append(r.Errors, Finding{Message: "the check ended here: " + err.Error()})
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", path, err)
 	default:

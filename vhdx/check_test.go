@@ -148,7 +148,7 @@ func TestCheckNoticesNewerLogEntries(t *testing.T) {
 	// An empty entry of one sector, then one of two sectors for each sync.
 	const second = mib + (1+2+1)*4096 + 2000
 	crashed[second] ^= 0x10
-	if r := check("a damaged entry"); len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0].Message, "2 newer ones") {
+	if r := check("a damaged entry"); len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0].Message, "2 newer entries") {
 		t.Errorf("with a damaged entry: %+v", r.Warnings)
 	}
 	// Who mounts it hears of it, too.

@@ -171,7 +171,7 @@ func (w *writer) startSession() error {
 		size := w.fileSize()
 		log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/mib*mib, w.lastOffset())
 		if outOfSpace(err) {
-			return fmt.Errorf("begin a log: %w", err) // which no header names yet
+			return fmt.Errorf("start a log: %w", err) // which no header names yet
 		}
 		if err != nil {
 			return w.fail(err)
@@ -464,7 +464,7 @@ func (w *writer) untilClean() bool {
 		}
 		if err != nil {
 			retry = now.Add(retryAfter)
-			w.log.WithError(err).Warn("background commit failed; it is tried again")
+			w.log.WithError(err).Warn("could not flush metadata; retrying")
 		}
 	}
 	return true

@@ -7,7 +7,7 @@ import (
 )
 
 // ErrReshaping is what Compact, Resize and Snapshot return while one of them is under way.
-var ErrReshaping = errors.New("the image is being compacted, resized or frozen already")
+var ErrReshaping = errors.New("the image is already being compacted, resized or frozen")
 
 // CompactOptions says how to compact an image. The functions may be nil.
 type CompactOptions struct {

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/internal/safefile"
+	sizes "vhdxfs/internal/size"
 )
 
 const (
@@ -81,25 +82,25 @@ func (o CreateOptions) withDefaults() (CreateOptions, error) {
 	}
 	switch b := o.BlockSize; {
 	case o.Type != Dynamic && o.Type != Fixed && o.Type != Differencing:
-		return o, fmt.Errorf("type %q; it can be dynamic, fixed or differencing", o.Type)
+		return o, fmt.Errorf("invalid type %q: must be dynamic or fixed", o.Type)
 	case o.Type == Differencing && o.Parent == "":
-		return o, errors.New("a differencing image needs a parent")
+		return o, errors.New("a differencing image needs --parent")
 	case o.Type != Differencing && o.Parent != "":
 		return o, fmt.Errorf("a %s image has no parent", o.Type)
 	case o.Parent == "" && len(o.ParentPaths) > 0:
-		return o, errors.New("there are paths of a parent, but there is no parent")
+		return o, errors.New("--parent-path needs --parent")
 	case b < minBlockSize || b > maxBlockSize || b&(b-1) != 0:
-		return o, fmt.Errorf("block size %d; it is a power of two from 1 MiB to 256 MiB", b)
+		return o, fmt.Errorf("invalid block size %s: must be a power of two from 1 MiB to 256 MiB", sizes.Exact(b))
 	case o.LogicalSectorSize != 512 && o.LogicalSectorSize != 4096:
-		return o, fmt.Errorf("logical sector size %d; it is 512 or 4096", o.LogicalSectorSize)
+		return o, fmt.Errorf("invalid logical sector size %d: must be 512 or 4096", o.LogicalSectorSize)
 	case o.PhysicalSectorSize != 512 && o.PhysicalSectorSize != 4096:
-		return o, fmt.Errorf("physical sector size %d; it is 512 or 4096", o.PhysicalSectorSize)
+		return o, fmt.Errorf("invalid physical sector size %d: must be 512 or 4096", o.PhysicalSectorSize)
 	case o.LogSize < mib || o.LogSize%mib != 0 || o.LogSize > maxLogSize:
-		return o, fmt.Errorf("log size %d; it is a multiple of 1 MiB, from 1 MiB to 4095 MiB", o.LogSize)
+		return o, fmt.Errorf("invalid log size %s: must be a multiple of 1 MiB, at most 4095 MiB", sizes.Exact(o.LogSize))
 	case len(utf16.Encode([]rune(o.Creator)))*2 > creatorSize:
-		return o, fmt.Errorf("creator %q is longer than 256 characters", o.Creator)
+		return o, fmt.Errorf("creator %q is too long: at most 256 characters", o.Creator)
 	case o.ZeroBlocks && o.Type != Dynamic:
-		return o, errors.New("only the blocks of a dynamic disk can begin in state ZERO: those of a fixed one are present, those of a differencing one show the parent")
+		return o, errors.New("--zero-blocks needs a dynamic image")
 	case o.SizeLater:
 		return o, nil
 	}
@@ -108,7 +109,7 @@ func (o CreateOptions) withDefaults() (CreateOptions, error) {
 
 func (o *CreateOptions) checkSize(size int64) error {
 	if size <= 0 || size > maxDiskSize || size%o.LogicalSectorSize != 0 {
-		return fmt.Errorf("disk size %d; it is a multiple of the logical sector size, %d, up to 64 TiB", size, o.LogicalSectorSize)
+		return fmt.Errorf("invalid disk size %s: must be a multiple of %d bytes and at most 64 TiB", sizes.Exact(size), o.LogicalSectorSize)
 	}
 	return nil
 }
@@ -133,7 +134,7 @@ func CreateContext(ctx context.Context, path string, o CreateOptions) error {
 }
 
 // ErrOptions is matched by the error for CreateOptions of which no image can be made.
-var ErrOptions = errors.New("there can be no such image")
+var ErrOptions = errors.New("no such image is possible")
 
 // An optionsError matches ErrOptions and reads as its cause.
 type optionsError struct{ error }

@@ -170,7 +170,7 @@ func (b *Builder) place(n int64) (int64, error) {
 	case Fixed:
 		return b.l.dataOff + n*b.o.BlockSize, nil
 	case Differencing: // a block in part would hide the parent
-		return 0, errors.New("a new differencing image is empty")
+		return 0, errors.New("a new differencing image must be empty")
 	}
 	var raw [batEntrySize]byte
 	at := b.l.batOff + b.l.geo.payloadEntry(n)*batEntrySize
@@ -205,7 +205,7 @@ func (b *Builder) Finish() error { return b.wrap(b.finish()) }
 
 func (b *Builder) finish() error {
 	if b.o.SizeLater {
-		return errors.New("the size of the disk is not known")
+		return errors.New("the size of the disk is unknown")
 	}
 	if err := b.file.Truncate(b.end); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/internal/safefile"
+	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -58,7 +59,7 @@ func (l *layer) diskItems() ([]diskItem, error) {
 			continue
 		}
 		if room -= int(m.Length); room < 0 {
-			return nil, fmt.Errorf("the disk has more than %d MiB of metadata of its own", maxDiskItems/mib)
+			return nil, fmt.Errorf("the disk has more than %d MiB of metadata", maxDiskItems/mib)
 		}
 		it := diskItem{id: m.ID, flags: m.Flags, data: make([]byte, m.Length)}
 		if err := readFull(l.src, it.data, l.metadataOffset()+int64(m.Offset), "metadata item"); err != nil {
@@ -98,13 +99,13 @@ func (o CreateOptions) childOf(im *Image, path string) (CreateOptions, error) {
 	o = o.Inherit(like)
 	switch {
 	case o.LogicalSectorSize != like.LogicalSectorSize:
-		return o, fmt.Errorf("logical sector size %d; it is that of the parent, %d", o.LogicalSectorSize, like.LogicalSectorSize)
+		return o, fmt.Errorf("invalid logical sector size %d: must be %d, as in the parent", o.LogicalSectorSize, like.LogicalSectorSize)
 	case o.Size < like.Size:
-		return o, fmt.Errorf("disk size %d; it is not below that of the parent, %d", o.Size, like.Size)
+		return o, fmt.Errorf("invalid disk size %s: must be at least %s, as the parent", sizes.Exact(o.Size), sizes.Exact(like.Size))
 	case im.Holds(path):
-		return o, fmt.Errorf("%s is the parent, or one of its parents", path)
+		return o, fmt.Errorf("%s is the parent or one of its parents", path)
 	case im.layers() == maxLayers:
-		return o, fmt.Errorf("the chain has %d images already, which is the most that can be opened; merge some of them", maxLayers)
+		return o, fmt.Errorf("the chain already has %d images, the maximum; merge some of them", maxLayers)
 	}
 	inputs, err := im.Access()
 	if err != nil {
@@ -182,15 +183,15 @@ const (
 func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([][2]string, error) {
 	rel, err := relativePath(child, parent)
 	if err != nil {
-		return nil, fmt.Errorf("no path leads from %s to %s: %w", child, parent, err)
+		return nil, fmt.Errorf("no relative path from %s to %s: %w", child, parent, err)
 	}
 	parent = absolute(parent)
 	if strings.ContainsAny(rel, `\:`) || !utf8.ValidString(rel) {
 		remedy := "rename the parent"
 		if strings.Contains(rel, "/") {
-			remedy = "rename that part of it, or put the child into the folder of the parent"
+			remedy = "rename that part of it, or create the child in the folder of the parent"
 		}
-		return nil, fmt.Errorf("the path %q cannot stand in an image: it has a backslash, a colon or what is no UTF-8; %s", rel, remedy)
+		return nil, fmt.Errorf("the path %q cannot be stored in an image: it contains a backslash, a colon or invalid UTF-8; %s", rel, remedy)
 	}
 	if !strings.HasPrefix(rel, "..") {
 		rel = "./" + rel
@@ -202,7 +203,7 @@ func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([]
 			return nil, err
 		}
 		if paths[key] != "" {
-			return nil, fmt.Errorf("the parent's path %q is a second one of its kind", p)
+			return nil, fmt.Errorf("the parent's path %q is given twice in the same form", p)
 		}
 		paths[key] = value
 	}

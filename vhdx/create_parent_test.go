@@ -147,15 +147,15 @@ func TestCreateChildRefuses(t *testing.T) {
 	}{
 		{"no such parent", "", CreateOptions{Parent: filepath.Join(dir, "missing.vhdx")}, "no such file"},
 		{"damaged parent", "", CreateOptions{Parent: broken}, "R2"},
-		{"smaller", "", CreateOptions{Parent: path, Size: 4 * mib}, "not below that of the parent"},
-		{"other sectors", "", CreateOptions{Parent: path, LogicalSectorSize: 4096}, "that of the parent"},
+		{"smaller", "", CreateOptions{Parent: path, Size: 4 * mib}, "must be at least 5 MiB, as the parent"},
+		{"other sectors", "", CreateOptions{Parent: path, LogicalSectorSize: 4096}, "must be 512, as in the parent"},
 		{"dynamic", "", CreateOptions{Parent: path, Type: Dynamic}, "has no parent"},
 		{"over the parent", path, CreateOptions{Parent: path, Replace: true}, "is the parent"},
 		{"name", "", CreateOptions{Parent: colon}, "colon"},
 		{"path", "", CreateOptions{Parent: path, ParentPaths: []string{"base.vhdx"}}, "such as D:"},
-		{"two drives", "", CreateOptions{Parent: path, ParentPaths: []string{`C:\a`, `D:\a`}}, "second"},
-		{"zero blocks", "", CreateOptions{Parent: path, ZeroBlocks: true}, "show the parent"},
-		{"paths without parent", "", CreateOptions{Size: mib, ParentPaths: []string{`C:\a`}}, "no parent"},
+		{"two drives", "", CreateOptions{Parent: path, ParentPaths: []string{`C:\a`, `D:\a`}}, "given twice"},
+		{"zero blocks", "", CreateOptions{Parent: path, ZeroBlocks: true}, "needs a dynamic image"},
+		{"paths without parent", "", CreateOptions{Size: mib, ParentPaths: []string{`C:\a`}}, "needs --parent"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			child := tc.path

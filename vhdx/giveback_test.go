@@ -103,7 +103,7 @@ func loadPunched(t *testing.T, b *image, sparse bool) (*Image, *punched) {
 	return im, f
 }
 
-// Whoever closes disk.raw and unmounts it next does not wait for holes in what is cut off the end of the file, and what
+// Whoever closes disk.raw and unmounts it next does not wait for holes in what is removed from the end of the file, and what
 // lies together is one hole. Where a file may have none it keeps its size, since it would have to be written again.
 func TestCleanCutsTheFile(t *testing.T) {
 	for _, sparse := range []bool{true, false} {

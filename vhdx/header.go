@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/internal/ondisk"
+	sizes "vhdxfs/internal/size"
 )
 
 const (
@@ -90,25 +91,25 @@ func (h header) validate(off, size int64) error {
 		return ondisk.Corrupt(r, "header", off, format, args...)
 	}
 	if h.Version != headerVersion {
-		return bad(ondisk.R5, "version %d; only version 1 is known", h.Version)
+		return bad(ondisk.R5, "version %d; only version 1 is supported", h.Version)
 	}
 	if h.dirty() && h.LogVersion != 0 {
-		return bad(ondisk.R6, "log version %d of a log that has to be replayed; only version 0 is known", h.LogVersion)
+		return bad(ondisk.R6, "log version %d of a log that must be replayed; only version 0 is supported", h.LogVersion)
 	}
 	if h.LogLength%mib != 0 {
 		return bad(ondisk.R8, "log length %#x is not a multiple of 1 MiB", h.LogLength)
 	}
 	if h.LogLength == 0 {
 		if h.dirty() {
-			return bad(ondisk.R10, "LogGuid %v asks for a replay, but the log has no length", h.LogGUID)
+			return bad(ondisk.R10, "LogGuid %v requires a replay, but the log has no length", h.LogGUID)
 		}
 		return nil // where a log of no length would be means nothing
 	}
 	if h.LogOffset%mib != 0 || h.LogOffset < headerSectionSize {
-		return bad(ondisk.R7, "log offset %#x is not a multiple of 1 MiB behind the header section", h.LogOffset)
+		return bad(ondisk.R7, "log offset %#x is not a multiple of 1 MiB beyond the header section", h.LogOffset)
 	}
 	if h.LogOffset > uint64(size) || uint64(h.LogLength) > uint64(size)-h.LogOffset {
-		return bad(ondisk.R9, "log at %#x of %#x bytes does not lie inside the file of %#x bytes", h.LogOffset, h.LogLength, size)
+		return bad(ondisk.R9, "the log (%s at %#x) ends beyond the end of the file (%#x); was the file cut off?", sizes.Text(int64(h.LogLength)), h.LogOffset, size)
 	}
 	return nil
 }

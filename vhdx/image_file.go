@@ -21,7 +21,7 @@ func (im *Image) File(level int) (*ImageFile, error) {
 	defer im.EndRead(im.BeginRead()) // so that no snapshot closes the file meanwhile
 	l := im.layer(level)
 	if l == nil {
-		return nil, errors.New("there is no such parent")
+		return nil, errors.New("no such parent")
 	}
 	f := &ImageFile{Path: l.path}
 	var err error
@@ -39,7 +39,7 @@ func (im *Image) Way(level int) (safefile.Way, error) {
 	defer im.EndRead(im.BeginRead())
 	l := im.layer(level)
 	if l == nil {
-		return nil, errors.New("there is no such parent")
+		return nil, errors.New("no such parent")
 	}
 	f, ok := descriptorOf(l.file, l.path)
 	if !ok {

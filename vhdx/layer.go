@@ -12,6 +12,7 @@ import (
 	"vhdxfs/internal/content"
 	"vhdxfs/internal/ondisk"
 	"vhdxfs/internal/safefile"
+	sizes "vhdxfs/internal/size"
 	"vhdxfs/journal"
 	"vhdxfs/vhdx/imagefile"
 )
@@ -132,7 +133,7 @@ func (l *layer) load() error {
 		return l.tooSmall()
 	}
 	if size > maxFileSize {
-		return fmt.Errorf("the file has %d bytes; files above 256 TiB are not supported", size)
+		return fmt.Errorf("the file has %s; at most 256 TiB are supported", sizes.Text(size))
 	}
 	if l.creator, err = readIdentifier(l.file); errors.Is(err, errNoIdentifier) {
 		err = l.noIdentifier()
@@ -155,7 +156,7 @@ func (l *layer) load() error {
 	}
 	for i, err := range l.tables.err {
 		if err != nil {
-			l.warn("region table", regionTableOffsets[i], "copy %d is not valid: %v", i+1, finding(err))
+			l.warn("region table", regionTableOffsets[i], "copy %d is invalid: %v", i+1, finding(err))
 		}
 	}
 	if l.tables.differ {
@@ -186,13 +187,13 @@ func (l *layer) tooSmall() error {
 	case err != nil:
 		return err
 	case kind.IsVHDX():
-		return ondisk.Corrupt(ondisk.R1, "file", 0, "%d bytes; a VHDX file has at least 1 MiB; was the file cut off?", l.size)
+		return ondisk.Corrupt(ondisk.R1, "file", 0, "the file has only %s, a VHDX file at least 1 MiB; was the file cut off?", sizes.Text(l.size))
 	}
 	msg := ""
 	if !kind.IsDisk() {
 		msg = "; " + kind.NotVHDX(l.path)
 	}
-	return ondisk.Corrupt(ondisk.R1, "file", 0, "%d bytes; a VHDX file has at least 1 MiB%s", l.size, msg)
+	return ondisk.Corrupt(ondisk.R1, "file", 0, "the file has only %s, a VHDX file at least 1 MiB%s", sizes.Text(l.size), msg)
 }
 
 // noIdentifier says of a file that does not begin as an image what it is.
@@ -214,11 +215,11 @@ func (l *layer) loadHeaders() error {
 	}
 	for i, err := range l.headers.err {
 		if err != nil {
-			l.warn("header", headerOffsets[i], "header %d is not valid: %v", i+1, finding(err))
+			l.warn("header", headerOffsets[i], "header %d is invalid: %v", i+1, finding(err))
 		}
 	}
 	if a, b := l.headers.copies[0], l.headers.copies[1]; l.headers.err == [2]error{} && a == b {
-		l.warn("header", headerOffsets[1], "both headers are the same")
+		l.warn("header", headerOffsets[1], "both headers are identical")
 	}
 	h := l.headers.header()
 	if err := h.validate(headerOffsets[l.headers.current], l.size); err != nil {
@@ -229,7 +230,7 @@ func (l *layer) loadHeaders() error {
 		l.warn("header", headerOffsets[l.headers.current], "log version %d", h.LogVersion)
 	}
 	if h.LogLength == 0 {
-		l.warn("header", headerOffsets[l.headers.current], "there is no log; the image can be read, but not be written safely")
+		l.warn("header", headerOffsets[l.headers.current], "no log; the image can be read, but not written safely")
 	}
 	return nil
 }
@@ -248,12 +249,12 @@ func (l *layer) replayLog() error {
 	}
 	if l.replay.Size() > maxFileSize {
 		defer func() { l.replay = nil }()
-		return ondisk.Corrupt(ondisk.R13, "log", l.log().Offset, "the replayed file has %d bytes; files above 256 TiB are not supported", l.replay.Size())
+		return ondisk.Corrupt(ondisk.R13, "log", l.log().Offset, "the replayed file has %s; at most 256 TiB are supported", sizes.Text(l.replay.Size()))
 	}
 	l.sequence, l.size = seq, l.replay.Size()
 	l.src = view{ReaderAt: l.replay, file: l.file, size: l.size}
 	if gap := l.logGap(); gap != "" {
-		l.remember(&l.warnings, Finding{Rule: ondisk.R11.Name(), Structure: "log", Offset: seq.Region.Offset, Message: gap + "; to write to it makes that final, so keep a copy"})
+		l.remember(&l.warnings, Finding{Rule: ondisk.R11.Name(), Structure: "log", Offset: seq.Region.Offset, Message: gap + "; writing to the image makes the loss final, so keep a copy"})
 	}
 	return nil
 }
@@ -279,8 +280,8 @@ func (l *layer) logGap() string {
 	if l.sequence.Newer == 0 {
 		return ""
 	}
-	return fmt.Sprintf("an entry behind number %d is damaged or missing, and %d newer ones cannot be replayed without it: what was changed "+
-		"last may be lost", l.sequence.SequenceNumber, l.sequence.Newer)
+	return fmt.Sprintf("an entry behind number %d is damaged or missing, and %d newer entries cannot be replayed without it: the last changes "+
+		"may be lost", l.sequence.SequenceNumber, l.sequence.Newer)
 }
 
 // count notes that n more payload blocks are in the given state.

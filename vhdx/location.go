@@ -47,12 +47,12 @@ func locationOf(f File, path string) (*location, error) {
 	}
 	d, name, err := safefile.Split(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s is not where the image is any more: %w", path, err)
+		return nil, fmt.Errorf("%s is no longer the image: %w", path, err)
 	}
 	if st, err := d.Stat(name); err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		d.Close()
 		if d, name, err = safefile.FolderOf(file); err != nil {
-			return nil, fmt.Errorf("%s is not where the image is any more: %w", path, err)
+			return nil, fmt.Errorf("%s is no longer the image: %w", path, err)
 		}
 	}
 	l := &location{d, name, file}
@@ -70,10 +70,10 @@ func (p *location) check() error { return p.has(p.name) }
 
 func (p *location) has(name string) error {
 	if _, err := p.Stat(name); err != nil {
-		return fmt.Errorf("%s is not where the image is any more: %w", p.Join(name), err)
+		return fmt.Errorf("%s is no longer the image: %w", p.Join(name), err)
 	}
 	if !p.Has(name, p.file) {
-		return fmt.Errorf("%s is not where the image is any more: another file is there now", p.Join(name))
+		return fmt.Errorf("%s is no longer the image: another file has this name now", p.Join(name))
 	}
 	return nil
 }
@@ -101,7 +101,7 @@ func (p *location) link(name string) (linked bool, err error) {
 	if two, err := p.twoNames(name); err != nil || two {
 		return false, err
 	}
-	return false, fmt.Errorf("%s exists; it is left as it is: %w", p.Join(name), fs.ErrExist)
+	return false, fmt.Errorf("%s exists; use --force to replace it: %w", p.Join(name), fs.ErrExist)
 }
 
 // twoNames reports whether the file has both its name and another one, and not one name: that might be written in two ways
@@ -143,7 +143,7 @@ func (p *location) beside(path string) (name string, err error) {
 	}
 	defer d.Close()
 	if !d.Same(p.Folder) {
-		return "", optionsError{fmt.Errorf("%s is in another folder than the image, where neither it nor its own parent would be found", path)}
+		return "", optionsError{fmt.Errorf("%s is not in the folder of the image; neither it nor its parent would be found there", path)}
 	}
 	return name, nil
 }

@@ -71,7 +71,7 @@ func decodeParentLocator(b []byte, off int64) (*parentLocator, error) {
 			return nil, bad(ruleOf(err), "value of %q: %w", key, finding(err))
 		}
 		if _, twice := p.values[key]; twice {
-			return nil, bad(ondisk.R58, "key %q occurs twice", key)
+			return nil, bad(ondisk.R58, "duplicate key %q", key)
 		}
 		p.values[key] = value
 	}
@@ -86,7 +86,7 @@ func decodeParentLocator(b []byte, off int64) (*parentLocator, error) {
 			return p, nil
 		}
 	}
-	return nil, bad(ondisk.R60, "it has none of %s", strings.Join(pathKeys, ", "))
+	return nil, bad(ondisk.R60, "it has no path: none of %s", strings.Join(pathKeys, ", "))
 }
 
 // locatorString decodes the string of n bytes at off of the item b.
@@ -108,7 +108,7 @@ func parseLinkage(s string) (uuid.UUID, error) {
 		s = s[1 : len(s)-1]
 	}
 	if len(s) != plain {
-		return uuid.Nil, errors.New("it is no GUID")
+		return uuid.Nil, errors.New("not a GUID")
 	}
 	return uuid.Parse(s)
 }

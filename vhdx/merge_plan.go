@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -21,7 +22,7 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 	}
 	defer func() { err = errors.Join(err, im.Close()) }()
 	if im.top.parent == nil {
-		return nil, optionsError{fmt.Errorf("%s is no differencing image; there is nothing to merge it into", path)}
+		return nil, optionsError{fmt.Errorf("%s has no parent to merge into", path)}
 	}
 	depth := 1
 	if o.Into != "" {
@@ -33,11 +34,11 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 	for l := im.top; len(run) <= depth; l = l.parent {
 		f, err := imagefile.Open(l.path, os.O_RDWR)
 		if err != nil {
-			return nil, fmt.Errorf("all images that take part in a merge are changed: %w", err)
+			return nil, fmt.Errorf("a merge changes all of its images: %w", err)
 		}
 		_ = f.Close() // nothing was written
 		if l.headers.header().DataWriteGUID == uuid.Nil {
-			return nil, fmt.Errorf("%s has no DataWriteGuid by which it could be known; flatten makes a new image", l.path)
+			return nil, fmt.Errorf("%s has no DataWriteGuid to identify it; use vhdxfs flatten instead", l.path)
 		}
 		run, layers = append(run, l), append(layers, l.path)
 	}
@@ -46,7 +47,7 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 	}
 	result := layers[depth]
 	if o.KeepName && filepath.Dir(realPath(result)) != filepath.Dir(realPath(path)) {
-		return nil, optionsError{fmt.Errorf("%s cannot take the name of %s, which is in another folder", result, path)}
+		return nil, optionsError{fmt.Errorf("%s cannot be renamed to %s, which is in another folder", result, path)}
 	}
 	return layers, nil
 }
@@ -59,8 +60,8 @@ func checkSizes(run []*layer) error {
 	for i := len(run) - 2; i >= 0; i-- {
 		next := run[i].geo.diskSize
 		if next > size && into.parent != nil && into.parent.geo.diskSize > size {
-			return optionsError{fmt.Errorf("%s: %w: it would have to grow from %d bytes to the %d of %s, and its parent is larger; flatten makes a new image",
-				into.path, ErrSize, size, next, run[i].path)}
+			return optionsError{fmt.Errorf("%s: %w: it would have to grow from %s to the %s of %s, and its parent is larger; use vhdxfs flatten instead",
+				into.path, ErrSize, sizes.Exact(size), sizes.Exact(next), run[i].path)}
 		}
 		size = next
 	}
@@ -79,18 +80,18 @@ func (im *Image) depthOf(path string) (int, error) {
 			return depth, nil
 		}
 	}
-	return 0, optionsError{fmt.Errorf("%s is no parent of %s", path, im.top.path)}
+	return 0, optionsError{fmt.Errorf("%s is not a parent of %s", path, im.top.path)}
 }
 
 // checkRun makes sure that the images are those of the plan: they were not locked meanwhile.
 func checkRun(run []*Image, layers []string) error {
 	for i, im := range run {
 		if im.top.path != layers[i] {
-			return fmt.Errorf("%s: the chain was changed at this moment; try it again", layers[0])
+			return fmt.Errorf("%s: the chain has just changed; try again", layers[0])
 		}
 	}
 	if len(run) != len(layers) {
-		return fmt.Errorf("%s: the chain was changed at this moment; try it again", layers[0])
+		return fmt.Errorf("%s: the chain has just changed; try again", layers[0])
 	}
 	return nil
 }

@@ -291,9 +291,9 @@ func TestMergeRefuses(t *testing.T) {
 		want       string
 		is         error
 	}{
-		{"no child", p[0], MergeOptions{}, "no differencing image", ErrOptions},
-		{"into a stranger", p[2], MergeOptions{Into: path("other.vhdx")}, "no parent of", ErrOptions},
-		{"into itself", p[2], MergeOptions{Into: p[2]}, "no parent of", ErrOptions},
+		{"no child", p[0], MergeOptions{}, "has no parent to merge into", ErrOptions},
+		{"into a stranger", p[2], MergeOptions{Into: path("other.vhdx")}, "is not a parent of", ErrOptions},
+		{"into itself", p[2], MergeOptions{Into: p[2]}, "is not a parent of", ErrOptions},
 		{"into nothing", p[2], MergeOptions{Into: path("missing")}, "no such file", os.ErrNotExist},
 		{"larger than its parent can become", larger, MergeOptions{}, "flatten", ErrSize},
 		{"a name in another folder", moved, MergeOptions{KeepName: true, Open: Options{ParentDirs: []string{dir}}}, "another folder", ErrOptions},

@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/internal/ondisk"
+	sizes "vhdxfs/internal/size"
 )
 
 const (
@@ -169,7 +170,7 @@ func (l *layer) validateItems() error {
 		var err error
 		switch {
 		case seen[key{m.ID, m.user()}]:
-			err = bad(ondisk.R27, "item %v occurs twice", m.ID)
+			err = bad(ondisk.R27, "duplicate item %v", m.ID)
 		case m.Length > maxItemSize:
 			err = bad(ondisk.R31, "item %v of %#x bytes", m.ID, m.Length)
 		case m.Length > 0 && m.Offset < metadataTableSize:
@@ -177,9 +178,9 @@ func (l *layer) validateItems() error {
 		case uint64(m.Offset)+uint64(m.Length) > uint64(region.Length):
 			err = bad(ondisk.R29, "item %v at %#x of %#x bytes in a region of %#x bytes", m.ID, m.Offset, m.Length, region.Length)
 		case !isKnown && m.Flags&itemIsRequired != 0:
-			err = bad(ondisk.R32, "item %v is required and not known; a newer program may be able to open the image", m.ID)
+			err = bad(ondisk.R32, "unknown required item %v; a newer version may support it", m.ID)
 		case isKnown && m.Length < known.size:
-			err = bad(ondisk.R36, "%s of %d bytes, at least %d are needed", known.name, m.Length, known.size)
+			err = bad(ondisk.R36, "the %s has %d bytes, at least %d are needed", known.name, m.Length, known.size)
 		}
 		if err != nil {
 			return err
@@ -192,7 +193,7 @@ func (l *layer) validateItems() error {
 			l.warn("metadata table entry", entryOffset(i), "flags %#x of the %s; %#x is usual", m.Flags, known.name, known.flags)
 		}
 		if isKnown && m.Length > known.size && m.ID != parentLocatorGUID {
-			l.warn("metadata table entry", entryOffset(i), "%s of %d bytes; %d are usual", known.name, m.Length, known.size)
+			l.warn("metadata table entry", entryOffset(i), "the %s has %d bytes, usually %d", known.name, m.Length, known.size)
 		}
 	}
 	if users > maxUserEntries {
@@ -258,7 +259,7 @@ func (l *layer) readFileParameters() error {
 	m.leaveBlockAllocated = flags&paramLeaveBlockAllocated != 0
 	m.hasParent = flags&paramHasParent != 0
 	if m.blockSize < minBlockSize || m.blockSize > maxBlockSize || m.blockSize&(m.blockSize-1) != 0 {
-		return ondisk.Corrupt(ondisk.R37, "file parameters", paramsOff, "block size %d", m.blockSize)
+		return ondisk.Corrupt(ondisk.R37, "file parameters", paramsOff, "block size %s", sizes.Exact(int64(m.blockSize)))
 	}
 	if reserved := flags &^ (paramLeaveBlockAllocated | paramHasParent); reserved != 0 {
 		l.warn("file parameters", paramsOff, "reserved flags %#x", reserved)
@@ -332,7 +333,7 @@ func (l *layer) readLocator() error {
 	}
 	if !l.meta.hasParent {
 		if b != nil {
-			l.warn("parent locator", off, "the disk has a parent locator, but its file parameters say that it has no parent")
+			l.warn("parent locator", off, "the disk has a parent locator, but the file parameters say that it has no parent")
 		}
 		return nil
 	}

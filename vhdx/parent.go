@@ -75,7 +75,7 @@ type candidate struct {
 }
 
 // errOutside says why a path of an image is not followed.
-var errOutside = errors.New("it is outside the folder of the image and those given with parent_dir=")
+var errOutside = errors.New("outside the folder of the image and the folders of parent_dir=")
 
 // search returns where the parent of l may be, in the order in which the places are tried. Where none of the names fits,
 // such follow as differ in case alone, which Windows does not mind.
@@ -296,10 +296,10 @@ func (o *opener) checkParent(l, p *layer) error {
 		return noParent(ondisk.R62, err)
 	}
 	if got := p.headers.header().DataWriteGUID; !o.AnyParent && !l.meta.locator.accepts(got) {
-		return noParent(ondisk.R63, fmt.Errorf("its DataWriteGuid is %v: it was changed since the child was made, or is another disk", got))
+		return noParent(ondisk.R63, fmt.Errorf("its DataWriteGuid is %v: it has changed since the child was created, or is another disk", got))
 	}
 	if p.geo.sectorSize != l.geo.sectorSize {
-		return noParent(ondisk.R64, fmt.Errorf("its logical sectors have %d bytes, those of the child %d", p.geo.sectorSize, l.geo.sectorSize))
+		return noParent(ondisk.R64, fmt.Errorf("its logical sector size is %d, that of the child %d", p.geo.sectorSize, l.geo.sectorSize))
 	}
 	return nil
 }

@@ -204,7 +204,7 @@ func TestParentErrorKnowsWhatWasTried(t *testing.T) {
 	for _, want := range []string{
 		f.path("vm/r.vhdx") + " (relative_path): its DataWriteGuid is " + otherGUID.String(),
 		f.path("base/r.vhdx") + " (parent_dir= option): open",
-		f.path("vm/v.vhdx") + " (name in volume_path): its logical sectors have 4096 bytes, those of the child 512",
+		f.path("vm/v.vhdx") + " (name in volume_path): its logical sector size is 4096, that of the child 512",
 		f.path("vm/a.vhdx") + " (name in absolute_win32_path): open",
 		f.path("base/a.vhdx") + " (parent_dir= option): ",
 	} {

@@ -11,7 +11,7 @@ import (
 
 // ErrParentMismatch is matched by the error for a parent that was changed since its child was made, or is another
 // disk.
-var ErrParentMismatch = errors.New("it is not the parent that the image was made with")
+var ErrParentMismatch = errors.New("not the parent that the image was created from")
 
 // SetParentOptions says how to name another parent.
 type SetParentOptions struct {
@@ -91,7 +91,7 @@ func SetParent(path, parent string, o SetParentOptions) (_ *SetParentResult, err
 // expects.
 func checkNewParent(l, p *layer, unsafe bool) (foreign bool, err error) {
 	if !l.geo.hasParent {
-		return false, optionsError{fmt.Errorf("%s is no differencing image; it has no parent", l.path)}
+		return false, optionsError{fmt.Errorf("%s has no parent", l.path)}
 	}
 	got := p.headers.header().DataWriteGUID
 	if l.meta.locator.accepts(got) {
@@ -99,7 +99,7 @@ func checkNewParent(l, p *layer, unsafe bool) (foreign bool, err error) {
 	}
 	if !unsafe {
 		why := ondisk.Corrupt(ondisk.R63, "parent locator", l.meta.locatorOffset,
-			"%s has the DataWriteGuid %v, and %v is expected: it was changed since the child was made, or is another disk", p.path, got, l.meta.locator.linkage)
+			"%s has the DataWriteGuid %v, and %v is expected: it has changed since the child was created, or is another disk", p.path, got, l.meta.locator.linkage)
 		return true, fmt.Errorf("%s: %w", l.path, errors.Join(ErrParentMismatch, why))
 	}
 	return true, nil

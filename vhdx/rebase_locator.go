@@ -53,7 +53,7 @@ func (w *writer) logLocator(item []byte) error {
 	m := l.items[i] // the image has a parent, so it has a locator
 	at, ok := l.placeForItem(i, uint32(len(item)))
 	if !ok {
-		return fmt.Errorf("there is no room in the metadata region for a parent locator of %d bytes; flatten makes a new image", len(item))
+		return fmt.Errorf("the metadata region has no room for a parent locator of %d bytes; use vhdxfs flatten instead", len(item))
 	}
 	m.Offset, m.Length = at, uint32(len(item))
 
@@ -80,7 +80,7 @@ func (w *writer) logLocator(item []byte) error {
 		return err
 	}
 	if len(pages) > maxDirtyPages {
-		return fmt.Errorf("a parent locator of %d bytes does not fit into one entry of the log; flatten makes a new image", len(item))
+		return fmt.Errorf("a parent locator of %d bytes does not fit into one log entry; use vhdxfs flatten instead", len(item))
 	}
 
 	w.gate.RLock()

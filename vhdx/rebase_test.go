@@ -117,7 +117,7 @@ func TestSetParentRefuses(t *testing.T) {
 		is                  error
 		want                string
 	}{
-		{"no child", plain, p[0], SetParentOptions{Unsafe: true}, ErrOptions, "no differencing image"},
+		{"no child", plain, p[0], SetParentOptions{Unsafe: true}, ErrOptions, "has no parent"},
 		{"itself", p[1], p[1], SetParentOptions{Unsafe: true}, ErrOptions, "itself"},
 		{"a loop", p[1], p[2], SetParentOptions{Unsafe: true}, ErrOptions, "based on it"},
 		{"missing", p[1], filepath.Join(dir, "missing"), SetParentOptions{}, os.ErrNotExist, "parent: "},

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/internal/ondisk"
+	sizes "vhdxfs/internal/size"
 )
 
 const (
@@ -152,15 +153,15 @@ func (l *layer) validateRegions() error {
 		var err error
 		switch {
 		case seen[r.GUID]:
-			err = bad(i, ondisk.R16, "%s region %v occurs twice", r.name(), r.GUID)
+			err = bad(i, ondisk.R16, "duplicate %s region %v", r.name(), r.GUID)
 		case r.Offset%mib != 0 || r.Offset < headerSectionSize:
 			err = bad(i, ondisk.R17, "%s region at %#x", r.name(), r.Offset)
 		case r.Length == 0 || r.Length%mib != 0:
 			err = bad(i, ondisk.R18, "%s region of %#x bytes", r.name(), r.Length)
 		case r.name() != "unknown" && !r.inside(l.size):
-			err = bad(i, ondisk.R23, "%s region at %#x of %#x bytes does not lie inside the file of %#x bytes", r.name(), r.Offset, r.Length, l.size)
+			err = bad(i, ondisk.R23, "the %s region (%s at %#x) ends beyond the end of the file (%#x); was the file cut off?", r.name(), sizes.Text(int64(r.Length)), r.Offset, l.size)
 		case r.name() == "unknown" && r.Flags&regionRequired != 0:
-			err = bad(i, ondisk.R22, "region %v is required and not known; a newer program may be able to open the image", r.GUID)
+			err = bad(i, ondisk.R22, "unknown required region %v; a newer version may support it", r.GUID)
 		}
 		if err != nil {
 			return err
@@ -194,7 +195,7 @@ func (l *layer) validateRegionOverlap() error {
 	}
 	for _, r := range l.tables.regions {
 		if r.end() < r.Offset {
-			return l.report(ondisk.Corrupt(ondisk.R19, "region table", l.tables.offset(), "%s region at %#x of %#x bytes passes the end of every file", r.name(), r.Offset, r.Length))
+			return l.report(ondisk.Corrupt(ondisk.R19, "region table", l.tables.offset(), "the %s region (%#x bytes at %#x) ends beyond the largest file", r.name(), r.Length, r.Offset))
 		}
 		objects = append(objects, object{r.name() + " region", r.Offset, r.end()})
 	}

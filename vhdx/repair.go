@@ -118,7 +118,7 @@ func Repair(ctx context.Context, path string, o RepairOptions) (*RepairReport, e
 	}
 	if rep.Changed {
 		if rep.After, err = Check(path, o.Open); err != nil {
-			return nil, fmt.Errorf("the image was repaired, and %s restores what it was: %w", rep.UndoFile, err)
+			return nil, fmt.Errorf("the image was repaired (undo file %s), but: %w", rep.UndoFile, err)
 		}
 	}
 	return rep, nil
@@ -162,7 +162,7 @@ func (r *repairer) report() *Report {
 	if errors.As(err, &fe) {
 		rep.Errors = append(rep.Errors, newFinding(fe))
 	} else if err != nil {
-		rep.Errors = append(rep.Errors, Finding{Message: "the examination ended here: " + err.Error()})
+		rep.Errors = append(rep.Errors, Finding{Message: "the check ended here: " + err.Error()})
 	} else {
 		rep.Info = l.info()
 	}

@@ -21,7 +21,7 @@ func (r *repairer) undoSize() (int64, error) {
 // finish has the headers tell of the change, whatever it is, with a new FileWriteGuid.
 func (r *repairer) finish() error {
 	if r.copies[r.slot].SequenceNumber > math.MaxUint64-3 {
-		return errors.New("the headers have used up their sequence numbers")
+		return errors.New("the headers have no sequence numbers left")
 	}
 	return r.setHeader(func(*header) {})
 }
@@ -34,7 +34,7 @@ func (r *repairer) apply(undo undoPlace) (int64, error) {
 	}
 	size, err := r.saveUndo(undo)
 	if err != nil {
-		return 0, fmt.Errorf("write the undo file %v: %w; the image was not touched, and the undo file can be put elsewhere", undo, err)
+		return 0, fmt.Errorf("write the undo file %v: %w; the image is unchanged; put the undo file elsewhere with --undo-file", undo, err)
 	}
 	err = r.change()
 	if err == nil {
@@ -42,9 +42,9 @@ func (r *repairer) apply(undo undoPlace) (int64, error) {
 	}
 	if uerr := r.rollBack(undo); uerr != nil {
 		// Not what has ended it: who was interrupted must not be told that nothing was changed.
-		return 0, fmt.Errorf("the image is half repaired, and %v restores what it was: %v: %w", undo, err, uerr)
+		return 0, fmt.Errorf("the image is partly repaired; restore it from the undo file %v: %v: %w", undo, err, uerr)
 	}
-	return 0, fmt.Errorf("%w; the image is what it was", err)
+	return 0, fmt.Errorf("%w; the image is unchanged", err)
 }
 
 func (r *repairer) saveUndo(undo undoPlace) (int64, error) {

@@ -37,7 +37,7 @@ func (r *repairer) mendBitmap(l *layer, c int64, f Finding) error {
 		return err
 	}
 	if len(blocks) == 0 {
-		r.fixed(f, "chunk %d has no sector bitmap block any more, and needs none; the disk reads as before", c)
+		r.fixed(f, "chunk %d no longer has a sector bitmap block, and needs none; the disk reads as before", c)
 		return r.setEntry(at, 0)
 	}
 	off, size := e.offset(), r.d.size
@@ -55,7 +55,7 @@ func (r *repairer) mendBitmap(l *layer, c int64, f Finding) error {
 		}
 	}
 	r.hurt(f, Suspect, l.diskRanges(blocks), "the sector bitmap of chunk %d is lost, and a new one at %#x is guessed from the data: "+
-		"sectors that hold anything are taken as the image's own, those of zeros as the parent's", c, place)
+		"sectors with data count as the image's own, sectors of zeros as the parent's", c, place)
 	return r.setEntry(at, newBATEntry(bitmapPresent, place))
 }
 
@@ -78,8 +78,8 @@ func (r *repairer) keepBitmap(l *layer, c int64, f Finding, off int64, blocks []
 	if end < bitmapBlockSize {
 		blocks = cut
 	}
-	r.hurt(f, Suspect, l.diskRanges(blocks), "the sector bitmap block of chunk %d is the one at %#x, which no other has; "+
-		"of what the end of the file cuts off, sectors that hold anything are taken as the image's own", c, off)
+	r.hurt(f, Suspect, l.diskRanges(blocks), "the sector bitmap block of chunk %d is the one at %#x, which nothing else uses; "+
+		"beyond the end of the file, sectors with data count as the image's own", c, off)
 	return nil
 }
 

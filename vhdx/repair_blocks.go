@@ -54,13 +54,13 @@ func (r *repairer) mendBlock(l *layer, f Finding, b int64, e batEntry, size int6
 	whole := []DiskRange{l.diskRange(b, 0)}
 	switch f.Rule {
 	case ondisk.R45.Name():
-		r.hurt(f, Suspect, whole, "%s is fully present now", blockName(b))
+		r.hurt(f, Suspect, whole, "%s is now fully present", blockName(b))
 		return newBATEntry(FullyPresent, 0) | e&batEntry(batOffsetMask)
 	case ondisk.R44.Name():
 		// A flipped bit makes a reserved state of FULLY_PRESENT. Where it points to a place that nobody else has, the
 		// block's bytes are there.
 		if off := e.offset(); off >= headerSectionSize && off <= uint64(size) && l.geo.blockSize <= size-int64(off) && l.space.mark(int64(off), l.geo.blockSize) {
-			r.hurt(f, Suspect, whole, "%s is fully present now, at %#x, which no other has", blockName(b), off)
+			r.hurt(f, Suspect, whole, "%s is now fully present, at %#x, which no other block uses", blockName(b), off)
 			return newBATEntry(FullyPresent, int64(off))
 		}
 	case ondisk.R47.Name():
@@ -69,11 +69,11 @@ func (r *repairer) mendBlock(l *layer, f Finding, b int64, e batEntry, size int6
 				break // as on a device
 			}
 			lost := l.diskRange(b, size-int64(off))
-			r.hurt(f, Lost, []DiskRange{lost}, "the file ends inside %s: what is there is kept, the rest reads as zeros", blockName(b))
+			r.hurt(f, Lost, []DiskRange{lost}, "the file ends inside %s: the data up to there is kept, the rest reads as zeros", blockName(b))
 			return newBATEntry(e.state(), int64(off))
 		}
 	}
-	r.hurt(f, Lost, whole, "%s has no bytes that can be found: its state is %v now, which reads as zeros", blockName(b), Undefined)
+	r.hurt(f, Lost, whole, "%s has no data that can be found: its state is now %v, which reads as zeros", blockName(b), Undefined)
 	return newBATEntry(Undefined, 0)
 }
 
@@ -86,7 +86,7 @@ func (r *repairer) tidyEntries(l *layer, list []Finding) error {
 		}
 		b, bitmap := l.describes(f.Offset)
 		if !bitmap && l.overwritten(e) {
-			r.hurt(f, Lost, []DiskRange{l.diskRange(b, 0)}, "the entry of %s was overwritten: its state is %v now, which reads as zeros", blockName(b), Undefined)
+			r.hurt(f, Lost, []DiskRange{l.diskRange(b, 0)}, "the entry of %s was overwritten: its state is now %v, which reads as zeros", blockName(b), Undefined)
 			if err := r.setEntry(f.Offset, newBATEntry(Undefined, 0)); err != nil {
 				return err
 			}
@@ -124,7 +124,7 @@ func tidy(e batEntry, bitmap, hasParent bool) (tidied batEntry, done string) {
 	case bitmap:
 		return e, ""
 	case e.state() == unmappedDraft:
-		return e&^batStateMask | batEntry(Unmapped), "the state is that of the format now"
+		return e&^batStateMask | batEntry(Unmapped), "the state is now the one of the final format"
 	case e.state() != FullyPresent && e.state() != PartiallyPresent:
 		return newBATEntry(e.state(), 0), "the file offset is cleared"
 	}
@@ -173,7 +173,7 @@ func (r *repairer) separate(l *layer, list []Finding) error {
 			names = append(names, o.name)
 			ranges = append(ranges, o.ranges...)
 		}
-		r.hurt(f, Suspect, ranges, "%s has a copy of its own now, at %#x; the other is %s", blockName(b), off, strings.Join(names, ", "))
+		r.hurt(f, Suspect, ranges, "%s now has its own copy, at %#x; the other is %s", blockName(b), off, strings.Join(names, ", "))
 	}
 	return nil
 }

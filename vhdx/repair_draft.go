@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -16,8 +17,8 @@ import (
 const maxDraftPages = 64 << 10
 
 // errLargeDraft says that a repair would change too much. Who replays a log by opening the image needs no draft.
-var errLargeDraft = errors.New("more than 256 MiB of block tables or log are to be changed, which is too much for a repair; " +
-	"a log alone is replayed by mounting the image for writing")
+var errLargeDraft = errors.New("the repair would change more than 256 MiB of block tables or log, which is not supported; " +
+	"to replay only the log, mount the image read/write")
 
 // A draft is an image file with changes that nobody has made yet. It reads as the file would with them, and leaves the
 // file as it is. It is for one goroutine.
@@ -180,9 +181,9 @@ func (d *draft) Truncate(size int64) error {
 	case size == d.size:
 		return nil
 	case size < 0 || size > maxFileSize:
-		return fmt.Errorf("the repair needs a file of %d bytes, and 256 TiB are the most: %w", uint64(size), unix.EFBIG)
+		return fmt.Errorf("the repair needs a file of %#x bytes; at most 256 TiB are supported: %w", uint64(size), unix.EFBIG)
 	case d.base.IsDevice():
-		return fmt.Errorf("the image is a device of %d bytes, and the repair needs %d: %w", d.old, size, unix.ENOSPC)
+		return fmt.Errorf("the image is a device of %s, but the repair needs %s: %w", sizes.Text(d.old), sizes.Text(size), unix.ENOSPC)
 	case size > d.size && d.size < d.old:
 		return errors.New("a draft that was cut cannot grow")
 	}

@@ -37,7 +37,7 @@ func (r *repairer) announcement() *[headerSize]byte {
 
 // mendIdentifier writes the identifier anew, which somebody has written over: the headers are there.
 func (r *repairer) mendIdentifier(_ *layer, list []Finding) error {
-	r.fixed(list[0], "written anew, since all else is there; an image whose creation was interrupted looks the same")
+	r.fixed(list[0], "rewritten, because everything else is present; an interrupted creation looks the same")
 	_, err := r.d.WriteAt([]byte(identifierSignature), 0)
 	return err
 }
@@ -49,7 +49,7 @@ func (r *repairer) mendEqualHeaders(_ *layer, list []Finding) error {
 	if a.LogGUID != b.LogGUID || a.LogVersion != b.LogVersion || a.Version != b.Version || a.LogLength != b.LogLength || a.LogOffset != b.LogOffset {
 		return nil
 	}
-	done := "header 1 is taken; they differ in their GUIDs alone"
+	done := "header 1 is used; they differ only in their GUIDs"
 	if a.DataWriteGUID != b.DataWriteGUID {
 		done += ". Children of the image may expect the DataWriteGuid of header 2, " + b.DataWriteGUID.String()
 	}
@@ -63,7 +63,7 @@ func (r *repairer) mendHeaders(l *layer, list []Finding) error {
 	if hs.err == [2]error{} && hs.copies[0] != hs.copies[1] && hs.header().LogVersion == 0 {
 		return nil // that there is no log is for addLog
 	}
-	r.fixed(list[0], "both headers are written from the one that counts")
+	r.fixed(list[0], "both headers are rewritten from the current one")
 	return r.setHeader(func(h *header) { h.LogVersion = 0 })
 }
 
@@ -72,7 +72,7 @@ func (r *repairer) mendLogPlace(l *layer, list []Finding) error {
 	if r.header.dirty() {
 		return r.dropLog(l, list)
 	}
-	r.fixed(list[0], "that log is given up; it held nothing")
+	r.fixed(list[0], "the log is discarded; it was empty")
 	return r.setHeader(noLog)
 }
 
@@ -85,10 +85,10 @@ func noLog(h *header) {
 // the block table may be in the log alone, half in their places, or both.
 func (r *repairer) dropLog(l *layer, list []Finding) error {
 	if !r.o.DropLog {
-		r.advice = []string{"--drop-log gives the log up and repairs the image without it; what was changed last may be lost or mixed up"}
+		r.advice = []string{"--drop-log discards the log and repairs the image without it; the last changes may be lost or incomplete"}
 		return nil
 	}
-	r.hurt(list[0], Suspect, nil, "the log is given up: what was changed last, after the image was clean, may be lost, or half of it")
+	r.hurt(list[0], Suspect, nil, "the log is discarded: the last changes may be lost or incomplete")
 	return r.setHeader(func(h *header) {
 		log := *h
 		log.LogGUID, log.LogVersion = uuid.Nil, 0
@@ -126,7 +126,7 @@ func (r *repairer) replayTruncated(l *layer, list []Finding) error {
 	if err := journal.Apply(r.d, seq); err != nil {
 		return err
 	}
-	r.fixed(list[0], "the log is replayed as far as the file goes")
+	r.fixed(list[0], "the log is replayed up to the end of the file")
 	r.keepSpace = true
 	return r.setHeader(func(h *header) { h.LogGUID = uuid.Nil })
 }

@@ -180,7 +180,7 @@ func (r *repairer) examine() (*layer, []Finding, error) {
 	case l.replay != nil:
 		list = append(list, Finding{Structure: "log", Offset: log.Offset, Message: fmt.Sprintf("the image was not closed cleanly; its log has %d updates to replay", l.sequence.Updates)})
 	case log.Length == 0:
-		list = append(list, Finding{Structure: "log", Offset: log.Offset, Message: "there is no log; the image can be read, but not be written safely"})
+		list = append(list, Finding{Structure: "log", Offset: log.Offset, Message: "no log; the image can be read, but not written safely"})
 	}
 	if free := l.space.free(); free > 0 {
 		list = append(list, Finding{Structure: "file", Message: fmt.Sprintf("%d MiB inside it are used by nothing", free/mib)})
@@ -226,10 +226,10 @@ func (r *repairer) advise() []string {
 	o.Salvage, o.Lock = true, LockOff // it is locked already, by us
 	if im, err := Open(r.top.path, o); err == nil {
 		im.Close()
-		return append(r.advice, "vhdxfs convert --skip-errors IMAGE OUTPUT saves what can be read")
+		return append(r.advice, "vhdxfs convert --skip-errors IMAGE OUTPUT copies what is readable")
 	}
 	if len(r.advice) > 0 {
 		return r.advice
 	}
-	return []string{"what is damaged is needed to find anything in the image; without a backup, a tool that looks for files in raw data may find some"}
+	return []string{"the damaged part is needed to find any data. Restore a backup; without one, try a tool that finds files in raw data"}
 }

@@ -21,7 +21,7 @@ func (r *repairer) giveBack(l *layer, list []Finding) error {
 		return err
 	}
 	if last := ranges[len(ranges)-1]; last.off == l.space.end() {
-		r.fixed(list[0], "%s cut off the end of the file", bytesOf(last.n))
+		r.fixed(list[0], "%s removed from the end of the file", bytesOf(last.n))
 		if err := r.d.Truncate(last.off); err != nil {
 			return err
 		}
@@ -44,7 +44,7 @@ func (r *repairer) giveBack(l *layer, list []Finding) error {
 	if leaked == 0 {
 		return nil
 	}
-	r.fixed(list[0], "%s inside it are holes now", bytesOf(leaked))
+	r.fixed(list[0], "%s of the file are now holes", bytesOf(leaked))
 	for _, h := range holes {
 		if err := r.d.PunchHole(h.off, h.n); err != nil {
 			return err
@@ -103,8 +103,8 @@ func (r *repairer) adviseSpace() []string {
 	if r.kept == 0 {
 		return nil
 	}
-	return []string{fmt.Sprintf("%s that nothing uses hold data, which stays: if a part of the disk is missing, it may be there; "+
-		"if not, compact or --free-leaks gives the space back", bytesOf(r.kept))}
+	return []string{fmt.Sprintf("%s of unused space hold data and are kept: missing parts of the disk may be there; "+
+		"otherwise compact or --free-leaks reclaims the space", bytesOf(r.kept))}
 }
 
 // bytesOf writes a number of bytes for people.

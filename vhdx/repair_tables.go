@@ -16,7 +16,7 @@ func (r *repairer) takeOtherTable(l *layer, list []Finding) error {
 		return nil
 	}
 	r.triedOther = true
-	r.fixed(list[0], "copy 2 of the region table is taken for both")
+	r.fixed(list[0], "copy 2 of the region table is used for both")
 	return r.copyTable(1, 0)
 }
 
@@ -44,7 +44,7 @@ func (r *repairer) mendRegions(l *layer, list []Finding) error {
 	for _, reg := range l.tables.regions {
 		misplaced := reg.Offset%mib != 0 || reg.Offset < headerSectionSize || reg.Length == 0 || reg.Length%mib != 0
 		if reg.name() == "unknown" && reg.Flags&regionRequired == 0 && (misplaced || !reg.inside(l.size)) {
-			r.fixed(list[0], "the optional region %v at %#x is taken out of the table; it held nothing of the disk", reg.GUID, reg.Offset)
+			r.fixed(list[0], "the optional region %v at %#x is removed from the table; it held no data of the disk", reg.GUID, reg.Offset)
 			r.keepSpace = true
 			continue
 		}
@@ -80,7 +80,7 @@ func (r *repairer) growBAT(l *layer, list []Finding) error {
 		return nil
 	}
 	r.batCut = r.d.size
-	r.fixed(list[0], "the file is made longer, up to the end of the BAT region")
+	r.fixed(list[0], "the file is extended to the end of the BAT region")
 	return r.d.Truncate(int64(bat.end()))
 }
 
@@ -113,7 +113,7 @@ func (r *repairer) fillBAT(l *layer, list []Finding) error {
 	if blocks.Length == 0 {
 		r.fixed(list[0], "no entry of a block was lost")
 	} else {
-		r.hurt(list[0], Lost, []DiskRange{blocks}, "the entries of the blocks from there on are lost: their state is %v now, which reads as zeros", Undefined)
+		r.hurt(list[0], Lost, []DiskRange{blocks}, "the entries of the blocks from there on are lost: their state is now %v, which reads as zeros", Undefined)
 	}
 	return store(max(first, l.geo.batEntries()))
 }
@@ -133,10 +133,10 @@ func (r *repairer) mendItems(l *layer, list []Finding) error {
 			if m.ID != parentLocatorGUID {
 				m.Length = min(m.Length, known.size)
 			}
-			r.fixed(f, "flags and length of the %s are the usual ones now", known.name)
+			r.fixed(f, "flags and length of the %s now have their usual values", known.name)
 		case f.Rule == ondisk.R27.Name() && slices.Contains(l.items[:i], m), // the same item twice
 			f.Rule != ondisk.R27.Name() && needless(m):
-			r.fixed(f, "the entry of item %v is made one of nothing; the disk reads as before", m.ID)
+			r.fixed(f, "the entry of item %v is cleared; the disk reads as before", m.ID)
 			m = metadataItem{ID: uuid.New()} // so no other entry has to move, which could not be done in one write
 		default:
 			continue
@@ -177,7 +177,7 @@ func (r *repairer) mendFileParameters(_ *layer, list []Finding) error {
 
 // mendPhysicalSectorSize puts the usual value in the place of one that cannot be. It changes no byte of the disk.
 func (r *repairer) mendPhysicalSectorSize(_ *layer, list []Finding) error {
-	r.fixed(list[0], "set to %d bytes, as disks usually have; the disk reads as before", defaultPhysicalSector)
+	r.fixed(list[0], "set to %d bytes, the usual value; the disk reads as before", defaultPhysicalSector)
 	_, err := r.d.WriteAt(le.AppendUint32(nil, defaultPhysicalSector), list[0].Offset)
 	return err
 }

@@ -26,7 +26,7 @@ func mustRepair(t *testing.T, path string, o RepairOptions) *RepairReport {
 	return r
 }
 
-// undo takes the repair back, and checks that the image is what it was.
+// undo takes the repair back, and checks that the image is unchanged.
 func (f *memFile) undo(t *testing.T, path string, r *RepairReport) {
 	t.Helper()
 	if u, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); err != nil || u.Path != path {

@@ -8,10 +8,12 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	sizes "vhdxfs/internal/size"
 )
 
 // ErrSize is matched by the error of a size that a disk cannot have.
-var ErrSize = errors.New("the disk cannot have this size")
+var ErrSize = errors.New("invalid disk size")
 
 // Resize gives the disk another size in bytes. What it gains reads as zero, what it loses is gone; a fixed disk gets
 // the space for its new blocks at once. DataWriteGuid changes, so children of the image become useless. While a disk
@@ -41,7 +43,7 @@ func (im *Image) resize(ctx context.Context, size, most int64) (err error) {
 		return err
 	}
 	if now := im.Size(); now > most {
-		return fmt.Errorf("%w: it has %d bytes already, and cannot become smaller while it is in use", ErrSize, now)
+		return fmt.Errorf("%w: the disk has %s and cannot shrink while it is in use", ErrSize, sizes.Exact(now))
 	}
 	if err := im.CanResize(size); err != nil || size == im.Size() {
 		return err
@@ -74,11 +76,11 @@ func (l *layer) canResize(size int64) error {
 	}
 	switch {
 	case size <= 0 || size > maxDiskSize:
-		return bad("%d bytes; it can have up to 64 TiB", size)
+		return bad("%s, must be at most 64 TiB", sizes.Exact(size))
 	case size%l.geo.sectorSize != 0:
-		return bad("%d bytes are no whole sectors of %d", size, l.geo.sectorSize)
+		return bad("%s, must be a multiple of %d bytes", sizes.Exact(size), l.geo.sectorSize)
 	case l.parent != nil && size > l.geo.diskSize && l.parent.geo.diskSize > l.geo.diskSize:
-		return bad("its parent is larger than it is, and what that holds behind the end would come to light; flatten it first")
+		return bad("its parent is larger, and parent data beyond the current end would become visible; flatten it first")
 	}
 	return nil
 }
@@ -240,7 +242,7 @@ func (r *resizing) commit() error {
 	w.metaMu.Unlock()
 	w.changed()
 	if err := w.makeClean(); err != nil {
-		return w.fail(err) // the size of the disk is not known
+		return w.fail(err) // the size of the disk is unknown
 	}
 	if err := w.reload(); err != nil {
 		return w.fail(err)

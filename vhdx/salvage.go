@@ -8,6 +8,7 @@ import (
 
 	"vhdxfs/internal/content"
 	"vhdxfs/internal/ondisk"
+	sizes "vhdxfs/internal/size"
 )
 
 // Damage returns the rules that the image and its parents were found to break. Without Options.Salvage there are
@@ -36,7 +37,7 @@ func (l *layer) usable(e batEntry, diskOff int64) error {
 	}
 	need := min(g.blockSize, g.blockEnd(b)-b<<g.blockShift)
 	if off := e.offset(); off > uint64(l.size) || need > l.size-int64(off) && int64(off)+g.inBlock(diskOff) >= l.size {
-		return bad(ondisk.R47, "block %d at %#x in a file of %#x bytes", b, off, l.size)
+		return bad(ondisk.R47, "block %d (%#x) ends beyond the end of the file (%#x); was the file cut off?", b, off, l.size)
 	}
 	if other := l.objectAt(e.fileOff(), g.blockSize); other != "" {
 		return bad(ondisk.R48, "block %d at %#x overlaps the %s", b, e.offset(), other)
@@ -90,13 +91,13 @@ func (l *layer) complete() error {
 		case b == 0:
 			return unknown(ondisk.R33, "block size", "--assume-block-size (Hyper-V uses 32M, others 1M to 32M)")
 		case b < minBlockSize || b > maxBlockSize || b&(b-1) != 0:
-			return fmt.Errorf("%w: a block size of %d bytes: must be a power of two from 1 MiB to 256 MiB", ErrOptions, b)
+			return fmt.Errorf("%w: invalid block size %s: must be a power of two from 1 MiB to 256 MiB", ErrOptions, sizes.Exact(b))
 		}
 		m.blockSize, m.hasParent = uint32(l.assume.BlockSize), l.orphan
 	}
 	if !validSectorSize(m.logicalSectorSize) {
 		if m.logicalSectorSize = uint32(cmp.Or(l.assume.SectorSize, 512)); !validSectorSize(m.logicalSectorSize) {
-			return fmt.Errorf("%w: logical sectors of %d bytes: must be 512 or 4096", ErrOptions, l.assume.SectorSize)
+			return fmt.Errorf("%w: invalid logical sector size %d: must be 512 or 4096", ErrOptions, l.assume.SectorSize)
 		}
 	}
 	if !validSectorSize(m.physicalSectorSize) {
@@ -107,7 +108,7 @@ func (l *layer) complete() error {
 	}
 	m.diskSize -= m.diskSize % uint64(m.logicalSectorSize)
 	if m.diskSize > maxDiskSize {
-		return fmt.Errorf("%w: a disk of %d bytes: must be at most 64 TiB", ErrOptions, m.diskSize)
+		return fmt.Errorf("%w: invalid disk size %s: must be at most 64 TiB", ErrOptions, sizes.Text(int64(min(m.diskSize, 1<<62))))
 	}
 	geo := newGeometry(int64(m.diskSize), int64(m.blockSize), int64(m.logicalSectorSize), m.hasParent)
 	if m.diskSize == 0 {
@@ -245,9 +246,9 @@ func (l *layer) unfollowable(e batEntry, b int64) error {
 	case e.state() == reservedState:
 		return l.badEntry(b, ondisk.R44, "block %d in state %d", b, uint8(e.state()))
 	case e.offset() < headerSectionSize:
-		return l.badEntry(b, ondisk.R46, "block %d at file offset 0, which holds the header section", b)
+		return l.badEntry(b, ondisk.R46, "block %d at file offset 0, inside the header section", b)
 	}
-	return l.badEntry(b, ondisk.R47, "block %d at %#x in a file of %#x bytes", b, e.offset(), l.size)
+	return l.badEntry(b, ondisk.R47, "block %d (%#x) ends beyond the end of the file (%#x); was the file cut off?", b, e.offset(), l.size)
 }
 
 func (l *layer) badEntry(b int64, r ondisk.Rule, format string, args ...any) error {

@@ -9,6 +9,7 @@ import (
 
 	"vhdxfs/cache"
 	"vhdxfs/internal/ondisk"
+	sizes "vhdxfs/internal/size"
 )
 
 // loadBAT makes the BAT readable and validates every entry of it that describes something.
@@ -16,7 +17,7 @@ func (l *layer) loadBAT() error {
 	r, _ := l.tables.find(batRegionGUID) // validateRegions has seen it
 	entries := l.geo.batEntries()
 	if need := entries * batEntrySize; need > int64(r.Length) {
-		err := ondisk.Corrupt(ondisk.R43, "BAT", int64(r.Offset), "a region of %d bytes for %d entries, which take %d", r.Length, entries, need)
+		err := ondisk.Corrupt(ondisk.R43, "BAT", int64(r.Offset), "the region has %s, but %d entries need %s", sizes.Text(int64(r.Length)), entries, sizes.Text(int64(need)))
 		if l.goOn(err) != nil || r.Length < pageSize {
 			return err
 		}
@@ -37,7 +38,7 @@ func (l *layer) loadBAT() error {
 			l.space.mark(int64(r.Offset), int64(r.Length))
 		}
 		if !r.inside(l.size) { // as an optional region may
-			l.unwritable = "a region lies outside the file"
+			l.unwritable = "a region is outside the file"
 		}
 	}
 	return l.scanBAT(&batScan{layer: l, off: int64(r.Offset), entries: entries})
@@ -219,7 +220,7 @@ func (s *batScan) entry(i int64, e batEntry) error {
 	case bitmap && l.geo.hasParent:
 		return s.bitmap(i, e)
 	case bitmap:
-		s.warn(i, "%#x for a sector bitmap block, which only differencing disks have", int64(e))
+		s.warn(i, "%#x for a sector bitmap block, only differencing disks have those", int64(e))
 		return nil
 	case n < l.geo.payloadBlocks():
 		return s.payload(i, n, e)
@@ -231,7 +232,7 @@ func (s *batScan) entry(i int64, e batEntry) error {
 func (s *batScan) chunkEnd() error {
 	defer func() { s.any, s.hasBitmap = false, false }()
 	if s.any && !s.hasBitmap {
-		return s.bad(s.partial, ondisk.R52, "partially present block in chunk %d, which has no sector bitmap block", s.chunk)
+		return s.bad(s.partial, ondisk.R52, "partially present block in chunk %d without a sector bitmap block", s.chunk)
 	}
 	return nil
 }
@@ -296,7 +297,7 @@ func (s *batScan) payload(i, b int64, e batEntry) error {
 	switch e.state() {
 	case NotPresent, Undefined, Zero, Unmapped:
 	case unmappedDraft:
-		s.warn(i, "state 5 of block %d, which a draft of the format called unmapped; it is read as zeros", b)
+		s.warn(i, "state 5 of block %d, unmapped in a draft of the format; it reads as zeros", b)
 	case FullyPresent:
 		return s.place(i, b, e)
 	case PartiallyPresent:
@@ -321,7 +322,7 @@ func (s *batScan) place(i, b int64, e batEntry) error {
 	l := s.layer
 	off, size := e.offset(), l.geo.blockSize
 	if off < headerSectionSize {
-		return s.bad(i, ondisk.R46, "block %d at file offset 0, which holds the header section", b)
+		return s.bad(i, ondisk.R46, "block %d at file offset 0, inside the header section", b)
 	}
 	// QEMU cuts the file behind the last sector of the disk, inside the last block.
 	need := min(size, l.geo.diskSize-b<<l.geo.blockShift)
@@ -345,15 +346,15 @@ func (s *batScan) keptPlace(i, b int64, e batEntry) error {
 		return nil
 	}
 	if off > uint64(l.size) || l.geo.blockSize > l.size-int64(off) {
-		s.warnKept(i, b, e, "keeps a place outside the file, at")
-		l.unwritable = "a block that is not present keeps a place outside the file"
+		s.warnKept(i, b, e, "refers to a place outside the file, at")
+		l.unwritable = "a block that is not present refers to a place outside the file"
 		return nil
 	}
 	if s.kept == nil {
 		s.kept = newSpaceMap(l.size)
 	}
 	if !s.kept.mark(int64(off), l.geo.blockSize) {
-		s.warnKept(i, b, e, "keeps a place that another block keeps too, at")
+		s.warnKept(i, b, e, "refers to the same place as another block, at")
 		l.keptShared = true
 	}
 	return nil
@@ -369,7 +370,7 @@ func (s *batScan) end() error {
 	l.mu.Unlock()
 	if s.kept != nil && l.space.merge(s.kept) {
 		l.keptShared = true
-		l.warn("BAT", s.off, "blocks that are not present keep places that are used otherwise")
+		l.warn("BAT", s.off, "blocks that are not present refer to places in use")
 	}
 	return s.chunkEnd()
 }

@@ -28,7 +28,7 @@ type lateScan struct {
 	err     error         // why the BAT is not valid, or is not known to be; to be read when done is closed
 }
 
-var errScanStopped = errors.New("the image was closed before its BAT was validated")
+var errScanStopped = errors.New("the image was closed before its BAT was checked")
 
 // scanBAT validates the BAT, or leaves what it may to a late scan. Only what was not replayed and has no parent may be
 // scanned late: a log goes into the file only if all of the image is valid, and sector bitmap blocks are found by the scan.
@@ -87,9 +87,9 @@ func (s *lateScan) run(l *layer, writable bool, log logrus.FieldLogger) {
 
 // fail notes why the BAT is not valid, or not known to be.
 func (s *lateScan) fail(l *layer, err error, log logrus.FieldLogger) {
-	what := "its BAT cannot be read: nothing is written until it is opened again"
+	what := "its BAT cannot be read; the image is read-only until it is opened again"
 	if errors.Is(err, ErrCorrupt) {
-		what = "the image is damaged: nothing is written, and some of it cannot be read; vhdxfs check tells all that is wrong"
+		what = "the image is damaged; it is read-only, and parts may be unreadable. Run vhdxfs check"
 	}
 	s.err = fmt.Errorf("%s: %w", l.path, err)
 	log.WithError(s.err).Error(what)

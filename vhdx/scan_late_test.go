@@ -242,7 +242,7 @@ func TestLateScanUnwritable(t *testing.T) {
 	_, held := largeBAT(func(im *image) { im.setBlockEntry(2*tib/mib-1, newBATEntry(Unmapped, 900*tib)) })
 	close(held.release)
 	im := openLate(t, held, Options{Writable: true})
-	if _, err := im.WriteAt(make([]byte, 512), 0); err == nil || !strings.Contains(err.Error(), "mounted read-only") {
+	if _, err := im.WriteAt(make([]byte, 512), 0); err == nil || !strings.Contains(err.Error(), "mount the image read-only") {
 		t.Errorf("write: %v", err)
 	}
 	if err := im.Close(); err != nil || held.changes.Load() > 0 {

@@ -59,7 +59,7 @@ func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *Sna
 	image := p.path()
 	switch {
 	case (name == "" || o.KeepName) && f.IsDevice():
-		return nil, optionsError{fmt.Errorf("%s is no regular file; name the child, and leave the image its name", path)}
+		return nil, optionsError{fmt.Errorf("%s is not a regular file; give a name for the child, and omit --keep-name", path)}
 	case name == "":
 		if own, err := p.mountedAlone(); err != nil {
 			return nil, err
@@ -80,7 +80,7 @@ func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *Sna
 
 // aloneError says that nothing can be put beside an image that is a mount by itself.
 func aloneError(image string) error {
-	return optionsError{fmt.Errorf("%s is a mount by itself, as in a container; a child in this folder would not be beside it", image)}
+	return optionsError{fmt.Errorf("%s is a mount of its own, such as in a container; a child in this folder would not be beside it", image)}
 }
 
 // openSettled opens an image for reading, after replaying its log, if there is one to replay.

@@ -87,7 +87,7 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 	s := &liveSnapshot{ctx: ctx, im: im, w: w, o: o}
 	path := w.l.path
 	if s.file = w.file; s.file.IsDevice() {
-		return nil, optionsError{fmt.Errorf("%s is no regular file; unmount it, and name a child for it", path)}
+		return nil, optionsError{fmt.Errorf("%s is not a regular file; unmount it, and name a child for it", path)}
 	}
 	if s.place, err = locationOf(s.file, path); err != nil {
 		return nil, err
@@ -105,7 +105,7 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 	}
 	switch {
 	case w.byOption:
-		return nil, optionsError{fmt.Errorf("the parents of %s are named by parent= or overlay=, which would name the wrong files from then on; unmount it, and make the snapshot then", path)}
+		return nil, optionsError{fmt.Errorf("the parents of %s are given by parent= or overlay=, which would be wrong after the snapshot; unmount it first", path)}
 	case name == "":
 		name = s.place.Join(s.place.freeName(o.KeepName))
 	case name != filepath.Base(name) || strings.Trim(name, ".") == "" || name == "/":

@@ -224,21 +224,21 @@ func TestLiveSnapshotRefuses(t *testing.T) {
 		{"too long", nil, strings.Repeat("x", 256), SnapshotOptions{}, nil, "too long"},
 		{"what cannot stand in an image", nil, "a:b", SnapshotOptions{ParentPaths: []string{"nonsense"}}, ErrOptions, "form"},
 		{"interrupted", cancelled, "", SnapshotOptions{}, nil, "not now"},
-		{"moved at first", nil, moved, SnapshotOptions{}, nil, "not where the image is"},
+		{"moved at first", nil, moved, SnapshotOptions{}, nil, "is no longer the image"},
 		{"moved meanwhile", nil, "", SnapshotOptions{step: func(step string) {
 			if step == "complete" {
 				if err := os.Rename(p[1], moved); err != nil {
 					t.Error(err)
 				}
 			}
-		}}, nil, "not where the image is"},
+		}}, nil, "is no longer the image"},
 		{"moved meanwhile, keep name", nil, "", SnapshotOptions{KeepName: true, step: func(step string) {
 			if step == "begin" {
 				if err := os.Rename(p[1], moved); err != nil {
 					t.Error(err)
 				}
 			}
-		}}, nil, "not where the image is"},
+		}}, nil, "is no longer the image"},
 	} {
 		ctx := tc.ctx
 		if ctx == nil {

@@ -229,7 +229,7 @@ func TestSnapshotKeepsTheLastName(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := Snapshot(context.Background(), image, frozen, o); err == nil || !strings.Contains(err.Error(), "another file is there now") {
+	if _, err := Snapshot(context.Background(), image, frozen, o); err == nil || !strings.Contains(err.Error(), "another file has this name now") {
 		t.Errorf("got %v", err)
 	}
 	if now, err := os.Stat(frozen); err != nil || !os.SameFile(now, st) {
@@ -271,7 +271,7 @@ func TestSnapshotRefuses(t *testing.T) {
 		{"itself", p[0], p[0], SnapshotOptions{}, nil, "is the parent"},
 		{"itself, keep name", p[0], p[0], keep, fs.ErrExist, "exists"},
 		{"itself written otherwise, keep name", p[0], dir + "/./" + filepath.Base(p[0]), keep, fs.ErrExist, "exists"},
-		{"another folder, keep name", p[0], filepath.Join(t.TempDir(), "x.vhdx"), keep, ErrOptions, "another folder"},
+		{"another folder, keep name", p[0], filepath.Join(t.TempDir(), "x.vhdx"), keep, ErrOptions, "not in the folder of the image"},
 		{"no image", path("there"), "", SnapshotOptions{}, ErrCorrupt, "R1"},
 		{"missing", path("missing"), "", keep, fs.ErrNotExist, "no such file"},
 		{"a name that cannot stand in an image", p[0], path("a:b"), keep, ErrOptions, "colon"},

@@ -22,12 +22,12 @@ type tolerance struct {
 var someBlocks = spec{blocks: []blockSpec{{0, FullyPresent}, {2, FullyPresent}}}
 
 var tolerances = []tolerance{
-	{"T1 two identical headers", someBlocks, "both headers are the same",
+	{"T1 two identical headers", someBlocks, "both headers are identical",
 		inHeaders(func(h *header) { h.SequenceNumber = 1 })},
-	{"T2 bad header 1", someBlocks, "header 1 is not valid", func(s *scene) { s.write([]byte{0xFF}, headerOffsets[0]+100) }},
-	{"T2 bad header 2", someBlocks, "header 2 is not valid", func(s *scene) { s.write([]byte{0xFF}, headerOffsets[1]+100) }},
-	{"T2 bad region table 1", someBlocks, "copy 1 is not valid", func(s *scene) { s.write([]byte{0xFF}, regionTableOffsets[0]+100) }},
-	{"T2 bad region table 2", someBlocks, "copy 2 is not valid", func(s *scene) { s.write([]byte{0xFF}, regionTableOffsets[1]+100) }},
+	{"T2 bad header 1", someBlocks, "header 1 is invalid", func(s *scene) { s.write([]byte{0xFF}, headerOffsets[0]+100) }},
+	{"T2 bad header 2", someBlocks, "header 2 is invalid", func(s *scene) { s.write([]byte{0xFF}, headerOffsets[1]+100) }},
+	{"T2 bad region table 1", someBlocks, "copy 1 is invalid", func(s *scene) { s.write([]byte{0xFF}, regionTableOffsets[0]+100) }},
+	{"T2 bad region table 2", someBlocks, "copy 2 is invalid", func(s *scene) { s.write([]byte{0xFF}, regionTableOffsets[1]+100) }},
 	{"T2 region tables that differ", someBlocks, "copy 2 differs", func(s *scene) {
 		s.write(encodeRegionTable(nil)[:], regionTableOffsets[1])
 	}},
@@ -101,7 +101,7 @@ var tolerances = []tolerance{
 	}}, "", func(*scene) {}},
 
 	// Where the standard leaves room: docs/format.md says what was chosen.
-	{"O1 state 5", someBlocks, "a draft of the format called unmapped", withBlock(1, newBATEntry(unmappedDraft, 0))},
+	{"O1 state 5", someBlocks, "unmapped in a draft of the format", withBlock(1, newBATEntry(unmappedDraft, 0))},
 	{"O2 reserved bits of a BAT entry", someBlocks, "reserved bits 0xffff8", func(s *scene) {
 		s.setBlockEntry(0, s.entries[0]|batReservedMask)
 	}},
@@ -115,20 +115,20 @@ var tolerances = []tolerance{
 	{"O3 known item with other flags", someBlocks, "flags 0x0 of the virtual disk size", func(s *scene) {
 		s.changeItem(diskSizeGUID, func(m *metadataItem) { m.Flags = 0 })
 	}},
-	{"O3 known item that is too long", someBlocks, "physical sector size of 16 bytes; 4 are usual", withLength(physicalSectorSizeGUID, 16)},
+	{"O3 known item that is too long", someBlocks, "physical sector size has 16 bytes, usually 4", withLength(physicalSectorSizeGUID, 16)},
 	{"O4 no virtual disk id", someBlocks, "virtual disk id is missing", without(diskIDGUID)},
 	{"O4 no physical sector size", someBlocks, "physical sector size is missing", without(physicalSectorSizeGUID)},
-	{"O5 no log", spec{noLog: true, blocks: someBlocks.blocks}, "there is no log", func(*scene) {}},
+	{"O5 no log", spec{noLog: true, blocks: someBlocks.blocks}, "no log; the image can be read", func(*scene) {}},
 	{"O6 not present with an offset", someBlocks, "block 1 in state NOT_PRESENT has the file offset", withBlock(1, newBATEntry(NotPresent, 5*mib))},
 	{"O6 zero with an offset", someBlocks, "block 1 in state ZERO has the file offset", withBlock(1, newBATEntry(Zero, mib))},
-	{"O6 unmapped outside the file", someBlocks, "keeps a place outside the file", withBlock(1, newBATEntry(Unmapped, tib))},
-	{"O6 undefined at the largest offset", someBlocks, "keeps a place outside the file", withBlock(1, batEntry(batOffsetMask|uint64(Undefined)))},
-	{"O6 two unmapped on one place", someBlocks, "that another block keeps too", func(s *scene) {
+	{"O6 unmapped outside the file", someBlocks, "refers to a place outside the file", withBlock(1, newBATEntry(Unmapped, tib))},
+	{"O6 undefined at the largest offset", someBlocks, "refers to a place outside the file", withBlock(1, batEntry(batOffsetMask|uint64(Undefined)))},
+	{"O6 two unmapped on one place", someBlocks, "refers to the same place as another block", func(s *scene) {
 		off := s.allocate(mib)
 		s.setBlockEntry(1, newBATEntry(Unmapped, off))
 		s.setBlockEntry(3, newBATEntry(Undefined, off))
 	}},
-	{"O6 unmapped on the place of a present block", someBlocks, "keep places that are used otherwise", func(s *scene) {
+	{"O6 unmapped on the place of a present block", someBlocks, "refer to places in use", func(s *scene) {
 		s.setBlockEntry(1, newBATEntry(Unmapped, s.entries[0].fileOff()))
 	}},
 	{"O7 parent locator without HasParent", spec{blocks: someBlocks.blocks, items: []rawItem{

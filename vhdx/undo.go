@@ -127,7 +127,7 @@ func (u *undoWriter) record(off int64, old []byte, news ...[]byte) error {
 func (u *undoWriter) end() error { return u.write((&undoRecord{off: u.records}).encode()) }
 
 // errUndoDamaged is matched by the errors about an undo file that cannot be used.
-var errUndoDamaged = errors.New("this is no undo file, or a damaged one")
+var errUndoDamaged = errors.New("not an undo file, or a damaged one")
 
 // An undoReader reads an undo file. What it returns has been checked.
 type undoReader struct {
@@ -148,14 +148,14 @@ func newUndoReader(r io.ReaderAt, size int64) (*undoReader, error) {
 		return nil, err
 	}
 	if len(b) < undoHeaderSize || string(b[:len(undoSignature)]) != undoSignature {
-		return nil, fmt.Errorf("%w: it does not begin as one", errUndoDamaged)
+		return nil, fmt.Errorf("%w: wrong signature", errUndoDamaged)
 	}
 	if v := le.Uint32(b[8:]); v != undoVersion {
 		return nil, fmt.Errorf("the undo file is of version %d; only version %d is known", v, undoVersion)
 	}
 	n := le.Uint32(b[56:])
 	if n > maxUndoPath || undoHeaderSize+int(n) > len(b) {
-		return nil, fmt.Errorf("%w: it ends inside its header", errUndoDamaged)
+		return nil, fmt.Errorf("%w: it ends within its header", errUndoDamaged)
 	}
 	b = b[:undoHeaderSize+int(n)]
 	if ondisk.Checksum(b, undoHeaderSum) != le.Uint32(b[undoHeaderSum:]) {

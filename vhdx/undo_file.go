@@ -106,7 +106,7 @@ func newUndoPath(image File, path, want string) (*undoPath, error) {
 		return nil, err
 	}
 	if want == "" && image.IsDevice() {
-		return nil, optionsError{fmt.Errorf("%s is a device, beside which no file can stay; --undo-file says where the undo file goes", path)}
+		return nil, optionsError{fmt.Errorf("%s is a device; give the place of the undo file with --undo-file", path)}
 	}
 	p := &undoPath{access: a}
 	p.path, err = undoName(path, want)
@@ -124,7 +124,7 @@ func undoName(image, want string) (string, error) {
 	if want != "" {
 		ok, err := free(want)
 		if err == nil && !ok {
-			err = optionsError{fmt.Errorf("the undo file %s exists; it is left as it is", want)}
+			err = optionsError{fmt.Errorf("the undo file %s exists; use --force to replace it", want)}
 		}
 		return want, err
 	}
@@ -183,7 +183,7 @@ func (r *repairer) unfinished() error {
 			return err
 		}
 		if interrupted {
-			return optionsError{fmt.Errorf("an earlier repair, or its undo, was interrupted: %s brings back what was there, and then it can be repaired again", UndoCommand(name, r.top.path))}
+			return optionsError{fmt.Errorf("an earlier repair or undo was interrupted; run %s first, then repair again", UndoCommand(name, r.top.path))}
 		}
 	}
 }

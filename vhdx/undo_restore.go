@@ -11,6 +11,7 @@ import (
 
 	"vhdxfs/internal/ondisk"
 	"vhdxfs/internal/safefile"
+	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -32,7 +33,7 @@ type UndoResult struct {
 }
 
 // ErrChanged is matched by the error for an image that is not as its repair has left it.
-var ErrChanged = errors.New("it is not as the repair has left it")
+var ErrChanged = errors.New("the image was changed after the repair")
 
 // Undo takes a repair back: the image has every byte again that it had before, and its size. The undo file is read to
 // its end and the image is compared with it before anything is changed: each sector has to be as the repair has found
@@ -57,7 +58,7 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 	if desc, ok := descriptorOf(in, undoFile); ok && !d.Has(name, desc) { // a symbolic link: the image is beside the file, as at its creation
 		d.Close()
 		if d, _, err = safefile.FolderOf(desc); err != nil {
-			return nil, fmt.Errorf("the folder of %s is not known; name the image: %w", undoFile, err)
+			return nil, fmt.Errorf("the folder of %s is unknown; name the image instead: %w", undoFile, err)
 		}
 		defer d.Close()
 	}
@@ -144,7 +145,7 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 		return f.Sync()
 	})
 	if err != nil {
-		return 0, fmt.Errorf("the undo did not come to its end, and can be run again: %w", err)
+		return 0, fmt.Errorf("the undo did not finish; run it again: %w", err)
 	}
 	if err := f.Sync(); err != nil {
 		return 0, err
@@ -172,8 +173,8 @@ type comparison struct {
 func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 	c := &comparison{old: true}
 	if size < min(u.oldSize, u.newSize) || size > max(u.oldSize, u.newSize) {
-		c.foreign = fmt.Errorf("%w, which made a file of %d bytes of one of %d; now it has %d. It was changed since, or is another file; --force restores what was there all the same",
-			ErrChanged, u.newSize, u.oldSize, size)
+		c.foreign = fmt.Errorf("%w: the repair left %s, now the file has %s. Undoing it would lose later changes; --force restores anyway",
+			ErrChanged, sizes.Exact(u.newSize), sizes.Exact(size))
 	}
 	headers := 0
 	for i, off := range headerOffsets {
@@ -187,7 +188,7 @@ func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 		}
 	}
 	if headers == 0 && c.foreign == nil { // whatever the undo file says: it may come from anyone, and name any file
-		c.foreign = fmt.Errorf("%w: it has no header of a VHDX image. It was overwritten, or is another file; --force restores what was there all the same", ErrChanged)
+		c.foreign = fmt.Errorf("%w: it has no header of a VHDX image. It was overwritten, or is another file; --force restores anyway", ErrChanged)
 	}
 	u.phase("compare", u.size)
 	buf := make([]byte, maxUndoRecord)
@@ -200,7 +201,7 @@ func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 		for i := 0; i*undoSector < len(now); i++ {
 			sector := now[i*undoSector : min((i+1)*undoSector, len(now))]
 			if !rec.knows(i, sector) && c.foreign == nil {
-				c.foreign = fmt.Errorf("%w, at offset %#x: it was changed since, or is another file; a later repair is to be undone first; --force restores what was there all the same",
+				c.foreign = fmt.Errorf("%w, at offset %#x: undoing it would lose those changes. Undo later repairs first; --force restores anyway",
 					ErrChanged, rec.off+int64(i*undoSector))
 			}
 		}

@@ -343,13 +343,13 @@ func FuzzUndo(f *testing.F) {
 func TestRepairOnAFullDisk(t *testing.T) {
 	im := damagedForUndo(false)
 	full := &undoDouble{limit: 5000}
-	if _, err := planOn(t, im.clone()).apply(full); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "not touched") || full.there {
+	if _, err := planOn(t, im.clone()).apply(full); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "the image is unchanged") || full.there {
 		t.Errorf("the undo file does not fit: %v", err)
 	}
 	base := im.clone()
 	file := &faultFile{File: base, limit: im.size + 100}
 	undo := &undoDouble{}
-	if _, err := planOn(t, file).apply(undo); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "is what it was") || undo.there {
+	if _, err := planOn(t, file).apply(undo); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "the image is unchanged") || undo.there {
 		t.Errorf("the image cannot grow: %v", err)
 	}
 	if !sameBytes(base, im.memFile) {

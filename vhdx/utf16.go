@@ -10,12 +10,12 @@ import (
 func decodeUTF16(b []byte) (string, error) {
 	units := utf16Units(b)
 	if slices.Contains(units, 0) {
-		return "", errors.New("there is a NUL inside")
+		return "", errors.New("it contains a NUL")
 	}
 	// The decoder replaces half surrogates, so what it cannot decode does not come back.
 	runes := utf16.Decode(units)
 	if !slices.Equal(utf16.Encode(runes), units) {
-		return "", errors.New("it is not valid UTF-16")
+		return "", errors.New("invalid UTF-16")
 	}
 	return string(runes), nil
 }

@@ -106,14 +106,14 @@ type dirtyPage struct {
 var (
 	// ErrFailed is what every write returns after the first failed sync: what reached the disk is not known any
 	// more. Opening the image again restores the last state that was synced.
-	ErrFailed = errors.New("writing to the image failed before; it is read-only until it is opened again")
+	ErrFailed = errors.New("the image became read-only after a failed sync; unmount and mount it again")
 )
 
 // newWriter makes the top layer l of a chain writable. Where its log has to be replayed that is done now: the
 // image was checked as it is after the replay, so one that is refused was not touched.
 func newWriter(op *opener, l *layer) (*writer, error) {
 	if l.log().Length == 0 {
-		return nil, errors.New("the image has no log, so it cannot be written safely; it can be mounted read-only, and converted")
+		return nil, errors.New("the image has no log and cannot be written safely; mount it read-only, or convert it")
 	}
 	if err := l.mayGrow(); err != nil {
 		return nil, err
@@ -170,7 +170,7 @@ func nowhere() logrus.FieldLogger {
 // mayGrow returns an error where the place of new blocks would not be safe.
 func (l *layer) mayGrow() error {
 	if l.unwritable != "" {
-		return fmt.Errorf("%s, where new blocks would be put; the image can be mounted read-only, and converted", l.unwritable)
+		return fmt.Errorf("%s, where new blocks would go; mount the image read-only, or convert it", l.unwritable)
 	}
 	return nil
 }
@@ -241,7 +241,7 @@ func (w *writer) replay(op *opener) error {
 func (w *writer) fail(err error) error {
 	first := fmt.Errorf("%w: %w", ErrFailed, err)
 	if w.failed.CompareAndSwap(nil, &first) {
-		w.log.WithError(err).Error("the image is read-only from now on; what was synced before is safe")
+		w.log.WithError(err).Error("the image is now read-only; synced data is safe")
 	}
 	return err
 }
@@ -338,7 +338,7 @@ func (w *writer) changed() {
 func (w *writer) updateHeaders(h header) error {
 	h.SequenceNumber = w.header.SequenceNumber
 	if h.SequenceNumber > math.MaxUint64-uint64(len(headerOffsets)) {
-		return w.fail(errors.New("the headers have used up their sequence numbers"))
+		return w.fail(errors.New("the headers have no sequence numbers left"))
 	}
 	for copies := range headerOffsets {
 		h.SequenceNumber++

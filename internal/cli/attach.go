@@ -137,7 +137,7 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 		if dir, err = absPath(args[1]); err == nil && !o.mount.KeepStale {
 			// The mount itself takes away what is dead at its mount point, and knows nothing of devices.
 			if d, err := detachDead(dir); d != nil && err != nil {
-				logrus.StandardLogger().Warnf("the program that served %s at %s has died; its device stays, since %v", d.Image, dir, err)
+				logrus.StandardLogger().Warnf("the server of %s on %s has died; its device is kept: %v", d.Image, dir, err)
 			}
 		}
 	} else {
@@ -266,12 +266,12 @@ func releaseDevices(file string, log logrus.FieldLogger) {
 			if len(uses) == 0 {
 				uses = inUse(d.Path, []string{"open in another program"})
 			}
-			log.Warnf("%s; the disk is served until that ends, and the device goes then, too", strings.Join(uses, "; "))
+			log.Warnf("%s; the disk is served until then; then the device is detached", strings.Join(uses, "; "))
 		}
 		err = errors.Join(err, derr)
 	}
 	if err != nil {
-		log.WithError(err).Warnf("a loop device on %s stays; detach it with losetup -d", file)
+		log.WithError(err).Warnf("a loop device on %s is kept; detach it with losetup -d", file)
 	}
 }
 

@@ -36,7 +36,7 @@ func (c *compactCommand) online(ctx context.Context, m *activeMount, p *progress
 		now, err := mounts.AskCompaction(m.MountPoint)
 		switch {
 		case err != nil: // it took the word, so it is no other program's
-			return nil, fmt.Errorf("the mount at %s has ended before the compaction was done; what was done stays, and no data is lost (%w)", m.MountPoint, err)
+			return nil, fmt.Errorf("the mount at %s ended before the compaction was done; completed work is kept and no data is lost (%w)", m.MountPoint, err)
 		case now.Running:
 			p.follow(&shown, now)
 			continue

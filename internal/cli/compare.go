@@ -162,7 +162,7 @@ Each range is data, or zero if there is nothing to copy.`,
 			if len(args) == 2 {
 				list := newRangeList(cmd, c.json)
 				if err := c.withDisks(cmd.Context(), args, func(a, b *disk.Disk) error { return c.ranges(cmd, ctx, a, b, list.add) }); err != nil {
-					return interrupted(err, "the list is not complete")
+					return interrupted(err, "the list is incomplete")
 				}
 				return list.end()
 			}
@@ -178,7 +178,7 @@ Each range is data, or zero if there is nothing to copy.`,
 				confineReader(ctx, []string{path}, o)
 				list := newRangeList(cmd, c.json)
 				if err := c.changes(cmd, ctx, path, o, depth, content, list.add); err != nil {
-					return interrupted(err, "the list is not complete")
+					return interrupted(err, "the list is incomplete")
 				}
 				return list.end()
 			})

@@ -20,7 +20,7 @@ func warnUnseen(mountPoint string, log *logrus.Logger) {
 		return
 	}
 	if m, err := mounts.At(mountPoint); err == nil && m != nil && !strings.Contains(m.Optional, "shared:") {
-		log.Warnf("%s is seen in this container only; for the host to see it, too, the folder above it has to be the host's, "+
+		log.Warnf("%s is visible in this container only; for the host to see it, mount it below a folder of the host "+
 			"with the propagation rshared: -v DIR:DIR:rshared", mountPoint)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"vhdxfs/internal/convert"
 	"vhdxfs/internal/disk"
 	"vhdxfs/internal/newfile"
+	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx"
 )
 
@@ -94,7 +95,7 @@ For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk
 
 func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 	if output == standardStream {
-		return usageError("a disk is not written in order, as standard output would need it; give a file, or mount %s and read disk.raw", input)
+		return usageError("cannot write a disk to standard output; give a file, or mount %s and read disk.raw", input)
 	}
 	c.copy.force = c.layout.force
 	format := disk.Format(c.copy.output)
@@ -115,7 +116,7 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 		return c.copy.toImage(cmd, input, output, o, false)
 	case disk.Raw:
 		if name := c.layout.given(cmd); name != "" {
-			return usageError("--%s is for images, and %s becomes a raw disk; name it .vhdx, or give -O vhdx", name, output)
+			return usageError("--%s applies to images, but %s becomes a raw disk; use a name with .vhdx, or -O vhdx", name, output)
 		}
 		return c.copy.copy(cmd, input, output, disk.Raw, func(_ context.Context, in convert.Input) (convert.Target, error) {
 			warnSectors(c.copy.warner(cmd), in, output, output, disk.DeviceSectors(output))
@@ -130,14 +131,14 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 			return convert.NewRaw(output, size, newfile.Options{Replace: c.layout.force, Inputs: inputs})
 		})
 	}
-	return createError(fmt.Errorf("%w %q; it can be raw or vhdx", disk.ErrFormat, format))
+	return createError(fmt.Errorf("%w %q; must be raw or vhdx", disk.ErrFormat, format))
 }
 
 // toImage copies input to a new image. What the options leave open is as in an input that is an image; with keepID
 // it stands for the same disk.
 func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.CreateOptions, keepID bool) error {
 	if isDevice(output) {
-		return usageError("%s is a block device, and an image is a file that grows; to put the disk itself on the device use convert -O raw", output)
+		return usageError("%s is a block device; an image must be a file. To write the disk itself to the device, use convert -O raw", output)
 	}
 	return c.copy(cmd, input, output, disk.VHDX, func(ctx context.Context, in convert.Input) (convert.Target, error) {
 		warnSectors(c.warner(cmd), in, "the image", output, cmp.Or(o.LogicalSectorSize, in.SectorSize))
@@ -160,10 +161,10 @@ func imageOptions(in convert.Input, o vhdx.CreateOptions, keepID bool) (vhdx.Cre
 		return o, nil
 	}
 	if in.Disk.Size() == 0 {
-		return o, usageError("%s is empty, and the smallest disk has one sector", in.Disk.Path)
+		return o, usageError("%s is empty; a disk has at least one sector", in.Disk.Path)
 	}
 	if o.Size != 0 && o.Size < in.Disk.Size() {
-		return o, usageError("a disk of %d bytes cannot hold the %d of %s", o.Size, in.Disk.Size(), in.Disk.Path)
+		return o, usageError("a disk of %s cannot hold the %s of %s", sizes.Exact(o.Size), sizes.Exact(in.Disk.Size()), in.Disk.Path)
 	}
 	o.Size = max(o.Size, in.Disk.Size())
 	if in.Disk.Image == nil {
@@ -225,7 +226,7 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 		return &statusError{statusWarnings, fmt.Errorf("%s was copied without its parent; what only the parent has is zero in %s", input, output)}
 	}
 	if len(r.Skipped)+len(report.Damage) > 0 {
-		return &statusError{statusWarnings, fmt.Errorf("%s is damaged; what could not be read is zero in %s", input, output)}
+		return &statusError{statusWarnings, fmt.Errorf("%s is damaged; unreadable ranges are zeros in %s", input, output)}
 	}
 	return nil
 }
@@ -233,9 +234,9 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 // left says what an interrupted copy has left.
 func left(output string) string {
 	if isDevice(output) {
-		return output + " holds a part of the disk"
+		return output + " holds part of the disk"
 	}
-	return "nothing was left behind"
+	return "no file is left"
 }
 
 // isDevice reports whether there is a block device at path.

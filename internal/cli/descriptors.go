@@ -17,6 +17,6 @@ func checkDescriptors() error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur >= minDescriptors {
 		return nil
 	}
-	return fmt.Errorf("this process may have %d files open, and a mount needs %d at the least, and one for each parent of the image; "+
-		"raise the limit: ulimit -n, prlimit --nofile=, or LimitNOFILE= of the unit", limit.Cur, minDescriptors)
+	return fmt.Errorf("this process may open only %d files; a mount needs at least %d, and one for each parent; "+
+		"raise the limit with ulimit -n, prlimit --nofile= or LimitNOFILE=", limit.Cur, minDescriptors)
 }

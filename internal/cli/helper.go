@@ -83,7 +83,7 @@ func helperFlags(cmd *cobra.Command, work string, verbose *bool, namespace *stri
 func enterNamespace(path string, args []string) error {
 	rest := withoutNamespace(args)
 	if len(rest) == len(args) {
-		return usageError("option -N and its value are to be arguments of their own")
+		return usageError("give option -N and its value as separate arguments")
 	}
 	ns, err := os.Open(path)
 	if err != nil {
@@ -104,7 +104,7 @@ func enterNamespace(path string, args []string) error {
 		argv := append([]string{os.Args[0]}, rest...)
 		err = unix.Exec(fmt.Sprintf("/proc/self/fd/%d", self), argv, os.Environ())
 	}
-	return fmt.Errorf("cannot enter the mount namespace %s: %w; it takes root, and /proc in there", path, err)
+	return fmt.Errorf("cannot enter the mount namespace %s: %w; it needs root, and /proc there", path, err)
 }
 
 // withoutNamespace leaves the option -N out of a command line.

@@ -43,7 +43,7 @@ func TestHelperArguments(t *testing.T) {
 		{"mount.vhdx /none /none -f -o rw,nonsuch", statusUsage, "mount.vhdx: unknown option"},
 		{"mount.vhdx /none /none -sf -o rw,nonsuch", statusMount, "mount point /none does not exist"},
 		{"mount.vhdx /none /none -f -o nofail", statusOK, ""},
-		{"mount.vhdx /none /none -vN/none", statusUsage, "arguments of their own"},
+		{"mount.vhdx /none /none -vN/none", statusUsage, "separate arguments"},
 		{"umount.fuse.vhdxfs", statusUsage, "missing MOUNTPOINT"},
 		{"umount.fuse.vhdxfs /none -nlfvr -t fuse.vhdxfs", statusMount, "umount.fuse.vhdxfs: "},
 	} {

@@ -22,7 +22,7 @@ func (o *options) becomeUser() error {
 		u, err = user.LookupId(o.user)
 	}
 	if err != nil {
-		return usageError("option setuid=%s: there is no such user", o.user)
+		return usageError("option setuid=%s: no such user", o.user)
 	}
 	uid, uerr := strconv.Atoi(u.Uid)
 	gid, gerr := strconv.Atoi(u.Gid)
@@ -48,7 +48,7 @@ func (o *options) becomeUser() error {
 		err = syscall.Setuid(uid)
 	}
 	if err != nil {
-		return fmt.Errorf("option setuid=%s takes root: %w", o.user, err)
+		return fmt.Errorf("option setuid= needs root (%s): %w", o.user, err)
 	}
 	if !o.allowAsked {
 		o.mount.AllowOther = false // the default for root, which this is no longer
@@ -76,6 +76,6 @@ func removePIDFile(path string, log logrus.FieldLogger) {
 		return
 	}
 	if err := os.Remove(path); err != nil {
-		log.WithError(err).Warn("the pidfile was not removed")
+		log.WithError(err).Warn("cannot remove the pidfile")
 	}
 }

@@ -92,7 +92,7 @@ func (c *copyFlags) openDisk(input, output string, format disk.Format, o vhdx.Op
 		return convert.Input{}, err
 	}
 	if d.Holds(output) {
-		return convert.Input{}, errors.Join(usageError("%s is what is read, or one of its parents", output), d.Close())
+		return convert.Input{}, errors.Join(usageError("%s is also an input", output), d.Close())
 	}
 	return convert.Input{Disk: d, SectorSize: d.SectorSize}, nil
 }
@@ -106,9 +106,9 @@ func (c *copyFlags) openStdin(ctx context.Context, output string, o vhdx.Options
 	format := disk.Format(c.input)
 	switch {
 	case term.IsTerminal(int(os.Stdin.Fd())):
-		return convert.Input{}, usageError("standard input is a terminal, and no disk")
+		return convert.Input{}, usageError("standard input is a terminal, not a disk")
 	case format != disk.Auto && format != disk.Raw && format != disk.VHDX:
-		return convert.Input{}, fmt.Errorf("%w %q; it can be raw or vhdx", disk.ErrFormat, format)
+		return convert.Input{}, fmt.Errorf("%w %q; must be raw or vhdx", disk.ErrFormat, format)
 	}
 	in := bufio.NewReaderSize(os.Stdin, peekSize)
 	head, err := peek(ctx, in)
@@ -282,7 +282,7 @@ func warnSectors(warn func(format string, args ...any), in convert.Input, out, o
 	switch {
 	case has == 0:
 	case asked != 0 && asked != has:
-		warn("the disk has sectors of %d bytes, and %s gets sectors of %d bytes: partitions on it are not found any more, since their table counts in sectors", has, out, asked)
+		warn("the disk has sectors of %d bytes, but %s gets sectors of %d bytes: its partitions will not be found, because the partition table counts in sectors", has, out, asked)
 	case asked == 0 && has == 4096 && !isDevice(output):
 		warn("the disk has sectors of 4096 bytes, which a raw file does not record: attach it with losetup --sector-size 4096, " +
 			"and convert it back with --logical-sector-size 4096")

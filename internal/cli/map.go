@@ -45,10 +45,10 @@ write the picture to a file, or to standard output if FILE is -.`,
 			}
 		}
 		if c.svg != "" && c.svg == c.png {
-			return usageError("%s cannot be an SVG and a PNG at once", c.svg)
+			return usageError("--svg and --png need different files, not %s twice", c.svg)
 		}
 		if forms > 1 {
-			return usageError("map shows the disk in one form: --json, --qemu-json, --draw, or --svg and --png")
+			return usageError("--json, --qemu-json, --draw, and --svg with --png exclude each other")
 		}
 		if c.svg == "" && c.png == "" {
 			confineReader(cmd.Context(), paths, o)
@@ -225,7 +225,7 @@ func (c *mapCommand) paintFiles(out io.Writer, im *vhdx.Image) error {
 			continue
 		}
 		if im.Holds(p.path) {
-			return usageError("%s is the image, or one of its parents", p.path)
+			return usageError("%s is the image or one of its parents", p.path)
 		}
 		inputs, err := im.Access()
 		if err != nil {

@@ -59,7 +59,7 @@ func addChainFlags(cmd *cobra.Command, asJSON *bool, options *[]string) {
 func chainOptions(list []string) (vhdx.Options, error) {
 	o, err := parseOptions(list, aboutImage)
 	if err == nil && o.image.AnyParent {
-		err = usageError("ignore_parent_mismatch is for reading; a chain is changed only where its images fit")
+		err = usageError("option ignore_parent_mismatch applies only to reading; a chain can be changed only if its images fit")
 	}
 	if err != nil {
 		return vhdx.Options{}, err
@@ -82,7 +82,7 @@ func (c *mergeCommand) run(cmd *cobra.Command, path string) error {
 	r, err := vhdx.Merge(ctx, path, c.merge)
 	p.end()
 	if err != nil {
-		return createError(interrupted(err, path+" shows the same disk as before, and merge can be run again"))
+		return createError(interrupted(err, path+" shows the same disk as before; run merge again"))
 	}
 	if c.json {
 		return writeJSON(cmd.OutOrStdout(), r)
@@ -113,11 +113,11 @@ func (c *mergeCommand) checkChildren(path string) error {
 		case !sameFile(child.parent, path):
 			lost = append(lost, child.path)
 		case c.merge.Delete && !c.merge.KeepName:
-			return usageError("%s is a child of %s; merge with --keep-name, or without --delete and then vhdxfs set-parent %[1]s PARENT", child.path, path)
+			return usageError("%s is a child of %s; use --keep-name, or omit --delete and then run vhdxfs set-parent %[1]s PARENT", child.path, path)
 		}
 	}
 	if len(lost) > 0 && !c.force {
-		return usageError("%s would lose their disk, since they are based on what is changed; flatten them first, or --force", strings.Join(lost, ", "))
+		return usageError("%s would become unusable, because an image that they are based on changes; flatten them first, or use --force", strings.Join(lost, ", "))
 	}
 	return nil
 }

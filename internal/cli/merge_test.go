@@ -77,8 +77,8 @@ func TestMergeLooksForChildren(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"merge", path("one.avhdx")}, path("sibling.avhdx") + " would lose"},
-		{[]string{"merge", path("two.avhdx")}, path("nephew.avhdx") + " would lose"},
+		{[]string{"merge", path("one.avhdx")}, path("sibling.avhdx") + " would become unusable"},
+		{[]string{"merge", path("two.avhdx")}, path("nephew.avhdx") + " would become unusable"},
 		{[]string{"merge", "--into", path("base.vhdx"), path("two.avhdx")}, path("nephew.avhdx") + ", " + path("sibling.avhdx")},
 		{[]string{"merge", "--delete", "--force", path("one.avhdx")}, "is a child of " + path("one.avhdx")},
 		{[]string{"snapshot", "--keep-name", path("one.avhdx")}, path("two.avhdx")},

@@ -80,12 +80,12 @@ func removeStaleSocket(path string) error {
 	case err != nil:
 		return err
 	case st.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s exists and is no socket; name another path", path)
+		return fmt.Errorf("%s exists and is not a socket; choose another path", path)
 	}
 	c, err := net.Dial("unix", path)
 	if err == nil {
 		c.Close()
-		return fmt.Errorf("another program listens at %s; name another path", path)
+		return fmt.Errorf("another program listens on %s; choose another path", path)
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) {
 		return err
@@ -113,7 +113,7 @@ func (m *metricsServer) serve(server *mount.Server, im *vhdx.Image, log *logrus.
 	go func() {
 		defer fault.Reported(log)
 		if err := m.http.Serve(m.socket); !errors.Is(err, http.ErrServerClosed) {
-			log.WithError(err).Error("the metrics are not served any more")
+			log.WithError(err).Error("metrics are no longer served")
 		}
 	}()
 }

@@ -178,8 +178,8 @@ func TestMountErrors(t *testing.T) {
 		want string
 	}{
 		{"no image", []string{filepath.Join(dir, "none.vhdx"), dir}, "no such file"},
-		{"damaged image", []string{broken, dir}, "rule R2)"},
-		{"no mount point", []string{image, filepath.Join(dir, "none")}, "does not exist; make it with"},
+		{"damaged image", []string{broken, dir}, "rule R2"},
+		{"no mount point", []string{image, filepath.Join(dir, "none")}, "does not exist; create it with"},
 		{"a file as mount point", []string{image, image}, "not a directory"},
 		{"remount", []string{image, dir, "-o", "remount,ro,user_id=0"}, "no VHDX image is mounted on"},
 		{"log that cannot be written", []string{image, dir, "-o", "log=" + filepath.Join(dir, "none", "log")}, "option log"},

@@ -43,7 +43,7 @@ func (n *notifier) tell(log *logrus.Logger, state ...string) {
 		return
 	}
 	if _, err := n.socket.Write([]byte(strings.Join(state, "\n"))); err != nil {
-		log.WithError(err).Debug("systemd was not told")
+		log.WithError(err).Debug("cannot notify systemd")
 	}
 }
 
@@ -62,7 +62,7 @@ func notifyReady(o *options, server *mount.Server, writable, background bool, lo
 
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
-		log.WithError(err).Warn("systemd's watchdog is not fed")
+		log.WithError(err).Warn("not feeding the watchdog of systemd")
 	}
 	if err != nil || interval == 0 {
 		return func() {}
@@ -84,7 +84,7 @@ func (n *notifier) feedWatchdog(interval time.Duration, server *mount.Server, qu
 			return
 		case <-t.C:
 			if err := server.Check(); err != nil {
-				log.WithError(err).Error("the disk cannot be served; systemd's watchdog is not fed")
+				log.WithError(err).Error("the disk cannot be read; not feeding the watchdog of systemd")
 				continue
 			}
 			n.tell(log, daemon.SdNotifyWatchdog)

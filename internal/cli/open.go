@@ -27,7 +27,7 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 		}
 	}
 	if io.AnyParent {
-		log.Warnf("whether the parents of %s are those of its disk is not checked", o.mount.Image)
+		log.Warnf("the parents of %s are not checked", o.mount.Image)
 	}
 	im, err := o.openOnce(io, log)
 	switch {
@@ -46,7 +46,7 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	case roErr != nil:
 		return nil, mayNotRead(err)
 	case !o.roFallback:
-		return nil, errors.Join(fmt.Errorf("%w; where reading is enough, mount it with -o ro", err), im.Close())
+		return nil, errors.Join(fmt.Errorf("%w; to only read it, use -o ro", err), im.Close())
 	}
 	log.WithError(err).Warnf("%s is mounted read-only", o.mount.Image)
 	return im, nil
@@ -59,7 +59,7 @@ func withAdvice(err error) error {
 	if !errors.As(err, &broken) || broken.Structure == "parent locator" || broken.Structure == "file type identifier" || broken.Structure == "file" {
 		return err
 	}
-	return fmt.Errorf("%w; vhdxfs check tells all that is wrong", err)
+	return fmt.Errorf("%w; run vhdxfs check for details", err)
 }
 
 // openOnce opens what the options name, which is the image or an overlay of it.
@@ -82,14 +82,14 @@ func (o *options) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, er
 func checkChildless(path string, io vhdx.Options, log *logrus.Logger) error {
 	children, err := childrenBeside(path, io)
 	if err != nil {
-		log.WithError(err).Debugf("it is not known whether %s has children", path)
+		log.WithError(err).Debugf("cannot determine whether %s has children", path)
 		return nil // there are none that could be seen
 	}
 	if len(children) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s is the parent of %s, which the first write would make useless; mount the child, or this one with "+
-		"-o ro or overlay=; orphan_children mounts it all the same", path, children[0])
+	return fmt.Errorf("%s is the parent of %s, which writing would make unusable; mount the child, or this image with "+
+		"-o ro or -o overlay=tmp; -o orphan_children allows writing", path, children[0])
 }
 
 // Two programs that lock an image at the same moment may each find the other and both give up, as when mount -a runs
@@ -115,7 +115,7 @@ func openUnlocked(path string, io vhdx.Options) (im *vhdx.Image, err error) {
 // mayNotRead says what to do where it is the permission that is missing.
 func mayNotRead(err error) error {
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w; mount as root, or as a user who may open it", err)
+		return fmt.Errorf("%w; mount as root, or as a user with access", err)
 	}
 	return err
 }
@@ -131,8 +131,8 @@ func checkReplay(path string, io vhdx.Options) error {
 	if err := im.Close(); err != nil || !replayed {
 		return err
 	}
-	return fmt.Errorf("%s was not closed cleanly: its log has to be replayed, which replay=no forbids; "+
-		"replay=auto does it, in memory alone with ro", path)
+	return fmt.Errorf("%s was not closed cleanly: its log must be replayed, but replay=no forbids that; "+
+		"use replay=auto (with ro, it replays in memory)", path)
 }
 
 // unwritable reports whether an image that could not be opened for writing may be one to read.

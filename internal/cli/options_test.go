@@ -110,7 +110,7 @@ func TestParseOptionsErrors(t *testing.T) {
 		{"cache_size=0", aboutImage, "give a positive size"},
 		{"cache_size=-1M", aboutImage, "give a positive size"},
 		{"cache_size=many", aboutImage, "such as 64M"},
-		{`parent="/x`, aboutImage, "not closed"},
+		{`parent="/x`, aboutImage, "unclosed double quote"},
 	} {
 		_, err := parseOptions([]string{tc.list}, tc.about)
 		if err == nil || !strings.Contains(err.Error(), tc.want) || statusOf(err) != statusUsage {

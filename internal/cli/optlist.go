@@ -33,7 +33,7 @@ func splitOptions(list string) ([]string, error) {
 		}
 	}
 	if quoted {
-		return nil, errors.New(`a double quote in the options is not closed`)
+		return nil, errors.New(`unclosed double quote`)
 	}
 	flush()
 	return options, nil

@@ -39,11 +39,11 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 	var broken *vhdx.FormatError
 	switch {
 	case errors.As(err, &broken) && broken.Structure == "parent locator": // and the image was found good just now
-		return nil, fmt.Errorf("overlay %s is not one of %s as it is now: that was changed after the overlay was made, or is another disk; name a new file", path, o.mount.Image)
+		return nil, fmt.Errorf("overlay %s does not fit %s, which has changed since or is another disk; give a new file", path, o.mount.Image)
 	case err != nil:
 		return nil, fmt.Errorf("overlay: %w", err)
 	case im.Type() != vhdx.Differencing:
-		return nil, errors.Join(fmt.Errorf("%s is no overlay, for it has no parent; name a new file", path), im.Close())
+		return nil, errors.Join(fmt.Errorf("%s is not an overlay: it has no parent; give a new file", path), im.Close())
 	}
 	return im, nil
 }
@@ -56,7 +56,7 @@ func (o *options) makeOverlayDir() error {
 	}
 	dir, err := os.MkdirTemp(overlayDir(), "vhdxfs-overlay-")
 	if err != nil {
-		return fmt.Errorf("no temporary file for what is written; TMPDIR can name another folder: %w", err)
+		return fmt.Errorf("cannot create a temporary file; choose another folder with TMPDIR: %w", err)
 	}
 	o.overlayDir = dir
 	// A name for the image beside it, since not every path can stand in an image, and nobody will ever follow this one.

@@ -17,10 +17,10 @@ func TestRefusal(t *testing.T) {
 		status int
 		want   string
 	}{
-		{unix.EBUSY, statusSystem, "a snapshot is under way already"},
+		{unix.EBUSY, statusSystem, "a snapshot is already running"},
 		{unix.EROFS, statusUsage, "mounted read-only"},
-		{unix.EPERM, statusUsage, "may ask it for a"},
-		{unix.EACCES, statusUsage, "may ask it for a"},
+		{unix.EPERM, statusUsage, "may request a"},
+		{unix.EACCES, statusUsage, "may request a"},
 		{unix.EOPNOTSUPP, statusSystem, "an older vhdxfs"},
 		{unix.ENODATA, statusSystem, "an older vhdxfs"},
 		{unix.EIO, statusSystem, "snapshot of /mnt/vhdx: setxattr"},

@@ -60,7 +60,7 @@ func sameImage(m *mountinfo.Info, dir, image string) error {
 		return err
 	}
 	if is, err := mounts.Attribute(dir, "path"); err != nil || is != path {
-		return fmt.Errorf("remount: on %s %s is mounted, not %s", dir, m.Source, image)
+		return fmt.Errorf("remount: %[2]s is mounted on %[1]s, not %[3]s", dir, m.Source, image)
 	}
 	return nil
 }
@@ -150,7 +150,7 @@ func setFlags(dir string, flags uintptr, readOnly bool) error {
 	}
 	err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, "")
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("remount of %s takes root: %w", dir, err)
+		return fmt.Errorf("remount of %s needs root: %w", dir, err)
 	}
 	return os.NewSyscallError("remount", err)
 }

@@ -39,7 +39,7 @@ func runDir() (string, error) {
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "vhdxfs"), nil
 	}
-	return "", usageError("there is no place to make a mount point: name one, or set XDG_RUNTIME_DIR")
+	return "", usageError("no default mount point: give one, or set XDG_RUNTIME_DIR")
 }
 
 // makeRunDir makes a mount point for an image, and locks it. The dead mount of a program that was
@@ -110,7 +110,7 @@ func clearRunDir(dir string) {
 	}
 	log := logrus.StandardLogger()
 	if err != nil {
-		log.Warnf("on %s there is the mount of %s, whose program has died; it stays, since %v", dir, d.Image, err)
+		log.Warnf("%[2]s is mounted on %[1]s but its server has died; not cleared: %[3]v", dir, d.Image, err)
 		return
 	}
 	left := mount.Options{MountPoint: dir, NonEmpty: true, Log: log}
@@ -141,7 +141,7 @@ func detachDead(dir string) (*activeMount, error) {
 }
 
 // errSwept is why a mount point cannot be locked.
-var errSwept = errors.New("another program uses the mount point, or has removed it")
+var errSwept = errors.New("another program uses or has removed the mount point")
 
 // lockRunDir locks a mount point as flock(2) does, without waiting, if nothing is mounted there. It touches no mount,
 // which could hang.

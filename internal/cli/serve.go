@@ -42,7 +42,7 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	defer func() {
 		defer signal.Stop(signals) // only now: until the image is closed, no signal may end the process
 		if cerr := im.Close(); cerr != nil {
-			cerr = fmt.Errorf("close %s: %w; what was synced is safe, and is restored when it is mounted again", im.Path(), cerr)
+			cerr = fmt.Errorf("close %s: %w; synced data is safe and is restored by the next mount", im.Path(), cerr)
 			if ready != nil {
 				log.Error(cerr) // nobody else hears of it
 			}
@@ -126,7 +126,7 @@ func serveUntilEnd(ctx context.Context, o *options, server *mount.Server, k keep
 		o.notify.tell(log, notifyStopping, "STATUS=Unmounting "+server.MountPoint())
 		err := server.Unmount()
 		if err != nil {
-			log.WithError(err).Error("cannot unmount; the disk is served on")
+			log.WithError(err).Error("cannot unmount; the mount continues")
 		}
 		if asked && s != nil && s != syscall.SIGHUP {
 			return stop(server, log)
@@ -142,9 +142,9 @@ func stop(server *mount.Server, log *logrus.Logger) error {
 		return server.DetachDead()
 	default:
 	}
-	log.Warnf("asked to end a second time: %s is written and made clean, and whoever still uses the disk gets errors", server.Image())
+	log.Warnf("second signal: closing %s cleanly; programs still using the disk get errors", server.Image())
 	if err := server.Stop(); err != nil {
-		return fmt.Errorf("write %s: %w; what was synced is safe, and is restored when it is mounted again", server.Image(), err)
+		return fmt.Errorf("write %s: %w; synced data is safe and is restored by the next mount", server.Image(), err)
 	}
 	log.Warnf("%s is clean", server.Image())
 	return nil
@@ -155,7 +155,7 @@ func stop(server *mount.Server, log *logrus.Logger) error {
 func abandon(server *mount.Server, log *logrus.Logger) error {
 	log.Error("the monitor process has ended, so the disk cannot be unmounted; the service ends")
 	if err := server.Stop(); err != nil {
-		return fmt.Errorf("write %s: %w; what was synced is safe, and is restored when it is mounted again", server.Image(), err)
+		return fmt.Errorf("write %s: %w; synced data is safe and is restored by the next mount", server.Image(), err)
 	}
 	return fmt.Errorf("the monitor process has ended; %s is clean; remove the dead mount with: umount %s", server.Image(), server.MountPoint())
 }

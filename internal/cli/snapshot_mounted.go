@@ -17,10 +17,10 @@ import (
 // interrupted; ctx ends the waiting.
 func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name string) (*vhdx.SnapshotResult, error) {
 	if m.Overlay == overlayTmp {
-		return nil, usageError("%s is mounted with overlay=%s, and what is written there has no file that could be frozen", m.Image, overlayTmp)
+		return nil, usageError("%s is mounted with overlay=%s; its overlay has no file to freeze", m.Image, overlayTmp)
 	}
 	if len(c.options) > 0 {
-		return nil, usageError("%s is mounted at %s, with options of its own; do without -o", m.Image, m.MountPoint)
+		return nil, usageError("%s is mounted on %s; its options are used, so omit -o", m.Image, m.MountPoint)
 	}
 	if err := c.checkChildren(m.Image, vhdx.Options{}); err != nil {
 		return nil, err
@@ -36,15 +36,15 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		select {
 		case <-ctx.Done():
-			return nil, interrupted(context.Cause(ctx), "the snapshot may be made all the same, which vhdxfs list and chain tell")
+			return nil, interrupted(context.Cause(ctx), "the snapshot may still be created; check with vhdxfs chain")
 		case <-time.After(wait):
 		}
 		now, err := mounts.AskSnapshot(m.MountPoint, request.ID)
 		switch {
 		case err != nil: // it took the request, so it is no other program's
-			return nil, fmt.Errorf("the mount at %s has ended, or hangs, before it told of the snapshot; vhdxfs chain tells what there is (%w)", m.MountPoint, err)
+			return nil, fmt.Errorf("the mount at %s has ended, or hangs, before it confirmed the snapshot; check with vhdxfs chain (%w)", m.MountPoint, err)
 		case now.ID != request.ID:
-			return nil, fmt.Errorf("other snapshots of %s followed before it was learnt whether this one was made; vhdxfs chain, for the image that vhdxfs list shows, tells what there is", m.Image)
+			return nil, fmt.Errorf("other snapshots of %s followed before this one was confirmed; check with vhdxfs chain", m.Image)
 		case now.Running:
 			continue
 		case now.Refused:
@@ -52,7 +52,7 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 		case now.Error != "":
 			return nil, errors.New(now.Error)
 		case now.Result == nil: // the mount went, and what is below it has answered
-			return nil, fmt.Errorf("%s was unmounted at this moment; vhdxfs chain tells what there is", m.MountPoint)
+			return nil, fmt.Errorf("%s was unmounted meanwhile; check with vhdxfs chain", m.MountPoint)
 		}
 		return now.Result, nil
 	}
@@ -67,7 +67,7 @@ func nameBeside(image, name string) (string, error) {
 		image = real // beside which it is going to be
 	}
 	if !sameFile(filepath.Dir(name), filepath.Dir(image)) {
-		return "", usageError("the image is mounted, so the new file has to be in its folder, %s", filepath.Dir(image))
+		return "", usageError("the image is mounted; the new file must be in its folder, %s", filepath.Dir(image))
 	}
 	return filepath.Base(name), nil
 }

@@ -78,7 +78,7 @@ func (u *umountCommand) run(cmd *cobra.Command, args []string) error {
 		return mountError(enterNamespace(u.namespace, u.args))
 	}
 	if u.force {
-		u.say(cmd.ErrOrStderr(), "-f would cut the connection and lose what is not written yet; unmounting as without it")
+		u.say(cmd.ErrOrStderr(), "ignoring -f: aborting the connection would lose data")
 	}
 	return mountError(u.unmount(args[0], cmd.OutOrStdout(), cmd.ErrOrStderr()))
 }
@@ -93,10 +93,10 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 	case err != nil:
 		return err
 	case m == nil:
-		return fmt.Errorf("%s is no mount point of a VHDX image", dir)
+		return fmt.Errorf("%s is not a mount point of a VHDX image", dir)
 	}
 	if uid := os.Geteuid(); uid != 0 && !hasOption(m.VFSOptions, fmt.Sprint("user_id=", uid)) {
-		return fmt.Errorf("unmount %s: %w: it is not this user's mount; unmount it as root", dir, os.ErrPermission)
+		return fmt.Errorf("unmount %s: %w: it belongs to another user; unmount it as root", dir, os.ErrPermission)
 	}
 	var server *serverProcess
 	var unknown error // why it is not known who serves it
@@ -110,16 +110,16 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 		if err := remountFlags(m, true); err != nil {
 			return busyError(dir, err)
 		}
-		u.say(stderr, "%s is in use, so it has been made read-only", dir)
+		u.say(stderr, "%s is in use; it is now read-only", dir)
 		return nil
 	case errors.Is(err, unix.EBUSY):
 		return busyError(dir, err)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("%s: another program has unmounted it meanwhile", dir)
+		return fmt.Errorf("%s: already unmounted by another program", dir)
 	case err != nil:
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	case unknown != nil:
-		u.say(stderr, "%s: %v; it is unmounted without waiting for that program to end", dir, unknown)
+		u.say(stderr, "%s: %v; unmounting without waiting for it", dir, unknown)
 	}
 	if server != nil {
 		device := mounts.DeviceOf(m)
@@ -176,11 +176,11 @@ func (u *umountCommand) say(w io.Writer, format string, args ...any) {
 // waiting: it is mounted in another place, too, or other mount namespaces, such as containers, still have the mount.
 func (u *umountCommand) heldElsewhere(dir, device string, pid int, stderr io.Writer) bool {
 	if at := mountedAt(device); at != "" {
-		u.say(stderr, "%s is unmounted, but served on: it is mounted at %s, too (umount %[2]s)", dir, at)
+		u.say(stderr, "%s is unmounted, but also mounted on %s (umount %[2]s)", dir, at)
 		return true
 	}
 	if p := namespaceWith(device); p != "" {
-		u.say(stderr, "%s is unmounted, but served on: process %s still has it mounted, in another namespace", dir, p)
+		u.say(stderr, "%s is unmounted, but process %s still has it mounted in another namespace", dir, p)
 		return true
 	}
 	u.say(stderr, "%s: waiting for process %d to write everything", dir, pid)

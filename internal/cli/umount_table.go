@@ -41,7 +41,7 @@ func noteForUmount(dir string, log logrus.FieldLogger) {
 		cmd = exec.Command("/bin/mount", cmd.Args[1:]...)
 	}
 	if err := cmd.Run(); err != nil {
-		log.WithError(err).Debug("umount will not wait for this mount")
+		log.WithError(err).Debug("umount will not wait for the server of this mount")
 	}
 }
 

@@ -175,7 +175,7 @@ func TestMountOfUnwritable(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
 			r := mountImage(t, tc.image, dir)
-			if r.status != statusMount || !strings.Contains(r.stderr, tc.want) || !strings.Contains(r.stderr, "mount it with -o ro") {
+			if r.status != statusMount || !strings.Contains(r.stderr, tc.want) || !strings.Contains(r.stderr, "use -o ro") {
 				t.Errorf("status %d, %q; want %d, %q and what to do", r.status, r.stderr, statusMount, tc.want)
 			}
 			checkMessage(t, r)
@@ -191,7 +191,7 @@ func TestMountOfUnwritable(t *testing.T) {
 	// Where it cannot be read either, the first reason counts.
 	broken := newImage(t)
 	damage(t, broken, 0, 8)
-	if r := run(t, broken, t.TempDir(), "-o", "ro_fallback"); r.status != statusMount || !strings.Contains(r.stderr, "rule R2)") {
+	if r := run(t, broken, t.TempDir(), "-o", "ro_fallback"); r.status != statusMount || !strings.Contains(r.stderr, "rule R2") {
 		t.Errorf("damaged image: status %d, %q", r.status, r.stderr)
 	}
 }

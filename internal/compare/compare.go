@@ -230,7 +230,7 @@ func (w *worker) compare(off, n int64) error {
 		return nil
 	}
 	for at := int64(0); at < n; {
-		// Units are counted from the begin of the disk.
+		// Units are counted from the start of the disk.
 		next := min(n, at+Unit-(off+at)%Unit)
 		if !bytes.Equal(p[at:next], q[at:next]) {
 			w.ranges = append(w.ranges, Range{off + at, next - at, bytes.Equal(q[at:next], zeros[:next-at])})

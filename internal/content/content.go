@@ -218,7 +218,7 @@ func (k *Kind) Advice(path string) string {
 	}
 	switch k {
 	case DamagedVHDX:
-		return fmt.Sprintf("see what is wrong with vhdxfs check %s; vhdxfs convert --skip-errors saves what can be read", name)
+		return fmt.Sprintf("run vhdxfs check %s; vhdxfs convert --skip-errors copies what is readable", name)
 	case GPT, MBR:
 		return fmt.Sprintf("attach a raw disk with: losetup --find --show --partscan %s", name)
 	}

@@ -69,7 +69,7 @@ type Skipped struct {
 }
 
 // ErrVerify is what Run returns where the output does not read as what was written to it.
-var ErrVerify = errors.New("the output does not read as what was written to it; it was removed")
+var ErrVerify = errors.New("the output does not match the written data and was removed")
 
 // Run copies the input to the target and commits it. When it fails, or ctx ends, the target is discarded.
 func Run(ctx context.Context, in Input, t Target, o Options) (r *Result, err error) {

@@ -14,6 +14,7 @@ import (
 	"vhdxfs/internal/disk"
 	"vhdxfs/internal/loop"
 	"vhdxfs/internal/newfile"
+	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx"
 	"vhdxfs/vhdx/imagefile"
 )
@@ -58,7 +59,7 @@ func notAttached(path string) error {
 	if err != nil || len(devices) == 0 {
 		return err
 	}
-	return fmt.Errorf("%s is in use: %s is attached to it; detach that first, by losetup --detach", path, devices[0].Path)
+	return fmt.Errorf("%s is in use: %s is attached to it; detach that first with losetup --detach", path, devices[0].Path)
 }
 
 // rawFile is a new raw file.
@@ -91,7 +92,7 @@ type device struct {
 
 func newDevice(path string, size int64, replace bool) (Target, error) {
 	if !replace {
-		return nil, fmt.Errorf("%s is a block device: %w; its bytes are overwritten only by force", path, fs.ErrExist)
+		return nil, fmt.Errorf("%s is a block device: %w; --force overwrites everything on it", path, fs.ErrExist)
 	}
 	// Exclusive, so that the kernel refuses a device that is mounted or part of another one.
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
@@ -104,7 +105,7 @@ func newDevice(path string, size int64, replace bool) (Target, error) {
 		has, err = f.Seek(0, io.SeekEnd)
 	}
 	if err == nil && has < size {
-		err = fmt.Errorf("%s has %d bytes, the disk has %d", path, has, size)
+		err = fmt.Errorf("%s is too small: it has %s, the disk %s", path, sizes.Exact(has), sizes.Exact(size))
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -205,7 +206,7 @@ func Overwritten(path string, size int64, replace bool) (string, error) {
 		return "", err
 	}
 	if device && has < size {
-		return "", fmt.Errorf("%s has %d bytes, the disk has %d", path, has, size)
+		return "", fmt.Errorf("%s is too small: it has %s, the disk %s", path, sizes.Exact(has), sizes.Exact(size))
 	}
 	kind, err := content.Identify(f, has)
 	if err != nil {

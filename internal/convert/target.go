@@ -60,7 +60,7 @@ func (t image) SetSize(size int64) (int64, error) {
 		return t.o.Size, nil
 	}
 	if size == 0 {
-		return 0, errors.New("the input is empty, and the smallest disk has one sector")
+		return 0, errors.New("the input is empty; a disk has at least one sector")
 	}
 	size = padded(size, t.o.LogicalSectorSize)
 	return size, t.Builder.SetSize(size)

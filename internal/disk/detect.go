@@ -27,7 +27,7 @@ func (e *ForeignError) Error() string {
 	if path == "-" {
 		path = "standard input"
 	}
-	msg := fmt.Sprintf("%s is no raw disk: it looks like %v", path, e.Kind)
+	msg := fmt.Sprintf("%s is not a raw disk: it looks like %v", path, e.Kind)
 	if e.Kind.IsDisk() {
 		msg = fmt.Sprintf("%s is not the image that its name says: it looks like %v", path, e.Kind)
 	}

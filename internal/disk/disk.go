@@ -53,7 +53,7 @@ func Open(path string, format Format, o vhdx.Options) (*Disk, error) {
 	case Raw:
 		return openRaw(path, o.Lock)
 	}
-	return nil, fmt.Errorf("%w %q; it can be raw or vhdx", ErrFormat, format)
+	return nil, fmt.Errorf("%w %q; must be raw or vhdx", ErrFormat, format)
 }
 
 // An imageReader reads an image, but not what its file has as holes: of a fixed image that is hardly used, or of large

@@ -187,7 +187,7 @@ func (p *page) file() {
 func (p *page) fileLegend() {
 	p.y += 26
 	x := margin + axis
-	p.to.text(x, p.y, font{size: 13, color: inkColor}, "begin of the disk")
+	p.to.text(x, p.y, font{size: 13, color: inkColor}, "start of the disk")
 	x += 116
 	const steps = 24
 	for i := range steps {

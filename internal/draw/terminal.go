@@ -158,7 +158,7 @@ func (w *painter) fileLegend(s *Survey) {
 		uses = append(uses, InPart)
 	}
 	if !w.color {
-		w.text(ansi.Style{}, "0 to 9: begin to end of disk")
+		w.text(ansi.Style{}, "0 to 9: start to end of disk")
 	} else {
 		w.text(ansi.Style{}, "start of disk ")
 		const steps = 10

@@ -15,7 +15,7 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	return fmt.Sprintf("a fault of this program, please report it: %v", e.Value)
+	return fmt.Sprintf("internal error, please report it: %v", e.Value)
 }
 
 // New returns the error for a value that recover has returned, and nil where there was no panic. It is called by the

@@ -33,11 +33,11 @@ func CanAttach() error {
 	f, err := os.OpenFile(control, os.O_RDWR, 0)
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("there are no loop devices: %w; load the module (modprobe loop), or give the container %s", err, control)
+		return fmt.Errorf("no loop devices: %w; load the module (modprobe loop), or give the container %s", err, control)
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("no right to attach a loop device: %w; that is for root", err)
+		return fmt.Errorf("attaching a loop device needs root: %w; run with sudo", err)
 	case err != nil:
-		return fmt.Errorf("no loop device can be attached: %w", err)
+		return fmt.Errorf("cannot attach a loop device: %w", err)
 	}
 	f.Close()
 	_, err = tool("losetup")
@@ -100,7 +100,7 @@ func scan(ctx context.Context, path string) (*Device, error) {
 func attached(path string) (*Device, error) {
 	d, err := At(path)
 	if err == nil && d == nil {
-		err = fmt.Errorf("%s is not attached any more: another program has detached it", path)
+		err = fmt.Errorf("%s is no longer attached: another program has detached it", path)
 	}
 	return d, err
 }
@@ -129,7 +129,7 @@ func Detach(ctx context.Context, path string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s: %w; it is detached as soon as nobody has it open any more: %w", path, ErrInUse, ctx.Err())
+			return fmt.Errorf("%s: %w; it is detached when it is no longer open: %w", path, ErrInUse, ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -162,7 +162,7 @@ func claim(d *Device) error {
 		case errors.Is(err, unix.EBUSY):
 			return fmt.Errorf("%s is %w: mounted in another namespace, or part of another device", path, ErrInUse)
 		case errors.Is(err, unix.EACCES):
-			return fmt.Errorf("no right to detach %s: %w; that is for root", path, err)
+			return fmt.Errorf("detaching %s needs root: %w; run with sudo", path, err)
 		case err == nil:
 			unix.Close(fd)
 		}

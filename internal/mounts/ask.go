@@ -21,11 +21,11 @@ import (
 )
 
 // ErrNoAnswer says that the program that serves a mount runs, but does not answer.
-var ErrNoAnswer = errors.New("the program that serves it does not answer")
+var ErrNoAnswer = errors.New("its server does not answer")
 
 // ErrForeign says that another user has made a mount, so that nothing that it says can be believed: any program can
 // serve a mount of this type.
-var ErrForeign = errors.New("it is another user's mount")
+var ErrForeign = errors.New("it belongs to another user")
 
 // patience is how long a mount may take to answer.
 const patience = 5 * time.Second

@@ -43,7 +43,7 @@ func AskCompaction(mountPoint string) (*Compaction, error) {
 	}
 	c := new(Compaction)
 	if err := json.Unmarshal([]byte(text), c); err != nil {
-		return nil, fmt.Errorf("what the mount at %s says of its compaction: %w", mountPoint, err)
+		return nil, fmt.Errorf("unexpected answer of the mount on %s: %w", mountPoint, err)
 	}
 	return c, nil
 }

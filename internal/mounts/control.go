@@ -222,7 +222,7 @@ func exchange(m *mountinfo.Info, r request) (a answer, peer *unix.Ucred, err err
 }
 
 // ErrUnknownServer says that it is not known which process serves a mount.
-var ErrUnknownServer = errors.New("it is not known here which process serves it")
+var ErrUnknownServer = errors.New("its server process is unknown")
 
 // ServerPID returns the process that serves the mount m. It belongs to the user who has made the mount. The error matches
 // unix.ENOTCONN for a mount whose program has died.

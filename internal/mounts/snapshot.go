@@ -51,7 +51,7 @@ func AskSnapshot(mountPoint, id string) (*Snapshot, error) {
 	}
 	s := new(Snapshot)
 	if err := json.Unmarshal([]byte(text), s); err != nil {
-		return nil, fmt.Errorf("what the mount at %s says of its snapshot: %w", mountPoint, err)
+		return nil, fmt.Errorf("unexpected answer of the mount on %s: %w", mountPoint, err)
 	}
 	if i := slices.IndexFunc(s.Earlier, func(e Snapshot) bool { return e.ID == id }); s.ID != id && i >= 0 {
 		return &s.Earlier[i], nil

@@ -63,8 +63,8 @@ func FusermountError(stderr *bytes.Buffer, err error) error {
 	case said == "":
 		return fmt.Errorf("fusermount3: %w", err)
 	case strings.Contains(said, "user_allow_other"):
-		return fmt.Errorf("%w: allow_other and allow_root are refused to ordinary users here; "+
-			"put the line user_allow_other into /etc/fuse.conf, or leave the option out", os.ErrPermission)
+		return fmt.Errorf("%w: ordinary users may not use allow_other and allow_root here; "+
+			"add the line user_allow_other to /etc/fuse.conf, or omit the option", os.ErrPermission)
 	case strings.Contains(said, FUSEDevice) || strings.Contains(said, "fuse device not found"):
 		return fmt.Errorf("%w: %s", ErrNoFUSE, said)
 	}

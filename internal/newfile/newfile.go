@@ -79,9 +79,9 @@ func Create(path string, o Options) (_ *File, err error) {
 		case err != nil:
 			return nil, err
 		case o.Replace:
-			return nil, existsError{path, "is no regular file"}
+			return nil, existsError{path, "is not a regular file"}
 		default:
-			return nil, existsError{path, "exists"}
+			return nil, existsError{path, "already exists; use --force to replace it"}
 		}
 	}
 	mode := fs.FileMode(0o600) // until it has its owner
@@ -129,7 +129,7 @@ func TempName(path string) string {
 // An existsError says that something is in the way. It matches fs.ErrExist.
 type existsError struct{ path, what string }
 
-func (e existsError) Error() string        { return e.path + " " + e.what + "; it is left as it is" }
+func (e existsError) Error() string        { return e.path + " " + e.what }
 func (e existsError) Is(target error) bool { return target == fs.ErrExist }
 
 // Path returns the name that the file is going to have.
@@ -227,7 +227,7 @@ func (f *File) arrived() error {
 func (f *File) named(err error) error {
 	switch {
 	case errors.Is(err, unix.EEXIST):
-		return existsError{f.path, "exists"}
+		return existsError{f.path, "already exists; use --force to replace it"}
 	case err != nil:
 		if link, ok := errors.AsType[*os.LinkError](err); ok {
 			err = link.Err

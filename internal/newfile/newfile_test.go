@@ -194,8 +194,8 @@ func errorsNameThePath(t *testing.T) {
 	for path, want := range map[string]string{
 		filepath.Join(dir, "none", "new"): "no such file or directory",
 		"/proc/new":                       "no such file or directory",
-		dir:                               "is no regular file; it is left as it is",
-		"/dev/null":                       "is no regular file; it is left as it is",
+		dir:                               "is not a regular file",
+		"/dev/null":                       "is not a regular file",
 	} {
 		f, err := Create(path, Options{Replace: true})
 		if err == nil {

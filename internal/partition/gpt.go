@@ -7,6 +7,8 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
+
+	sizes "vhdxfs/internal/size"
 )
 
 const (
@@ -35,7 +37,7 @@ func (g *GPT) BackupAtEnd(size int64) bool { return g.backup() == uint64(size/g.
 func (g *GPT) BackupWithin(size int64) bool { return g.backup() < uint64(size/g.sector) }
 
 // ErrDamagedGPT is matched where a disk has a GPT that cannot be used.
-var ErrDamagedGPT = errors.New("the GPT is damaged; repair it first, as with sgdisk or gdisk")
+var ErrDamagedGPT = errors.New("the GPT is damaged; repair it first, such as with sgdisk")
 
 // readGPT reads the primary GPT of a disk of size bytes. It returns nil where there is none.
 func readGPT(disk io.ReaderAt, size, sector int64) (*GPT, error) {
@@ -52,7 +54,7 @@ func readGPT(disk io.ReaderAt, size, sector int64) (*GPT, error) {
 			return nil, err
 		}
 		if string(last[:8]) == gptSignature {
-			return nil, fmt.Errorf("%w: only its backup is there", ErrDamagedGPT)
+			return nil, fmt.Errorf("%w: only its backup exists", ErrDamagedGPT)
 		}
 		return nil, nil
 	}
@@ -108,10 +110,10 @@ func (g *GPT) tableSectors() int64 { return (int64(len(g.entries)) + g.sector - 
 func (g *GPT) Fits(size int64) error {
 	end := (size/g.sector - 1 - g.tableSectors()) * g.sector
 	if u, beyond := (&Layout{Uses: g.uses()}).Beyond(end); beyond {
-		return fmt.Errorf("%s ends at byte %d, and with the backup of the GPT there is room up to %d", u.What, u.End, max(end, 0))
+		return fmt.Errorf("%s ends at %s, but with the backup of the GPT there is room up to %s only", u.What, sizes.Text(u.End), sizes.Text(max(end, 0)))
 	}
 	if first := le.Uint64(g.header[40:]); end < span(first, uint64(g.sector)) {
-		return fmt.Errorf("a GPT needs more than %d bytes", size)
+		return fmt.Errorf("a GPT needs more than %s", sizes.Text(size))
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	sizes "vhdxfs/internal/size"
 )
 
 // A Partition is a run of bytes of a disk. Numbers are those that the kernel gives: logical partitions of an MBR begin
@@ -30,7 +32,7 @@ func Get(disk io.ReaderAt, size, sector int64, n int) (Partition, error) {
 			continue
 		}
 		if p.Len <= 0 || p.Off >= size || p.Len > size-p.Off {
-			return p, fmt.Errorf("partition %d has %d bytes at %d, which do not lie inside the disk of %d bytes", n, p.Len, p.Off, size)
+			return p, fmt.Errorf("partition %d (%s at %#x) ends beyond the end of the disk (%#x)", n, sizes.Text(p.Len), p.Off, size)
 		}
 		return p, nil
 	}
@@ -45,7 +47,7 @@ func list(disk io.ReaderAt, size, sector int64) ([]Partition, error) {
 	const headSize = 512
 	head := make([]byte, headSize)
 	if size < headSize {
-		return nil, fmt.Errorf("a disk of %d bytes has no partition table", size)
+		return nil, fmt.Errorf("a disk of %s has no partition table", sizes.Text(size))
 	}
 	if err := readAt(disk, head, 0); err != nil {
 		return nil, err
@@ -57,7 +59,7 @@ func list(disk io.ReaderAt, size, sector int64) ([]Partition, error) {
 	}
 	entries, sound := mbrEntries(head)
 	if !sound {
-		return nil, fmt.Errorf("the disk has no partition table, neither a GPT nor an MBR")
+		return nil, fmt.Errorf("the disk has no partition table, no GPT and no MBR")
 	}
 	if !slices.ContainsFunc(entries, func(e mbrEntry) bool { return e.kind == protective }) {
 		return mbrList(disk, size, sector, entries)
@@ -67,7 +69,7 @@ func list(disk io.ReaderAt, size, sector int64) ([]Partition, error) {
 	case err != nil:
 		return nil, err
 	case g == nil:
-		return nil, fmt.Errorf("the disk has the MBR that protects a GPT, but with sectors of %d bytes there is no GPT", sector)
+		return nil, fmt.Errorf("the disk has a protective MBR, but no GPT for sectors of %d bytes", sector)
 	}
 	return g.list(), nil
 }
@@ -115,14 +117,14 @@ func mbrList(disk io.ReaderAt, size, sector int64, entries []mbrEntry) (list []P
 		off := span(at, uint64(sector))
 		b := make([]byte, 512)
 		if off > size-int64(len(b)) {
-			return nil, fmt.Errorf("the table of logical partition %d is at byte %d, beyond the end of the disk", n, off)
+			return nil, fmt.Errorf("the table of logical partition %d is at %#x, beyond the end of the disk", n, off)
 		}
 		if err := readAt(disk, b, off); err != nil {
 			return nil, err
 		}
 		entries, sound := mbrEntries(b)
 		if !sound {
-			return nil, fmt.Errorf("the table of logical partition %d, at byte %d, is damaged", n, off)
+			return nil, fmt.Errorf("the table of logical partition %d, at %#x, is damaged", n, off)
 		}
 		if e := entries[0]; !e.empty() && !e.extended() {
 			list = append(list, e.partition(n, at, sector))

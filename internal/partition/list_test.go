@@ -82,16 +82,16 @@ func TestGetRefuses(t *testing.T) {
 		"nothing":        {1, func([]byte) {}, "no partition table"},
 		"empty":          {1, func(b []byte) { sign(b, 0) }, "is empty"},
 		"code":           {1, func(b []byte) { sign(b, 0); entry(b, 0, 7, 1, 10); b[446+32] = 1 }, "no partition table"},
-		"end":            {1, func(b []byte) { sign(b, 0); entry(b, 0, 7, 1, sectors) }, "do not lie inside"},
-		"begin":          {1, func(b []byte) { sign(b, 0); entry(b, 0, 7, sectors, 1) }, "do not lie inside"},
-		"far":            {1, func(b []byte) { sign(b, 0); entry(b, 0, 7, 1<<32-1, 1<<32-1) }, "do not lie inside"},
+		"end":            {1, func(b []byte) { sign(b, 0); entry(b, 0, 7, 1, sectors) }, "ends beyond the end of the disk"},
+		"begin":          {1, func(b []byte) { sign(b, 0); entry(b, 0, 7, sectors, 1) }, "ends beyond the end of the disk"},
+		"far":            {1, func(b []byte) { sign(b, 0); entry(b, 0, 7, 1<<32-1, 1<<32-1) }, "ends beyond the end of the disk"},
 		"extended":       {1, func(b []byte) { sign(b, 0, 10); entry(b, 0, 5, 10, 100); entry(b, 1, 7, 200, 10) }, "no partition 1; it has 2"},
 		"no link":        {5, func(b []byte) { sign(b, 0); entry(b, 0, 5, 10, 100) }, "damaged"},
 		"link outside":   {5, func(b []byte) { sign(b, 0); entry(b, 0, 5, 1<<31, 100) }, "beyond the end"},
 		"loop":           {9, func(b []byte) { sign(b, 0, 10); entry(b, 0, 5, 10, 100); entry(b[5120:], 1, 5, 0, 1) }, "is empty"},
 		"protective":     {1, func(b []byte) { sign(b, 0); entry(b, 0, protective, 1, sectors-1) }, "no GPT"},
 		"NTFS":           {1, func(b []byte) { sign(b, 0); copy(b[3:], "NTFS    "); entry(b, 0, 7, 1, 10) }, "all of it is an NTFS"},
-		"logical beyond": {5, func(b []byte) { sign(b, 0, 10); entry(b, 0, 5, 10, 100); entry(b[5120:], 0, 7, 1<<32-1, 1) }, "do not lie inside"},
+		"logical beyond": {5, func(b []byte) { sign(b, 0, 10); entry(b, 0, 5, 10, 100); entry(b[5120:], 0, 7, 1<<32-1, 1) }, "ends beyond the end of the disk"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := make([]byte, sectors*512)
