@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"encoding/json"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// A monitor answers a word that it does not know with an error, and does nothing.
+func TestMonitorKnowsItsWords(t *testing.T) {
+	for _, w := range []word{"", "exec", "unmount /", "MOUNT"} {
+		var ends [2]*net.UnixConn
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, fd := range pair {
+			if ends[i], err = packetConn(fd); err != nil {
+				t.Fatal(err)
+			}
+			defer ends[i].Close()
+		}
+		k := newLocalKeeper(&options{}, 0, logrus.New())
+		answerEngine(ends[0], k, &logCollector{}, monitorQuestion{Word: w})
+		b := make([]byte, maxMessage)
+		n, err := ends[1].Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var a monitorAnswer
+		if err := json.Unmarshal(b[:n], &a); err != nil || !strings.Contains(string(a.Error), "unknown word") {
+			t.Errorf("%q is answered with %s, %v", w, b[:n], err)
+		}
+	}
+}
+
+// The errors of a monitor are those of the call: callers look for EBUSY and missing permission.
+func TestMonitorErrors(t *testing.T) {
+	for _, want := range []error{unix.EBUSY, unix.EPERM, unix.ENOENT} {
+		var a monitorAnswer
+		a.setError(want)
+		b, err := json.Marshal(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got monitorAnswer
+		if err := json.Unmarshal(b, &got); err != nil {
+			t.Fatal(err)
+		}
+		if e := got.err(); e == nil || e.Error() != want.Error() || statusOf(e) != statusOf(want) {
+			t.Errorf("%v comes as %v", want, e)
+		}
+	}
+}
