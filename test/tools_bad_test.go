@@ -149,13 +149,13 @@ func TestToolsRefuseBadInput(t *testing.T) {
 		{"pipe", systemStatus, "neither a regular file nor a block device"},
 		{"/dev/null", systemStatus, "neither a regular file nor a block device"},
 		{"", usageStatus, "is empty"},
-		{"text", damagedStatus, "a VHDX file has at least 1 MiB"},
+		{"text", damagedStatus, "a VHDX file at least 1 MiB"},
 		{"raw", damagedStatus, "not a VHDX file"},
 		{"no-headers.vhdx", damagedStatus, "neither header is valid"},
 		{"no-regions.vhdx", damagedStatus, "region table"},
 		{"no-metadata.vhdx", damagedStatus, "metadata"},
 		{"wild.vhdx", damagedStatus, "BAT entry"},
-		{"cut.vhdx", damagedStatus, "does not lie inside the file"},
+		{"cut.vhdx", damagedStatus, "ends beyond the end of the file"},
 		{"orphan.vhdx", damagedStatus, "is another disk"},
 	} {
 		for _, args := range [][]string{

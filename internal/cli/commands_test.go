@@ -363,8 +363,8 @@ func TestParentOutsideTheFolder(t *testing.T) {
 		{[]string{"create", "--parent", base, filepath.Join(other, "child.avhdx")}, true},
 		{[]string{"set-parent", in("child.avhdx"), base}, false},
 		{[]string{"set-parent", filepath.Join(other, "child.avhdx"), base}, true},
-		{[]string{"snapshot", base, in("next.avhdx")}, false},
-		{[]string{"snapshot", base, filepath.Join(other, "next.avhdx")}, true},
+		{[]string{"snapshot", "--branch", base, in("next.avhdx")}, false},
+		{[]string{"snapshot", "--branch", base, filepath.Join(other, "next.avhdx")}, true},
 	} {
 		r := run(t, tc.args...)
 		if want := "-o parent_dir=" + dir; r.status != statusOK || strings.Contains(r.stderr, want) != tc.warn {

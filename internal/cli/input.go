@@ -83,7 +83,7 @@ func (c *copyFlags) openDisk(input, output string, format disk.Format, o vhdx.Op
 	case broken.Structure == "parent locator":
 		err = fmt.Errorf("%w; convert --without-parent copies what the image holds itself", err)
 	case !c.rescue.skipErrors && broken.Structure != "file type identifier":
-		err = fmt.Errorf("%w; convert --skip-errors may save what can be read", err)
+		err = fmt.Errorf("%w; convert --skip-errors may copy what is readable", err)
 	}
 	if broken != nil && format == disk.Auto && c.formatFlag != "" {
 		err = fmt.Errorf("%w; %s raw reads the file's bytes as a raw disk", err, c.formatFlag)
