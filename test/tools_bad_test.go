@@ -231,7 +231,7 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 		}
 	}
 	w.refuses(t, usageStatus, "standard output", "convert", "full.vhdx", "-")
-	w.refuses(t, usageStatus, "cannot be an SVG and a PNG", "map", "--svg", "new", "--png", "new", "full.vhdx")
+	w.refuses(t, usageStatus, "need different files", "map", "--svg", "new", "--png", "new", "full.vhdx")
 	w.refuses(t, usageStatus, "--png is empty", "map", "--png", "", "full.vhdx")
 	w.refuses(t, usageStatus, "--parent is empty", "create", "--parent", "", "--size", "1M", "new.vhdx")
 	if dev := loopDeviceOf(t, w.path("raw")); dev != "" {
