@@ -76,7 +76,7 @@ var badRows = []row{
 	}},
 	{"neither root nor fusermount3", func(t *testing.T, p *place) {
 		p.forNobody(t)
-		p.bad(t, 1, "needs root, or for an ordinary user the program fusermount3; install the package fuse3", "unshare", "--mount", "sh", "-c",
+		p.bad(t, 1, "needs root, or the program fusermount3 for ordinary users; install the package fuse3", "unshare", "--mount", "sh", "-c",
 			`mount --bind /dev/null "$(command -v fusermount3)" && `+
 				`exec setpriv --reuid 65534 --regid 65534 --clear-groups mount.vhdx "$@"`, "sh", p.img, p.dir)
 	}},

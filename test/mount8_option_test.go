@@ -76,8 +76,8 @@ mount -t vhdx -o pidfile=/mnt/pid "$@"; echo "$?, and there is $(ls /mnt/pid 2>/
 		{"replay= of an image with a log to replay", func(t *testing.T, p *place) {
 			p.dirty(t)
 			before := sha256File(t, p.img)
-			p.run(t, 32, "which replay=no forbids", "mount", "-t", "vhdx", "-o", "replay=no", p.img, p.dir)
-			p.run(t, 32, "which replay=no forbids", "mount", "-t", "vhdx", "-o", "ro,replay=no", p.img, p.dir)
+			p.run(t, 32, "replay=no forbids that", "mount", "-t", "vhdx", "-o", "replay=no", p.img, p.dir)
+			p.run(t, 32, "replay=no forbids that", "mount", "-t", "vhdx", "-o", "ro,replay=no", p.img, p.dir)
 			p.mount(t, "ro,replay=memory")
 			p.mounted(t, "ro")
 			p.run(t, 0, "", "umount", p.dir)

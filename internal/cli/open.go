@@ -34,7 +34,7 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	case err == nil:
 		return im, nil
 	case errors.Is(err, unix.EISDIR):
-		return nil, fmt.Errorf("%w; name the VHDX file in it", err)
+		return nil, fmt.Errorf("%w; give the VHDX file in it", err)
 	case errors.Is(err, vhdx.ErrCorrupt):
 		return nil, withAdvice(err)
 	case o.readOnly || o.mount.Overlay != "" || !unwritable(err) && !o.roFallback:
