@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 var (

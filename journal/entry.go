@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 var le = binary.LittleEndian
@@ -227,5 +227,5 @@ func AppendEntry(dst []byte, e *Entry) []byte {
 
 // invalid says why the bytes at file offset off are no part of a valid log entry.
 func invalid(off int64, format string, args ...any) error {
-	return ondisk.Corrupt(ondisk.R11, "log entry", off, format, args...)
+	return ondisk.Corrupt(ondisk.RuleLogSequence, "log entry", off, format, args...)
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0)) }
@@ -131,12 +131,12 @@ func TestInvalidEntries(t *testing.T) {
 			}
 			im.damage(c.change, c.stamp)
 			_, err := readEntry(newRingReader(im, im.reg), 0)
-			wantRule(t, err, ondisk.R11)
+			wantRule(t, err, ondisk.RuleLogSequence)
 			if !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %q, want %q in it", err, c.want)
 			}
 			_, err = Find(im, im.reg)
-			wantRule(t, err, ondisk.R11)
+			wantRule(t, err, ondisk.RuleLogSequence)
 		})
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"testing"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // Rings are mostly data sectors, and inputs of their size are more than the fuzzer can search. An input
@@ -95,7 +95,7 @@ func FuzzEntry(f *testing.F) {
 			e.Updates = append(e.Updates, readUpdate(t, s, &u))
 			return nil
 		}); err != nil {
-			wantRule(t, err, ondisk.R13)
+			wantRule(t, err, ondisk.RuleLogTarget)
 			return
 		}
 		again := AppendEntry(nil, &e)
@@ -160,7 +160,7 @@ func FuzzReplay(f *testing.F) {
 
 		s, err := Find(im, im.reg)
 		if err != nil {
-			wantRule(t, err, ondisk.R11)
+			wantRule(t, err, ondisk.RuleLogSequence)
 			return
 		}
 		if s.Entries > fuzzSectors || s.Updates > fuzzSectors*SectorSize/descriptorSize {

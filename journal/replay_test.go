@@ -8,7 +8,7 @@ import (
 	"slices"
 	"testing"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 func TestR12FileShorterThanFlushed(t *testing.T) {
@@ -28,7 +28,7 @@ func TestR12FileShorterThanFlushed(t *testing.T) {
 	}
 	for _, flushed := range []uint64{uint64(im.size) + 1, 1 << 40, math.MaxInt64 + 1, math.MaxUint64} {
 		im := build(flushed)
-		wantRefused(t, im, ondisk.R12)
+		wantRefused(t, im, ondisk.RuleFileShorterThanLog)
 	}
 }
 
@@ -72,7 +72,7 @@ func TestR13ForbiddenWrites(t *testing.T) {
 				im.replay(t)
 				return
 			}
-			wantRefused(t, im, ondisk.R13)
+			wantRefused(t, im, ondisk.RuleLogTarget)
 		})
 	}
 	t.Run("LastFileOffset", func(t *testing.T) {
@@ -80,7 +80,7 @@ func TestR13ForbiddenWrites(t *testing.T) {
 		im.custom(Entry{LogGUID: thisSession, Tail: noTail, LastFileOffset: math.MaxInt64})
 		im.replay(t)
 		im.custom(Entry{LogGUID: thisSession, Tail: 0, LastFileOffset: math.MaxInt64 + 1})
-		wantRefused(t, im, ondisk.R13)
+		wantRefused(t, im, ondisk.RuleLogTarget)
 	})
 	t.Run("not replayed", func(t *testing.T) {
 		im := newImage(16)

@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A Region says where in the file the log lies, and which of its entries count. All of it stands in the
@@ -22,7 +22,7 @@ type Region struct {
 func (reg Region) check() error {
 	if reg.Offset < 0 || reg.Length <= 0 || reg.Length%SectorSize != 0 || reg.Length > math.MaxUint32 ||
 		reg.Offset > math.MaxInt64-reg.Length {
-		return ondisk.Corrupt(ondisk.R11, "log", reg.Offset, "no log can be %d bytes long here", reg.Length)
+		return ondisk.Corrupt(ondisk.RuleLogSequence, "log", reg.Offset, "no log can be %d bytes long here", reg.Length)
 	}
 	return nil
 }

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"io"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // Find finds the active sequence of the log reg in r. An error matches ondisk.ErrCorrupt and names rule R11
@@ -22,7 +22,7 @@ func Find(r io.ReaderAt, reg Region) (*Sequence, error) {
 	}
 	active := activeSequence(entries, reg.Length)
 	if active == nil {
-		return nil, ondisk.Corrupt(ondisk.R11, "log", reg.Offset,
+		return nil, ondisk.Corrupt(ondisk.RuleLogSequence, "log", reg.Offset,
 			"no complete sequence among %d valid entries with LogGuid %v", len(entries), reg.GUID)
 	}
 	s := newSequence(r, reg, active)

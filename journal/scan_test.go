@@ -6,7 +6,7 @@ import (
 	"math"
 	"testing"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 func TestR11NoCompleteSequence(t *testing.T) {
@@ -44,7 +44,7 @@ func TestR11NoCompleteSequence(t *testing.T) {
 			im := newImage(16)
 			c.fill(im)
 			_, err := Find(im, im.reg)
-			wantRule(t, err, ondisk.R11)
+			wantRule(t, err, ondisk.RuleLogSequence)
 			var fe *ondisk.FormatError
 			if errors.As(err, &fe); fe.Structure != "log" || fe.Offset != logOffset {
 				t.Errorf("error is about %q at %#x, want the log at %#x", fe.Structure, fe.Offset, logOffset)
@@ -63,7 +63,7 @@ func TestFindRefusesImpossibleRegion(t *testing.T) {
 		{Offset: logOffset, Length: 1 << 32, GUID: thisSession},
 	} {
 		_, err := Find(newImage(16), reg)
-		wantRule(t, err, ondisk.R11)
+		wantRule(t, err, ondisk.RuleLogSequence)
 	}
 }
 
@@ -347,7 +347,7 @@ func TestScanIsLinear(t *testing.T) {
 	}
 	im.read = 0
 	_, err := Find(im, im.reg)
-	wantRule(t, err, ondisk.R11)
+	wantRule(t, err, ondisk.RuleLogSequence)
 	if im.read > 3*im.reg.Length {
 		t.Errorf("read %d bytes of a log of %d", im.read, im.reg.Length)
 	}

@@ -5,7 +5,7 @@ import (
 	"io"
 	"math"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // headerSection is the end of the part of the file that the log must not change: the file identifier and
@@ -67,10 +67,10 @@ func (s *Sequence) checkSizes(size int64) error {
 	case size < 0:
 		return errors.New("journal: negative file size")
 	case s.FlushedFileOffset > uint64(size):
-		return ondisk.Corrupt(ondisk.R12, "log entry", head,
+		return ondisk.Corrupt(ondisk.RuleFileShorterThanLog, "log entry", head,
 			"the file is %d bytes long, FlushedFileOffset is %d", size, s.FlushedFileOffset)
 	case s.LastFileOffset > math.MaxInt64:
-		return ondisk.Corrupt(ondisk.R13, "log entry", head, "LastFileOffset %#x", s.LastFileOffset)
+		return ondisk.Corrupt(ondisk.RuleLogTarget, "log entry", head, "LastFileOffset %#x", s.LastFileOffset)
 	}
 	return nil
 }
@@ -126,15 +126,15 @@ func (s *Sequence) checkUpdate(u *update, off int64) error {
 		return nil // touches nothing, wherever
 	}
 	if u.fileOffset > math.MaxInt64 || n > math.MaxInt64-u.fileOffset {
-		return ondisk.Corrupt(ondisk.R13, "log descriptor", off,
+		return ondisk.Corrupt(ondisk.RuleLogTarget, "log descriptor", off,
 			"writes %d bytes at %#x, past the largest file", n, u.fileOffset)
 	}
 	u.off, u.end = int64(u.fileOffset), int64(u.fileOffset+n)
 	switch {
 	case u.off < headerSection:
-		return ondisk.Corrupt(ondisk.R13, "log descriptor", off, "writes into the headers, at %#x", u.off)
+		return ondisk.Corrupt(ondisk.RuleLogTarget, "log descriptor", off, "writes into the headers, at %#x", u.off)
 	case s.Region.overlaps(u.off, u.end):
-		return ondisk.Corrupt(ondisk.R13, "log descriptor", off, "writes into the log, %d bytes at %#x", n, u.off)
+		return ondisk.Corrupt(ondisk.RuleLogTarget, "log descriptor", off, "writes into the log, %d bytes at %#x", n, u.off)
 	}
 	return nil
 }

@@ -11,11 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // growStep is by how much the file grows at least when it has no free space left, in bytes. Growing seldom keeps
 // the file in few pieces and its size out of most syncs.
-const growStep = 32 * mib
+const growStep = 32 * ondisk.MiB
 
 // A place is space in the file for a block.
 type place struct {
@@ -33,14 +34,14 @@ func (w *writer) allocate(size int64) (place, error) {
 	for more := true; more; {
 		more = w.reclaim(reclaimStep)
 		// The last MiB, where the file ends inside it, is too short for a block.
-		if off, ok := w.space.find(size, min(w.fresh, w.size/mib*mib)); ok {
+		if off, ok := w.space.find(size, min(w.fresh, w.size/ondisk.MiB*ondisk.MiB)); ok {
 			w.space.mark(off, size)
 			return place{off: off, size: size}, nil
 		}
 	}
 	off := w.fresh
 	if end := off + size; end > w.size {
-		if err := w.grow(roundUp(end, growStep)); err != nil {
+		if err := w.grow(ondisk.RoundUp(end, growStep)); err != nil {
 			// A smaller step may do on a disk that is nearly full.
 			if err := w.grow(end); err != nil {
 				return place{}, err
@@ -66,7 +67,7 @@ func (w *writer) growTo(size int64) error {
 
 // grow makes the file longer. Where a hole would make Windows refuse the image, the space is allocated.
 func (w *writer) grow(size int64) error {
-	if size > maxFileSize {
+	if size > ondisk.MaxFileSize {
 		return unix.EFBIG
 	}
 	if !w.holes {
@@ -122,9 +123,9 @@ func (w *writer) fill(off, n int64) error {
 }
 
 // zeroBytes begins at a page; see zerosAt.
-var zeroBytes = zeroRoom[-uintptr(unsafe.Pointer(&zeroRoom))%pageSize:][:1*mib]
+var zeroBytes = zeroRoom[-uintptr(unsafe.Pointer(&zeroRoom))%ondisk.PageSize:][:1*ondisk.MiB]
 
-var zeroRoom [1*mib + pageSize]byte
+var zeroRoom [1*ondisk.MiB + ondisk.PageSize]byte
 
 func (w *writer) writeZeros(off, n int64) error { return writeZeros(w.file, off, n) }
 
@@ -143,7 +144,7 @@ func writeZeros(f io.WriterAt, off, n int64) error {
 // where a program that is killed has not yet touched a page of the memory that it writes, the kernel ends the write at that
 // page, and the zeros over what the disk holds must not end inside a sector.
 func zerosAt(off, n int64) []byte {
-	p := zeroBytes[off%pageSize:]
+	p := zeroBytes[off%ondisk.PageSize:]
 	return p[:min(n, int64(len(p)))]
 }
 
@@ -158,8 +159,8 @@ func (w *writer) zero(off, n int64) error {
 // zeroWith makes the n bytes from off on read as zero: with do as far as file systems and devices can do it, in
 // units of 4 KiB, and with writes at the edges, or wherever do cannot.
 func (w *writer) zeroWith(off, n int64, do func(off, n int64) error) error {
-	const worthwhile = 64 * kib // writing less is quicker
-	from, to := roundUp(off, pageSize), (off+n)/pageSize*pageSize
+	const worthwhile = 64 * ondisk.KiB // writing less is quicker
+	from, to := ondisk.RoundUp(off, ondisk.PageSize), (off+n)/ondisk.PageSize*ondisk.PageSize
 	if to-from < worthwhile {
 		return w.writeZeros(off, n)
 	}
@@ -203,7 +204,7 @@ func (w *writer) anyFreed() bool {
 }
 
 // reclaimStep is how many bytes whoever wants space waits for at a time, until the host's file system has them back.
-const reclaimStep = 64 * mib
+const reclaimStep = 64 * ondisk.MiB
 
 // giveBack does what reclaim does, for an image that nobody allocates from; somebody may meanwhile.
 func (w *writer) giveBack() {

@@ -7,13 +7,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // What holds a small read, with all metadata cached: in a disk without a parent, and at the end of a chain.
 func BenchmarkResolve(b *testing.B) {
-	flat := build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	child := build(spec{typ: Differencing, blocks: []blockSpec{{0, PartiallyPresent}}})
+	flat := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
+	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
+	child := build(spec{typ: Differencing, blocks: []blockSpec{{0, ondisk.PartiallyPresent}}})
 	for _, bc := range []struct {
 		name string
 		c    chain
@@ -26,7 +27,7 @@ func BenchmarkResolve(b *testing.B) {
 				var dst []Extent
 				for pb.Next() {
 					var err error
-					if dst, err = im.Resolve(dst[:0], rng.Int64N(2*mib-4096), 4096); err != nil {
+					if dst, err = im.Resolve(dst[:0], rng.Int64N(2*ondisk.MiB-4096), 4096); err != nil {
 						b.Error(err)
 						return
 					}
@@ -41,7 +42,7 @@ func BenchmarkSync(b *testing.B) {
 	for _, writers := range []int{1, 4, 16} {
 		b.Run(fmt.Sprint(writers), func(b *testing.B) {
 			path := filepath.Join(b.TempDir(), "disk.vhdx")
-			if err := Create(path, CreateOptions{Size: 1 << 30, BlockSize: mib}); err != nil {
+			if err := Create(path, CreateOptions{Size: 1 << 30, BlockSize: ondisk.MiB}); err != nil {
 				b.Fatal(err)
 			}
 			im, err := Open(path, Options{Writable: true})

@@ -4,6 +4,7 @@ import (
 	"math/bits"
 
 	"vhdxfs/cache"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // blockBits are the bits of one payload block in its chunk's sector bitmap block (MS-VHDX 2.5.1.2), pinned by an
@@ -17,21 +18,21 @@ type blockBits struct {
 
 // bitmapPages returns how many pages the bits of one block take at most.
 func (l *layer) bitmapPages() int {
-	return int((l.geo.sectorsPerBlock() + bitsPerPage - 1) / bitsPerPage)
+	return int((l.geo.SectorsPerBlock() + ondisk.BitsPerPage - 1) / ondisk.BitsPerPage)
 }
 
 // sectorInBlock returns which sector of its block the byte diskOff is in.
 func (l *layer) sectorInBlock(diskOff int64) int64 {
-	return l.geo.inBlock(diskOff) >> l.geo.sectorShift
+	return l.geo.InBlock(diskOff) >> l.geo.SectorShift
 }
 
 // bits pins the bits of block b.
 func (e *edit) bits(bitmap *cache.Span, b int64) (*blockBits, error) {
 	g := &e.w.l.geo
-	n := g.sectorsPerBlock()
-	first := (b & (g.chunkRatio() - 1)) * n
-	bb := &blockBits{first: first % bitsPerPage, n: n, used: (g.blockEnd(b) - b<<g.blockShift) >> g.sectorShift}
-	for i := first / bitsPerPage; i <= (first+n-1)/bitsPerPage; i++ {
+	n := g.SectorsPerBlock()
+	first := (b & (g.ChunkRatio() - 1)) * n
+	bb := &blockBits{first: first % ondisk.BitsPerPage, n: n, used: (g.BlockEnd(b) - b<<g.BlockShift) >> g.SectorShift}
+	for i := first / ondisk.BitsPerPage; i <= (first+n-1)/ondisk.BitsPerPage; i++ {
 		p, err := e.page(bitmap, i)
 		if err != nil {
 			return nil, err
@@ -47,7 +48,7 @@ func (b *blockBits) words(i, n int64, do func(p *cache.Page, word int, mask uint
 	for i, end := b.first+i, b.first+i+n; i < end; {
 		next := min(i&^63+64, end)
 		mask := ^uint64(0) << (i % 64) & (^uint64(0) >> (63 - (next-1)%64))
-		if !do(b.pages[i/bitsPerPage], int(i%bitsPerPage/64), mask) {
+		if !do(b.pages[i/ondisk.BitsPerPage], int(i%ondisk.BitsPerPage/64), mask) {
 			return
 		}
 		i = next

@@ -9,8 +9,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/journal"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A spec says what image to build. Zero values choose the usual.
@@ -27,9 +27,9 @@ type spec struct {
 
 	noLog     bool // LogLength 0
 	dataWrite uuid.UUID
-	locator   [][2]string // of a differencing disk; by default parent.vhdx with parentGUID
-	items     []rawItem   // metadata items besides the known ones
-	regions   []region    // besides the two that are needed
+	locator   [][2]string     // of a differencing disk; by default parent.vhdx with parentGUID
+	items     []rawItem       // metadata items besides the known ones
+	regions   []ondisk.Region // besides the two that are needed
 	blocks    []blockSpec
 }
 
@@ -43,7 +43,7 @@ type rawItem struct {
 // A blockSpec is a payload block. Blocks that are present get a place and random content.
 type blockSpec struct {
 	index int64
-	state BlockState
+	state ondisk.BlockState
 }
 
 // GUIDs that stand for themselves in tests.
@@ -57,21 +57,21 @@ func guidText(g uuid.UUID) string { return "{" + g.String() + "}" }
 
 // parentEntries are the entries of a parent locator for the file name beside the child.
 func parentEntries(name string, linkage uuid.UUID) [][2]string {
-	return [][2]string{{keyLinkage, guidText(linkage)}, {keyRelativePath, `.\` + name}}
+	return [][2]string{{ondisk.KeyLinkage, guidText(linkage)}, {ondisk.KeyRelativePath, `.\` + name}}
 }
 
 // An image is a VHDX file under construction, and the model of what it should read as.
 type image struct {
 	*memFile
 	spec
-	geo   geometry
+	geo   ondisk.Geometry
 	next  int64 // file offset of free space
-	items []metadataItem
+	items []ondisk.MetadataItem
 
-	entries map[int64]batEntry // of payload blocks, by block
-	disk    *memFile           // what the present blocks hold, by byte of the virtual disk
-	bitmaps map[int64]int64    // file offset of the sector bitmap block, by chunk
-	sectors map[int64][]bool   // which sectors are here, by partially present block
+	entries map[int64]ondisk.BATEntry // of payload blocks, by block
+	disk    *memFile                  // what the present blocks hold, by byte of the virtual disk
+	bitmaps map[int64]int64           // file offset of the sector bitmap block, by chunk
+	sectors map[int64][]bool          // which sectors are here, by partially present block
 	rng     *rand.Rand
 }
 
@@ -85,26 +85,26 @@ func build(s spec) *image {
 	if s.typ == "" {
 		s.typ = Dynamic
 	}
-	def(&s.diskSize, 4*mib)
-	def(&s.blockSize, 1*mib)
+	def(&s.diskSize, 4*ondisk.MiB)
+	def(&s.blockSize, 1*ondisk.MiB)
 	def(&s.sectorSize, 512)
 	def(&s.physical, 4096)
-	def(&s.logLen, mib)
-	def(&s.metaLen, mib)
+	def(&s.logLen, ondisk.MiB)
+	def(&s.metaLen, ondisk.MiB)
 	if s.noLog {
 		s.logLen = 0
 	}
 	im := &image{
 		memFile: newMemFile(0),
-		geo:     newGeometry(s.diskSize, s.blockSize, s.sectorSize, s.typ == Differencing),
+		geo:     ondisk.NewGeometry(s.diskSize, s.blockSize, s.sectorSize, s.typ == Differencing),
 		disk:    newMemFile(s.diskSize),
-		entries: make(map[int64]batEntry),
+		entries: make(map[int64]ondisk.BATEntry),
 		bitmaps: make(map[int64]int64),
 		sectors: make(map[int64][]bool),
 		rng:     rand.New(rand.NewPCG(uint64(s.diskSize), uint64(s.blockSize))),
 	}
-	def(&s.batLen, roundUp(im.geo.batEntries()*batEntrySize, mib))
-	at := int64(headerSectionSize)
+	def(&s.batLen, ondisk.RoundUp(im.geo.BATEntries()*ondisk.BATEntrySize, ondisk.MiB))
+	at := int64(ondisk.HeaderSectionSize)
 	for _, part := range []struct{ off, n *int64 }{{&s.logOff, &s.logLen}, {&s.metaOff, &s.metaLen}, {&s.batOff, &s.batLen}} {
 		def(part.off, at)
 		at = max(at, *part.off+*part.n)
@@ -117,14 +117,14 @@ func build(s spec) *image {
 		s.dataWrite = parentGUID
 	}
 	im.spec, im.next = s, s.dataOff
-	im.write(append([]byte(identifierSignature), encodeUTF16("builder")...), 0)
-	im.setHeaders(func(*header) {})
-	im.setRegions(func(r []region) []region { return r })
+	im.write(append([]byte(ondisk.IdentifierSignature), ondisk.EncodeUTF16("builder")...), 0)
+	im.setHeaders(func(*ondisk.Header) {})
+	im.setRegions(func(r []ondisk.Region) []ondisk.Region { return r })
 	im.writeItems()
 	im.grow(at)
 	for _, b := range s.blocks {
 		im.setBlock(b.index, b.state)
-		if b.state == FullyPresent || b.state == PartiallyPresent {
+		if b.state == ondisk.FullyPresent || b.state == ondisk.PartiallyPresent {
 			im.fill(b.index)
 		}
 	}
@@ -169,28 +169,28 @@ func (im *image) allocate(n int64) int64 {
 }
 
 // setHeaders writes both headers, the second one newer, as do changes them.
-func (im *image) setHeaders(do func(h *header)) {
-	for i, off := range headerOffsets {
-		h := header{
+func (im *image) setHeaders(do func(h *ondisk.Header)) {
+	for i, off := range ondisk.HeaderOffsets {
+		h := ondisk.Header{
 			SequenceNumber: uint64(i) + 1,
 			FileWriteGUID:  otherGUID,
 			DataWriteGUID:  im.dataWrite,
-			Version:        headerVersion,
+			Version:        ondisk.HeaderVersion,
 			LogLength:      uint32(im.logLen),
 			LogOffset:      uint64(im.logOff),
 		}
 		do(&h)
-		im.write(h.encode()[:], off)
+		im.write(h.Encode()[:], off)
 	}
 }
 
 // setRegions writes both copies of the region table with the entries that do returns.
-func (im *image) setRegions(do func([]region) []region) {
-	table := encodeRegionTable(do(append([]region{
-		{GUID: batRegionGUID, Offset: uint64(im.batOff), Length: uint32(im.batLen), Flags: regionRequired},
-		{GUID: metadataRegionGUID, Offset: uint64(im.metaOff), Length: uint32(im.metaLen), Flags: regionRequired},
+func (im *image) setRegions(do func([]ondisk.Region) []ondisk.Region) {
+	table := ondisk.EncodeRegionTable(do(append([]ondisk.Region{
+		{GUID: ondisk.BATRegionGUID, Offset: uint64(im.batOff), Length: uint32(im.batLen), Flags: ondisk.RegionRequired},
+		{GUID: ondisk.MetadataRegionGUID, Offset: uint64(im.metaOff), Length: uint32(im.metaLen), Flags: ondisk.RegionRequired},
 	}, im.regions...)))
-	for _, off := range regionTableOffsets {
+	for _, off := range ondisk.RegionTableOffsets {
 		im.write(table[:], off)
 	}
 }
@@ -200,7 +200,7 @@ func (im *image) stamp(offs [2]int64, n int64, do func(b []byte)) {
 	for _, off := range offs {
 		im.change(off, n, func(b []byte) {
 			do(b)
-			le.PutUint32(b[4:], ondisk.Checksum(b, 4))
+			ondisk.LE.PutUint32(b[4:], ondisk.Checksum(b, 4))
 		})
 	}
 }
@@ -217,18 +217,18 @@ func (im *image) writeItems() {
 	id := make([]byte, ondisk.GUIDSize)
 	ondisk.PutGUID(id, otherGUID)
 	items := []rawItem{
-		{fileParametersGUID, itemIsRequired, le.AppendUint32(le.AppendUint32(nil, uint32(im.blockSize)), flags)},
-		{diskSizeGUID, itemIsRequired | itemIsVirtualDisk, le.AppendUint64(nil, uint64(im.diskSize))},
-		{diskIDGUID, itemIsRequired | itemIsVirtualDisk, id},
-		{logicalSectorSizeGUID, itemIsRequired | itemIsVirtualDisk, le.AppendUint32(nil, uint32(im.sectorSize))},
-		{physicalSectorSizeGUID, itemIsRequired | itemIsVirtualDisk, le.AppendUint32(nil, uint32(im.physical))},
+		{ondisk.FileParametersGUID, ondisk.ItemIsRequired, ondisk.LE.AppendUint32(ondisk.LE.AppendUint32(nil, uint32(im.blockSize)), flags)},
+		{ondisk.DiskSizeGUID, ondisk.ItemIsRequired | ondisk.ItemIsVirtualDisk, ondisk.LE.AppendUint64(nil, uint64(im.diskSize))},
+		{ondisk.DiskIDGUID, ondisk.ItemIsRequired | ondisk.ItemIsVirtualDisk, id},
+		{ondisk.LogicalSectorSizeGUID, ondisk.ItemIsRequired | ondisk.ItemIsVirtualDisk, ondisk.LE.AppendUint32(nil, uint32(im.sectorSize))},
+		{ondisk.PhysicalSectorSizeGUID, ondisk.ItemIsRequired | ondisk.ItemIsVirtualDisk, ondisk.LE.AppendUint32(nil, uint32(im.physical))},
 	}
 	if im.typ == Differencing {
-		items = append(items, rawItem{parentLocatorGUID, itemIsRequired, encodeParentLocator(im.locator)})
+		items = append(items, rawItem{ondisk.ParentLocatorGUID, ondisk.ItemIsRequired, ondisk.EncodeParentLocator(im.locator)})
 	}
 	at := int64(firstItemOffset)
 	for _, it := range append(items, im.spec.items...) {
-		m := metadataItem{ID: it.id, Length: uint32(len(it.data)), Flags: it.flags}
+		m := ondisk.MetadataItem{ID: it.id, Length: uint32(len(it.data)), Flags: it.flags}
 		if len(it.data) > 0 {
 			m.Offset = uint32(at)
 			im.write(it.data, im.metaOff+at)
@@ -239,12 +239,12 @@ func (im *image) writeItems() {
 	im.writeTable()
 }
 
-func (im *image) writeTable() { im.write(encodeMetadataTable(im.items)[:], im.metaOff) }
+func (im *image) writeTable() { im.write(ondisk.EncodeMetadataTable(im.items)[:], im.metaOff) }
 
 // item returns the metadata table's entry of a known item.
-func (im *image) item(id uuid.UUID) *metadataItem {
+func (im *image) item(id uuid.UUID) *ondisk.MetadataItem {
 	for i := range im.items {
-		if im.items[i].ID == id && !im.items[i].user() {
+		if im.items[i].ID == id && !im.items[i].User() {
 			return &im.items[i]
 		}
 	}
@@ -252,7 +252,7 @@ func (im *image) item(id uuid.UUID) *metadataItem {
 }
 
 // changeItem lets do change the table's entry of a known item.
-func (im *image) changeItem(id uuid.UUID, do func(m *metadataItem)) {
+func (im *image) changeItem(id uuid.UUID, do func(m *ondisk.MetadataItem)) {
 	do(im.item(id))
 	im.writeTable()
 }
@@ -266,7 +266,7 @@ func (im *image) dropItem(id uuid.UUID) {
 }
 
 // addItems adds entries to the metadata table as they are.
-func (im *image) addItems(items ...metadataItem) {
+func (im *image) addItems(items ...ondisk.MetadataItem) {
 	im.items = append(im.items, items...)
 	im.writeTable()
 }
@@ -278,44 +278,44 @@ func (im *image) setItem(id uuid.UUID, b []byte) {
 
 // setLocator replaces the parent locator, which is the last item.
 func (im *image) setLocator(b []byte) {
-	im.write(b, im.metaOff+int64(im.item(parentLocatorGUID).Offset))
-	im.changeItem(parentLocatorGUID, func(m *metadataItem) { m.Length = uint32(len(b)) })
+	im.write(b, im.metaOff+int64(im.item(ondisk.ParentLocatorGUID).Offset))
+	im.changeItem(ondisk.ParentLocatorGUID, func(m *ondisk.MetadataItem) { m.Length = uint32(len(b)) })
 }
 
 // setEntry stores BAT entry i as it is.
-func (im *image) setEntry(i int64, e batEntry) {
-	im.write(le.AppendUint64(nil, uint64(e)), im.batOff+i*batEntrySize)
+func (im *image) setEntry(i int64, e ondisk.BATEntry) {
+	im.write(ondisk.LE.AppendUint64(nil, uint64(e)), im.batOff+i*ondisk.BATEntrySize)
 }
 
 // setBlockEntry stores the BAT entry of payload block b as it is.
-func (im *image) setBlockEntry(b int64, e batEntry) {
-	im.setEntry(im.geo.payloadEntry(b), e)
+func (im *image) setBlockEntry(b int64, e ondisk.BATEntry) {
+	im.setEntry(im.geo.PayloadEntry(b), e)
 	im.entries[b] = e
 }
 
 // setBlock gives payload block b a state, and a place and a sector bitmap where the state asks for them.
 // Its sectors are not here yet.
-func (im *image) setBlock(b int64, s BlockState) {
+func (im *image) setBlock(b int64, s ondisk.BlockState) {
 	off := int64(0)
-	if s == FullyPresent || s == PartiallyPresent {
+	if s == ondisk.FullyPresent || s == ondisk.PartiallyPresent {
 		off = im.allocate(im.blockSize)
 	}
-	im.setBlockEntry(b, newBATEntry(s, off))
-	if s != PartiallyPresent {
+	im.setBlockEntry(b, ondisk.NewBATEntry(s, off))
+	if s != ondisk.PartiallyPresent {
 		return
 	}
 	im.sectors[b] = make([]bool, im.blockSize/im.sectorSize)
-	c := b >> im.geo.chunkShift
+	c := b >> im.geo.ChunkShift
 	if _, ok := im.bitmaps[c]; !ok {
-		im.bitmaps[c] = im.allocate(bitmapBlockSize)
-		im.setEntry(im.geo.bitmapEntry(c), newBATEntry(bitmapPresent, im.bitmaps[c]))
+		im.bitmaps[c] = im.allocate(ondisk.BitmapBlockSize)
+		im.setEntry(im.geo.BitmapEntry(c), ondisk.NewBATEntry(ondisk.BitmapPresent, im.bitmaps[c]))
 	}
 }
 
 // setSectors says of n sectors of the partially present block b, from the first on, whether they are here.
 func (im *image) setSectors(b, first, n int64, here bool) {
 	bits := im.sectors[b]
-	chunk, inChunk := b>>im.geo.chunkShift, b&(im.geo.chunkRatio()-1)
+	chunk, inChunk := b>>im.geo.ChunkShift, b&(im.geo.ChunkRatio()-1)
 	base := im.bitmaps[chunk] + inChunk*int64(len(bits))/8
 	from, end := first/8, (first+n+7)/8 // bytes
 	im.change(base+from, end-from, func(p []byte) {
@@ -332,7 +332,7 @@ func (im *image) setSectors(b, first, n int64, here bool) {
 // put stores p at byte diskOff of the disk, inside one block that has a place in the file.
 func (im *image) put(p []byte, diskOff int64) {
 	b := diskOff / im.blockSize
-	im.write(p, im.entries[b].fileOff()+diskOff%im.blockSize)
+	im.write(p, im.entries[b].FileOff()+diskOff%im.blockSize)
 	if _, err := im.disk.WriteAt(p[:max(0, min(int64(len(p)), im.diskSize-diskOff))], diskOff); err != nil {
 		panic(err)
 	}
@@ -384,7 +384,7 @@ func (im *image) logEntries(entries ...journal.Entry) {
 	im.nameLog()
 }
 
-func (im *image) nameLog() { im.setHeaders(func(h *header) { h.LogGUID = testLogGUID }) }
+func (im *image) nameLog() { im.setHeaders(func(h *ondisk.Header) { h.LogGUID = testLogGUID }) }
 
 // logEntry returns a valid first entry with the given updates, which a caller may spoil.
 func (im *image) logEntry(updates ...journal.Update) journal.Entry {
@@ -399,9 +399,9 @@ func (im *image) logEntry(updates ...journal.Update) journal.Entry {
 func (im *image) logPages(offs ...int64) {
 	var updates []journal.Update
 	for _, off := range offs {
-		page := [pageSize]byte(im.read(off, pageSize))
+		page := [ondisk.PageSize]byte(im.read(off, ondisk.PageSize))
 		updates = append(updates, journal.Update{FileOffset: uint64(off), Data: &page})
-		im.write(im.random(pageSize), off)
+		im.write(im.random(ondisk.PageSize), off)
 	}
 	im.logEntries(im.logEntry(updates...))
 }
@@ -431,12 +431,12 @@ func (c chain) holder(off int64) *image {
 			return nil
 		}
 		b := off / im.blockSize
-		switch im.entries[b].state() {
-		case NotPresent:
+		switch im.entries[b].State() {
+		case ondisk.NotPresent:
 			continue
-		case FullyPresent:
+		case ondisk.FullyPresent:
 			return im
-		case PartiallyPresent:
+		case ondisk.PartiallyPresent:
 			if im.sectors[b][off%im.blockSize/im.sectorSize] {
 				return im
 			}
@@ -488,7 +488,7 @@ func (c chain) verify(t testing.TB, im *Image) {
 	if im.Size() != c[0].diskSize {
 		t.Fatalf("the disk has %d bytes, want %d", im.Size(), c[0].diskSize)
 	}
-	if im.Size() <= 32*mib {
+	if im.Size() <= 32*ondisk.MiB {
 		c.verifyRange(t, im, 0, im.Size())
 		return
 	}

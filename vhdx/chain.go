@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // SharedLayers returns the pairs of layers of im and o that are the same file.
@@ -85,7 +85,7 @@ func (op *opener) link(path string, parents int) (*Link, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	first := l.link()
-	for link := first; l.geo.hasParent && parents > 0; parents-- {
+	for link := first; l.geo.HasParent && parents > 0; parents-- {
 		if l = op.nextLink(l, link); l == nil {
 			break
 		}
@@ -99,11 +99,11 @@ func (op *opener) link(path string, parents int) (*Link, error) {
 
 func (l *layer) link() *Link {
 	k := &Link{
-		Path: l.path, Type: l.diskType(), DiskSize: l.geo.diskSize, FileSize: l.fileSize, Allocated: l.allocated(),
+		Path: l.path, Type: l.diskType(), DiskSize: l.geo.DiskSize, FileSize: l.fileSize, Allocated: l.allocated(),
 		DataWriteGUID: l.headers.header().DataWriteGUID, Log: l.logInfo().State,
 	}
 	if l.meta.locator != nil {
-		k.Linkage = &l.meta.locator.linkage
+		k.Linkage = &l.meta.locator.Linkage
 	}
 	return k
 }
@@ -135,7 +135,7 @@ func (o *opener) nextLink(l *layer, link *Link) *layer {
 		if err == nil {
 			if err = o.checkCandidate(l, p, c); err == nil {
 				state = Linked
-			} else if ruleOf(err) == ondisk.R63 {
+			} else if ruleOf(err) == ondisk.RuleParentChanged {
 				state = ParentChanged
 			}
 			if p.bat != nil {

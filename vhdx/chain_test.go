@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // newChain makes a chain of n images in a new folder, base.vhdx first, and returns their paths.
@@ -15,7 +16,7 @@ func newChain(t *testing.T, n int) []string {
 	t.Helper()
 	dir := t.TempDir()
 	paths := []string{filepath.Join(dir, "base.vhdx")}
-	if err := Create(paths[0], CreateOptions{Size: 4 * mib, BlockSize: mib}); err != nil {
+	if err := Create(paths[0], CreateOptions{Size: 4 * ondisk.MiB, BlockSize: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	for i := 1; i < n; i++ {
@@ -41,7 +42,7 @@ func TestChain(t *testing.T) {
 		{"middle written", func(t *testing.T, p []string) { writeTo(t, p[1]) }, "parent changed, linked, ", "it has changed since"},
 		{"base damaged", func(t *testing.T, p []string) {
 			remove(t, p[0])
-			if err := os.WriteFile(p[0], make([]byte, 4*mib), 0o600); err != nil {
+			if err := os.WriteFile(p[0], make([]byte, 4*ondisk.MiB), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}, "linked, parent unusable, ", "R2"},
@@ -127,12 +128,12 @@ func TestSharedLayers(t *testing.T) {
 }
 
 func TestFreeRanges(t *testing.T) {
-	img := build(spec{dataOff: 8 * mib, blocks: []blockSpec{{1, FullyPresent}}})
-	img.grow(11 * mib)
+	img := build(spec{dataOff: 8 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.FullyPresent}}})
+	img.grow(11 * ondisk.MiB)
 	im := chain{img}.open(t, Options{})
 	var got [][2]int64
 	total := int64(0)
-	im.FreeRanges(func(off, n int64) { got = append(got, [2]int64{off / mib, n / mib}); total += n })
+	im.FreeRanges(func(off, n int64) { got = append(got, [2]int64{off / ondisk.MiB, n / ondisk.MiB}); total += n })
 	if fmt.Sprint(got) != "[[4 4] [9 2]]" || total != im.Info().FreeBytes {
 		t.Errorf("free %v, %d bytes, want %d", got, total, im.Info().FreeBytes)
 	}

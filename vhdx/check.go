@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"os"
 
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A Report is the outcome of Check.
@@ -87,7 +87,7 @@ func (l *layer) newReport() *Report {
 	}
 	if l.unfound != nil {
 		r.Warnings = append(r.Warnings, Finding{
-			Rule: ondisk.R61.Name(), Structure: "parent locator", Offset: l.meta.locatorOffset,
+			Rule: ondisk.RuleParentNotFound.Name(), Structure: "parent locator", Offset: l.meta.locatorOffset,
 			Message: "only this image was checked: " + l.unfound.Error(),
 		})
 	}

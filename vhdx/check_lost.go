@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"io"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // lostSearch bounds how much of the unused space is read to find data in it, in bytes.
@@ -17,7 +17,7 @@ func (l *layer) lostBlocks() (off int64, err error) {
 	if l.space == nil || l.space.free() == 0 {
 		return 0, nil
 	}
-	if l.blockCounts().NotPresent < l.geo.payloadBlocks() && !(l.keepsBlocks() && l.anyZeroPage()) {
+	if l.blockCounts().NotPresent < l.geo.PayloadBlocks() && !(l.keepsBlocks() && l.anyZeroPage()) {
 		return 0, nil
 	}
 	return l.unusedData(l.size, 1)
@@ -30,10 +30,10 @@ const lostPageBlocks = 16
 // warnLostPage warns where a page of the BAT of a dynamic disk is zero, and many blocks between those in use are not in use
 // and hold data. Where the file can have holes, what was trimmed holds none, or seldom.
 func (l *layer) warnLostPage() error {
-	if l.space == nil || !l.file.Sparse() || l.geo.hasParent || l.replay != nil || !l.anyZeroPage() {
+	if l.space == nil || !l.file.Sparse() || l.geo.HasParent || l.replay != nil || !l.anyZeroPage() {
 		return nil
 	}
-	off, err := l.unusedData(l.space.end(), lostPageBlocks*l.geo.blockSize/mib)
+	off, err := l.unusedData(l.space.end(), lostPageBlocks*l.geo.BlockSize/ondisk.MiB)
 	if err != nil || off == 0 {
 		return err
 	}
@@ -47,12 +47,12 @@ func (l *layer) warnLostPage() error {
 // many, and 0 where there are not.
 func (l *layer) unusedData(end, need int64) (first int64, err error) {
 	found, left := int64(0), int64(lostSearch)
-	buf := make([]byte, mib)
-	for at := int64(0); at < min(end, l.size) && left > 0; at += mib {
-		if i := at / mib; l.space.words[i/64]&(1<<(i%64)) != 0 {
+	buf := make([]byte, ondisk.MiB)
+	for at := int64(0); at < min(end, l.size) && left > 0; at += ondisk.MiB {
+		if i := at / ondisk.MiB; l.space.words[i/64]&(1<<(i%64)) != 0 {
 			continue
 		}
-		n := min(mib, l.size-at)
+		n := min(ondisk.MiB, l.size-at)
 		if hole, err := l.hole(at, n); err != nil {
 			return 0, err
 		} else if hole >= n {
@@ -77,7 +77,7 @@ func (l *layer) unusedData(end, need int64) (first int64, err error) {
 
 // anyZeroPage reports whether a page of the BAT is zero.
 func (l *layer) anyZeroPage() bool {
-	for i := range l.geo.batPages() {
+	for i := range l.geo.BATPages() {
 		if p, err := l.bat.Page(i); err == nil && p.Zero() {
 			return true
 		}
@@ -116,14 +116,14 @@ func (l *layer) warnLost() error {
 // beyondEnd reports whether a finding of a broken rule says that something ends beyond the end of the file.
 func (l *layer) beyondEnd(f Finding) bool {
 	switch f.Rule {
-	case ondisk.R1.Name(), ondisk.R9.Name(), ondisk.R12.Name(), ondisk.R23.Name(), ondisk.R47.Name():
+	case ondisk.RuleFileTooSmall.Name(), ondisk.RuleLogBeyondFile.Name(), ondisk.RuleFileShorterThanLog.Name(), ondisk.RuleRegionBeyondFile.Name(), ondisk.RuleBlockBeyondFile.Name():
 		return true
-	case ondisk.R51.Name():
-		var b [batEntrySize]byte
+	case ondisk.RuleBitmapPlace.Name():
+		var b [ondisk.BATEntrySize]byte
 		if _, err := l.src.ReadAt(b[:], f.Offset); err != nil && err != io.EOF {
 			return false
 		}
-		return batEntry(le.Uint64(b[:])).offset() > uint64(max(l.size-bitmapBlockSize, 0))
+		return ondisk.BATEntry(ondisk.LE.Uint64(b[:])).Offset() > uint64(max(l.size-ondisk.BitmapBlockSize, 0))
 	}
 	return f.Rule == "" // what follows from another
 }
@@ -137,7 +137,7 @@ func (l *layer) cutOff(errors []Finding) string {
 		}
 		ruled = ruled || f.Rule != ""
 	}
-	if !ruled || l.size < headerSectionSize && !l.begins() {
+	if !ruled || l.size < ondisk.HeaderSectionSize && !l.begins() {
 		return ""
 	}
 	return fmt.Sprintf("all that is wrong lies beyond the end of the file, at %#x: was the file cut off? Copy it again if you can; "+
@@ -146,7 +146,7 @@ func (l *layer) cutOff(errors []Finding) string {
 
 // begins reports whether the file begins as an image.
 func (l *layer) begins() bool {
-	var b [len(identifierSignature)]byte
+	var b [len(ondisk.IdentifierSignature)]byte
 	_, err := l.file.ReadAt(b[:], 0)
-	return err == nil && string(b[:]) == identifierSignature
+	return err == nil && string(b[:]) == ondisk.IdentifierSignature
 }

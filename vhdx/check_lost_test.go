@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A BAT of zeros in front of blocks full of data is no clean image; an image that holds nothing, or some unused space, is.
@@ -12,27 +13,27 @@ func TestCheckFindsALostBAT(t *testing.T) {
 	all := make([]blockSpec, 0, 1500)
 	for b := range int64(cap(all)) {
 		if b < 6 || b >= 512 && b < 518 || b > 1490 {
-			all = append(all, blockSpec{b, FullyPresent})
+			all = append(all, blockSpec{b, ondisk.FullyPresent})
 		}
 	}
 	var many []blockSpec
 	for b := range int64(30) {
-		many = append(many, blockSpec{520 + b, FullyPresent})
+		many = append(many, blockSpec{520 + b, ondisk.FullyPresent})
 	}
-	many = append(many, blockSpec{3, FullyPresent}, blockSpec{1400, FullyPresent})
+	many = append(many, blockSpec{3, ondisk.FullyPresent}, blockSpec{1400, ondisk.FullyPresent})
 	for _, tc := range []struct {
 		name string
 		spec spec
 		wipe func(img *image) (from, to int64) // entries of the BAT
 		lost bool
 	}{
-		{"all of it", spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}}, func(img *image) (int64, int64) { return 0, 512 }, true},
-		{"nothing", spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}}, func(img *image) (int64, int64) { return 0, 0 }, false},
-		{"one entry", spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}}, func(img *image) (int64, int64) { return 0, 1 }, false},
+		{"all of it", spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}}, func(img *image) (int64, int64) { return 0, 512 }, true},
+		{"nothing", spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}}, func(img *image) (int64, int64) { return 0, 0 }, false},
+		{"one entry", spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}}, func(img *image) (int64, int64) { return 0, 1 }, false},
 		{"an empty image", spec{}, func(img *image) (int64, int64) { return 0, 512 }, false},
-		{"a page of a fixed disk", spec{typ: Fixed, diskSize: 1500 * mib, blocks: all}, func(img *image) (int64, int64) { return 512, 1024 }, true},
-		{"a page of a dynamic disk, with few blocks", spec{diskSize: 1500 * mib, blocks: all}, func(img *image) (int64, int64) { return 512, 1024 }, false},
-		{"a page of a dynamic disk", spec{diskSize: 1500 * mib, blocks: many}, func(img *image) (int64, int64) { return 512, 1024 }, true},
+		{"a page of a fixed disk", spec{typ: Fixed, diskSize: 1500 * ondisk.MiB, blocks: all}, func(img *image) (int64, int64) { return 512, 1024 }, true},
+		{"a page of a dynamic disk, with few blocks", spec{diskSize: 1500 * ondisk.MiB, blocks: all}, func(img *image) (int64, int64) { return 512, 1024 }, false},
+		{"a page of a dynamic disk", spec{diskSize: 1500 * ondisk.MiB, blocks: many}, func(img *image) (int64, int64) { return 512, 1024 }, true},
 	} {
 		img := build(tc.spec)
 		from, to := tc.wipe(img)
@@ -41,7 +42,7 @@ func TestCheckFindsALostBAT(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.WriteAt(make([]byte, (to-from)*batEntrySize), img.batOff+from*batEntrySize); err != nil {
+		if _, err := f.WriteAt(make([]byte, (to-from)*ondisk.BATEntrySize), img.batOff+from*ondisk.BATEntrySize); err != nil {
 			t.Fatal(err)
 		}
 		if err := f.Close(); err != nil {
@@ -68,15 +69,15 @@ func TestCheckFindsALostBAT(t *testing.T) {
 
 // Where all that is wrong lies beyond the end of the file, Check asks whether it was cut off.
 func TestCheckFindsACutFile(t *testing.T) {
-	good := build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}}})
+	good := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.FullyPresent}}})
 	for _, tc := range []struct {
 		name   string
 		damage func(path string) error
 		cut    bool
 	}{
 		{"in the last block", func(path string) error { return truncateBy(path, 100) }, true},
-		{"most blocks", func(path string) error { return truncateBy(path, 2*mib+5) }, true},
-		{"in the header section", func(path string) error { return os.Truncate(path, 300*kib) }, true},
+		{"most blocks", func(path string) error { return truncateBy(path, 2*ondisk.MiB+5) }, true},
+		{"in the header section", func(path string) error { return os.Truncate(path, 300*ondisk.KiB) }, true},
 		{"not at all", func(string) error { return nil }, false},
 		{"another fault", func(path string) error {
 			f, err := os.OpenFile(path, os.O_RDWR, 0)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
@@ -34,16 +35,16 @@ func TestCheckOfAGoodChain(t *testing.T) {
 
 // Check goes on behind an error, and reports all of those in lists: regions, items, blocks.
 func TestCheckFindsManyErrors(t *testing.T) {
-	im := build(spec{diskSize: 20 * mib, blocks: oneBlock})
+	im := build(spec{diskSize: 20 * ondisk.MiB, blocks: oneBlock})
 	im.setBlockEntry(1, 4)
-	im.setBlockEntry(2, newBATEntry(FullyPresent, 0))
-	im.setBlockEntry(3, newBATEntry(FullyPresent, tib))
-	im.setBlockEntry(4, newBATEntry(FullyPresent, im.logOff))
+	im.setBlockEntry(2, ondisk.NewBATEntry(ondisk.FullyPresent, 0))
+	im.setBlockEntry(3, ondisk.NewBATEntry(ondisk.FullyPresent, ondisk.TiB))
+	im.setBlockEntry(4, ondisk.NewBATEntry(ondisk.FullyPresent, im.logOff))
 	im.setBlockEntry(5, im.entries[0])
-	im.setBlockEntry(6, newBATEntry(PartiallyPresent, im.entries[0].fileOff()))
-	im.addItems(metadataItem{ID: otherGUID, Offset: 1, Length: 1}, metadataItem{ID: parentGUID, Flags: itemIsRequired})
-	im.setRegions(func(r []region) []region {
-		return append(r, region{GUID: otherGUID, Offset: 5 * tib, Length: mib, Flags: regionRequired})
+	im.setBlockEntry(6, ondisk.NewBATEntry(ondisk.PartiallyPresent, im.entries[0].FileOff()))
+	im.addItems(ondisk.MetadataItem{ID: otherGUID, Offset: 1, Length: 1}, ondisk.MetadataItem{ID: parentGUID, Flags: ondisk.ItemIsRequired})
+	im.setRegions(func(r []ondisk.Region) []ondisk.Region {
+		return append(r, ondisk.Region{GUID: otherGUID, Offset: 5 * ondisk.TiB, Length: ondisk.MiB, Flags: ondisk.RegionRequired})
 	})
 	r := chain{im}.check(t)
 	var rules []string
@@ -63,10 +64,10 @@ func TestCheckFindsManyErrors(t *testing.T) {
 
 // A BAT full of errors gives a report of bounded length that says how much it leaves out.
 func TestCheckBoundsItsReport(t *testing.T) {
-	im := build(spec{diskSize: 5000 * mib})
+	im := build(spec{diskSize: 5000 * ondisk.MiB})
 	for b := range int64(2 * maxFindings) {
 		im.setBlockEntry(b, 4)
-		im.setBlockEntry(b+2*maxFindings, newBATEntry(Zero, mib))
+		im.setBlockEntry(b+2*maxFindings, ondisk.NewBATEntry(ondisk.Zero, ondisk.MiB))
 	}
 	r := chain{im}.check(t)
 	if len(r.Errors) != maxFindings || len(r.Warnings) != maxFindings || r.Dropped != 2*maxFindings {
@@ -76,16 +77,16 @@ func TestCheckBoundsItsReport(t *testing.T) {
 }
 
 func TestCheckCountsLeaks(t *testing.T) {
-	im := build(spec{dataOff: 7 * mib, blocks: oneBlock}) // 4 to 7 MiB are nobody's
-	if r := (chain{im}).check(t); r.Leaked != 3*mib || !r.Clean() || r.Info.FreeBytes != 3*mib {
+	im := build(spec{dataOff: 7 * ondisk.MiB, blocks: oneBlock}) // 4 to 7 MiB are nobody's
+	if r := (chain{im}).check(t); r.Leaked != 3*ondisk.MiB || !r.Clean() || r.Info.FreeBytes != 3*ondisk.MiB {
 		t.Errorf("%d bytes are leaked, %d free; want 3 MiB", r.Leaked, r.Info.FreeBytes)
 	}
-	im.setBlockEntry(1, newBATEntry(Unmapped, 5*mib)) // a place that is kept is not leaked
-	if r := (chain{im}).check(t); r.Leaked != 2*mib || !r.Clean() {
+	im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.Unmapped, 5*ondisk.MiB)) // a place that is kept is not leaked
+	if r := (chain{im}).check(t); r.Leaked != 2*ondisk.MiB || !r.Clean() {
 		t.Errorf("%d bytes are leaked with one block's place kept; want 2 MiB", r.Leaked)
 	}
 	im.Truncate(im.size + 5)
-	if r := (chain{im}).check(t); r.Leaked != 3*mib {
+	if r := (chain{im}).check(t); r.Leaked != 3*ondisk.MiB {
 		t.Errorf("%d bytes are leaked with a few behind the last block; want 3 MiB", r.Leaked)
 	}
 }
@@ -93,7 +94,7 @@ func TestCheckCountsLeaks(t *testing.T) {
 // The error of a parent is in the parent's report, and makes the child unsound.
 func TestCheckReportsOnParents(t *testing.T) {
 	parent := build(spec{})
-	parent.setBlockEntry(1, newBATEntry(FullyPresent, parent.batOff))
+	parent.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, parent.batOff))
 	r := chain{build(spec{typ: Differencing}), parent}.check(t)
 	if r.Sound() || r.Parent == nil || len(r.Parent.Errors) != 1 || r.Parent.Errors[0].Rule != "R48" {
 		t.Errorf("report %+v on %+v", r, r.Parent)
@@ -109,7 +110,7 @@ func TestCheckSaysWhenItCannotExamine(t *testing.T) {
 // A log that is damaged in the middle is replayed up to there, and what is behind is not lost without a word.
 func TestCheckNoticesNewerLogEntries(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.vhdx")
-	if err := Create(path, CreateOptions{Size: 16 * mib, BlockSize: mib}); err != nil {
+	if err := Create(path, CreateOptions{Size: 16 * ondisk.MiB, BlockSize: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(path, Options{Writable: true})
@@ -117,7 +118,7 @@ func TestCheckNoticesNewerLogEntries(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range int64(4) {
-		if _, err := im.WriteAt([]byte("durable"), i*mib); err != nil {
+		if _, err := im.WriteAt([]byte("durable"), i*ondisk.MiB); err != nil {
 			t.Fatal(err)
 		}
 		if err := im.Sync(); err != nil {
@@ -146,7 +147,7 @@ func TestCheckNoticesNewerLogEntries(t *testing.T) {
 		t.Errorf("a crash alone: %+v", r.Warnings)
 	}
 	// An empty entry of one sector, then one of two sectors for each sync.
-	const second = mib + (1+2+1)*4096 + 2000
+	const second = ondisk.MiB + (1+2+1)*4096 + 2000
 	crashed[second] ^= 0x10
 	if r := check("a damaged entry"); len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0].Message, "2 newer entries") {
 		t.Errorf("with a damaged entry: %+v", r.Warnings)
@@ -187,8 +188,8 @@ func TestReportIsJSON(t *testing.T) {
 
 func TestInfo(t *testing.T) {
 	parent := build(spec{dataWrite: parentGUID, blocks: oneBlock})
-	child := build(spec{typ: Differencing, diskSize: 4 * mib, sectorSize: 512, physical: 512, blocks: []blockSpec{
-		{0, PartiallyPresent}, {1, Zero}, {2, Unmapped}, {3, FullyPresent},
+	child := build(spec{typ: Differencing, diskSize: 4 * ondisk.MiB, sectorSize: 512, physical: 512, blocks: []blockSpec{
+		{0, ondisk.PartiallyPresent}, {1, ondisk.Zero}, {2, ondisk.Unmapped}, {3, ondisk.FullyPresent},
 	}})
 	child.logPages(child.batOff)
 	im := chain{child, parent}.open(t, Options{})
@@ -202,10 +203,10 @@ func TestInfo(t *testing.T) {
 	if in.Log.State != LogReplayed || in.Log.Entries != 1 || in.Log.Updates != 1 {
 		t.Errorf("log %+v", in.Log)
 	}
-	if in.BATEntries != 4097 || in.ChunkRatio != 4096 || in.AllocatedBytes != 2*mib || in.CurrentHeader != 2 || in.CurrentRegionTable != 1 {
+	if in.BATEntries != 4097 || in.ChunkRatio != 4096 || in.AllocatedBytes != 2*ondisk.MiB || in.CurrentHeader != 2 || in.CurrentRegionTable != 1 {
 		t.Errorf("Info %+v", in)
 	}
-	if got := im.AllocatedBytes(); got != 3*mib {
+	if got := im.AllocatedBytes(); got != 3*ondisk.MiB {
 		t.Errorf("AllocatedBytes = %d, want 3 MiB", got)
 	}
 	p := in.Parent

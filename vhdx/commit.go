@@ -13,11 +13,12 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/journal"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // maxDirtyPages bounds what one log entry carries: with the pages of two region tables to repair, the descriptors
 // still fit into one sector, and two such entries into the smallest log.
-const maxDirtyPages = 126 - 2*regionTableSize/pageSize
+const maxDirtyPages = 126 - 2*ondisk.RegionTableSize/ondisk.PageSize
 
 // maxLoggedPages bounds the memory for pages that are in the log and not in their places, however long the log is.
 const maxLoggedPages = 1024
@@ -33,7 +34,7 @@ type session struct {
 
 // A loggedPage is a page as the log holds it.
 type loggedPage struct {
-	data *[pageSize]byte
+	data *[ondisk.PageSize]byte
 	pins []dirtyPage // to be unpinned when the page is in its place
 }
 
@@ -169,7 +170,7 @@ func (w *writer) startSession() error {
 		region := w.l.log()
 		region.GUID = uuid.New()
 		size := w.fileSize()
-		log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/mib*mib, w.lastOffset())
+		log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/ondisk.MiB*ondisk.MiB, w.lastOffset())
 		if outOfSpace(err) {
 			return fmt.Errorf("start a log: %w", err) // which no header names yet
 		}
@@ -177,7 +178,7 @@ func (w *writer) startSession() error {
 			return w.fail(err)
 		}
 		w.counters.entry(0)
-		w.begun = &session{log: log, guid: region.GUID, flushed: size / mib * mib, logged: make(map[int64]*loggedPage)}
+		w.begun = &session{log: log, guid: region.GUID, flushed: size / ondisk.MiB * ondisk.MiB, logged: make(map[int64]*loggedPage)}
 	}
 	w.headerMu.Lock()
 	defer w.headerMu.Unlock()
@@ -218,7 +219,7 @@ func (w *writer) takeBatch() *batch {
 	defer w.metaMu.Unlock()
 	b := &batch{barrier: w.barrier, unmapped: w.unmapped}
 	for off, d := range w.dirty {
-		data := new([pageSize]byte)
+		data := new([ondisk.PageSize]byte)
 		d.p.Encode(data)
 		b.pages = append(b.pages, journal.Page{FileOffset: off, Data: data})
 		b.pins = append(b.pins, d)
@@ -260,7 +261,7 @@ func (w *writer) commit(b *batch) error {
 	if err := w.syncLog(); err != nil {
 		return err
 	}
-	s.flushed = size / mib * mib
+	s.flushed = size / ondisk.MiB * ondisk.MiB
 	for i, pg := range b.pages {
 		lp := &loggedPage{data: pg.Data}
 		if older := s.logged[pg.FileOffset]; older != nil {
@@ -549,10 +550,10 @@ func (l *layer) dataWriteGUID() uuid.UUID {
 }
 
 // setHeader remembers what the copy of the header in the given slot says now, for Info.
-func (l *layer) setHeader(h header, slot int) {
+func (l *layer) setHeader(h ondisk.Header, slot int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	hs := &headers{copies: [2]header{h, h}, current: slot}
+	hs := &headers{copies: [2]ondisk.Header{h, h}, current: slot}
 	hs.copies[1-slot].SequenceNumber--
 	l.headers = hs
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"time"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // ErrReshaping is what Compact, Resize and Snapshot return while one of them is under way.
@@ -37,7 +38,7 @@ type CompactResult struct {
 
 // syncEvery is how many bytes of blocks are moved before they are made durable, so that whoever syncs the disk
 // meanwhile does not have to wait for more.
-const syncEvery = 64 * mib
+const syncEvery = 64 * ondisk.MiB
 
 // Compact makes the image file smaller: blocks that read as zero, and places that blocks keep without being present,
 // are given up, blocks at the end of the file move to free space before them, and the end is cut off. What the disk
@@ -127,26 +128,26 @@ func (w *writer) drain(ctx context.Context) error {
 // eachEntry calls do for every BAT entry that describes something and is not zero, in the order of the BAT: that of
 // payload block n, or of the sector bitmap block of chunk n. Others may change the BAT meanwhile. Unless broken rules are
 // collected, an entry that is not followable is an error.
-func (l *layer) eachEntry(do func(n int64, bitmap bool, e batEntry) error) error {
-	entries := l.geo.batEntries()
-	for i := int64(0); i < entries; i += entriesPerPage {
-		p, err := l.bat.Page(i / entriesPerPage)
+func (l *layer) eachEntry(do func(n int64, bitmap bool, e ondisk.BATEntry) error) error {
+	entries := l.geo.BATEntries()
+	for i := int64(0); i < entries; i += ondisk.EntriesPerPage {
+		p, err := l.bat.Page(i / ondisk.EntriesPerPage)
 		if err != nil {
 			return err
 		}
 		if p.Zero() {
 			continue
 		}
-		for j := i; j < min(i+entriesPerPage, entries); j++ {
-			e := batEntry(p.Word(int(j - i)))
+		for j := i; j < min(i+ondisk.EntriesPerPage, entries); j++ {
+			e := ondisk.BATEntry(p.Word(int(j - i)))
 			if e == 0 {
 				continue
 			}
-			n, bitmap := l.geo.entry(j)
-			if bitmap && !l.geo.hasParent || !bitmap && n >= l.geo.payloadBlocks() {
+			n, bitmap := l.geo.Entry(j)
+			if bitmap && !l.geo.HasParent || !bitmap && n >= l.geo.PayloadBlocks() {
 				continue
 			}
-			if !bitmap && !l.collect && !e.followable(l.geo.blockSize) {
+			if !bitmap && !l.collect && !e.Followable(l.geo.BlockSize) {
 				return l.unfollowable(e, n)
 			}
 			if err := do(n, bitmap, e); err != nil {

@@ -1,6 +1,9 @@
 package vhdx
 
-import "errors"
+import (
+	"errors"
+	"vhdxfs/vhdx/ondisk"
+)
 
 // moveBAT moves the BAT to free space before it, if there is any: one that has outgrown its region was put at the end
 // of the file. Where it stays, it loses what its region has too much, as after the disk became smaller. Either is a
@@ -11,9 +14,9 @@ func (c *compaction) moveBAT() (moved bool, err error) {
 	defer w.gate.Unlock()
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
-	r := newResizing(c.ctx, w, w.l.geo.diskSize)
-	bat, _ := w.l.tables.find(batRegionGUID)
-	need := w.l.geo.batLength()
+	r := newResizing(c.ctx, w, w.l.geo.DiskSize)
+	bat, _ := w.l.tables.find(ondisk.BATRegionGUID)
+	need := w.l.geo.BATLength()
 	to, err := w.allocateBelow(need, r.batOff)
 	switch {
 	case err == nil:

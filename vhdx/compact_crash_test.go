@@ -5,17 +5,18 @@ import (
 	"context"
 	"math/rand/v2"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // compactingWorkload compacts between writes and trims: to the end, or until it is interrupted after some steps, so
 // that what was given up is not durable when the writes go on.
 func compactingWorkload(im *Image, h *history, seed uint64, each func(w *writer)) error {
 	rng := rand.New(rand.NewPCG(seed, 9))
-	h.watch(64 * kib)
+	h.watch(64 * ondisk.KiB)
 	for range 5 {
 		for range rng.IntN(5) {
 			off := rng.Int64N(h.disk.size) &^ 4095
-			n := min(h.disk.size-off, []int64{4096, 70000, mib}[rng.IntN(3)])
+			n := min(h.disk.size-off, []int64{4096, 70000, ondisk.MiB}[rng.IntN(3)])
 			var err error
 			if rng.IntN(3) > 0 {
 				p := bytes.Repeat([]byte{byte(rng.IntN(255) + 1)}, int(n))

@@ -1,6 +1,9 @@
 package vhdx
 
-import "context"
+import (
+	"context"
+	"vhdxfs/vhdx/ondisk"
+)
 
 // Reclaimable is what Compact could win, in bytes.
 type Reclaimable struct {
@@ -23,7 +26,7 @@ func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) 
 	if zeros = zeros && !keep; zeros {
 		o.Phase("looking for zeros", l.allocated())
 	}
-	err := l.eachEntry(func(n int64, bitmap bool, e batEntry) error {
+	err := l.eachEntry(func(n int64, bitmap bool, e ondisk.BATEntry) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -35,18 +38,18 @@ func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) 
 				if zero, err = im.readsZero(n, e); err != nil {
 					return err
 				}
-				o.Progress(l.geo.blockSize)
+				o.Progress(l.geo.BlockSize)
 			}
 			if !zero {
-				pack.add(movable{e.fileOff(), n, bitmap})
+				pack.add(movable{e.FileOff(), n, bitmap})
 				return nil
 			}
-			if pack.give(e.fileOff()) {
-				r.Zero += l.geo.blockSize
+			if pack.give(e.FileOff()) {
+				r.Zero += l.geo.BlockSize
 			}
-		case !bitmap && mayKeepPlace(e.state()) && e.offset() != 0 && !l.keptShared && !keep:
-			if pack.give(e.fileOff()) { // it may lie outside the file
-				r.Unmapped += l.geo.blockSize
+		case !bitmap && mayKeepPlace(e.State()) && e.Offset() != 0 && !l.keptShared && !keep:
+			if pack.give(e.FileOff()) { // it may lie outside the file
+				r.Unmapped += l.geo.BlockSize
 			}
 		}
 		return nil

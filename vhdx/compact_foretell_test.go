@@ -3,17 +3,18 @@ package vhdx
 import (
 	"math/rand/v2"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // scattered returns a disk whose blocks lie in its file in no order and with gaps of all sizes between them, and with the
 // BAT somewhere.
 func scattered(rng *rand.Rand) chain {
-	size := int64(mib) << rng.IntN(4)
-	s := spec{diskSize: 24 * size, blockSize: size, dataOff: 3 * mib, batOff: 3 * mib}
+	size := int64(ondisk.MiB) << rng.IntN(4)
+	s := spec{diskSize: 24 * size, blockSize: size, dataOff: 3 * ondisk.MiB, batOff: 3 * ondisk.MiB}
 	if rng.IntN(2) == 0 {
-		s.batOff, s.batLen = (40+rng.Int64N(400))*mib, (1+rng.Int64N(3))*mib
+		s.batOff, s.batLen = (40+rng.Int64N(400))*ondisk.MiB, (1+rng.Int64N(3))*ondisk.MiB
 	} else {
-		s.dataOff = 4 * mib
+		s.dataOff = 4 * ondisk.MiB
 	}
 	child := rng.IntN(2) == 0
 	if child {
@@ -21,16 +22,16 @@ func scattered(rng *rand.Rand) chain {
 	}
 	im := build(s)
 	for i, b := range rng.Perm(24)[:8+rng.IntN(16)] {
-		im.allocate(rng.Int64N(5) * mib)
-		if end := im.next + size + 2*mib; s.batOff > s.dataOff && im.next < s.batOff+s.batLen && end > s.batOff {
+		im.allocate(rng.Int64N(5) * ondisk.MiB)
+		if end := im.next + size + 2*ondisk.MiB; s.batOff > s.dataOff && im.next < s.batOff+s.batLen && end > s.batOff {
 			im.next = s.batOff + s.batLen
 		}
-		st := FullyPresent
+		st := ondisk.FullyPresent
 		if child && i%3 == 0 {
-			st = PartiallyPresent
+			st = ondisk.PartiallyPresent
 		}
 		im.setBlock(int64(b), st)
-		if st == FullyPresent && i%4 != 0 { // the others hold zeros
+		if st == ondisk.FullyPresent && i%4 != 0 { // the others hold zeros
 			im.put(im.random(4096), int64(b)*size)
 		}
 	}

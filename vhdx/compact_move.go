@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,7 +69,7 @@ func (c *compaction) moveBlocks() error {
 func (w *writer) misplaced() int64 {
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
-	return w.space.usedFrom(w.space.n*mib - w.space.free())
+	return w.space.usedFrom(w.space.n*ondisk.MiB - w.space.free())
 }
 
 func (l *layer) blockCounts() BlockCounts {
@@ -84,9 +85,9 @@ func (c *compaction) highest() ([]movable, error) {
 		slices.SortFunc(blocks, func(a, b movable) int { return cmp.Compare(b.fileOff, a.fileOff) })
 		blocks = blocks[:min(len(blocks), maxMovables)]
 	}
-	err := c.w.l.eachEntry(func(n int64, bitmap bool, e batEntry) error {
+	err := c.w.l.eachEntry(func(n int64, bitmap bool, e ondisk.BATEntry) error {
 		if isMovable(bitmap, e) {
-			blocks = append(blocks, movable{e.fileOff(), n, bitmap})
+			blocks = append(blocks, movable{e.FileOff(), n, bitmap})
 		}
 		if len(blocks) == 2*maxMovables {
 			cut()
@@ -98,9 +99,9 @@ func (c *compaction) highest() ([]movable, error) {
 }
 
 // isMovable reports whether entry e, of a sector bitmap block or of a payload block, is that of one that may be moved.
-func isMovable(bitmap bool, e batEntry) bool {
-	st := e.state()
-	return bitmap && st == bitmapPresent || !bitmap && (st == FullyPresent || st == PartiallyPresent)
+func isMovable(bitmap bool, e ondisk.BATEntry) bool {
+	st := e.State()
+	return bitmap && st == ondisk.BitmapPresent || !bitmap && (st == ondisk.FullyPresent || st == ondisk.PartiallyPresent)
 }
 
 func (c *compaction) interrupted() error {
@@ -114,9 +115,9 @@ func (c *compaction) interrupted() error {
 func (c *compaction) moveAll(blocks []movable) (moved int64, err error) {
 	var stuck [2]bool // payload blocks, sector bitmap blocks: those that lie lower find no place either
 	for _, m := range blocks {
-		kind, size := m.kind(), c.w.l.geo.blockSize
+		kind, size := m.kind(), c.w.l.geo.BlockSize
 		if m.bitmap {
-			size = bitmapBlockSize
+			size = ondisk.BitmapBlockSize
 		}
 		if stuck[kind] {
 			continue

@@ -3,6 +3,7 @@ package vhdx
 import (
 	"math/bits"
 	"slices"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A packing foretells where a file ends when it has been compacted, without the file: the moves that a compaction would
@@ -11,27 +12,27 @@ type packing struct {
 	space   *spaceMap
 	begins  [2]*spaceMap // where payload blocks begin, and sector bitmap blocks
 	sizes   [2]int64     // of these, bytes
-	bat     region
+	bat     ondisk.Region
 	batNeed int64 // bytes that the BAT takes after a compaction
 }
 
 // newPacking takes the space of l's file as it is now.
 func newPacking(l *layer, space *spaceMap) *packing {
-	bat, _ := l.tables.find(batRegionGUID)
+	bat, _ := l.tables.find(ondisk.BATRegionGUID)
 	p := &packing{
 		space:   &spaceMap{words: slices.Clone(space.words), n: space.n},
-		sizes:   [2]int64{l.geo.blockSize, bitmapBlockSize},
+		sizes:   [2]int64{l.geo.BlockSize, ondisk.BitmapBlockSize},
 		bat:     bat,
-		batNeed: l.geo.batLength(),
+		batNeed: l.geo.BATLength(),
 	}
 	for kind := range p.begins {
-		p.begins[kind] = newSpaceMap(space.n * mib)
+		p.begins[kind] = newSpaceMap(space.n * ondisk.MiB)
 	}
 	return p
 }
 
 // add tells of a block that is present and may move.
-func (p *packing) add(m movable) { p.begins[m.kind()].mark(m.fileOff, mib) }
+func (p *packing) add(m movable) { p.begins[m.kind()].mark(m.fileOff, ondisk.MiB) }
 
 // give tells of a payload block whose place at file offset off is given up, and reports whether there is such a place.
 func (p *packing) give(off int64) bool { return p.space.clear(off, p.sizes[0]) }
@@ -68,7 +69,7 @@ func (p *packing) pass() (moved bool) {
 		for left := payload.words[w] | bitmaps.words[w]; left != 0; {
 			bit := 63 - bits.LeadingZeros64(left)
 			left &^= 1 << bit
-			off, kind := int64(w*64+bit)*mib, 0
+			off, kind := int64(w*64+bit)*ondisk.MiB, 0
 			if bitmaps.words[w]&(1<<bit) != 0 {
 				kind = 1
 			}
@@ -80,8 +81,8 @@ func (p *packing) pass() (moved bool) {
 			}
 			p.space.mark(to, size)
 			p.space.clear(off, size)
-			p.begins[kind].clear(off, mib)
-			p.begins[kind].mark(to, mib)
+			p.begins[kind].clear(off, ondisk.MiB)
+			p.begins[kind].mark(to, ondisk.MiB)
 			from[kind], moved = to+size, true
 		}
 	}

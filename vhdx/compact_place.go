@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"vhdxfs/cache"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // errNoHole says that there is no free space below a block into which it could move.
@@ -26,14 +27,14 @@ func (w *writer) allocateBelow(size, limit int64) (place, error) {
 // returns false if the block is not there any more, and errNoHole if there is no lower place.
 func (w *writer) moveBlock(b, from int64) (bool, error) {
 	g := &w.l.geo
-	start := b << g.blockShift
+	start := b << g.BlockShift
 	entry, _, err := w.l.lookup(start, start+1)
-	if err != nil || entry.fileOff() != from || entry.state() != FullyPresent && entry.state() != PartiallyPresent {
+	if err != nil || entry.FileOff() != from || entry.State() != ondisk.FullyPresent && entry.State() != ondisk.PartiallyPresent {
 		return false, err
 	}
-	err = w.copyBelow(g.blockSize, from, g.payloadEntry(b), w.copyPlace, func(bat *cache.Page, word int, to place) {
+	err = w.copyBelow(g.BlockSize, from, g.PayloadEntry(b), w.copyPlace, func(bat *cache.Page, word int, to place) {
 		w.giveUp(entry)
-		w.setEntry(bat, word, newBATEntry(entry.state(), to.off))
+		w.setEntry(bat, word, ondisk.NewBATEntry(entry.State(), to.off))
 	})
 	return err == nil, err
 }
@@ -44,21 +45,21 @@ func (w *writer) moveBitmap(chunk, from int64) (ok bool, err error) {
 	defer w.catch(&err)
 	w.gate.Lock()
 	defer w.gate.Unlock()
-	if err := w.unlog(from, bitmapBlockSize); err != nil {
+	if err := w.unlog(from, ondisk.BitmapBlockSize); err != nil {
 		return false, err
 	}
-	i := w.l.geo.bitmapEntry(chunk)
-	p, err := w.l.bat.Page(i / entriesPerPage)
+	i := w.l.geo.BitmapEntry(chunk)
+	p, err := w.l.bat.Page(i / ondisk.EntriesPerPage)
 	if err != nil {
 		return false, err
 	}
-	if e := batEntry(p.Word(int(i % entriesPerPage))); e.state() != bitmapPresent || e.fileOff() != from {
+	if e := ondisk.BATEntry(p.Word(int(i % ondisk.EntriesPerPage))); e.State() != ondisk.BitmapPresent || e.FileOff() != from {
 		return false, nil
 	}
-	err = w.copyBelow(bitmapBlockSize, from, i, w.copyBitmap, func(bat *cache.Page, word int, to place) {
-		bat.SetWord(word, uint64(newBATEntry(bitmapPresent, to.off)))
-		w.l.bitmaps[chunk].Store(w.l.cache.Span(w.file, to.off, bitmapBlockSize/pageSize))
-		w.unmapped = append(w.unmapped, place{off: from, size: bitmapBlockSize})
+	err = w.copyBelow(ondisk.BitmapBlockSize, from, i, w.copyBitmap, func(bat *cache.Page, word int, to place) {
+		bat.SetWord(word, uint64(ondisk.NewBATEntry(ondisk.BitmapPresent, to.off)))
+		w.l.bitmaps[chunk].Store(w.l.cache.Span(w.file, to.off, ondisk.BitmapBlockSize/ondisk.PageSize))
+		w.unmapped = append(w.unmapped, place{off: from, size: ondisk.BitmapBlockSize})
 	})
 	return err == nil, err
 }
@@ -125,7 +126,7 @@ func (w *writer) copyPlace(from int64, to place) error {
 			return err
 		}
 	}
-	buf := make([]byte, min(mib, to.size))
+	buf := make([]byte, min(ondisk.MiB, to.size))
 	for i := int64(0); i < to.size; i += int64(len(buf)) {
 		n, err := w.file.ReadAt(buf, from+i)
 		if n < len(buf) && !errors.Is(err, io.EOF) {
@@ -151,22 +152,22 @@ func (w *writer) copyPlace(from int64, to place) error {
 func (w *writer) writeData(p []byte, off int64) error {
 	for i := 0; i < len(p); {
 		n := i
-		for n < len(p) && !allZero(p[n:n+pageSize]) {
-			n += pageSize
+		for n < len(p) && !allZero(p[n:n+ondisk.PageSize]) {
+			n += ondisk.PageSize
 		}
 		if n > i {
 			if _, err := w.file.WriteAt(p[i:n], off+int64(i)); err != nil {
 				return err
 			}
 		}
-		i = n + pageSize
+		i = n + ondisk.PageSize
 	}
 	return nil
 }
 
 // copyBitmap copies a sector bitmap block. All of it is written, so that none of its pages lacks space later.
 func (w *writer) copyBitmap(from int64, to place) error {
-	buf := make([]byte, bitmapBlockSize)
+	buf := make([]byte, ondisk.BitmapBlockSize)
 	if err := readFull(w.file, buf, from, "sector bitmap block"); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"testing"
 	"time"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // looseChains are disks whose files hold much that a compaction can win: free space with old bytes, blocks of zeros,
@@ -14,66 +15,66 @@ func looseChains() map[string]func() chain {
 	loosen := func(im *image) {
 		for _, b := range []int64{2, 4, 5} { // free space inside the file, not empty
 			im.put(bytes.Repeat([]byte("stale..."), int(im.blockSize)/8), b*im.blockSize)
-			im.setBlock(b, NotPresent)
+			im.setBlock(b, ondisk.NotPresent)
 		}
 		off := im.allocate(im.blockSize)
-		im.setBlockEntry(6, newBATEntry(Unmapped, off))
-		im.setBlock(7, FullyPresent) // all zero, and the last in the file but for one
-		im.setBlock(0, FullyPresent)
+		im.setBlockEntry(6, ondisk.NewBATEntry(ondisk.Unmapped, off))
+		im.setBlock(7, ondisk.FullyPresent) // all zero, and the last in the file but for one
+		im.setBlock(0, ondisk.FullyPresent)
 		im.put(im.random(im.blockSize), 0)
 		im.disk.WriteAt(make([]byte, 4*im.blockSize), 4*im.blockSize)
 		im.disk.WriteAt(make([]byte, im.blockSize), 2*im.blockSize)
 	}
 	full := func(n int64) (blocks []blockSpec) {
 		for b := range n {
-			blocks = append(blocks, blockSpec{b, FullyPresent})
+			blocks = append(blocks, blockSpec{b, ondisk.FullyPresent})
 		}
 		return blocks
 	}
 	return map[string]func() chain{
 		"dynamic": func() chain {
-			im := build(spec{diskSize: 8 * mib, blocks: full(6)[1:]})
+			im := build(spec{diskSize: 8 * ondisk.MiB, blocks: full(6)[1:]})
 			loosen(im)
 			return chain{im}
 		},
 		"dynamic 2 MiB, ends inside a block": func() chain {
-			im := build(spec{diskSize: 15 * mib, blockSize: 2 * mib, blocks: full(6)[1:]})
+			im := build(spec{diskSize: 15 * ondisk.MiB, blockSize: 2 * ondisk.MiB, blocks: full(6)[1:]})
 			loosen(im)
 			return chain{im}
 		},
 		"dynamic, the BAT behind all": func() chain {
-			im := build(spec{diskSize: 8 * mib, dataOff: 3 * mib, batOff: 30 * mib, batLen: 2 * mib, blocks: full(6)[1:]})
+			im := build(spec{diskSize: 8 * ondisk.MiB, dataOff: 3 * ondisk.MiB, batOff: 30 * ondisk.MiB, batLen: 2 * ondisk.MiB, blocks: full(6)[1:]})
 			loosen(im)
 			return chain{im}
 		},
 		"dynamic, the BAT too long": func() chain {
-			im := build(spec{diskSize: 8 * mib, batLen: 5 * mib, blocks: full(6)[1:]}).garbage()
+			im := build(spec{diskSize: 8 * ondisk.MiB, batLen: 5 * ondisk.MiB, blocks: full(6)[1:]}).garbage()
 			loosen(im)
-			im.dataOff = im.batOff + mib // what is behind comes to hold blocks, whose sectors no power cut tears
+			im.dataOff = im.batOff + ondisk.MiB // what is behind comes to hold blocks, whose sectors no power cut tears
 			return chain{im}
 		},
 		"differencing": func() chain {
-			parent := build(spec{diskSize: 8 * mib, blocks: full(8)})
+			parent := build(spec{diskSize: 8 * ondisk.MiB, blocks: full(8)})
 			for b := range parent.entries {
-				parent.put(parent.random(mib), b*mib)
+				parent.put(parent.random(ondisk.MiB), b*ondisk.MiB)
 			}
-			im := build(spec{typ: Differencing, diskSize: 8 * mib, blocks: full(6)[1:]})
+			im := build(spec{typ: Differencing, diskSize: 8 * ondisk.MiB, blocks: full(6)[1:]})
 			loosen(im)
-			im.setBlock(3, PartiallyPresent) // with a sector bitmap block at the end of the file
+			im.setBlock(3, ondisk.PartiallyPresent) // with a sector bitmap block at the end of the file
 			im.setSectors(3, 0, 16, true)
-			im.put(im.random(8192), 3*mib)
+			im.put(im.random(8192), 3*ondisk.MiB)
 			return chain{im, parent}
 		},
 		"differencing 4K sectors": func() chain {
-			parent := build(spec{diskSize: 8 * mib, sectorSize: 4096, blocks: full(3)})
+			parent := build(spec{diskSize: 8 * ondisk.MiB, sectorSize: 4096, blocks: full(3)})
 			for b := range parent.entries {
-				parent.put(parent.random(mib), b*mib)
+				parent.put(parent.random(ondisk.MiB), b*ondisk.MiB)
 			}
-			im := build(spec{typ: Differencing, diskSize: 8 * mib, sectorSize: 4096, blocks: full(6)[1:]})
+			im := build(spec{typ: Differencing, diskSize: 8 * ondisk.MiB, sectorSize: 4096, blocks: full(6)[1:]})
 			loosen(im)
-			im.setBlock(1, PartiallyPresent)
+			im.setBlock(1, ondisk.PartiallyPresent)
 			im.setSectors(1, 0, 7, true)
-			im.put(im.random(7*4096), mib)
+			im.put(im.random(7*4096), ondisk.MiB)
 			return chain{im, parent}
 		},
 	}
@@ -118,8 +119,8 @@ func TestCompact(t *testing.T) {
 				t.Errorf("a second time: %+v, %v; want nothing to be done", r, err)
 			}
 			p := c[0].random(3 * c[0].sectorSize) // the file grows again
-			m.WriteAt(p, 5*mib)
-			if _, err := im.WriteAt(p, 5*mib); err != nil {
+			m.WriteAt(p, 5*ondisk.MiB)
+			if _, err := im.WriteAt(p, 5*ondisk.MiB); err != nil {
 				t.Fatal(err)
 			}
 			if err := im.Close(); err != nil {
@@ -144,16 +145,16 @@ func (c chain) files() (files []File) {
 
 // The blocks of a fixed disk stay, whatever they hold; those behind a gap in the file move into it.
 func TestCompactFixed(t *testing.T) {
-	c := chain{build(spec{typ: Fixed, diskSize: 3 * mib})}
-	c[0].allocate(2 * mib)
+	c := chain{build(spec{typ: Fixed, diskSize: 3 * ondisk.MiB})}
+	c[0].allocate(2 * ondisk.MiB)
 	for b := range int64(3) {
-		c[0].setBlock(b, FullyPresent)
+		c[0].setBlock(b, ondisk.FullyPresent)
 	}
-	c[0].put(c[0].random(mib), 2*mib)
+	c[0].put(c[0].random(ondisk.MiB), 2*ondisk.MiB)
 	m := newModel(c)
 	im := c.openWritable(t, Options{})
 	r, err := im.Compact(t.Context(), CompactOptions{})
-	if err != nil || r.Zero != 0 || r.Before-r.After != 2*mib {
+	if err != nil || r.Zero != 0 || r.Before-r.After != 2*ondisk.MiB {
 		t.Errorf("%+v, %v; want 2 MiB less and no block given up", r, err)
 	}
 	m.compare(t, im)
@@ -238,14 +239,14 @@ func (f *holeFile) NextData(off int64) (int64, error) {
 	return next, err
 }
 
-func (f *holeFile) NextHole(off int64) (int64, error) { return off + pageSize, nil }
+func (f *holeFile) NextHole(off int64) (int64, error) { return off + ondisk.PageSize, nil }
 
 // Who looks for data while a block moves finds it, also where there was a hole before.
 func TestSeekFindsWhatMoves(t *testing.T) {
-	b := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {5, FullyPresent}}})
-	b.put(make([]byte, 2*mib), 0)
-	b.setBlock(1, NotPresent)
-	b.put(bytes.Repeat([]byte{1}, mib), 5*mib)
+	b := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {5, ondisk.FullyPresent}}})
+	b.put(make([]byte, 2*ondisk.MiB), 0)
+	b.setBlock(1, ondisk.NotPresent)
+	b.put(bytes.Repeat([]byte{1}, ondisk.MiB), 5*ondisk.MiB)
 	f := &holeFile{noAlloc: noAlloc{b.memFile, true}}
 	im, err := loadWritable(Options{Writable: true}, f)
 	if err != nil {
@@ -255,14 +256,14 @@ func TestSeekFindsWhatMoves(t *testing.T) {
 	moved := false
 	f.asked = func() {
 		err := im.writer.alone(5, func() (err error) {
-			moved, err = im.writer.moveBlock(5, b.entries[5].fileOff())
+			moved, err = im.writer.moveBlock(5, b.entries[5].FileOff())
 			return err
 		})
 		if err != nil {
 			t.Error(err)
 		}
 	}
-	if off, err := im.SeekData(0); err != nil || off != 5*mib || !moved {
-		t.Errorf("data at %#x, %v; want it at %#x; the block has moved: %v", off, err, 5*mib, moved)
+	if off, err := im.SeekData(0); err != nil || off != 5*ondisk.MiB || !moved {
+		t.Errorf("data at %#x, %v; want it at %#x; the block has moved: %v", off, err, 5*ondisk.MiB, moved)
 	}
 }

@@ -3,6 +3,7 @@ package vhdx
 import (
 	"errors"
 	"io"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // giveUp gives up the places of blocks that need none.
@@ -14,16 +15,16 @@ func (c *compaction) giveUp() error {
 	if !c.o.KeepZeros {
 		c.o.Phase("looking for zeros", l.allocated())
 	}
-	return l.eachEntry(func(b int64, bitmap bool, e batEntry) error {
+	return l.eachEntry(func(b int64, bitmap bool, e ondisk.BATEntry) error {
 		if bitmap {
 			return nil
 		}
 		if err := c.interrupted(); err != nil {
 			return err
 		}
-		present := e.state() == FullyPresent || e.state() == PartiallyPresent
+		present := e.State() == ondisk.FullyPresent || e.State() == ondisk.PartiallyPresent
 		if present && !c.o.KeepZeros {
-			defer c.o.Progress(l.geo.blockSize)
+			defer c.o.Progress(l.geo.BlockSize)
 		}
 		// A first look takes no lock, and most blocks end there.
 		if needless, err := c.needless(b, e); err != nil || !needless {
@@ -34,11 +35,11 @@ func (c *compaction) giveUp() error {
 }
 
 // keepsBlocks reports whether the disk is one whose blocks keep their places whatever they hold.
-func (l *layer) keepsBlocks() bool { return l.meta.leaveBlockAllocated && !l.geo.hasParent }
+func (l *layer) keepsBlocks() bool { return l.meta.leaveBlockAllocated && !l.geo.HasParent }
 
 // giveUpBlock gives up the place of block b, whose lock the caller holds alone, if it is needless still.
 func (c *compaction) giveUpBlock(b int64) error {
-	start := b << c.w.l.geo.blockShift
+	start := b << c.w.l.geo.BlockShift
 	e, _, err := c.w.l.lookup(start, start+1)
 	if err != nil {
 		return err
@@ -49,44 +50,44 @@ func (c *compaction) giveUpBlock(b int64) error {
 	if err := c.w.unmap(b, e, fileWrite); err != nil { // nobody who reads the disk can tell
 		return err
 	}
-	if mayKeepPlace(e.state()) {
-		c.result.Unmapped += c.w.l.geo.blockSize
+	if mayKeepPlace(e.State()) {
+		c.result.Unmapped += c.w.l.geo.BlockSize
 	} else {
-		c.result.Zero += c.w.l.geo.blockSize
+		c.result.Zero += c.w.l.geo.BlockSize
 	}
 	return nil
 }
 
 // needless reports whether block b, which has entry e, has a place that it needs not: it reads as zero, and so it
 // would in state ZERO.
-func (c *compaction) needless(b int64, e batEntry) (bool, error) {
-	switch st := e.state(); {
+func (c *compaction) needless(b int64, e ondisk.BATEntry) (bool, error) {
+	switch st := e.State(); {
 	case mayKeepPlace(st):
-		return e.offset() != 0, nil
-	case st != FullyPresent && st != PartiallyPresent || c.o.KeepZeros:
+		return e.Offset() != 0, nil
+	case st != ondisk.FullyPresent && st != ondisk.PartiallyPresent || c.o.KeepZeros:
 		return false, nil
 	}
 	return c.im.readsZero(b, e)
 }
 
 // readsZero reports whether block b, which has entry e, reads as zero. Holes of the file are not read.
-func (im *Image) readsZero(b int64, e batEntry) (bool, error) {
-	const firstLook = 64 * kib
+func (im *Image) readsZero(b int64, e ondisk.BATEntry) (bool, error) {
+	const firstLook = 64 * ondisk.KiB
 	g := &im.current().geo
 	file := im.current().file
-	holes := e.state() == FullyPresent && im.current().replay == nil // what is in the file says what the disk reads as
-	start, end := b<<g.blockShift, g.blockEnd(b)
+	holes := e.State() == ondisk.FullyPresent && im.current().replay == nil // what is in the file says what the disk reads as
+	start, end := b<<g.BlockShift, g.BlockEnd(b)
 	buf := make([]byte, firstLook)
 	for off := start; off < end; {
 		if holes {
-			data, err := file.NextData(e.fileOff() + off - start)
+			data, err := file.NextData(e.FileOff() + off - start)
 			if errors.Is(err, io.EOF) {
 				return true, nil
 			}
 			if err != nil {
 				return false, err
 			}
-			off = start + max(off-start, (data-e.fileOff())&^(pageSize-1))
+			off = start + max(off-start, (data-e.FileOff())&^(ondisk.PageSize-1))
 			if off >= end {
 				return true, nil
 			}
@@ -99,8 +100,8 @@ func (im *Image) readsZero(b int64, e batEntry) (bool, error) {
 			return false, nil
 		}
 		off += int64(len(p))
-		if len(buf) < mib {
-			buf = make([]byte, mib)
+		if len(buf) < ondisk.MiB {
+			buf = make([]byte, ondisk.MiB)
 		}
 	}
 	return true, nil

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // Goroutines that write, trim, sync and read at once, each in sectors of its own of the same blocks, find their own
@@ -116,12 +117,12 @@ func workInOwnSectors(im *Image, m model, rng *rand.Rand, worker, n, sector int6
 
 // Writers that come to one block without a place at the same time give it one.
 func TestOneBlockOnePlace(t *testing.T) {
-	c := chain{build(spec{diskSize: 8 * mib})}
+	c := chain{build(spec{diskSize: 8 * ondisk.MiB})}
 	im := c.openWritable(t, Options{})
 	var wg sync.WaitGroup
 	for i := range int64(32) {
 		wg.Go(func() {
-			if _, err := im.WriteAt([]byte{byte(i + 1)}, 3*mib+i*1000); err != nil {
+			if _, err := im.WriteAt([]byte{byte(i + 1)}, 3*ondisk.MiB+i*1000); err != nil {
 				t.Error(err)
 			}
 		})
@@ -133,7 +134,7 @@ func TestOneBlockOnePlace(t *testing.T) {
 	if err := im.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if want := c[0].dataOff + mib; c[0].memFile.size != want {
+	if want := c[0].dataOff + ondisk.MiB; c[0].memFile.size != want {
 		t.Errorf("the file has %d bytes, want %d", c[0].memFile.size, want)
 	}
 }
@@ -141,7 +142,7 @@ func TestOneBlockOnePlace(t *testing.T) {
 // A reader of a block that is trimmed and written anew, over and over, sees the block as it was at one moment: no
 // bytes of the other block that takes its space in turns.
 func TestReadsDuringReuse(t *testing.T) {
-	c := chain{build(spec{diskSize: 8 * mib})}
+	c := chain{build(spec{diskSize: 8 * ondisk.MiB})}
 	im := c.openWritable(t, Options{})
 	defer im.Close()
 	fill := func(b int64, v byte) []byte { return bytes.Repeat([]byte{v}, 64<<10) }
@@ -151,7 +152,7 @@ func TestReadsDuringReuse(t *testing.T) {
 		v := byte(b + 1)
 		wg.Go(func() {
 			for range 40 {
-				for _, err := range []error{writeErr(im.WriteAt(fill(b, v), b*mib)), im.Sync(), im.Zero(b*mib, mib), im.Sync()} {
+				for _, err := range []error{writeErr(im.WriteAt(fill(b, v), b*ondisk.MiB)), im.Sync(), im.Zero(b*ondisk.MiB, ondisk.MiB), im.Sync()} {
 					if err != nil {
 						t.Error(err)
 					}
@@ -166,7 +167,7 @@ func TestReadsDuringReuse(t *testing.T) {
 					return
 				default:
 				}
-				if _, err := im.ReadAt(p, b*mib); err != nil {
+				if _, err := im.ReadAt(p, b*ondisk.MiB); err != nil {
 					t.Error(err)
 					return
 				}

@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A mutant is a writer with an error: it leaves out a barrier, or does something too early.
@@ -76,7 +77,7 @@ func placeEarly(w *writer) {
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()
 	for off, d := range w.dirty {
-		var b [pageSize]byte
+		var b [ondisk.PageSize]byte
 		d.p.Encode(&b)
 		w.file.WriteAt(b[:], off)
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/test/powercut"
+	"vhdxfs/vhdx/ondisk"
 )
 
 var crashRounds = flag.Int("crash.rounds", 1, "how many seeds the crash test tries for each kind of disk; each is some thousand states")
@@ -117,51 +118,51 @@ func (h host) disk(img io.ReaderAt, size int64) *powercut.Disk {
 
 // crashSpecs are the disks on which power cuts are tried.
 func crashSpecs() map[string]func() chain {
-	blocks := []blockSpec{{1, FullyPresent}, {2, Zero}, {3, Unmapped}, {4, FullyPresent}}
+	blocks := []blockSpec{{1, ondisk.FullyPresent}, {2, ondisk.Zero}, {3, ondisk.Unmapped}, {4, ondisk.FullyPresent}}
 	return map[string]func() chain{
-		"dynamic": func() chain { return chain{build(spec{diskSize: 8 * mib, blocks: blocks})} },
+		"dynamic": func() chain { return chain{build(spec{diskSize: 8 * ondisk.MiB, blocks: blocks})} },
 		"fixed": func() chain {
-			return chain{build(spec{typ: Fixed, diskSize: 2 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})}
+			return chain{build(spec{typ: Fixed, diskSize: 2 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})}
 		},
-		"growing": func() chain { return chain{build(spec{diskSize: 256 * mib, blockSize: 32 * mib})} },
+		"growing": func() chain { return chain{build(spec{diskSize: 256 * ondisk.MiB, blockSize: 32 * ondisk.MiB})} },
 		"ends inside a MiB": func() chain {
-			c := chain{build(spec{diskSize: 8 * mib, blocks: blocks})}
+			c := chain{build(spec{diskSize: 8 * ondisk.MiB, blocks: blocks})}
 			c[0].grow(c[0].next + 512)
 			return c
 		},
 		"ends inside the last block": func() chain {
-			c := chain{build(spec{diskSize: 5 * mib, blockSize: 4 * mib, blocks: []blockSpec{{1, FullyPresent}}})}
-			if err := c[0].memFile.Truncate(c[0].entries[1].fileOff() + mib); err != nil {
+			c := chain{build(spec{diskSize: 5 * ondisk.MiB, blockSize: 4 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.FullyPresent}}})}
+			if err := c[0].memFile.Truncate(c[0].entries[1].FileOff() + ondisk.MiB); err != nil {
 				panic(err)
 			}
 			return c
 		},
 		"recycled": func() chain { // free space inside the file holds the bytes of blocks that are gone
-			c := chain{build(spec{diskSize: 8 * mib, blocks: blocks})}
+			c := chain{build(spec{diskSize: 8 * ondisk.MiB, blocks: blocks})}
 			for b := int64(5); b < 8; b++ {
-				c[0].setBlock(b, FullyPresent)
-				c[0].put(bytes.Repeat([]byte("stale..."), mib/8), b*mib)
-				c[0].setBlock(b, NotPresent)
+				c[0].setBlock(b, ondisk.FullyPresent)
+				c[0].put(bytes.Repeat([]byte("stale..."), ondisk.MiB/8), b*ondisk.MiB)
+				c[0].setBlock(b, ondisk.NotPresent)
 			}
 			return c
 		},
 		"differencing": func() chain {
-			parent := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {3, FullyPresent}, {5, FullyPresent}, {6, FullyPresent}}})
+			parent := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {3, ondisk.FullyPresent}, {5, ondisk.FullyPresent}, {6, ondisk.FullyPresent}}})
 			for b := range parent.entries {
-				parent.put(parent.random(mib), b*mib)
+				parent.put(parent.random(ondisk.MiB), b*ondisk.MiB)
 			}
-			child := build(spec{typ: Differencing, diskSize: 8 * mib, blocks: []blockSpec{{1, PartiallyPresent}, {2, FullyPresent}, {3, Zero}}})
-			child.setBlock(7, FullyPresent)
-			child.put(bytes.Repeat([]byte("stale..."), mib/8), 7*mib)
-			child.setBlock(7, NotPresent)
+			child := build(spec{typ: Differencing, diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.PartiallyPresent}, {2, ondisk.FullyPresent}, {3, ondisk.Zero}}})
+			child.setBlock(7, ondisk.FullyPresent)
+			child.put(bytes.Repeat([]byte("stale..."), ondisk.MiB/8), 7*ondisk.MiB)
+			child.setBlock(7, ondisk.NotPresent)
 			return chain{child, parent}
 		},
 		"4K sectors": func() chain {
-			parent := build(spec{diskSize: 4 * mib, sectorSize: 4096, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+			parent := build(spec{diskSize: 4 * ondisk.MiB, sectorSize: 4096, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 			for b := range parent.entries {
-				parent.put(parent.random(mib), b*mib)
+				parent.put(parent.random(ondisk.MiB), b*ondisk.MiB)
 			}
-			return chain{build(spec{typ: Differencing, diskSize: 4 * mib, sectorSize: 4096}), parent}
+			return chain{build(spec{typ: Differencing, diskSize: 4 * ondisk.MiB, sectorSize: 4096}), parent}
 		},
 	}
 }
@@ -188,7 +189,7 @@ func mixedWorkload(im *Image, h *history, seed uint64, each func(w *writer)) err
 			}
 		case k < 9:
 			if k > 6 {
-				off, n = off&^(mib-1), min(int64(1+rng.IntN(2))*mib, size-off&^(mib-1))
+				off, n = off&^(ondisk.MiB-1), min(int64(1+rng.IntN(2))*ondisk.MiB, size-off&^(ondisk.MiB-1))
 			}
 			h.write(make([]byte, n), off)
 			if err := untilSpace(func() error { return im.Zero(off, n) }); err != nil {
@@ -229,7 +230,7 @@ func syncingWorkload(im *Image, h *history, seed uint64, each func(w *writer)) e
 		if each != nil {
 			each(im.writer)
 		}
-		off := (int64(i%2)*entriesPerPage + rng.Int64N(3)) * mib
+		off := (int64(i%2)*ondisk.EntriesPerPage + rng.Int64N(3)) * ondisk.MiB
 		p := make([]byte, 512)
 		var err error
 		if rng.IntN(2) == 0 {
@@ -238,7 +239,7 @@ func syncingWorkload(im *Image, h *history, seed uint64, each func(w *writer)) e
 			_, err = im.WriteAt(p, off)
 		} else {
 			h.write(p, off) // the rest of the block is zero as it is
-			err = im.Zero(off, mib)
+			err = im.Zero(off, ondisk.MiB)
 		}
 		if err == nil {
 			err = im.Sync()
@@ -437,7 +438,7 @@ func TestPowerCutWithoutSpace(t *testing.T) {
 
 // newFullLogTest returns a test in which the log has been full from the operation on that it returns.
 func newFullLogTest(seed uint64) (ct *crashTest, first int) {
-	ct = newCrashTest(chain{build(spec{diskSize: (entriesPerPage + 4) * mib})}, seed)
+	ct = newCrashTest(chain{build(spec{diskSize: (ondisk.EntriesPerPage + 4) * ondisk.MiB})}, seed)
 	ct.work = syncingWorkload
 	return ct, 700
 }

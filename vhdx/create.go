@@ -10,12 +10,13 @@ import (
 
 	"vhdxfs/internal/safefile"
 	sizes "vhdxfs/internal/size"
+	"vhdxfs/vhdx/ondisk"
 )
 
 const (
 	// DefaultLogSize is the length in bytes of a new image's log, that of Windows too.
-	DefaultLogSize = 1 * mib
-	maxLogSize     = 4096*mib - mib // a 32-bit field holds it
+	DefaultLogSize = 1 * ondisk.MiB
+	maxLogSize     = 4096*ondisk.MiB - ondisk.MiB // a 32-bit field holds it
 
 	// DefaultCreator is the Creator field of a new image.
 	DefaultCreator = "vhdxfs"
@@ -50,8 +51,8 @@ type CreateOptions struct {
 // DefaultBlockSize returns the block size for a disk of the given size, both in bytes: small for small disks,
 // where a large block would waste much, and for large ones 32 MiB, as Windows has it.
 func DefaultBlockSize(diskSize int64) int64 {
-	b := int64(minBlockSize)
-	for b < 32*mib && diskSize > b<<10 {
+	b := int64(ondisk.MinBlockSize)
+	for b < 32*ondisk.MiB && diskSize > b<<10 {
 		b <<= 1
 	}
 	return b
@@ -65,7 +66,7 @@ func (o CreateOptions) withDefaults() (CreateOptions, error) {
 		}
 	}
 	if o.SizeLater {
-		def(&o.BlockSize, DefaultBlockSize(maxDiskSize))
+		def(&o.BlockSize, DefaultBlockSize(ondisk.MaxDiskSize))
 	}
 	def(&o.BlockSize, DefaultBlockSize(o.Size))
 	def(&o.LogicalSectorSize, 512)
@@ -89,15 +90,15 @@ func (o CreateOptions) withDefaults() (CreateOptions, error) {
 		return o, fmt.Errorf("a %s image has no parent", o.Type)
 	case o.Parent == "" && len(o.ParentPaths) > 0:
 		return o, errors.New("--parent-path needs --parent")
-	case b < minBlockSize || b > maxBlockSize || b&(b-1) != 0:
+	case b < ondisk.MinBlockSize || b > ondisk.MaxBlockSize || b&(b-1) != 0:
 		return o, fmt.Errorf("invalid block size %s: must be a power of two from 1 MiB to 256 MiB", sizes.Exact(b))
 	case o.LogicalSectorSize != 512 && o.LogicalSectorSize != 4096:
 		return o, fmt.Errorf("invalid logical sector size %d: must be 512 or 4096", o.LogicalSectorSize)
 	case o.PhysicalSectorSize != 512 && o.PhysicalSectorSize != 4096:
 		return o, fmt.Errorf("invalid physical sector size %d: must be 512 or 4096", o.PhysicalSectorSize)
-	case o.LogSize < mib || o.LogSize%mib != 0 || o.LogSize > maxLogSize:
+	case o.LogSize < ondisk.MiB || o.LogSize%ondisk.MiB != 0 || o.LogSize > maxLogSize:
 		return o, fmt.Errorf("invalid log size %s: must be a multiple of 1 MiB, at most 4095 MiB", sizes.Exact(o.LogSize))
-	case len(utf16.Encode([]rune(o.Creator)))*2 > creatorSize:
+	case len(utf16.Encode([]rune(o.Creator)))*2 > ondisk.CreatorSize:
 		return o, fmt.Errorf("creator %q is too long: at most 256 characters", o.Creator)
 	case o.ZeroBlocks && o.Type != Dynamic:
 		return o, errors.New("--zero-blocks needs a dynamic image")
@@ -108,7 +109,7 @@ func (o CreateOptions) withDefaults() (CreateOptions, error) {
 }
 
 func (o *CreateOptions) checkSize(size int64) error {
-	if size <= 0 || size > maxDiskSize || size%o.LogicalSectorSize != 0 {
+	if size <= 0 || size > ondisk.MaxDiskSize || size%o.LogicalSectorSize != 0 {
 		return fmt.Errorf("invalid disk size %s: must be a multiple of %d bytes and at most 64 TiB", sizes.Exact(size), o.LogicalSectorSize)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"vhdxfs/internal/newfile"
 	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A Builder makes a new image of known content. It needs no log: until Finish the file has no signature, so that
@@ -78,7 +79,7 @@ func (b *Builder) begin(ctx context.Context, f File) error {
 	b.end = b.l.dataOff
 	fixed := b.o.Type == Fixed && !b.o.SizeLater
 	if fixed {
-		b.end += b.l.geo.payloadBlocks() * b.o.BlockSize
+		b.end += b.l.geo.PayloadBlocks() * b.o.BlockSize
 	}
 	if fixed || !b.sparse {
 		// A fixed disk gets its space now, where the file system can promise it.
@@ -106,7 +107,7 @@ func (w interruptibleWriter) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // Size returns the size of the disk in bytes, 0 while it is not known.
-func (b *Builder) Size() int64 { return b.l.geo.diskSize }
+func (b *Builder) Size() int64 { return b.l.geo.DiskSize }
 
 // SetSize says how large the disk is, in bytes, if CreateOptions.SizeLater was set: a multiple of the logical
 // sector size, and not below what was written.
@@ -115,9 +116,9 @@ func (b *Builder) SetSize(size int64) error {
 		return b.wrap(err)
 	}
 	b.o.Size, b.o.SizeLater = size, false
-	b.l.geo = newGeometry(size, b.o.BlockSize, b.o.LogicalSectorSize, false)
+	b.l.geo = ondisk.NewGeometry(size, b.o.BlockSize, b.o.LogicalSectorSize, false)
 	if b.o.Type == Fixed {
-		b.end = b.l.dataOff + b.l.geo.payloadBlocks()*b.o.BlockSize
+		b.end = b.l.dataOff + b.l.geo.PayloadBlocks()*b.o.BlockSize
 		return b.wrap(b.file.Truncate(b.end))
 	}
 	return nil
@@ -127,8 +128,8 @@ func (b *Builder) SetSize(size int64) error {
 // itself; called in the order of the disk, Reserve makes the file have that order too. In a differencing image both
 // fail.
 func (b *Builder) Reserve(off, n int64) error {
-	for end := off + n; off < end; off = (off>>b.l.geo.blockShift + 1) << b.l.geo.blockShift {
-		if _, err := b.place(off >> b.l.geo.blockShift); err != nil {
+	for end := off + n; off < end; off = (off>>b.l.geo.BlockShift + 1) << b.l.geo.BlockShift {
+		if _, err := b.place(off >> b.l.geo.BlockShift); err != nil {
 			return b.wrap(err)
 		}
 	}
@@ -143,9 +144,9 @@ func (b *Builder) WriteAt(p []byte, off int64) (int, error) {
 	}
 	written := 0
 	for len(p) > 0 {
-		in := b.l.geo.inBlock(off)
+		in := b.l.geo.InBlock(off)
 		n := min(int64(len(p)), b.o.BlockSize-in)
-		at, err := b.place(off >> b.l.geo.blockShift)
+		at, err := b.place(off >> b.l.geo.BlockShift)
 		if err == nil {
 			_, err = b.file.WriteAt(p[:n], at+in)
 		}
@@ -159,7 +160,7 @@ func (b *Builder) WriteAt(p []byte, off int64) (int, error) {
 
 func (b *Builder) limit() int64 {
 	if b.o.SizeLater {
-		return maxDiskSize
+		return ondisk.MaxDiskSize
 	}
 	return b.o.Size
 }
@@ -172,18 +173,18 @@ func (b *Builder) place(n int64) (int64, error) {
 	case Differencing: // a block in part would hide the parent
 		return 0, errors.New("a new differencing image must be empty")
 	}
-	var raw [batEntrySize]byte
-	at := b.l.batOff + b.l.geo.payloadEntry(n)*batEntrySize
+	var raw [ondisk.BATEntrySize]byte
+	at := b.l.batOff + b.l.geo.PayloadEntry(n)*ondisk.BATEntrySize
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := readFull(b.file, raw[:], at, "BAT entry"); err != nil {
 		return 0, err
 	}
-	if e := batEntry(le.Uint64(raw[:])); e != 0 {
-		return e.fileOff(), nil
+	if e := ondisk.BATEntry(ondisk.LE.Uint64(raw[:])); e != 0 {
+		return e.FileOff(), nil
 	}
 	off := b.end
-	if off+b.o.BlockSize > maxFileSize {
+	if off+b.o.BlockSize > ondisk.MaxFileSize {
 		return 0, errors.New("the file would be larger than 256 TiB")
 	}
 	if !b.sparse {
@@ -191,7 +192,7 @@ func (b *Builder) place(n int64) (int64, error) {
 			return 0, err
 		}
 	}
-	le.PutUint64(raw[:], uint64(newBATEntry(FullyPresent, off)))
+	ondisk.LE.PutUint64(raw[:], uint64(ondisk.NewBATEntry(ondisk.FullyPresent, off)))
 	if _, err := b.file.WriteAt(raw[:], at); err != nil {
 		return 0, err
 	}
@@ -223,7 +224,7 @@ func (b *Builder) finish() error {
 	if err := b.file.Sync(); err != nil {
 		return err
 	}
-	if _, err := b.file.WriteAt(append([]byte(identifierSignature), encodeUTF16(b.o.Creator)...), 0); err != nil {
+	if _, err := b.file.WriteAt(append([]byte(ondisk.IdentifierSignature), ondisk.EncodeUTF16(b.o.Creator)...), 0); err != nil {
 		return err
 	}
 	return b.file.Sync()

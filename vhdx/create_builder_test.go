@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )
@@ -33,7 +34,7 @@ func buildImage(t *testing.T, o CreateOptions, content map[int64][]byte) string 
 	}
 	wg.Wait()
 	if o.SizeLater {
-		if err := b.SetSize(6*mib + 512); err != nil {
+		if err := b.SetSize(6*ondisk.MiB + 512); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -53,7 +54,7 @@ func buildImage(t *testing.T, o CreateOptions, content map[int64][]byte) string 
 }
 
 func TestBuilder(t *testing.T) {
-	const size = 6*mib + 512
+	const size = 6*ondisk.MiB + 512
 	rng := rand.New(rand.NewPCG(1, 2))
 	random := func(n int) []byte {
 		p := make([]byte, n)
@@ -63,23 +64,23 @@ func TestBuilder(t *testing.T) {
 		return p
 	}
 	content := map[int64][]byte{
-		512:            random(700),         // inside a block
-		mib - 512:      random(1024),        // across two
-		3*mib + 4096:   random(2*mib + 100), // over several, the last in part
-		size - 1:       random(1),
-		2*mib + 123456: random(1),
+		512:                   random(700),                // inside a block
+		ondisk.MiB - 512:      random(1024),               // across two
+		3*ondisk.MiB + 4096:   random(2*ondisk.MiB + 100), // over several, the last in part
+		size - 1:              random(1),
+		2*ondisk.MiB + 123456: random(1),
 	}
 	want := make([]byte, size)
 	for off, p := range content {
 		copy(want[off:], p)
 	}
 	for _, o := range []CreateOptions{
-		{Size: size, BlockSize: mib},
-		{Size: size, BlockSize: 4 * mib, ZeroBlocks: true},
-		{Size: size, BlockSize: 2 * mib, Type: Fixed},
-		{SizeLater: true, BlockSize: 4 * mib},
-		{SizeLater: true, BlockSize: 4 * mib, ZeroBlocks: true},
-		{SizeLater: true, BlockSize: 2 * mib, Type: Fixed},
+		{Size: size, BlockSize: ondisk.MiB},
+		{Size: size, BlockSize: 4 * ondisk.MiB, ZeroBlocks: true},
+		{Size: size, BlockSize: 2 * ondisk.MiB, Type: Fixed},
+		{SizeLater: true, BlockSize: 4 * ondisk.MiB},
+		{SizeLater: true, BlockSize: 4 * ondisk.MiB, ZeroBlocks: true},
+		{SizeLater: true, BlockSize: 2 * ondisk.MiB, Type: Fixed},
 		{SizeLater: true},
 	} {
 		t.Run(fmt.Sprintf("%s/%d/%t/%t", o.Type, o.BlockSize, o.ZeroBlocks, o.SizeLater), func(t *testing.T) {
@@ -100,7 +101,7 @@ func TestBuilder(t *testing.T) {
 			if i := firstDifference(got, want); i >= 0 {
 				t.Errorf("byte %d is %#x, want %#x", i, got[i], want[i])
 			}
-			b, blocks := im.Info().Blocks, im.top.geo.payloadBlocks()
+			b, blocks := im.Info().Blocks, im.top.geo.PayloadBlocks()
 			if rest := b.FullyPresent + b.NotPresent; o.ZeroBlocks && b.FullyPresent+b.Zero != blocks || !o.ZeroBlocks && rest != blocks {
 				t.Errorf("blocks %+v", b)
 			}
@@ -109,28 +110,28 @@ func TestBuilder(t *testing.T) {
 }
 
 func TestBuilderKeepsTheOrderOfReserve(t *testing.T) {
-	b, err := NewBuilder(t.Context(), filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{Size: 8 * mib, BlockSize: mib})
+	b, err := NewBuilder(t.Context(), filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{Size: 8 * ondisk.MiB, BlockSize: ondisk.MiB})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer b.Discard()
-	if err := b.Reserve(mib+1, 2*mib); err != nil { // blocks 1 to 3
+	if err := b.Reserve(ondisk.MiB+1, 2*ondisk.MiB); err != nil { // blocks 1 to 3
 		t.Fatal(err)
 	}
 	for i, n := range []int64{1, 2, 3, 0} {
-		if got, err := b.place(n); err != nil || got != b.l.dataOff+int64(i)*mib {
+		if got, err := b.place(n); err != nil || got != b.l.dataOff+int64(i)*ondisk.MiB {
 			t.Errorf("block %d is at %#x, %v", n, got, err)
 		}
 	}
 }
 
 func TestBuilderRefuses(t *testing.T) {
-	b, err := NewBuilder(t.Context(), filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{Size: mib})
+	b, err := NewBuilder(t.Context(), filepath.Join(t.TempDir(), "new.vhdx"), CreateOptions{Size: ondisk.MiB})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer b.Discard()
-	for _, off := range []int64{-1, mib - 1, mib + 1, 1 << 62} {
+	for _, off := range []int64{-1, ondisk.MiB - 1, ondisk.MiB + 1, 1 << 62} {
 		if _, err := b.WriteAt([]byte{1, 2}, off); err == nil {
 			t.Errorf("WriteAt at %d gave no error", off)
 		}
@@ -143,7 +144,7 @@ func TestBuilderRefuses(t *testing.T) {
 	if err := later.Finish(); err == nil {
 		t.Error("Finish without a size gave no error")
 	}
-	for _, size := range []int64{0, -512, 511, 64*tib + 512} {
+	for _, size := range []int64{0, -512, 511, 64*ondisk.TiB + 512} {
 		if err := later.SetSize(size); err == nil {
 			t.Errorf("SetSize(%d) gave no error", size)
 		}
@@ -160,7 +161,7 @@ func buildOn(f File, o CreateOptions) error {
 	if err := b.begin(context.Background(), f); err != nil {
 		return err
 	}
-	for n := range b.l.geo.payloadBlocks() {
+	for n := range b.l.geo.PayloadBlocks() {
 		if n%2 == 0 {
 			if _, err := b.WriteAt(bytes.Repeat([]byte{0xA5}, 4096), n*o.BlockSize+512); err != nil {
 				return err
@@ -202,7 +203,7 @@ func crashBuildAt(h host, cut int, o CreateOptions, dropSync string) (done bool,
 
 func checkBuilt(im *Image, o CreateOptions) error {
 	got, want := make([]byte, 4096), bytes.Repeat([]byte{0xA5}, 4096)
-	for n := range im.top.geo.payloadBlocks() {
+	for n := range im.top.geo.PayloadBlocks() {
 		if _, err := im.ReadAt(got, n*o.BlockSize+512); err != nil {
 			return err
 		}
@@ -215,9 +216,9 @@ func checkBuilt(im *Image, o CreateOptions) error {
 
 func TestPowerCutWhileBuilding(t *testing.T) {
 	for _, o := range []CreateOptions{
-		{Size: 4 * mib, BlockSize: mib},
-		{Size: 4 * mib, BlockSize: mib, Type: Fixed},
-		{Size: 4 * mib, BlockSize: mib, ZeroBlocks: true},
+		{Size: 4 * ondisk.MiB, BlockSize: ondisk.MiB},
+		{Size: 4 * ondisk.MiB, BlockSize: ondisk.MiB, Type: Fixed},
+		{Size: 4 * ondisk.MiB, BlockSize: ondisk.MiB, ZeroBlocks: true},
 	} {
 		if err := crashBuild(o, ""); err != nil {
 			t.Errorf("%+v: %v", o, err)
@@ -231,7 +232,7 @@ func TestPowerCutWhileBuilding(t *testing.T) {
 // On a host where a hole does harm, there is none.
 func TestBuilderWithoutHoles(t *testing.T) {
 	f := &countedFile{memFile: newMemFile(0)}
-	o, err := CreateOptions{Size: 3 * mib, BlockSize: mib}.withDefaults()
+	o, err := CreateOptions{Size: 3 * ondisk.MiB, BlockSize: ondisk.MiB}.withDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,13 +240,13 @@ func TestBuilderWithoutHoles(t *testing.T) {
 	if err := b.begin(context.Background(), f); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.WriteAt([]byte{1}, 2*mib+5); err != nil {
+	if _, err := b.WriteAt([]byte{1}, 2*ondisk.MiB+5); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Finish(); err != nil {
 		t.Fatal(err)
 	}
-	if size, _ := f.Size(); f.holes != 0 || size != b.l.dataOff+mib {
+	if size, _ := f.Size(); f.holes != 0 || size != b.l.dataOff+ondisk.MiB {
 		t.Errorf("%d holes in a file of %d bytes", f.holes, size)
 	}
 }
@@ -253,7 +254,7 @@ func TestBuilderWithoutHoles(t *testing.T) {
 // Where zeros have to be written, making an image can be interrupted.
 func TestBuilderIsInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	o, err := CreateOptions{Size: 8 * mib, Type: Fixed}.withDefaults()
+	o, err := CreateOptions{Size: 8 * ondisk.MiB, Type: Fixed}.withDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +262,7 @@ func TestBuilderIsInterrupted(t *testing.T) {
 	if err := (&Builder{o: o}).begin(ctx, f); !errors.Is(err, context.Canceled) {
 		t.Errorf("begin: %v", err)
 	}
-	if size, _ := f.Size(); size > 2*mib {
+	if size, _ := f.Size(); size > 2*ondisk.MiB {
 		t.Errorf("%d bytes were written", size)
 	}
 }
@@ -303,9 +304,9 @@ func (f *countedFile) Truncate(size int64) error {
 }
 
 func TestLike(t *testing.T) {
-	item := rawItem{uuid.New(), itemIsUser | itemIsVirtualDisk, []byte("mine")}
-	img := build(spec{diskSize: 5 * mib, blockSize: 2 * mib, sectorSize: 4096, physical: 4096, items: []rawItem{
-		item, {uuid.New(), itemIsUser, []byte("the file's")}, {uuid.New(), itemIsVirtualDisk, nil},
+	item := rawItem{uuid.New(), ondisk.ItemIsUser | ondisk.ItemIsVirtualDisk, []byte("mine")}
+	img := build(spec{diskSize: 5 * ondisk.MiB, blockSize: 2 * ondisk.MiB, sectorSize: 4096, physical: 4096, items: []rawItem{
+		item, {uuid.New(), ondisk.ItemIsUser, []byte("the file's")}, {uuid.New(), ondisk.ItemIsVirtualDisk, nil},
 	}})
 	im := chain{img}.open(t, Options{})
 	o, err := im.Like()

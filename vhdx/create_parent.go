@@ -13,11 +13,12 @@ import (
 	"vhdxfs/internal/safefile"
 	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // maxDiskItems bounds the metadata of a virtual disk that new images inherit, in bytes. Nobody is known to have more
 // than some hundred.
-const maxDiskItems = 4 * mib
+const maxDiskItems = 4 * ondisk.MiB
 
 // Like returns options for a new image of the same disk: its size, block and sector sizes, its id and the further
 // metadata of the disk, such as the items of users. The type is the default.
@@ -28,9 +29,9 @@ func (im *Image) Like() (CreateOptions, error) {
 		return CreateOptions{}, fmt.Errorf("%s: %w", l.path, err)
 	}
 	return CreateOptions{
-		Size:               l.geo.diskSize,
-		BlockSize:          l.geo.blockSize,
-		LogicalSectorSize:  l.geo.sectorSize,
+		Size:               l.geo.DiskSize,
+		BlockSize:          l.geo.BlockSize,
+		LogicalSectorSize:  l.geo.SectorSize,
 		PhysicalSectorSize: int64(l.meta.physicalSectorSize),
 		DiskID:             l.meta.diskID,
 		items:              items,
@@ -55,11 +56,11 @@ func (l *layer) diskItems() ([]diskItem, error) {
 	var items []diskItem
 	room := maxDiskItems
 	for _, m := range l.items {
-		if _, known := m.known(); known || m.Flags&itemIsVirtualDisk == 0 {
+		if _, known := m.Known(); known || m.Flags&ondisk.ItemIsVirtualDisk == 0 {
 			continue
 		}
 		if room -= int(m.Length); room < 0 {
-			return nil, fmt.Errorf("the disk has more than %d MiB of metadata", maxDiskItems/mib)
+			return nil, fmt.Errorf("the disk has more than %d MiB of metadata", maxDiskItems/ondisk.MiB)
 		}
 		it := diskItem{id: m.ID, flags: m.Flags, data: make([]byte, m.Length)}
 		if err := readFull(l.src, it.data, l.metadataOffset()+int64(m.Offset), "metadata item"); err != nil {
@@ -196,7 +197,7 @@ func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([]
 	if !strings.HasPrefix(rel, "..") {
 		rel = "./" + rel
 	}
-	paths := map[string]string{keyRelativePath: backslashes(rel)}
+	paths := map[string]string{ondisk.KeyRelativePath: backslashes(rel)}
 	for _, p := range further {
 		key, value, err := windowsPath(p)
 		if err != nil {
@@ -207,17 +208,17 @@ func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([]
 		}
 		paths[key] = value
 	}
-	if paths[keyAbsolutePath] == "" && !strings.ContainsAny(parent, `\:`) && utf8.ValidString(parent) {
-		paths[keyAbsolutePath] = win32Prefix + `C:` + backslashes(parent)
+	if paths[ondisk.KeyAbsolutePath] == "" && !strings.ContainsAny(parent, `\:`) && utf8.ValidString(parent) {
+		paths[ondisk.KeyAbsolutePath] = win32Prefix + `C:` + backslashes(parent)
 	}
-	keys := [][2]string{{keyLinkage, linkageText(dataWrite)}}
-	for _, k := range pathKeys {
+	keys := [][2]string{{ondisk.KeyLinkage, ondisk.LinkageText(dataWrite)}}
+	for _, k := range ondisk.PathKeys {
 		if v := paths[k]; v != "" {
 			keys = append(keys, [2]string{k, v})
 		}
 	}
 	for _, kv := range keys {
-		if len(encodeUTF16(kv[1])) > maxLocatorValue {
+		if len(ondisk.EncodeUTF16(kv[1])) > maxLocatorValue {
 			return nil, errors.New("the path of the parent is longer than 32767 characters")
 		}
 	}
@@ -251,13 +252,13 @@ func windowsPath(p string) (key, value string, err error) {
 	switch {
 	case !utf8.ValidString(p) || strings.ContainsRune(p, 0):
 	case strings.HasPrefix(p, volumePrefix) && strings.Contains(p[len(volumePrefix):], `}\`):
-		return keyVolumePath, p, nil
+		return ondisk.KeyVolumePath, p, nil
 	case drive:
-		return keyAbsolutePath, win32Prefix + bare, nil
+		return ondisk.KeyAbsolutePath, win32Prefix + bare, nil
 	case strings.HasPrefix(p, uncPrefix):
-		return keyAbsolutePath, p, nil
+		return ondisk.KeyAbsolutePath, p, nil
 	case strings.HasPrefix(p, `\\`) && !strings.HasPrefix(p, win32Prefix):
-		return keyAbsolutePath, uncPrefix + p[2:], nil
+		return ondisk.KeyAbsolutePath, uncPrefix + p[2:], nil
 	}
 	return "", "", fmt.Errorf(`the parent's path %q; it has a form such as D:\folder\parent.vhdx, \\server\share\parent.vhdx or \\?\Volume{GUID}\folder\parent.vhdx`, p)
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )
@@ -15,9 +16,9 @@ import (
 func newParent(t *testing.T, s spec) (*image, string) {
 	t.Helper()
 	if s.diskSize == 0 {
-		s.diskSize = 5 * mib
+		s.diskSize = 5 * ondisk.MiB
 	}
-	s.blocks = []blockSpec{{0, FullyPresent}, {2, FullyPresent}, {3, Zero}}
+	s.blocks = []blockSpec{{0, ondisk.FullyPresent}, {2, ondisk.FullyPresent}, {3, ondisk.Zero}}
 	img := build(s)
 	path := filepath.Join(t.TempDir(), "base.vhdx")
 	img.writeTo(t, path)
@@ -32,10 +33,10 @@ func TestCreateChild(t *testing.T) {
 	}{
 		{"same size", spec{}, CreateOptions{}},
 		{"4096-byte sectors", spec{sectorSize: 4096}, CreateOptions{}},
-		{"larger, other blocks", spec{}, CreateOptions{Size: 9 * mib, BlockSize: 2 * mib}},
+		{"larger, other blocks", spec{}, CreateOptions{Size: 9 * ondisk.MiB, BlockSize: 2 * ondisk.MiB}},
 		// The entries of the last chunk, of which the disk has but one block, need a second MiB of BAT.
-		{"BAT of whole chunks", spec{diskSize: (31*4096 + 1) * mib}, CreateOptions{}},
-		{"more than a chunk", spec{diskSize: 6 << 30, blockSize: 2 * mib}, CreateOptions{}},
+		{"BAT of whole chunks", spec{diskSize: (31*4096 + 1) * ondisk.MiB}, CreateOptions{}},
+		{"more than a chunk", spec{diskSize: 6 << 30, blockSize: 2 * ondisk.MiB}, CreateOptions{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			parent, path := newParent(t, tc.parent)
@@ -65,7 +66,7 @@ func TestCreateChild(t *testing.T) {
 				in.LogicalSectorSize != parent.sectorSize || in.BlockSize != max(tc.o.BlockSize, parent.blockSize) {
 				t.Errorf("made %+v", in)
 			}
-			want, got := make([]byte, 5*mib), make([]byte, 5*mib)
+			want, got := make([]byte, 5*ondisk.MiB), make([]byte, 5*ondisk.MiB)
 			chain{parent}.want(want, 0)
 			if _, err := im.ReadAt(got, 0); err != nil {
 				t.Fatal(err)
@@ -88,8 +89,8 @@ func TestCreateChild(t *testing.T) {
 func TestChildInheritsMetadata(t *testing.T) {
 	disk, file := uuid.New(), uuid.New()
 	_, path := newParent(t, spec{items: []rawItem{
-		{disk, itemIsUser | itemIsVirtualDisk, []byte("of the disk")},
-		{file, itemIsUser, []byte("of the file")},
+		{disk, ondisk.ItemIsUser | ondisk.ItemIsVirtualDisk, []byte("of the disk")},
+		{file, ondisk.ItemIsUser, []byte("of the file")},
 	}})
 	child := filepath.Join(filepath.Dir(path), "child.vhdx")
 	if err := Create(child, CreateOptions{Parent: path}); err != nil {
@@ -132,7 +133,7 @@ func TestCreateChildRefuses(t *testing.T) {
 	_, path := newParent(t, spec{})
 	dir := filepath.Dir(path)
 	broken := filepath.Join(dir, "broken.vhdx")
-	if err := os.WriteFile(broken, make([]byte, 4*mib), 0o600); err != nil {
+	if err := os.WriteFile(broken, make([]byte, 4*ondisk.MiB), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	colon := filepath.Join(dir, "a:b.vhdx")
@@ -147,7 +148,7 @@ func TestCreateChildRefuses(t *testing.T) {
 	}{
 		{"no such parent", "", CreateOptions{Parent: filepath.Join(dir, "missing.vhdx")}, "no such file"},
 		{"damaged parent", "", CreateOptions{Parent: broken}, "R2"},
-		{"smaller", "", CreateOptions{Parent: path, Size: 4 * mib}, "must be at least 5 MiB, as the parent"},
+		{"smaller", "", CreateOptions{Parent: path, Size: 4 * ondisk.MiB}, "must be at least 5 MiB, as the parent"},
 		{"other sectors", "", CreateOptions{Parent: path, LogicalSectorSize: 4096}, "must be 512, as in the parent"},
 		{"dynamic", "", CreateOptions{Parent: path, Type: Dynamic}, "has no parent"},
 		{"over the parent", path, CreateOptions{Parent: path, Replace: true}, "is the parent"},
@@ -155,7 +156,7 @@ func TestCreateChildRefuses(t *testing.T) {
 		{"path", "", CreateOptions{Parent: path, ParentPaths: []string{"base.vhdx"}}, "such as D:"},
 		{"two drives", "", CreateOptions{Parent: path, ParentPaths: []string{`C:\a`, `D:\a`}}, "given twice"},
 		{"zero blocks", "", CreateOptions{Parent: path, ZeroBlocks: true}, "needs a dynamic image"},
-		{"paths without parent", "", CreateOptions{Size: mib, ParentPaths: []string{`C:\a`}}, "needs --parent"},
+		{"paths without parent", "", CreateOptions{Size: ondisk.MiB, ParentPaths: []string{`C:\a`}}, "needs --parent"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			child := tc.path
@@ -178,23 +179,23 @@ func TestCreateChildRefuses(t *testing.T) {
 
 func TestCreateLeavesALockedFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "used.vhdx")
-	if err := Create(path, CreateOptions{Size: mib}); err != nil {
+	if err := Create(path, CreateOptions{Size: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(path, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(path, CreateOptions{Size: 2 * mib, Replace: true}); !errors.Is(err, ErrLocked) {
+	if err := Create(path, CreateOptions{Size: 2 * ondisk.MiB, Replace: true}); !errors.Is(err, ErrLocked) {
 		t.Errorf("Create over an image in use: %v", err)
 	}
 	if err := im.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(path, CreateOptions{Size: 2 * mib, Replace: true}); err != nil {
+	if err := Create(path, CreateOptions{Size: 2 * ondisk.MiB, Replace: true}); err != nil {
 		t.Error(err)
 	}
-	if im, err = Open(path, Options{}); err != nil || im.Size() != 2*mib {
+	if im, err = Open(path, Options{}); err != nil || im.Size() != 2*ondisk.MiB {
 		t.Fatalf("the image was not replaced: %v", err)
 	}
 	im.Close()
@@ -225,7 +226,7 @@ func TestParentKeys(t *testing.T) {
 		for _, kv := range keys {
 			got[kv[0]] = kv[1]
 		}
-		if got[keyLinkage] != linkage || got[keyRelativePath] != tc.want[0] || got[keyVolumePath] != tc.want[1] || got[keyAbsolutePath] != tc.want[2] {
+		if got[ondisk.KeyLinkage] != linkage || got[ondisk.KeyRelativePath] != tc.want[0] || got[ondisk.KeyVolumePath] != tc.want[1] || got[ondisk.KeyAbsolutePath] != tc.want[2] {
 			t.Errorf("%+v: keys %q", tc, keys)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,13 +38,13 @@ func TestCreateCombinations(t *testing.T) {
 	for _, typ := range []DiskType{"", Dynamic, Fixed} {
 		for _, logical := range []int64{0, 512, 4096} {
 			for _, physical := range []int64{0, 512, 4096} {
-				for _, block := range []int64{0, mib, 2 * mib, 256 * mib} {
-					if typ == Fixed && block == 256*mib {
+				for _, block := range []int64{0, ondisk.MiB, 2 * ondisk.MiB, 256 * ondisk.MiB} {
+					if typ == Fixed && block == 256*ondisk.MiB {
 						continue // would take 256 MiB of this machine
 					}
 					t.Run(fmt.Sprintf("%s/%d/%d/%d", typ, logical, physical, block), func(t *testing.T) {
 						t.Parallel()
-						o := CreateOptions{Size: 5*mib + 4096, Type: typ, BlockSize: block, LogicalSectorSize: logical, PhysicalSectorSize: physical}
+						o := CreateOptions{Size: 5*ondisk.MiB + 4096, Type: typ, BlockSize: block, LogicalSectorSize: logical, PhysicalSectorSize: physical}
 						im, _ := createAndOpen(t, o)
 						in := im.Info()
 						def := func(v, d int64) int64 {
@@ -63,7 +64,7 @@ func TestCreateCombinations(t *testing.T) {
 						if in.Creator != DefaultCreator || in.Log.Length != DefaultLogSize || in.Log.State != LogClean {
 							t.Errorf("creator %q, log %+v", in.Creator, in.Log)
 						}
-						if want := map[bool]int64{true: im.top.geo.payloadBlocks()}[typ == Fixed]; in.Blocks.FullyPresent != want {
+						if want := map[bool]int64{true: im.top.geo.PayloadBlocks()}[typ == Fixed]; in.Blocks.FullyPresent != want {
 							t.Errorf("%d blocks are present, want %d", in.Blocks.FullyPresent, want)
 						}
 						buf := bytes.Repeat([]byte{0xEE}, int(im.Size()))
@@ -82,12 +83,12 @@ func TestCreateSizes(t *testing.T) {
 		{Size: 512},
 		{Size: 4096, LogicalSectorSize: 4096},
 		{Size: 512, Type: Fixed},
-		{Size: 3*mib - 512, Type: Fixed, BlockSize: mib},
-		{Size: 64 * tib},
-		{Size: 64 * tib, BlockSize: mib, LogicalSectorSize: 512},
-		{Size: 64 * tib, BlockSize: 256 * mib, LogicalSectorSize: 4096},
-		{Size: 10 << 30, ZeroBlocks: true, BlockSize: mib},
-		{Size: mib, LogSize: 64 * mib, Creator: "Größe 𝄞"},
+		{Size: 3*ondisk.MiB - 512, Type: Fixed, BlockSize: ondisk.MiB},
+		{Size: 64 * ondisk.TiB},
+		{Size: 64 * ondisk.TiB, BlockSize: ondisk.MiB, LogicalSectorSize: 512},
+		{Size: 64 * ondisk.TiB, BlockSize: 256 * ondisk.MiB, LogicalSectorSize: 4096},
+		{Size: 10 << 30, ZeroBlocks: true, BlockSize: ondisk.MiB},
+		{Size: ondisk.MiB, LogSize: 64 * ondisk.MiB, Creator: "Größe 𝄞"},
 	} {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
 			t.Parallel()
@@ -108,8 +109,8 @@ func TestCreateSizes(t *testing.T) {
 
 // Two images have nothing in common that is meant to tell them apart.
 func TestCreateMakesNewGUIDs(t *testing.T) {
-	a, _ := createAndOpen(t, CreateOptions{Size: mib})
-	b, _ := createAndOpen(t, CreateOptions{Size: mib})
+	a, _ := createAndOpen(t, CreateOptions{Size: ondisk.MiB})
+	b, _ := createAndOpen(t, CreateOptions{Size: ondisk.MiB})
 	x, y := a.Info(), b.Info()
 	if x.DiskID == y.DiskID || x.Headers[0].FileWriteGUID == y.Headers[0].FileWriteGUID || x.Headers[0].DataWriteGUID == y.Headers[0].DataWriteGUID {
 		t.Errorf("two images share a GUID: %+v, %+v", x, y)
@@ -122,21 +123,21 @@ func TestCreateRefuses(t *testing.T) {
 		"negative size":                 {Size: -512},
 		"half a sector":                 {Size: 512, LogicalSectorSize: 4096},
 		"a byte":                        {Size: 1},
-		"64 TiB and a sector":           {Size: 64*tib + 512},
-		"differencing":                  {Size: mib, Type: Differencing},
-		"unknown type":                  {Size: mib, Type: "thick"},
-		"small block":                   {Size: mib, BlockSize: 512 * kib},
-		"large block":                   {Size: mib, BlockSize: 512 * mib},
-		"block that is no power of two": {Size: mib, BlockSize: 3 * mib},
-		"negative block":                {Size: mib, BlockSize: -mib},
-		"logical sector":                {Size: mib, LogicalSectorSize: 1024},
-		"physical sector":               {Size: mib, PhysicalSectorSize: 8192},
-		"log of half a MiB":             {Size: mib, LogSize: 512 * kib},
-		"log of 1.5 MiB":                {Size: mib, LogSize: 1536 * kib},
-		"log of 4 GiB":                  {Size: mib, LogSize: 4 << 30},
-		"negative log":                  {Size: mib, LogSize: -mib},
-		"long creator":                  {Size: mib, Creator: strings.Repeat("x", 257)},
-		"fixed disk of ZERO blocks":     {Size: mib, Type: Fixed, ZeroBlocks: true},
+		"64 TiB and a sector":           {Size: 64*ondisk.TiB + 512},
+		"differencing":                  {Size: ondisk.MiB, Type: Differencing},
+		"unknown type":                  {Size: ondisk.MiB, Type: "thick"},
+		"small block":                   {Size: ondisk.MiB, BlockSize: 512 * ondisk.KiB},
+		"large block":                   {Size: ondisk.MiB, BlockSize: 512 * ondisk.MiB},
+		"block that is no power of two": {Size: ondisk.MiB, BlockSize: 3 * ondisk.MiB},
+		"negative block":                {Size: ondisk.MiB, BlockSize: -ondisk.MiB},
+		"logical sector":                {Size: ondisk.MiB, LogicalSectorSize: 1024},
+		"physical sector":               {Size: ondisk.MiB, PhysicalSectorSize: 8192},
+		"log of half a MiB":             {Size: ondisk.MiB, LogSize: 512 * ondisk.KiB},
+		"log of 1.5 MiB":                {Size: ondisk.MiB, LogSize: 1536 * ondisk.KiB},
+		"log of 4 GiB":                  {Size: ondisk.MiB, LogSize: 4 << 30},
+		"negative log":                  {Size: ondisk.MiB, LogSize: -ondisk.MiB},
+		"long creator":                  {Size: ondisk.MiB, Creator: strings.Repeat("x", 257)},
+		"fixed disk of ZERO blocks":     {Size: ondisk.MiB, Type: Fixed, ZeroBlocks: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -155,13 +156,13 @@ func TestCreateLeavesAnExistingFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(path, CreateOptions{Size: mib}); err == nil || !strings.Contains(err.Error(), "exists") {
+	if err := Create(path, CreateOptions{Size: ondisk.MiB}); err == nil || !strings.Contains(err.Error(), "exists") {
 		t.Errorf("Create over a file: %v", err)
 	}
 	if b, err := os.ReadFile(path); string(b) != "precious" {
 		t.Errorf("the file holds %q, %v now", b, err)
 	}
-	if err := Create(filepath.Join(path, "x", "new.vhdx"), CreateOptions{Size: mib}); err == nil {
+	if err := Create(filepath.Join(path, "x", "new.vhdx"), CreateOptions{Size: ondisk.MiB}); err == nil {
 		t.Error("Create below a file gave no error")
 	}
 }
@@ -172,10 +173,10 @@ const createLimited = "VHDX_TEST_CREATE_LIMITED"
 func TestCreateRemovesWhatItCannotFinish(t *testing.T) {
 	if path := os.Getenv(createLimited); path != "" {
 		signal.Ignore(syscall.SIGXFSZ)
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 2 * mib, Max: 2 * mib}); err != nil {
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 2 * ondisk.MiB, Max: 2 * ondisk.MiB}); err != nil {
 			t.Skip(err)
 		}
-		if err := Create(path, CreateOptions{Size: 8 * mib, Type: Fixed}); err == nil {
+		if err := Create(path, CreateOptions{Size: 8 * ondisk.MiB, Type: Fixed}); err == nil {
 			t.Error("a file above the limit was made")
 		}
 		return
@@ -193,7 +194,7 @@ func TestCreateRemovesWhatItCannotFinish(t *testing.T) {
 
 func TestDefaultBlockSize(t *testing.T) {
 	for _, c := range []struct{ disk, block int64 }{
-		{512, mib}, {1 << 30, mib}, {1<<30 + 512, 2 * mib}, {4 << 30, 4 * mib}, {32 << 30, 32 * mib}, {64 * tib, 32 * mib},
+		{512, ondisk.MiB}, {1 << 30, ondisk.MiB}, {1<<30 + 512, 2 * ondisk.MiB}, {4 << 30, 4 * ondisk.MiB}, {32 << 30, 32 * ondisk.MiB}, {64 * ondisk.TiB, 32 * ondisk.MiB},
 	} {
 		if got := DefaultBlockSize(c.disk); got != c.block {
 			t.Errorf("DefaultBlockSize(%d) = %d, want %d", c.disk, got, c.block)
@@ -205,12 +206,12 @@ func TestDefaultBlockSize(t *testing.T) {
 func TestCreatedImagesPassQEMU(t *testing.T) {
 	needQEMU(t, "qemu-img")
 	for _, o := range []CreateOptions{
-		{Size: 8 * mib},
-		{Size: 8*mib + 512, Type: Fixed},
+		{Size: 8 * ondisk.MiB},
+		{Size: 8*ondisk.MiB + 512, Type: Fixed},
 		{Size: 512},
-		{Size: 100 << 30, BlockSize: mib, ZeroBlocks: true},
-		{Size: 2 * tib, PhysicalSectorSize: 512, LogSize: 2 * mib},
-		{Size: 5 << 30, BlockSize: 256 * mib},
+		{Size: 100 << 30, BlockSize: ondisk.MiB, ZeroBlocks: true},
+		{Size: 2 * ondisk.TiB, PhysicalSectorSize: 512, LogSize: 2 * ondisk.MiB},
+		{Size: 5 << 30, BlockSize: 256 * ondisk.MiB},
 	} {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
 			t.Parallel()
@@ -248,7 +249,7 @@ func TestImagesOfQEMU(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer im.Close()
-			want := make([]byte, 20481*kib)
+			want := make([]byte, 20481*ondisk.KiB)
 			copy(want[1047552:], bytes.Repeat([]byte{0xA5}, 2048))
 			copy(want[20971008:], bytes.Repeat([]byte{0x5A}, 512))
 			got := make([]byte, len(want))

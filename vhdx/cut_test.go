@@ -3,6 +3,7 @@ package vhdx
 import (
 	"bytes"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )
@@ -35,9 +36,9 @@ func (f *cutFile) Truncate(size int64) error {
 // cut (MS-VHDX 2.2.2). What others see on the disk is the same.
 func TestCutRenewsFileWriteGUID(t *testing.T) {
 	loose := func() *image { // the end of the file is free
-		b := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-		b.put(bytes.Repeat([]byte{1}, 2*mib), 0)
-		b.grow(b.next + 3*mib)
+		b := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
+		b.put(bytes.Repeat([]byte{1}, 2*ondisk.MiB), 0)
+		b.grow(b.next + 3*ondisk.MiB)
 		return b
 	}
 	for _, tt := range []struct {
@@ -50,7 +51,7 @@ func TestCutRenewsFileWriteGUID(t *testing.T) {
 			return err
 		}},
 		{"compact that moves", nil, func(t *testing.T, im *Image) error {
-			if err := im.Zero(0, mib); err != nil {
+			if err := im.Zero(0, ondisk.MiB); err != nil {
 				return err
 			}
 			_, err := im.Compact(t.Context(), CompactOptions{})
@@ -63,7 +64,7 @@ func TestCutRenewsFileWriteGUID(t *testing.T) {
 			return im.writer.clean() // as when idle
 		}, func(_ *testing.T, im *Image) error { return im.Close() }},
 		{"close behind a resize", func(t *testing.T, im *Image) error {
-			return im.Resize(t.Context(), 2*mib)
+			return im.Resize(t.Context(), 2*ondisk.MiB)
 		}, func(_ *testing.T, im *Image) error { return im.Close() }},
 		{"a last writer leaves", func(t *testing.T, im *Image) error {
 			if _, err := im.WriteAt([]byte{2}, 0); err != nil {
@@ -97,7 +98,7 @@ func TestCutRenewsFileWriteGUID(t *testing.T) {
 			if again, _ := readHeaders(f); tt.name != "compact that moves" && again.header().DataWriteGUID != hs.header().DataWriteGUID {
 				t.Error("DataWriteGuid is new, too")
 			}
-			if h, _ := readHeaders(f); h.header().dirty() {
+			if h, _ := readHeaders(f); h.header().Dirty() {
 				t.Error("the log is to be replayed")
 			}
 		})
@@ -118,21 +119,21 @@ func TestLeftoversAreCut(t *testing.T) {
 		{"nothing", func(*Image) error { return nil }, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}}})
+			b := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 			im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, true})
 			if err != nil {
 				t.Fatal(err)
 			}
 			im.writer.stop()
 			for blk := int64(1); blk < 4; blk++ {
-				if _, err := im.WriteAt(bytes.Repeat([]byte("old "), mib/4), blk*mib); err != nil {
+				if _, err := im.WriteAt(bytes.Repeat([]byte("old "), ondisk.MiB/4), blk*ondisk.MiB); err != nil {
 					t.Fatal(err)
 				}
 			}
 			if err := im.Sync(); err != nil {
 				t.Fatal(err)
 			}
-			if err := im.Zero(2*mib, 2*mib); err != nil {
+			if err := im.Zero(2*ondisk.MiB, 2*ondisk.MiB); err != nil {
 				t.Fatal(err)
 			}
 			if err := im.Sync(); err != nil {
@@ -143,8 +144,8 @@ func TestLeftoversAreCut(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			end := im.writer.lastOffset() - 2*mib // the places of both wait for what reads them
-			left := b.memFile.clone()             // killed
+			end := im.writer.lastOffset() - 2*ondisk.MiB // the places of both wait for what reads them
+			left := b.memFile.clone()                    // killed
 			again, err := loadWritable(Options{Writable: true}, noAlloc{left, true})
 			if err != nil {
 				t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // Zero makes the n bytes from byte off read as zero, and gives up the space of the blocks that lie wholly inside
@@ -41,8 +42,8 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 		}
 		// The block may begin with what reads as zero, and is to be treated as a whole all the same.
 		g := &im.current().geo
-		b := off >> g.blockShift
-		from, to := max(first, b<<g.blockShift), min(end, g.blockEnd(b))
+		b := off >> g.BlockShift
+		from, to := max(first, b<<g.BlockShift), min(end, g.BlockEnd(b))
 		if err := w.withSpace(func() error { return w.alone(b, func() error { return do(w, b, from, to) }) }); err != nil {
 			return fmt.Errorf("zero %d bytes of the disk at %#x: %w", to-from, from, err)
 		}
@@ -69,20 +70,20 @@ func (w *writer) zeroBlock(b, off, end int64) error {
 	if err != nil {
 		return err
 	}
-	st := entry.state()
+	st := entry.State()
 	keep := w.l.keepsBlocks()
 	switch whole := w.l.wholeBlock(b, off, end-off); {
-	case whole && !keep && (st == FullyPresent || st == PartiallyPresent || st == NotPresent && w.l.geo.hasParent):
+	case whole && !keep && (st == ondisk.FullyPresent || st == ondisk.PartiallyPresent || st == ondisk.NotPresent && w.l.geo.HasParent):
 		return w.unmap(b, entry, dataWrite)
-	case st == FullyPresent:
+	case st == ondisk.FullyPresent:
 		if err := w.announce(dataWrite); err != nil {
 			return err
 		}
 		defer w.changed()
-		return w.zeroPlace(entry.fileOff()+w.l.geo.inBlock(off), end-off, keep)
-	case st == PartiallyPresent || st == NotPresent && w.l.geo.hasParent:
+		return w.zeroPlace(entry.FileOff()+w.l.geo.InBlock(off), end-off, keep)
+	case st == ondisk.PartiallyPresent || st == ondisk.NotPresent && w.l.geo.HasParent:
 		return w.writeZeroSectors(b, off, end)
-	case mayKeepPlace(st) && entry.offset() != 0:
+	case mayKeepPlace(st) && entry.Offset() != 0:
 		return w.unmap(b, entry, dataWrite) // other readers may show what is still in that place
 	}
 	return nil // it reads as zero
@@ -110,13 +111,13 @@ func (w *writer) writeZeroSectors(b, off, end int64) error {
 
 // unmap moves block b, which has the given entry, to state ZERO: of the states without a place it is the one that
 // promises zeros to every reader, and hides the parent. Its place is given up.
-func (w *writer) unmap(b int64, entry batEntry, kind writeKind) error {
+func (w *writer) unmap(b int64, entry ondisk.BATEntry, kind writeKind) error {
 	e, err := w.editFreeing(kind, 1)
 	if err != nil {
 		return err
 	}
 	defer e.end()
-	bat, word, err := e.batPage(w.l.geo.payloadEntry(b))
+	bat, word, err := e.batPage(w.l.geo.PayloadEntry(b))
 	if err == nil {
 		err = w.announce(kind)
 	}
@@ -125,25 +126,27 @@ func (w *writer) unmap(b int64, entry batEntry, kind writeKind) error {
 	}
 	e.apply(func() {
 		// A set offset in this state makes Hyper-V refuse the image.
-		w.setEntry(bat, word, newBATEntry(Zero, 0))
+		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.Zero, 0))
 		w.giveUp(entry)
 	})
 	return nil
 }
 
 // giveUp gives up the place of a block that had the given entry. The caller is in an edit's apply.
-func (w *writer) giveUp(entry batEntry) {
-	switch st := entry.state(); {
-	case st == FullyPresent || st == PartiallyPresent:
-	case mayKeepPlace(st) && entry.offset() != 0 && !w.l.keptShared:
+func (w *writer) giveUp(entry ondisk.BATEntry) {
+	switch st := entry.State(); {
+	case st == ondisk.FullyPresent || st == ondisk.PartiallyPresent:
+	case mayKeepPlace(st) && entry.Offset() != 0 && !w.l.keptShared:
 	default:
 		return
 	}
-	w.unmapped = append(w.unmapped, place{off: entry.fileOff(), size: w.l.geo.blockSize})
+	w.unmapped = append(w.unmapped, place{off: entry.FileOff(), size: w.l.geo.BlockSize})
 }
 
 // mayKeepPlace reports whether a block in the given state may have a place in the file without being present.
-func mayKeepPlace(s BlockState) bool { return s == Undefined || s == Unmapped || s == unmappedDraft }
+func mayKeepPlace(s ondisk.BlockState) bool {
+	return s == ondisk.Undefined || s == ondisk.Unmapped || s == ondisk.UnmappedDraft
+}
 
 // Allocate gives every block that has bytes between off and off+n a place, so that writing there cannot fail for
 // want of space. What the disk reads as stays the same. Blocks that show a parent's data are left alone.
@@ -154,11 +157,11 @@ func (im *Image) Allocate(off, n int64) error {
 	}
 	for end := off + n; off < end; {
 		g := &im.current().geo
-		b := off >> g.blockShift
+		b := off >> g.BlockShift
 		if err := w.withSpace(func() error { return w.alone(b, func() error { return w.allocateBlock(b, off) }) }); err != nil {
 			return fmt.Errorf("allocate the block of the disk at %#x: %w", off, err)
 		}
-		off = g.blockEnd(b)
+		off = g.BlockEnd(b)
 	}
 	return nil
 }
@@ -168,19 +171,19 @@ func (w *writer) allocateBlock(b, off int64) error {
 	if err != nil {
 		return err
 	}
-	switch st := entry.state(); {
-	case st == NotPresent && w.l.geo.hasParent:
+	switch st := entry.State(); {
+	case st == ondisk.NotPresent && w.l.geo.HasParent:
 		return nil
-	case st == FullyPresent || st == PartiallyPresent:
+	case st == ondisk.FullyPresent || st == ondisk.PartiallyPresent:
 		// A last block that the end of the file cuts ends there.
-		n := min(w.l.geo.blockSize, w.fileSize()-entry.fileOff())
+		n := min(w.l.geo.BlockSize, w.fileSize()-entry.FileOff())
 		if err := w.announce(fileWrite); err != nil {
 			return err
 		}
-		if err := w.file.Allocate(entry.fileOff(), n); !imagefile.IsUnsupported(err) {
+		if err := w.file.Allocate(entry.FileOff(), n); !imagefile.IsUnsupported(err) {
 			return err
 		}
 		return nil
 	}
-	return w.newFull(b, b<<w.l.geo.blockShift, nil)
+	return w.newFull(b, b<<w.l.geo.BlockShift, nil)
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
@@ -65,7 +66,7 @@ func (f bdev) WriteAt(p []byte, off int64) (int, error) {
 // A file may end inside a MiB (T5). That piece is no place for a block, which would end behind the file.
 func TestFileEndsInsideAMiB(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.vhdx")
-	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	st, _ := os.Stat(path)
@@ -92,7 +93,7 @@ func TestFileEndsInsideAMiB(t *testing.T) {
 
 // Nor may growing the file wipe what lies there, on a host on which growing writes zeros.
 func TestFileEndsInsideAMiBWithoutHoles(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib})
+	b := build(spec{diskSize: 64 * ondisk.MiB})
 	b.grow(b.next + 512)
 	im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, false})
 	if err != nil {
@@ -100,13 +101,13 @@ func TestFileEndsInsideAMiBWithoutHoles(t *testing.T) {
 	}
 	want := bytes.Repeat([]byte{7}, 4096)
 	for blk := int64(0); blk < 2; blk++ {
-		if _, err := im.WriteAt(want, blk*mib+8192); err != nil {
+		if _, err := im.WriteAt(want, blk*ondisk.MiB+8192); err != nil {
 			t.Fatal(err)
 		}
 	}
 	got := make([]byte, 4096)
 	for blk := int64(0); blk < 2; blk++ {
-		im.ReadAt(got, blk*mib+8192)
+		im.ReadAt(got, blk*ondisk.MiB+8192)
 		if !bytes.Equal(got, want) {
 			t.Errorf("block %d reads %x…, want %x…", blk, got[:4], want[:4])
 		}
@@ -115,9 +116,9 @@ func TestFileEndsInsideAMiBWithoutHoles(t *testing.T) {
 
 // A file may end inside the last block of the disk (T6). The rest of the block is not free.
 func TestFileEndsInsideTheLastBlock(t *testing.T) {
-	b := build(spec{diskSize: 8*mib + 3*mib, blockSize: 8 * mib, blocks: []blockSpec{{1, FullyPresent}}})
-	off := b.entries[1].fileOff()
-	if err := b.memFile.Truncate(off + 3*mib); err != nil {
+	b := build(spec{diskSize: 8*ondisk.MiB + 3*ondisk.MiB, blockSize: 8 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.FullyPresent}}})
+	off := b.entries[1].FileOff()
+	if err := b.memFile.Truncate(off + 3*ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, true})
@@ -137,10 +138,10 @@ func TestFileEndsInsideTheLastBlock(t *testing.T) {
 
 // A file with an optional region outside of it can be read, but must not grow into the region.
 func TestRegionOutsideTheFileIsNotOvergrown(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib})
+	b := build(spec{diskSize: 64 * ondisk.MiB})
 	end := b.size
-	b.setRegions(func(r []region) []region {
-		return append(r, region{GUID: uuid.New(), Offset: uint64(end + mib), Length: 4 * mib})
+	b.setRegions(func(r []ondisk.Region) []ondisk.Region {
+		return append(r, ondisk.Region{GUID: uuid.New(), Offset: uint64(end + ondisk.MiB), Length: 4 * ondisk.MiB})
 	})
 	if _, err := loadReadOnly(b.memFile); err != nil {
 		t.Errorf("open for reading: %v", err)
@@ -152,7 +153,7 @@ func TestRegionOutsideTheFileIsNotOvergrown(t *testing.T) {
 
 // Space that was freed while a read went on comes back when the read has ended, though nothing else is freed.
 func TestSpaceFreedDuringAReadComesBack(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	b := build(spec{diskSize: 64 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	f := noAlloc{b.memFile, true}
 	im, err := loadWritable(Options{Writable: true}, f)
 	if err != nil {
@@ -160,7 +161,7 @@ func TestSpaceFreedDuringAReadComesBack(t *testing.T) {
 	}
 	e := im.BeginRead()
 	for blk := int64(0); blk < 2; blk++ {
-		if err := im.Zero(blk*mib, mib); err != nil {
+		if err := im.Zero(blk*ondisk.MiB, ondisk.MiB); err != nil {
 			t.Fatal(err)
 		}
 		if err := im.Sync(); err != nil {
@@ -172,14 +173,14 @@ func TestSpaceFreedDuringAReadComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	if size, _ := f.Size(); size != b.dataOff {
-		t.Errorf("the file has %d MiB after close, of which %d are used", size/mib, b.dataOff/mib)
+		t.Errorf("the file has %d MiB after close, of which %d are used", size/ondisk.MiB, b.dataOff/ondisk.MiB)
 	}
 }
 
 // What is discarded is given back to the host when the image is clean, without waiting for another allocation.
 func TestDiscardGivesSpaceToTheHost(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.vhdx")
-	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(path, Options{Writable: true, Discard: DiscardPunch})
@@ -194,17 +195,17 @@ func TestDiscardGivesSpaceToTheHost(t *testing.T) {
 		}
 		return st.Blocks * 512
 	}
-	if _, err := im.WriteAt(bytes.Repeat([]byte{7}, 32*mib), 0); err != nil {
+	if _, err := im.WriteAt(bytes.Repeat([]byte{7}, 32*ondisk.MiB), 0); err != nil {
 		t.Fatal(err)
 	}
 	im.Sync()
 	before := du()
-	if err := im.Discard(0, 32*mib); err != nil {
+	if err := im.Discard(0, 32*ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	im.Sync()
 	im.Clean()
-	if after := du(); after > before-30*mib {
+	if after := du(); after > before-30*ondisk.MiB {
 		t.Errorf("du before the discard %d KiB, after discard, sync and clean %d KiB", before>>10, after>>10)
 	}
 }
@@ -212,7 +213,7 @@ func TestDiscardGivesSpaceToTheHost(t *testing.T) {
 // Allocate reserves space on the host too, or writing could fail all the same.
 func TestAllocateReserves(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.vhdx")
-	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(path, Options{Writable: true})
@@ -220,7 +221,7 @@ func TestAllocateReserves(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer im.Close()
-	if err := im.Allocate(0, 32*mib); err != nil {
+	if err := im.Allocate(0, 32*ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	im.Sync()
@@ -228,20 +229,20 @@ func TestAllocateReserves(t *testing.T) {
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	if st.Blocks*512 < 32*mib {
+	if st.Blocks*512 < 32*ondisk.MiB {
 		t.Errorf("the file takes %d KiB on the host after 32 MiB were allocated", st.Blocks/2)
 	}
 }
 
 // A whole block is discarded as a whole even where it begins with what reads as zero.
 func TestDiscardOfAWholeBlockAllocatesNothing(t *testing.T) {
-	parent := build(spec{diskSize: 4 * mib, blocks: []blockSpec{{1, FullyPresent}}})
-	child := build(spec{typ: Differencing, diskSize: 4 * mib, blockSize: 2 * mib})
+	parent := build(spec{diskSize: 4 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.FullyPresent}}})
+	child := build(spec{typ: Differencing, diskSize: 4 * ondisk.MiB, blockSize: 2 * ondisk.MiB})
 	im, err := loadWritable(Options{Writable: true}, noAlloc{child.memFile, true}, parent.memFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := im.Zero(0, 2*mib); err != nil {
+	if err := im.Zero(0, 2*ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	if c := im.top.counts; c.Zero != 1 || c.PartiallyPresent != 0 {
@@ -252,14 +253,14 @@ func TestDiscardOfAWholeBlockAllocatesNothing(t *testing.T) {
 
 // The place that an UNMAPPED block kept is free when the block gets another one.
 func TestKeptPlaceIsGivenUp(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}}})
-	b.setBlockEntry(0, newBATEntry(Unmapped, b.entries[0].fileOff()))
+	b := build(spec{diskSize: 64 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}}})
+	b.setBlockEntry(0, ondisk.NewBATEntry(ondisk.Unmapped, b.entries[0].FileOff()))
 	im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for blk := range int64(2) {
-		if _, err := im.WriteAt([]byte{1}, blk*mib); err != nil {
+		if _, err := im.WriteAt([]byte{1}, blk*ondisk.MiB); err != nil {
 			t.Fatal(err)
 		}
 		im.Sync()
@@ -270,7 +271,7 @@ func TestKeptPlaceIsGivenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	if free := ro.top.space.free(); free != 0 {
-		t.Errorf("%d MiB inside the file are lost", free/mib)
+		t.Errorf("%d MiB inside the file are lost", free/ondisk.MiB)
 	}
 }
 
@@ -278,28 +279,28 @@ func TestKeptPlaceIsGivenUp(t *testing.T) {
 // is done with the block, the place is not given away. Nor is the file's begin, where it names none.
 func TestSharedKeptPlaceStays(t *testing.T) {
 	for name, give := range map[string]func(im *Image) error{
-		"trim":    func(im *Image) error { return im.Discard(mib, 2*mib) },
-		"zeros":   func(im *Image) error { return writeErr(im.WriteAt(make([]byte, 2*mib), mib)) },
-		"data":    func(im *Image) error { return writeErr(im.WriteAt(bytes.Repeat([]byte{7}, 2*mib), mib)) },
-		"reserve": func(im *Image) error { return im.Allocate(mib, 2*mib) },
+		"trim":    func(im *Image) error { return im.Discard(ondisk.MiB, 2*ondisk.MiB) },
+		"zeros":   func(im *Image) error { return writeErr(im.WriteAt(make([]byte, 2*ondisk.MiB), ondisk.MiB)) },
+		"data":    func(im *Image) error { return writeErr(im.WriteAt(bytes.Repeat([]byte{7}, 2*ondisk.MiB), ondisk.MiB)) },
+		"reserve": func(im *Image) error { return im.Allocate(ondisk.MiB, 2*ondisk.MiB) },
 		"compact": func(im *Image) error { _, err := im.Compact(t.Context(), CompactOptions{}); return err },
 	} {
-		for with, state := range map[string]BlockState{
-			"a present block": Unmapped, "a present block, UNDEFINED": Undefined, "a present block, ZERO": Zero,
-			"a present block, NOT PRESENT": NotPresent, "another UNMAPPED block": Unmapped, "nothing": Unmapped,
+		for with, state := range map[string]ondisk.BlockState{
+			"a present block": ondisk.Unmapped, "a present block, UNDEFINED": ondisk.Undefined, "a present block, ZERO": ondisk.Zero,
+			"a present block, NOT PRESENT": ondisk.NotPresent, "another UNMAPPED block": ondisk.Unmapped, "nothing": ondisk.Unmapped,
 		} {
 			t.Run(name+" beside "+with, func(t *testing.T) {
-				b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}, {3, FullyPresent}}})
-				place := b.entries[0].fileOff()
+				b := build(spec{diskSize: 64 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {3, ondisk.FullyPresent}}})
+				place := b.entries[0].FileOff()
 				switch with {
 				case "another UNMAPPED block":
-					place = b.allocate(mib)
-					b.setBlockEntry(2, newBATEntry(Unmapped, place))
+					place = b.allocate(ondisk.MiB)
+					b.setBlockEntry(2, ondisk.NewBATEntry(ondisk.Unmapped, place))
 				case "nothing":
 					place = 0
 				}
-				b.setBlockEntry(1, newBATEntry(state, place))
-				want := make([]byte, 4*mib)
+				b.setBlockEntry(1, ondisk.NewBATEntry(state, place))
+				want := make([]byte, 4*ondisk.MiB)
 				chain{b}.want(want, 0)
 				im, err := loadWritable(Options{Writable: true, DetectZeroes: true}, b.memFile)
 				if err != nil {
@@ -309,10 +310,10 @@ func TestSharedKeptPlaceStays(t *testing.T) {
 					t.Fatal(err)
 				}
 				if name == "data" {
-					copy(want[mib:], bytes.Repeat([]byte{7}, 2*mib))
+					copy(want[ondisk.MiB:], bytes.Repeat([]byte{7}, 2*ondisk.MiB))
 				}
 				// What was given away is taken by the next blocks.
-				if _, err := im.WriteAt(bytes.Repeat([]byte{9}, 8*mib), 16*mib); err != nil {
+				if _, err := im.WriteAt(bytes.Repeat([]byte{9}, 8*ondisk.MiB), 16*ondisk.MiB); err != nil {
 					t.Fatal(err)
 				}
 				if err := im.Close(); err != nil {
@@ -338,7 +339,7 @@ func TestSharedKeptPlaceStays(t *testing.T) {
 // the cache can give all of them up.
 func TestNoPinStays(t *testing.T) {
 	const pages = 40
-	b := build(spec{diskSize: pages * entriesPerPage * mib})
+	b := build(spec{diskSize: pages * ondisk.EntriesPerPage * ondisk.MiB})
 	f := &faultFile{File: b.memFile}
 	im, err := loadWritable(Options{Writable: true, CacheSize: 1}, f)
 	if err != nil {
@@ -356,7 +357,7 @@ func TestNoPinStays(t *testing.T) {
 					return nil
 				}
 			})
-			if _, err := im.WriteAt([]byte{1}, (i*entriesPerPage+blk)*mib); (err != nil) != (blk == 2) {
+			if _, err := im.WriteAt([]byte{1}, (i*ondisk.EntriesPerPage+blk)*ondisk.MiB); (err != nil) != (blk == 2) {
 				t.Fatal(err)
 			}
 		}
@@ -415,7 +416,7 @@ func (f *allocFile) Allocate(off, n int64) error {
 
 // A log that cannot begin for want of space is no reason to give the image up: no header names it yet.
 func TestNoSpaceForTheLog(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib})
+	b := build(spec{diskSize: 64 * ondisk.MiB})
 	full := true
 	im, err := loadWritable(Options{Writable: true}, noSpace{noAlloc{b.memFile, true}, b.logOff, b.logLen, &full})
 	if err != nil {
@@ -433,8 +434,8 @@ func TestNoSpaceForTheLog(t *testing.T) {
 	}
 }
 func TestDeviceWantsAlignedRanges(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib})
-	b.grow(b.next + 16*mib)
+	b := build(spec{diskSize: 64 * ondisk.MiB})
+	b.grow(b.next + 16*ondisk.MiB)
 	im, err := loadWritable(Options{Writable: true}, bdev{noAlloc{b.memFile, true}})
 	if err != nil {
 		t.Fatal(err)
@@ -454,7 +455,7 @@ type tearing struct {
 func (f *tearing) WriteAt(p []byte, off int64) (int, error) {
 	if bytes.Count(p, []byte{0}) == len(p) {
 		f.zeroed += int64(len(p))
-		if at := -int64(uintptr(unsafe.Pointer(&p[0]))) & (pageSize - 1); (off+at)%512 != 0 && at < int64(len(p)) {
+		if at := -int64(uintptr(unsafe.Pointer(&p[0]))) & (ondisk.PageSize - 1); (off+at)%512 != 0 && at < int64(len(p)) {
 			f.t.Errorf("a kill may leave a torn sector: %d bytes at %#x are written from memory with a page that begins at byte %d of them", len(p), off, at)
 		}
 	}
@@ -464,20 +465,20 @@ func (f *tearing) WriteAt(p []byte, off int64) (int, error) {
 // A program that is killed while it makes sectors zero leaves each of them as it was, or zero.
 func TestZerosAreNotTorn(t *testing.T) {
 	for _, c := range []struct {
-		state BlockState
+		state ondisk.BlockState
 		off   int64
 	}{
-		{FullyPresent, 3 * 512}, {FullyPresent, 100}, {PartiallyPresent, 3 * 512},
+		{ondisk.FullyPresent, 3 * 512}, {ondisk.FullyPresent, 100}, {ondisk.PartiallyPresent, 3 * 512},
 	} {
-		parent := build(spec{diskSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}}})
-		child := build(spec{typ: Differencing, diskSize: 4 * mib, blockSize: 2 * mib, blocks: []blockSpec{{0, c.state}}})
+		parent := build(spec{diskSize: 4 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}}})
+		child := build(spec{typ: Differencing, diskSize: 4 * ondisk.MiB, blockSize: 2 * ondisk.MiB, blocks: []blockSpec{{0, c.state}}})
 		f := &tearing{noAlloc: noAlloc{child.memFile, true}, t: t}
 		im, err := loadWritable(Options{Writable: true}, f, parent.memFile)
 		if err != nil {
 			t.Fatal(err)
 		}
 		f.zeroed = 0
-		if err := im.Zero(c.off, 60*kib); err != nil || f.zeroed < 60*kib {
+		if err := im.Zero(c.off, 60*ondisk.KiB); err != nil || f.zeroed < 60*ondisk.KiB {
 			t.Errorf("%v from byte %d on: %d bytes were written, %v", c.state, c.off, f.zeroed, err)
 		}
 		im.Close()
@@ -486,12 +487,12 @@ func TestZerosAreNotTorn(t *testing.T) {
 
 // On a full device, space that was trimmed but not synced yet is used before a write fails.
 func TestFullDiskUsesWhatWasTrimmed(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	b := build(spec{diskSize: 64 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	im, err := loadWritable(Options{Writable: true}, bdev{noAlloc{b.memFile, true}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := im.Zero(0, 2*mib); err != nil {
+	if err := im.Zero(0, 2*ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := im.WriteAt([]byte{1}, 0); errors.Is(err, unix.ENOSPC) {
@@ -505,10 +506,10 @@ func TestImageOnABlockDevice(t *testing.T) {
 		t.Skip("needs root")
 	}
 	path := filepath.Join(t.TempDir(), "a.vhdx")
-	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
-	os.Truncate(path, 80*mib)
+	os.Truncate(path, 80*ondisk.MiB)
 	out, err := exec.Command("losetup", "-f", "--show", path).CombinedOutput()
 	if err != nil {
 		t.Skipf("losetup: %s", out)
@@ -519,7 +520,7 @@ func TestImageOnABlockDevice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, off := range []int64{0, mib + 512, 2*mib + 100001} {
+	for i, off := range []int64{0, ondisk.MiB + 512, 2*ondisk.MiB + 100001} {
 		if _, err := im.WriteAt(bytes.Repeat([]byte{7}, 3000), off); err != nil {
 			t.Errorf("write %d: %v", i, err)
 		}
@@ -537,16 +538,16 @@ func TestImageOnABlockDevice(t *testing.T) {
 // Zeros over an UNMAPPED block that kept its place are a promise, and MS-VHDX lets a reader show the old content in
 // that state. So it becomes ZERO.
 func TestZerosOverAKeptPlace(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}}})
-	b.setBlockEntry(0, newBATEntry(Unmapped, b.entries[0].fileOff()))
+	b := build(spec{diskSize: 64 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}}})
+	b.setBlockEntry(0, ondisk.NewBATEntry(ondisk.Unmapped, b.entries[0].FileOff()))
 	im, err := loadWritable(Options{Writable: true, DetectZeroes: true}, noAlloc{b.memFile, true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := im.WriteAt(make([]byte, mib), 0); err != nil {
+	if _, err := im.WriteAt(make([]byte, ondisk.MiB), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := im.Zero(0, mib); err != nil {
+	if err := im.Zero(0, ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	im.Close()
@@ -554,20 +555,20 @@ func TestZerosOverAKeptPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e, _, _ := ro.top.lookup(0, 1); e.state() == Unmapped {
-		t.Errorf("after zeros were written and synced the block is %v at %#x, where another reader may see %x…", e.state(), e.fileOff(), b.read(e.fileOff(), 4))
+	if e, _, _ := ro.top.lookup(0, 1); e.State() == ondisk.Unmapped {
+		t.Errorf("after zeros were written and synced the block is %v at %#x, where another reader may see %x…", e.State(), e.FileOff(), b.read(e.FileOff(), 4))
 	}
 }
 
 // Allocate changes nothing that the disk's user sees, so the image's children still know it.
 func TestAllocateKeepsDataWriteGUID(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib})
+	b := build(spec{diskSize: 64 * ondisk.MiB})
 	im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	before := im.top.headers.header().DataWriteGUID
-	im.Allocate(0, mib)
+	im.Allocate(0, ondisk.MiB)
 	im.Close()
 	if im.top.headers.header().DataWriteGUID != before {
 		t.Error("Allocate renewed DataWriteGuid")
@@ -576,8 +577,8 @@ func TestAllocateKeepsDataWriteGUID(t *testing.T) {
 
 // A damaged region table is repaired with the first change, through the log, and then left alone.
 func TestRegionTablesAreRepairedOnce(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}}})
-	b.write([]byte("xxxx"), regionTableOffsets[1])
+	b := build(spec{diskSize: 64 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}}})
+	b.write([]byte("xxxx"), ondisk.RegionTableOffsets[1])
 	im, err := loadWritable(Options{Writable: true}, noAlloc{b.memFile, true})
 	if err != nil {
 		t.Fatal(err)
@@ -594,13 +595,13 @@ func TestRegionTablesAreRepairedOnce(t *testing.T) {
 
 // What is in the log and not in its place has a bound in memory, however large the log is.
 func TestLargeLogTakesBoundedMemory(t *testing.T) {
-	b := build(spec{diskSize: 64 * tib, blockSize: mib, logLen: 256 * mib})
-	im, err := loadWritable(Options{Writable: true, CacheSize: mib}, noAlloc{b.memFile, true})
+	b := build(spec{diskSize: 64 * ondisk.TiB, blockSize: ondisk.MiB, logLen: 256 * ondisk.MiB})
+	im, err := loadWritable(Options{Writable: true, CacheSize: ondisk.MiB}, noAlloc{b.memFile, true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range int64(4000) { // a block in each BAT page
-		if _, err := im.WriteAt([]byte{1}, i*600*mib); err != nil {
+		if _, err := im.WriteAt([]byte{1}, i*600*ondisk.MiB); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -631,11 +632,11 @@ func (f stallFile) WriteAt(p []byte, off int64) (int, error) {
 // On a host without fallocate the space of a metadata page is taken by writing zeros to it. Two goroutines must not
 // both do so to one page: the later one would wipe what the earlier one has put there since.
 func TestPageGetsItsSpaceOnce(t *testing.T) {
-	b := build(spec{diskSize: 64 * mib})
+	b := build(spec{diskSize: 64 * ondisk.MiB})
 	fills := new(atomic.Int64)
 	f := stallFile{noAlloc: noAlloc{b.memFile, true}, once: new(atomic.Bool), stalled: make(chan struct{}), release: make(chan struct{})}
 	f.accept = func(p []byte, off int64) bool {
-		fill := off == b.batOff && len(p) == pageSize && allZero(p)
+		fill := off == b.batOff && len(p) == ondisk.PageSize && allZero(p)
 		if fill {
 			fills.Add(1)
 		}
@@ -649,7 +650,7 @@ func TestPageGetsItsSpaceOnce(t *testing.T) {
 	write := func(off int64) { done <- writeErr(im.WriteAt([]byte{1}, off)) }
 	go write(0)
 	<-f.stalled
-	go write(mib)                     // another block of the same BAT page
+	go write(ondisk.MiB)              // another block of the same BAT page
 	time.Sleep(20 * time.Millisecond) // a moment in which it could overtake; if it does not get there, nothing is lost
 	close(f.release)
 	for range 2 {
@@ -667,15 +668,15 @@ func TestPageGetsItsSpaceOnce(t *testing.T) {
 
 // A child's last block, of which the disk has only a part, is fully present when all sectors are written that the disk has.
 func TestLastBlockBecomesFull(t *testing.T) {
-	parent := build(spec{diskSize: 3*mib + mib/2, blocks: []blockSpec{{3, FullyPresent}}})
-	child := build(spec{typ: Differencing, diskSize: 3*mib + mib/2})
+	parent := build(spec{diskSize: 3*ondisk.MiB + ondisk.MiB/2, blocks: []blockSpec{{3, ondisk.FullyPresent}}})
+	child := build(spec{typ: Differencing, diskSize: 3*ondisk.MiB + ondisk.MiB/2})
 	im, err := loadWritable(Options{Writable: true}, child.memFile, parent.memFile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer im.Close()
-	const part = 64 * kib
-	for off := int64(3 * mib); off < child.diskSize; off += part {
+	const part = 64 * ondisk.KiB
+	for off := int64(3 * ondisk.MiB); off < child.diskSize; off += part {
 		e, err := im.Extent(child.diskSize - 512)
 		if err != nil {
 			t.Fatal(err)
@@ -687,7 +688,7 @@ func TestLastBlockBecomesFull(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if e, err := im.Extent(3 * mib); err != nil || e.State != FullyPresent {
-		t.Errorf("the block is %v in the end (%v), want %v", e.State, err, FullyPresent)
+	if e, err := im.Extent(3 * ondisk.MiB); err != nil || e.State != ondisk.FullyPresent {
+		t.Errorf("the block is %v in the end (%v), want %v", e.State, err, ondisk.FullyPresent)
 	}
 }

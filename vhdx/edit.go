@@ -1,6 +1,9 @@
 package vhdx
 
-import "vhdxfs/cache"
+import (
+	"vhdxfs/cache"
+	"vhdxfs/vhdx/ondisk"
+)
 
 // An edit is one change of metadata: of a BAT entry, or of several that belong together with bits of sector
 // bitmaps. It becomes visible, and part of one log entry, as a whole.
@@ -73,7 +76,7 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 			if err := e.w.announce(e.kind); err != nil {
 				return nil, err
 			}
-			var b [pageSize]byte
+			var b [ondisk.PageSize]byte
 			p.Encode(&b)
 			if err := e.w.reserve(span.Offset(i), b[:]); err != nil {
 				return nil, err
@@ -90,8 +93,8 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 
 // batPage returns the BAT page that holds entry i, and the entry's word in it.
 func (e *edit) batPage(i int64) (p *cache.Page, word int, err error) {
-	p, err = e.page(e.w.l.bat, i/entriesPerPage)
-	return p, int(i % entriesPerPage), err
+	p, err = e.page(e.w.l.bat, i/ondisk.EntriesPerPage)
+	return p, int(i % ondisk.EntriesPerPage), err
 }
 
 // apply makes the change with do, which sets words of the pages and must not wait for anything.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,20 +12,20 @@ import (
 // After a failed sync nothing is known any more: every write and sync fails, reads go on, and what was synced before
 // is there when the image is opened again.
 func TestFailedSyncMakesReadOnly(t *testing.T) {
-	c := chain{build(spec{diskSize: 8 * mib})}
+	c := chain{build(spec{diskSize: 8 * ondisk.MiB})}
 	f := &faultFile{File: c[0].memFile}
 	im, err := loadWritable(Options{}, f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := bytes.Repeat([]byte("safe"), 1024)
-	if _, err := im.WriteAt(want, mib); err != nil {
+	if _, err := im.WriteAt(want, ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	if err := im.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := im.WriteAt(want, 3*mib); err != nil {
+	if _, err := im.WriteAt(want, 3*ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	f.set(func(f *faultFile) { f.failSync = errInjected })
@@ -36,8 +37,8 @@ func TestFailedSyncMakesReadOnly(t *testing.T) {
 	writes := f.writes.Load()
 	for name, err := range map[string]error{
 		"WriteAt": writeErr(im.WriteAt(want, 0)),
-		"again":   writeErr(im.WriteAt(want, mib)),
-		"Zero":    im.Zero(mib, mib),
+		"again":   writeErr(im.WriteAt(want, ondisk.MiB)),
+		"Zero":    im.Zero(ondisk.MiB, ondisk.MiB),
 		"Sync":    im.Sync(),
 		"Clean":   im.Clean(),
 		"Close":   im.Close(),
@@ -55,7 +56,7 @@ func TestFailedSyncMakesReadOnly(t *testing.T) {
 	}
 	defer again.Close()
 	got := make([]byte, len(want))
-	if _, err := again.ReadAt(got, mib); err != nil || !bytes.Equal(got, want) {
+	if _, err := again.ReadAt(got, ondisk.MiB); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("what was synced reads %.8q, %v", got, err)
 	}
 }
@@ -80,7 +81,7 @@ func TestNoSpace(t *testing.T) {
 			}
 			p := bytes.Repeat([]byte{7}, 3000)
 			off := c[0].diskSize - 4096
-			if c[0].entries[off/c[0].blockSize].state() == FullyPresent {
+			if c[0].entries[off/c[0].blockSize].State() == ondisk.FullyPresent {
 				t.Fatal("the test wants a block without a place at the end")
 			}
 			before := c[0].memFile.clone()
@@ -128,8 +129,8 @@ func batOf(im *image, f *memFile) []byte {
 
 // An error from reading the file reaches that read alone.
 func TestReadErrorIsThatReadsOnly(t *testing.T) {
-	c := chain{build(spec{diskSize: 8 * mib, blocks: []blockSpec{{1, FullyPresent}, {2, FullyPresent}}})}
-	bad := c[0].entries[1].fileOff()
+	c := chain{build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.FullyPresent}, {2, ondisk.FullyPresent}}})}
+	bad := c[0].entries[1].FileOff()
 	f := &faultFile{File: c[0].memFile}
 	im, err := loadWritable(Options{}, f)
 	if err != nil {
@@ -138,20 +139,20 @@ func TestReadErrorIsThatReadsOnly(t *testing.T) {
 	defer im.Close()
 	f.set(func(f *faultFile) {
 		f.failRead = func(off int64) error {
-			if off >= bad && off < bad+mib {
+			if off >= bad && off < bad+ondisk.MiB {
 				return unix.EIO
 			}
 			return nil
 		}
 	})
 	p := make([]byte, 512)
-	if _, err := im.ReadAt(p, mib); !errors.Is(err, unix.EIO) {
+	if _, err := im.ReadAt(p, ondisk.MiB); !errors.Is(err, unix.EIO) {
 		t.Errorf("read of the bad block: %v, want EIO", err)
 	}
-	if _, err := im.ReadAt(p, 2*mib); err != nil {
+	if _, err := im.ReadAt(p, 2*ondisk.MiB); err != nil {
 		t.Errorf("read of another block: %v", err)
 	}
-	if _, err := im.WriteAt(p, mib); err != nil {
+	if _, err := im.WriteAt(p, ondisk.MiB); err != nil {
 		t.Errorf("write to the bad block: %v", err)
 	}
 	if err := im.Sync(); err != nil {
@@ -161,7 +162,7 @@ func TestReadErrorIsThatReadsOnly(t *testing.T) {
 
 // An error from writing payload reaches that write alone, and a block that was to get its first bytes has no place.
 func TestWriteErrorIsThatWritesOnly(t *testing.T) {
-	c := chain{build(spec{diskSize: 8 * mib, blocks: []blockSpec{{1, FullyPresent}}})}
+	c := chain{build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.FullyPresent}}})}
 	m := newModel(c)
 	f := &faultFile{File: c[0].memFile}
 	im, err := loadWritable(Options{}, f)
@@ -176,17 +177,17 @@ func TestWriteErrorIsThatWritesOnly(t *testing.T) {
 			return nil
 		}
 	})
-	for _, off := range []int64{mib, 5 * mib} {
+	for _, off := range []int64{ondisk.MiB, 5 * ondisk.MiB} {
 		if _, err := im.WriteAt([]byte{1}, off); !errors.Is(err, unix.EIO) {
 			t.Errorf("write at %#x: %v, want EIO", off, err)
 		}
 	}
 	f.set(func(f *faultFile) { f.failWrite = nil })
 	m.compare(t, im)
-	if _, err := im.WriteAt([]byte{1}, 5*mib); err != nil {
+	if _, err := im.WriteAt([]byte{1}, 5*ondisk.MiB); err != nil {
 		t.Errorf("write afterwards: %v", err)
 	}
-	m.WriteAt([]byte{1}, 5*mib)
+	m.WriteAt([]byte{1}, 5*ondisk.MiB)
 	if err := im.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -207,16 +208,16 @@ func TestNoLogNoWriting(t *testing.T) {
 
 // What does not lie inside the disk is refused, and nothing is written.
 func TestWriteBeyondTheEnd(t *testing.T) {
-	c := chain{build(spec{diskSize: 4 * mib})}
+	c := chain{build(spec{diskSize: 4 * ondisk.MiB})}
 	before := c[0].memFile.clone()
 	im := c.openWritable(t, Options{})
 	for _, err := range []error{
-		writeErr(im.WriteAt([]byte{1}, 4*mib)),
-		writeErr(im.WriteAt([]byte{1, 2}, 4*mib-1)),
+		writeErr(im.WriteAt([]byte{1}, 4*ondisk.MiB)),
+		writeErr(im.WriteAt([]byte{1, 2}, 4*ondisk.MiB-1)),
 		writeErr(im.WriteAt([]byte{1}, -1)),
-		im.Zero(0, 5*mib),
+		im.Zero(0, 5*ondisk.MiB),
 		im.Zero(1<<62, 1<<62),
-		im.Allocate(4*mib, 1),
+		im.Allocate(4*ondisk.MiB, 1),
 	} {
 		if !errors.Is(err, ErrBeyondEnd) {
 			t.Errorf("got %v, want ErrBeyondEnd", err)

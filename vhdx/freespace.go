@@ -1,5 +1,7 @@
 package vhdx
 
+import "vhdxfs/vhdx/ondisk"
+
 // FreeRanges calls do for the ranges of the image's own file that nothing uses, in order. Offsets and lengths are in
 // bytes and multiples of 1 MiB. Of a damaged image that is not known, and there are none.
 func (im *Image) FreeRanges(do func(off, n int64)) {
@@ -18,7 +20,7 @@ func (im *Image) FreeRanges(do func(off, n int64)) {
 		case free && start < 0:
 			start = i
 		case !free && start >= 0:
-			do(start*mib, (i-start)*mib)
+			do(start*ondisk.MiB, (i-start)*ondisk.MiB)
 			start = -1
 		}
 	}

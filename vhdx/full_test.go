@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,7 +32,7 @@ func (f *fullFile) Sparse() bool { return true }
 // take gives the pages of a range their space, or none of them.
 func (f *fullFile) take(off, n int64, copies bool) error {
 	var need []int64
-	for i := off / pageSize; i*pageSize < off+n; i++ {
+	for i := off / ondisk.PageSize; i*ondisk.PageSize < off+n; i++ {
 		if !f.has[i] || copies {
 			need = append(need, i)
 		}
@@ -85,12 +86,12 @@ func (f *fullFile) ZeroRange(off, n int64) error {
 }
 
 func (f *fullFile) PunchHole(off, n int64) error {
-	f.drop((off+pageSize-1)/pageSize, (off+n)/pageSize)
+	f.drop((off+ondisk.PageSize-1)/ondisk.PageSize, (off+n)/ondisk.PageSize)
 	return f.memFile.PunchHole(off, n)
 }
 
 func (f *fullFile) Truncate(size int64) error {
-	f.drop((size+pageSize-1)/pageSize, 1<<62)
+	f.drop((size+ondisk.PageSize-1)/ondisk.PageSize, 1<<62)
 	return f.memFile.Truncate(size)
 }
 
@@ -102,11 +103,11 @@ func (f *fullFile) Sync() error {
 // A page of a sector bitmap that reads as zero may be a hole of the file, for which a full disk has no space. Whoever
 // needs it learns that before anything changes.
 func TestBitmapPageWithoutSpace(t *testing.T) {
-	child := build(spec{typ: Differencing, diskSize: 32 * mib, blocks: []blockSpec{{1, PartiallyPresent}, {2, FullyPresent}}})
-	child.setBlock(20, FullyPresent)
-	child.put(bytes.Repeat([]byte("stale..."), mib/8), 20*mib) // a free place that has space
-	child.setBlock(20, NotPresent)
-	c := chain{child, build(spec{diskSize: 32 * mib})}
+	child := build(spec{typ: Differencing, diskSize: 32 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.PartiallyPresent}, {2, ondisk.FullyPresent}}})
+	child.setBlock(20, ondisk.FullyPresent)
+	child.put(bytes.Repeat([]byte("stale..."), ondisk.MiB/8), 20*ondisk.MiB) // a free place that has space
+	child.setBlock(20, ondisk.NotPresent)
+	c := chain{child, build(spec{diskSize: 32 * ondisk.MiB})}
 	m := newModel(c)
 	f := newFullFile(c[0].memFile, 1000)
 	if err := f.Allocate(c[0].logOff, c[0].logLen); err != nil {
@@ -120,7 +121,7 @@ func TestBitmapPageWithoutSpace(t *testing.T) {
 	defer im.Close()
 	im.writer.stop()
 	p := bytes.Repeat([]byte{7}, 4096)
-	if _, err := im.WriteAt(p, 20*mib); !errors.Is(err, unix.ENOSPC) {
+	if _, err := im.WriteAt(p, 20*ondisk.MiB); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("write for whose sector bitmap there is no space: %v", err)
 	}
 	if err := im.Sync(); err != nil {
@@ -131,8 +132,8 @@ func TestBitmapPageWithoutSpace(t *testing.T) {
 	}
 	m.compare(t, im)
 	f.left = 2
-	m.WriteAt(p, 20*mib)
-	if _, err := im.WriteAt(p, 20*mib); err != nil {
+	m.WriteAt(p, 20*ondisk.MiB)
+	if _, err := im.WriteAt(p, 20*ondisk.MiB); err != nil {
 		t.Errorf("when there is space again: %v", err)
 	}
 	f.left = 0
@@ -160,12 +161,12 @@ func TestNoSpaceForWhatHasAPlace(t *testing.T) {
 	}{
 		{"block allocation table", func(b *image) (int64, int64) { return b.batOff, b.batLen }, true, nil},
 		{"log", func(b *image) (int64, int64) { return b.logOff, b.logLen }, true, unix.ENOSPC},
-		{"header 2", func(*image) (int64, int64) { return headerOffsets[1], headerSize }, false, errAny},
-		{"header 1", func(*image) (int64, int64) { return headerOffsets[0], headerSize }, false, errAny},
+		{"header 2", func(*image) (int64, int64) { return ondisk.HeaderOffsets[1], ondisk.HeaderSize }, false, errAny},
+		{"header 1", func(*image) (int64, int64) { return ondisk.HeaderOffsets[0], ondisk.HeaderSize }, false, errAny},
 	} {
 		for _, reopen := range []bool{false, true} {
 			t.Run(tt.name, func(t *testing.T) {
-				b := build(spec{diskSize: 16 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+				b := build(spec{diskSize: 16 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 				m := newModel(chain{b})
 				full := false
 				f := noSpace{noAlloc: noAlloc{b.memFile, true}, full: &full}
@@ -188,10 +189,10 @@ func TestNoSpaceForWhatHasAPlace(t *testing.T) {
 				}
 				if tt.begun {
 					write(0, 1, false)
-					write(3*mib, 2, false) // the page of the BAT has space
+					write(3*ondisk.MiB, 2, false) // the page of the BAT has space
 				}
 				full = true
-				write(4*mib, 3, !tt.begun)
+				write(4*ondisk.MiB, 3, !tt.begun)
 				err = im.Sync()
 				if tt.sync != errAny && !errors.Is(err, tt.sync) || err != nil && !errors.Is(err, unix.ENOSPC) {
 					t.Fatalf("sync: %v", err)
@@ -199,7 +200,7 @@ func TestNoSpaceForWhatHasAPlace(t *testing.T) {
 				if err := im.Clean(); err != nil && !errors.Is(err, unix.ENOSPC) {
 					t.Fatalf("clean: %v", err)
 				}
-				write(5*mib, 4, true)
+				write(5*ondisk.MiB, 4, true)
 				write(100, 5, true)
 				m.compare(t, im)
 				if reopen && tt.sync == nil {
@@ -212,8 +213,8 @@ func TestNoSpaceForWhatHasAPlace(t *testing.T) {
 					m.compare(t, im)
 				}
 				full = false
-				write(6*mib, 6, false)
-				write(7*mib, 7, false)
+				write(6*ondisk.MiB, 6, false)
+				write(7*ondisk.MiB, 7, false)
 				if err := im.Sync(); err != nil {
 					t.Fatal(err)
 				}
@@ -232,7 +233,7 @@ func TestNoSpaceForWhatHasAPlace(t *testing.T) {
 
 // While metadata in the log waits for space, what takes space fails, and what gives up some does not.
 func TestStuckUntilTrimmed(t *testing.T) {
-	b := build(spec{diskSize: 16 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	b := build(spec{diskSize: 16 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	full := false
 	f := noSpace{noAlloc: noAlloc{b.memFile, true}, off: b.batOff, n: b.batLen, full: &full}
 	im, err := loadWritable(Options{Writable: true}, f)
@@ -241,27 +242,27 @@ func TestStuckUntilTrimmed(t *testing.T) {
 	}
 	defer im.Close()
 	im.writer.stop()
-	if _, err := im.WriteAt([]byte{1}, 3*mib); err != nil {
+	if _, err := im.WriteAt([]byte{1}, 3*ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	full = true
 	if err := im.Clean(); !errors.Is(err, unix.ENOSPC) {
 		t.Fatal(err)
 	}
-	if _, err := im.WriteAt([]byte{1}, 4*mib); !errors.Is(err, unix.ENOSPC) {
+	if _, err := im.WriteAt([]byte{1}, 4*ondisk.MiB); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("a new block: %v", err)
 	}
 	if _, err := im.WriteAt([]byte{1}, 0); err != nil {
 		t.Errorf("an overwrite: %v", err)
 	}
-	if err := im.Zero(mib, mib); err != nil {
+	if err := im.Zero(ondisk.MiB, ondisk.MiB); err != nil {
 		t.Errorf("a trim: %v", err)
 	}
 	if err := im.Sync(); err != nil {
 		t.Errorf("a sync: %v", err)
 	}
 	full = false
-	if _, err := im.WriteAt([]byte{1}, 4*mib); err != nil {
+	if _, err := im.WriteAt([]byte{1}, 4*ondisk.MiB); err != nil {
 		t.Errorf("a new block when there is space: %v", err)
 	}
 }
@@ -270,13 +271,13 @@ func TestStuckUntilTrimmed(t *testing.T) {
 // for which there is no space.
 func TestTrimmedSpaceOfAFullHost(t *testing.T) {
 	for _, hole := range []bool{false, true} {
-		b := build(spec{diskSize: 16 * mib})
+		b := build(spec{diskSize: 16 * ondisk.MiB})
 		for blk := int64(0); blk < 4; blk++ {
 			if blk == 2 && hole {
-				b.allocate(mib)
+				b.allocate(ondisk.MiB)
 			}
-			b.setBlock(blk, FullyPresent)
-			b.put(bytes.Repeat([]byte{byte(blk + 1)}, mib), blk*mib)
+			b.setBlock(blk, ondisk.FullyPresent)
+			b.put(bytes.Repeat([]byte{byte(blk + 1)}, ondisk.MiB), blk*ondisk.MiB)
 		}
 		m := newModel(chain{b})
 		f := newFullFile(b.memFile, 1000)
@@ -285,29 +286,29 @@ func TestTrimmedSpaceOfAFullHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		im.writer.stop()
-		p := bytes.Repeat([]byte{9}, mib)
+		p := bytes.Repeat([]byte{9}, ondisk.MiB)
 		if err := im.Zero(0, 4096); err != nil { // announces, and gives log and BAT their space
 			t.Fatal(err)
 		}
 		m.WriteAt(make([]byte, 4096), 0)
-		if err := im.Zero(3*mib, mib); err != nil {
+		if err := im.Zero(3*ondisk.MiB, ondisk.MiB); err != nil {
 			t.Fatal(err)
 		}
-		m.WriteAt(make([]byte, mib), 3*mib)
+		m.WriteAt(make([]byte, ondisk.MiB), 3*ondisk.MiB)
 		if err := im.Sync(); err != nil {
 			t.Fatal(err)
 		}
 		im.writer.giveBack()
 		f.left = 0
-		if err := im.Zero(mib, mib); err != nil {
+		if err := im.Zero(ondisk.MiB, ondisk.MiB); err != nil {
 			t.Fatal(err)
 		}
-		m.WriteAt(make([]byte, mib), mib)
-		m.WriteAt(p, 8*mib)
-		if _, err := im.WriteAt(p, 8*mib); err != nil {
+		m.WriteAt(make([]byte, ondisk.MiB), ondisk.MiB)
+		m.WriteAt(p, 8*ondisk.MiB)
+		if _, err := im.WriteAt(p, 8*ondisk.MiB); err != nil {
 			t.Errorf("hole %v: a write into the space of a trimmed block: %v", hole, err)
 		}
-		if _, err := im.WriteAt(p, 9*mib); !errors.Is(err, unix.ENOSPC) {
+		if _, err := im.WriteAt(p, 9*ondisk.MiB); !errors.Is(err, unix.ENOSPC) {
 			t.Errorf("hole %v: another: %v", hole, err)
 		}
 		m.compare(t, im)
@@ -343,7 +344,7 @@ func TestFullHost(t *testing.T) {
 			return err == nil
 		}
 		for range 150 {
-			off := rng.Int64N(min(m.size, 40*mib)) &^ 4095
+			off := rng.Int64N(min(m.size, 40*ondisk.MiB)) &^ 4095
 			switch k := rng.IntN(16); {
 			case k < 9:
 				p := bytes.Repeat([]byte{byte(rng.Uint32())}, 4096)
@@ -351,9 +352,9 @@ func TestFullHost(t *testing.T) {
 					m.WriteAt(p, off)
 				}
 			case k < 11:
-				n := min(mib, m.size-off&^(mib-1))
-				if err := im.Zero(off&^(mib-1), n); check(err) {
-					m.WriteAt(make([]byte, n), off&^(mib-1))
+				n := min(ondisk.MiB, m.size-off&^(ondisk.MiB-1))
+				if err := im.Zero(off&^(ondisk.MiB-1), n); check(err) {
+					m.WriteAt(make([]byte, n), off&^(ondisk.MiB-1))
 				}
 			case k < 14:
 				check(im.Sync())
@@ -392,7 +393,7 @@ func TestFullHost(t *testing.T) {
 func TestResizeWithoutSpaceForMetadata(t *testing.T) {
 	for _, what := range []string{"virtual disk size", "region table", "block allocation table"} {
 		t.Run(what, func(t *testing.T) {
-			b := build(spec{diskSize: 100 * mib, blocks: []blockSpec{{0, FullyPresent}, {99, FullyPresent}}})
+			b := build(spec{diskSize: 100 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {99, ondisk.FullyPresent}}})
 			m := newModel(chain{b})
 			full := false
 			f := noSpace{noAlloc: noAlloc{b.memFile, true}, full: &full}
@@ -400,17 +401,17 @@ func TestResizeWithoutSpaceForMetadata(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, size, err := im.writer.l.item(diskSizeGUID)
+			_, size, err := im.writer.l.item(ondisk.DiskSizeGUID)
 			if err != nil {
 				t.Fatal(err)
 			}
-			to := int64(300 * mib)
+			to := int64(300 * ondisk.MiB)
 			f.off, f.n = size, 1
 			switch what {
 			case "region table":
-				f.off, to = regionTableOffsets[1], 1<<20*mib // the BAT outgrows its region
+				f.off, to = ondisk.RegionTableOffsets[1], 1<<20*ondisk.MiB // the BAT outgrows its region
 			case "block allocation table":
-				f.off, to = b.batOff, 50*mib
+				f.off, to = b.batOff, 50*ondisk.MiB
 			}
 			im.writer.file, im.writer.l.file = f, f
 			full = true
@@ -419,8 +420,8 @@ func TestResizeWithoutSpaceForMetadata(t *testing.T) {
 			}
 			full = false
 			p := bytes.Repeat([]byte{5}, 4096)
-			m.WriteAt(p, 50*mib)
-			if _, err := im.WriteAt(p, 50*mib); err != nil {
+			m.WriteAt(p, 50*ondisk.MiB)
+			if _, err := im.WriteAt(p, 50*ondisk.MiB); err != nil {
 				t.Errorf("a write afterwards: %v", err)
 			}
 			m.compare(t, im)

@@ -12,15 +12,15 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/internal/fault"
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/journal"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // The bounds on what one input may make the engine allocate, in bytes. Opening takes most for the map of space,
 // of which a log that claims 256 TiB of file makes two of 32 MiB; the decoders take a small multiple of their input.
 const (
-	maxOpenAllocation   = 128 * mib
-	maxDecodeAllocation = 16 * mib
+	maxOpenAllocation   = 128 * ondisk.MiB
+	maxDecodeAllocation = 16 * ondisk.MiB
 )
 
 // allocated returns how many bytes do allocates.
@@ -42,57 +42,57 @@ func mustBeCorrupt(t *testing.T, err error) {
 }
 
 func FuzzHeader(f *testing.F) {
-	f.Add(header{SequenceNumber: 1, Version: 1, LogLength: mib, LogOffset: mib}.encode()[:80], int64(4*mib))
-	f.Add(header{SequenceNumber: 1 << 63, Version: 1, LogGUID: testLogGUID, LogLength: 0xFFF00000, LogOffset: 1<<64 - mib}.encode()[:80], int64(mib))
+	f.Add(ondisk.Header{SequenceNumber: 1, Version: 1, LogLength: ondisk.MiB, LogOffset: ondisk.MiB}.Encode()[:80], int64(4*ondisk.MiB))
+	f.Add(ondisk.Header{SequenceNumber: 1 << 63, Version: 1, LogGUID: testLogGUID, LogLength: 0xFFF00000, LogOffset: 1<<64 - ondisk.MiB}.Encode()[:80], int64(ondisk.MiB))
 	f.Fuzz(func(t *testing.T, in []byte, size int64) {
-		var b [headerSize]byte
+		var b [ondisk.HeaderSize]byte
 		copy(b[:], in)
-		le.PutUint32(b[4:], ondisk.Checksum(b[:], 4))
-		h, err := decodeHeader(&b, 0)
+		ondisk.LE.PutUint32(b[4:], ondisk.Checksum(b[:], 4))
+		h, err := ondisk.DecodeHeader(&b, 0)
 		mustBeCorrupt(t, err)
 		if err != nil {
 			return
 		}
-		if again, err := decodeHeader(h.encode(), 0); err != nil || again != h {
+		if again, err := ondisk.DecodeHeader(h.Encode(), 0); err != nil || again != h {
 			t.Fatalf("encode then decode = %+v, %v; want %+v", again, err, h)
 		}
-		if size < headerSectionSize {
+		if size < ondisk.HeaderSectionSize {
 			return
 		}
-		err = h.validate(0, size)
+		err = h.Validate(0, size)
 		mustBeCorrupt(t, err)
 		// Sums of unsigned numbers that wrap would come out below their parts.
 		if end := h.LogOffset + uint64(h.LogLength); err == nil && h.LogLength > 0 &&
-			(end < h.LogOffset || end > uint64(size) || h.LogOffset < headerSectionSize) {
+			(end < h.LogOffset || end > uint64(size) || h.LogOffset < ondisk.HeaderSectionSize) {
 			t.Fatalf("a log from %#x to %#x in a file of %#x bytes passes", h.LogOffset, end, size)
 		}
 	})
 }
 
 func FuzzRegionTable(f *testing.F) {
-	good := []region{
-		{GUID: batRegionGUID, Offset: 3 * mib, Length: mib, Flags: 1},
-		{GUID: metadataRegionGUID, Offset: 2 * mib, Length: mib, Flags: 1},
-		{GUID: otherGUID, Offset: 1<<64 - mib, Length: mib},
+	good := []ondisk.Region{
+		{GUID: ondisk.BATRegionGUID, Offset: 3 * ondisk.MiB, Length: ondisk.MiB, Flags: 1},
+		{GUID: ondisk.MetadataRegionGUID, Offset: 2 * ondisk.MiB, Length: ondisk.MiB, Flags: 1},
+		{GUID: otherGUID, Offset: 1<<64 - ondisk.MiB, Length: ondisk.MiB},
 	}
-	f.Add(encodeRegionTable(good)[:regionHeaderSize+3*regionEntrySize])
+	f.Add(ondisk.EncodeRegionTable(good)[:ondisk.RegionHeaderSize+3*ondisk.RegionEntrySize])
 	f.Fuzz(func(t *testing.T, in []byte) {
-		var b [regionTableSize]byte
+		var b [ondisk.RegionTableSize]byte
 		copy(b[:], in)
-		le.PutUint32(b[4:], ondisk.Checksum(b[:], 4))
-		const size = 100 * mib
+		ondisk.LE.PutUint32(b[4:], ondisk.Checksum(b[:], 4))
+		const size = 100 * ondisk.MiB
 		n := allocated(func() {
-			table, err := decodeRegionTable(&b, 0)
+			table, err := ondisk.DecodeRegionTable(&b, 0)
 			mustBeCorrupt(t, err)
 			if err != nil {
 				return
 			}
-			if again, err := decodeRegionTable(encodeRegionTable(table), 0); err != nil || !slices.Equal(again, table) {
+			if again, err := ondisk.DecodeRegionTable(ondisk.EncodeRegionTable(table), 0); err != nil || !slices.Equal(again, table) {
 				t.Fatalf("encode then decode = %+v, %v; want %+v", again, err, table)
 			}
 			for _, collect := range []bool{true, false} {
 				l := &layer{collect: collect, size: size, tables: &regionTables{regions: table},
-					headers: &headers{copies: [2]header{{LogOffset: mib, LogLength: mib}}}}
+					headers: &headers{copies: [2]ondisk.Header{{LogOffset: ondisk.MiB, LogLength: ondisk.MiB}}}}
 				err = l.validateRegions()
 				mustBeCorrupt(t, err)
 			}
@@ -101,10 +101,10 @@ func FuzzRegionTable(f *testing.F) {
 			}
 			for i, r := range table {
 				end := r.Offset + uint64(r.Length)
-				if end < r.Offset || r.Offset < 2*mib && r.Offset+uint64(r.Length) > mib {
+				if end < r.Offset || r.Offset < 2*ondisk.MiB && r.Offset+uint64(r.Length) > ondisk.MiB {
 					t.Fatalf("region %+v passes", r)
 				}
-				if r.name() != "unknown" && end > size {
+				if r.Name() != "unknown" && end > size {
 					t.Fatalf("region %+v passes in a file of %#x bytes", r, size)
 				}
 				for _, o := range table[:i] {
@@ -122,24 +122,24 @@ func FuzzRegionTable(f *testing.F) {
 
 // metadataSeed returns the table of an image's metadata and what stands behind it.
 func metadataSeed(im *image) (table, items []byte) {
-	return im.read(im.metaOff, int64(metadataHeaderSize+len(im.items)*metadataEntrySize)), im.read(im.metaOff+firstItemOffset, 1024)
+	return im.read(im.metaOff, int64(ondisk.MetadataHeaderSize+len(im.items)*ondisk.MetadataEntrySize)), im.read(im.metaOff+firstItemOffset, 1024)
 }
 
 func FuzzMetadata(f *testing.F) {
-	for _, s := range []spec{{}, {typ: Fixed, sectorSize: 4096}, {typ: Differencing, items: []rawItem{{otherGUID, itemIsUser, []byte("x")}}}} {
+	for _, s := range []spec{{}, {typ: Fixed, sectorSize: 4096}, {typ: Differencing, items: []rawItem{{otherGUID, ondisk.ItemIsUser, []byte("x")}}}} {
 		table, items := metadataSeed(build(s))
 		f.Add(table, items)
 	}
 	f.Fuzz(func(t *testing.T, table, items []byte) {
-		const off, length = 2 * mib, 2 * mib
+		const off, length = 2 * ondisk.MiB, 2 * ondisk.MiB
 		file := newMemFile(off + length)
-		file.WriteAt(table[:min(len(table), metadataTableSize)], off)
-		file.WriteAt(items[:min(len(items), mib)], off+firstItemOffset)
+		file.WriteAt(table[:min(len(table), ondisk.MetadataTableSize)], off)
+		file.WriteAt(items[:min(len(items), ondisk.MiB)], off+firstItemOffset)
 		n := allocated(func() {
 			var verdicts [2]error
 			for i, collect := range []bool{true, false} {
-				l := &layer{collect: collect, src: file, size: off + length, tables: &regionTables{regions: []region{
-					{GUID: metadataRegionGUID, Offset: off, Length: length},
+				l := &layer{collect: collect, src: file, size: off + length, tables: &regionTables{regions: []ondisk.Region{
+					{GUID: ondisk.MetadataRegionGUID, Offset: off, Length: length},
 				}}}
 				verdicts[i] = l.readMetadata()
 				if collect && len(l.errors) > 0 {
@@ -150,11 +150,11 @@ func FuzzMetadata(f *testing.F) {
 				if verdicts[i] != nil {
 					continue
 				}
-				if again, err := decodeMetadataTable(encodeMetadataTable(l.items), 0); err != nil || !slices.Equal(again, l.items) {
+				if again, err := ondisk.DecodeMetadataTable(ondisk.EncodeMetadataTable(l.items), 0); err != nil || !slices.Equal(again, l.items) {
 					t.Fatalf("encode then decode = %+v, %v; want %+v", again, err, l.items)
 				}
 				m := l.meta
-				if m.blockSize < mib || m.blockSize > 256*mib || m.diskSize == 0 || m.diskSize > 64*tib ||
+				if m.blockSize < ondisk.MiB || m.blockSize > 256*ondisk.MiB || m.diskSize == 0 || m.diskSize > 64*ondisk.TiB ||
 					m.diskSize%uint64(m.logicalSectorSize) != 0 || m.hasParent != (m.locator != nil) {
 					t.Fatalf("metadata %+v pass", m)
 				}
@@ -170,25 +170,25 @@ func FuzzMetadata(f *testing.F) {
 }
 
 func FuzzParentLocator(f *testing.F) {
-	f.Add(encodeParentLocator(parentEntries("parent.vhdx", parentGUID)))
-	f.Add(encodeParentLocator([][2]string{linkage, {keyLinkage2, guidText(otherGUID)}, {keyAbsolutePath, `\\?\C:\𝄞.vhdx`}, {"unknown", "ü"}}))
-	f.Add(sharedStrings()[:8*kib])
+	f.Add(ondisk.EncodeParentLocator(parentEntries("parent.vhdx", parentGUID)))
+	f.Add(ondisk.EncodeParentLocator([][2]string{linkage, {ondisk.KeyLinkage2, guidText(otherGUID)}, {ondisk.KeyAbsolutePath, `\\?\C:\𝄞.vhdx`}, {"unknown", "ü"}}))
+	f.Add(sharedStrings()[:8*ondisk.KiB])
 	f.Fuzz(func(t *testing.T, in []byte) {
-		if len(in) < locatorHeaderSize || len(in) > maxItemSize {
+		if len(in) < ondisk.LocatorHeaderSize || len(in) > ondisk.MaxItemSize {
 			return // the caller has seen to that
 		}
 		n := allocated(func() {
-			p, err := decodeParentLocator(in, 0)
+			p, err := ondisk.DecodeParentLocator(in, 0)
 			mustBeCorrupt(t, err)
 			if err != nil {
 				return
 			}
 			var entries [][2]string
-			for k, v := range p.values {
+			for k, v := range p.Values {
 				entries = append(entries, [2]string{k, v})
 			}
-			again, err := decodeParentLocator(encodeParentLocator(entries), 0)
-			if err != nil || again.linkage != p.linkage || again.linkage2 != p.linkage2 || !maps.Equal(again.values, p.values) {
+			again, err := ondisk.DecodeParentLocator(ondisk.EncodeParentLocator(entries), 0)
+			if err != nil || again.Linkage != p.Linkage || again.Linkage2 != p.Linkage2 || !maps.Equal(again.Values, p.Values) {
 				t.Fatalf("encode then decode = %+v, %v; want %+v", again, err, p)
 			}
 		})
@@ -201,29 +201,29 @@ func FuzzParentLocator(f *testing.F) {
 // FuzzBATEntry scans a BAT of few entries in a geometry of large chunks or small, and compares with the
 // rules stated once more, by the definition rather than by a map of space.
 func FuzzBATEntry(f *testing.F) {
-	seed := func(entries ...batEntry) (b []byte) {
+	seed := func(entries ...ondisk.BATEntry) (b []byte) {
 		for _, e := range entries {
-			b = le.AppendUint64(b, uint64(e))
+			b = ondisk.LE.AppendUint64(b, uint64(e))
 		}
 		return b
 	}
-	f.Add(seed(newBATEntry(FullyPresent, 4*mib), newBATEntry(Zero, 0), newBATEntry(FullyPresent, 20*mib)), uint8(0), false)
-	f.Add(seed(newBATEntry(PartiallyPresent, 4*mib), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, newBATEntry(bitmapPresent, 260*mib)), uint8(8), true)
-	f.Add(seed(newBATEntry(Unmapped, 4*mib), newBATEntry(unmappedDraft, 4*mib), newBATEntry(4, 0)), uint8(3), true)
+	f.Add(seed(ondisk.NewBATEntry(ondisk.FullyPresent, 4*ondisk.MiB), ondisk.NewBATEntry(ondisk.Zero, 0), ondisk.NewBATEntry(ondisk.FullyPresent, 20*ondisk.MiB)), uint8(0), false)
+	f.Add(seed(ondisk.NewBATEntry(ondisk.PartiallyPresent, 4*ondisk.MiB), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ondisk.NewBATEntry(ondisk.BitmapPresent, 260*ondisk.MiB)), uint8(8), true)
+	f.Add(seed(ondisk.NewBATEntry(ondisk.Unmapped, 4*ondisk.MiB), ondisk.NewBATEntry(ondisk.UnmappedDraft, 4*ondisk.MiB), ondisk.NewBATEntry(4, 0)), uint8(3), true)
 	f.Fuzz(func(t *testing.T, bat []byte, block uint8, child bool) {
-		const fileSize, batOff = 2000 * mib, 2 * mib
-		blockSize := int64(mib) << (block % 9)
+		const fileSize, batOff = 2000 * ondisk.MiB, 2 * ondisk.MiB
+		blockSize := int64(ondisk.MiB) << (block % 9)
 		entries := int64(min(len(bat)/8, 600))
 		if entries == 0 {
 			return
 		}
-		g := newGeometry(max(1, entries-entries/17)*blockSize-512, blockSize, 512, child)
+		g := ondisk.NewGeometry(max(1, entries-entries/17)*blockSize-512, blockSize, 512, child)
 		file := newMemFile(fileSize)
 		file.WriteAt(bat[:entries*8], batOff)
 		newLayer := func(collect bool) *layer {
 			return &layer{collect: collect, cache: newOpener(Options{}).cache, src: file, file: file, size: fileSize, geo: g,
-				headers: &headers{copies: [2]header{{LogOffset: mib, LogLength: mib}}},
-				tables:  &regionTables{regions: []region{{GUID: batRegionGUID, Offset: batOff, Length: 2 * mib}}}}
+				headers: &headers{copies: [2]ondisk.Header{{LogOffset: ondisk.MiB, LogLength: ondisk.MiB}}},
+				tables:  &regionTables{regions: []ondisk.Region{{GUID: ondisk.BATRegionGUID, Offset: batOff, Length: 2 * ondisk.MiB}}}}
 		}
 		l := newLayer(false)
 		err := l.loadBAT()
@@ -232,14 +232,14 @@ func FuzzBATEntry(f *testing.F) {
 		if cerr := checking.loadBAT(); cerr != nil || (len(checking.errors) == 0) != (err == nil) {
 			t.Fatalf("Open says %v, Check %v and %+v", err, cerr, checking.errors)
 		}
-		if want := batIsGood(&g, bat[:entries*8], fileSize, 4*mib); want != (err == nil) {
+		if want := batIsGood(&g, bat[:entries*8], fileSize, 4*ondisk.MiB); want != (err == nil) {
 			t.Fatalf("the scan says %v, the definition %v", err, want)
 		}
 	})
 }
 
 // batIsGood says whether the entries of a BAT keep the rules, in a file with everything else below free.
-func batIsGood(g *geometry, bat []byte, fileSize, free int64) bool {
+func batIsGood(g *ondisk.Geometry, bat []byte, fileSize, free int64) bool {
 	type object struct{ off, n uint64 }
 	var objects []object
 	present := func(off uint64, n, need int64) bool {
@@ -254,36 +254,36 @@ func batIsGood(g *geometry, bat []byte, fileSize, free int64) bool {
 		objects = append(objects, object{off, uint64(n)})
 		return true
 	}
-	at := func(i int64) batEntry {
+	at := func(i int64) ondisk.BATEntry {
 		if i >= int64(len(bat))/8 {
 			return 0
 		}
-		return batEntry(le.Uint64(bat[i*8:]))
+		return ondisk.BATEntry(ondisk.LE.Uint64(bat[i*8:]))
 	}
-	for b := range g.payloadBlocks() {
-		switch e := at(g.payloadEntry(b)); e.state() {
-		case NotPresent, Undefined, Zero, Unmapped, unmappedDraft:
-		case PartiallyPresent:
-			if !g.hasParent || at(g.bitmapEntry(b/g.chunkRatio())).state() != bitmapPresent {
+	for b := range g.PayloadBlocks() {
+		switch e := at(g.PayloadEntry(b)); e.State() {
+		case ondisk.NotPresent, ondisk.Undefined, ondisk.Zero, ondisk.Unmapped, ondisk.UnmappedDraft:
+		case ondisk.PartiallyPresent:
+			if !g.HasParent || at(g.BitmapEntry(b/g.ChunkRatio())).State() != ondisk.BitmapPresent {
 				return false
 			}
 			fallthrough
-		case FullyPresent:
-			if !present(e.offset(), g.blockSize, min(g.blockSize, g.diskSize-b*g.blockSize)) {
+		case ondisk.FullyPresent:
+			if !present(e.Offset(), g.BlockSize, min(g.BlockSize, g.DiskSize-b*g.BlockSize)) {
 				return false
 			}
 		default:
 			return false
 		}
 	}
-	for c := range g.chunks() {
-		if !g.hasParent {
+	for c := range g.Chunks() {
+		if !g.HasParent {
 			break
 		}
-		switch e := at(g.bitmapEntry(c)); e.state() {
-		case bitmapNotPresent:
-		case bitmapPresent:
-			if !present(e.offset(), bitmapBlockSize, bitmapBlockSize) {
+		switch e := at(g.BitmapEntry(c)); e.State() {
+		case ondisk.BitmapNotPresent:
+		case ondisk.BitmapPresent:
+			if !present(e.Offset(), ondisk.BitmapBlockSize, ondisk.BitmapBlockSize) {
 				return false
 			}
 		default:
@@ -295,22 +295,22 @@ func batIsGood(g *geometry, bat []byte, fileSize, free int64) bool {
 
 // fuzzBases are the images that FuzzOpen damages, small enough to be read whole.
 var fuzzBases = sync.OnceValue(func() []*image {
-	blocks := []blockSpec{{0, FullyPresent}, {1, Zero}, {3, FullyPresent}}
-	part := []blockSpec{{0, PartiallyPresent}, {1, Zero}, {2, Unmapped}, {3, FullyPresent}}
+	blocks := []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.Zero}, {3, ondisk.FullyPresent}}
+	part := []blockSpec{{0, ondisk.PartiallyPresent}, {1, ondisk.Zero}, {2, ondisk.Unmapped}, {3, ondisk.FullyPresent}}
 	dirty := build(spec{blocks: blocks})
-	dirty.logPages(dirty.batOff, dirty.metaOff, regionTableOffsets[0])
+	dirty.logPages(dirty.batOff, dirty.metaOff, ondisk.RegionTableOffsets[0])
 	dirtyChild := build(spec{typ: Differencing, blocks: part})
 	a := dirtyChild.logEntry(journal.Update{FileOffset: uint64(dirtyChild.batOff) + 4096, ZeroLength: 8192})
 	b := dirtyChild.logEntry()
 	b.SequenceNumber++
-	b.LastFileOffset += 3 * mib
+	b.LastFileOffset += 3 * ondisk.MiB
 	dirtyChild.logEntries(a, b)
 	return []*image{
 		build(spec{blocks: blocks}),
 		build(spec{typ: Fixed, sectorSize: 4096, blocks: blocks}),
 		build(spec{typ: Differencing, blocks: part}),
-		build(spec{metaOff: 6 * mib, logOff: 3 * mib, batOff: 2 * mib, dataOff: 8 * mib, blocks: blocks,
-			regions: []region{{GUID: otherGUID, Offset: 7 * mib, Length: mib}}, items: []rawItem{{otherGUID, itemIsUser, []byte("item")}}}),
+		build(spec{metaOff: 6 * ondisk.MiB, logOff: 3 * ondisk.MiB, batOff: 2 * ondisk.MiB, dataOff: 8 * ondisk.MiB, blocks: blocks,
+			regions: []ondisk.Region{{GUID: otherGUID, Offset: 7 * ondisk.MiB, Length: ondisk.MiB}}, items: []rawItem{{otherGUID, ondisk.ItemIsUser, []byte("item")}}}),
 		dirty,
 		dirtyChild,
 	}
@@ -320,14 +320,14 @@ var fuzzBases = sync.OnceValue(func() []*image {
 // place (1 byte), an offset in it (2), a count (1), and so many bytes.
 func (im *image) damage(b []byte) {
 	for len(b) >= 4 {
-		place, off, n := b[0], int64(le.Uint16(b[1:])), min(int(b[3]), len(b)-4)
+		place, off, n := b[0], int64(ondisk.LE.Uint16(b[1:])), min(int(b[3]), len(b)-4)
 		p := b[4 : 4+n]
 		b = b[4+n:]
 		switch place % 10 {
 		case 0, 1:
-			im.WriteAt(p, headerOffsets[place%10]+off%headerSize)
+			im.WriteAt(p, ondisk.HeaderOffsets[place%10]+off%ondisk.HeaderSize)
 		case 2, 3:
-			im.WriteAt(p, regionTableOffsets[place%10-2]+off)
+			im.WriteAt(p, ondisk.RegionTableOffsets[place%10-2]+off)
 		case 4:
 			im.WriteAt(p, im.metaOff+off)
 		case 5:
@@ -339,19 +339,19 @@ func (im *image) damage(b []byte) {
 		case 8:
 			im.WriteAt(p, im.batOff+4096*8+off) // the bitmap entry of the first chunk and what follows
 		case 9:
-			im.Truncate(off * 4 * kib)
+			im.Truncate(off * 4 * ondisk.KiB)
 		}
 	}
-	if im.size < headerSectionSize {
+	if im.size < ondisk.HeaderSectionSize {
 		return
 	}
-	im.stamp(headerOffsets, headerSize, func([]byte) {})
-	im.stamp(regionTableOffsets, regionTableSize, func([]byte) {})
-	for pos := int64(0); pos < min(im.logLen, 64*kib) && im.logOff+pos+pageSize <= im.size; pos += pageSize {
+	im.stamp(ondisk.HeaderOffsets, ondisk.HeaderSize, func([]byte) {})
+	im.stamp(ondisk.RegionTableOffsets, ondisk.RegionTableSize, func([]byte) {})
+	for pos := int64(0); pos < min(im.logLen, 64*ondisk.KiB) && im.logOff+pos+ondisk.PageSize <= im.size; pos += ondisk.PageSize {
 		head := im.read(im.logOff+pos, 16)
-		n := int64(le.Uint32(head[8:]))
+		n := int64(ondisk.LE.Uint32(head[8:]))
 		if string(head[:4]) == "loge" && n >= 64 && pos+n <= im.logLen && im.logOff+pos+n <= im.size {
-			im.change(im.logOff+pos, n, func(b []byte) { le.PutUint32(b[4:], ondisk.Checksum(b, 4)) })
+			im.change(im.logOff+pos, n, func(b []byte) { ondisk.LE.PutUint32(b[4:], ondisk.Checksum(b, 4)) })
 		}
 	}
 }
@@ -370,7 +370,7 @@ func FuzzOpen(f *testing.F) {
 		f.Add(uint8(i), append(instruction(9, 2000), instruction(3, 40, 0xFF)...))     // a longer file
 		f.Add(uint8(i), append(instruction(0, 66, 2), instruction(1, 48, 1, 2, 3)...)) // another LogGuid
 	}
-	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, FullyPresent}, {2, FullyPresent}}})
+	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, ondisk.FullyPresent}, {2, ondisk.FullyPresent}}})
 	f.Fuzz(func(t *testing.T, base uint8, in []byte) {
 		bases := fuzzBases()
 		good := bases[int(base)%len(bases)]
@@ -408,7 +408,7 @@ func openAndRead(t *testing.T, im, parent *image) {
 	if err != nil {
 		return
 	}
-	if l.geo.hasParent && l.geo.sectorSize == parent.sectorSize {
+	if l.geo.HasParent && l.geo.SectorSize == parent.sectorSize {
 		l.parent = o.newLayer(parent.memFile, "parent")
 		if err := l.parent.load(); err != nil {
 			t.Fatal(err)
@@ -453,11 +453,11 @@ func openAndRead(t *testing.T, im, parent *image) {
 
 // The decoders take GUIDs from anywhere; the zero one is like any other.
 func TestZeroGUIDs(t *testing.T) {
-	h := header{Version: 1, LogLength: mib, LogOffset: mib}
-	if got, err := decodeHeader(h.encode(), 0); err != nil || got != h || got.dirty() {
+	h := ondisk.Header{Version: 1, LogLength: ondisk.MiB, LogOffset: ondisk.MiB}
+	if got, err := ondisk.DecodeHeader(h.Encode(), 0); err != nil || got != h || got.Dirty() {
 		t.Errorf("decoded %+v, %v", got, err)
 	}
-	if p := (parentLocator{linkage: parentGUID}); p.accepts(uuid.Nil) {
+	if p := (ondisk.ParentLocator{Linkage: parentGUID}); p.Accepts(uuid.Nil) {
 		t.Error("a missing parent_linkage2 accepts a parent without DataWriteGuid")
 	}
 }
@@ -488,7 +488,7 @@ func FuzzChangedBeneath(f *testing.F) {
 		f.Add(uint8(i), instruction(6, 8, 7, 0, 0xF0, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F), []byte{4, 1, 0, 5})
 		f.Add(uint8(i), instruction(9, 700), []byte{3, 5, 0, 2})
 	}
-	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, FullyPresent}, {2, FullyPresent}}})
+	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, ondisk.FullyPresent}, {2, ondisk.FullyPresent}}})
 	f.Fuzz(func(t *testing.T, base uint8, in, ops []byte) {
 		bases := fuzzBases()
 		good := bases[int(base)%len(bases)]
@@ -519,7 +519,7 @@ func FuzzChangedBeneath(f *testing.F) {
 			case 5:
 				err = disk.Sync()
 			case 6:
-				err = disk.Grow(t.Context(), disk.Size()+mib)
+				err = disk.Grow(t.Context(), disk.Size()+ondisk.MiB)
 			case 7:
 				disk.Info()
 				_, err = disk.Reclaimable(t.Context(), true, CompactOptions{})

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,7 +25,7 @@ func heldBytes(t *testing.T, path string) int64 {
 // the close. Info tells of the image as it is meanwhile, to any number of callers.
 func TestDiscardedSpaceGoesBack(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "image.vhdx")
-	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(path, Options{Writable: true, Discard: DiscardPunch})
@@ -41,7 +42,7 @@ func TestDiscardedSpaceGoesBack(t *testing.T) {
 			im.Info()
 		}
 	})
-	const written = 32 * mib
+	const written = 32 * ondisk.MiB
 	if _, err := im.WriteAt(bytes.Repeat([]byte{1}, written), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -107,14 +108,14 @@ func loadPunched(t *testing.T, b *image, sparse bool) (*Image, *punched) {
 // lies together is one hole. Where a file may have none it keeps its size, since it would have to be written again.
 func TestCleanCutsTheFile(t *testing.T) {
 	for _, sparse := range []bool{true, false} {
-		b := build(spec{diskSize: 64 * mib, blocks: []blockSpec{
-			{3, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}, {0, FullyPresent}, {5, FullyPresent}, {4, FullyPresent},
+		b := build(spec{diskSize: 64 * ondisk.MiB, blocks: []blockSpec{
+			{3, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.FullyPresent}, {0, ondisk.FullyPresent}, {5, ondisk.FullyPresent}, {4, ondisk.FullyPresent},
 		}})
 		im, f := loadPunched(t, b, sparse)
 		im.writer.stop() // what goes on in the background gives space back, too
 		before, _ := f.Size()
 		for _, blk := range []int64{5, 1, 4, 2} {
-			if err := im.Zero(blk*mib, mib); err != nil {
+			if err := im.Zero(blk*ondisk.MiB, ondisk.MiB); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -131,13 +132,13 @@ func TestCleanCutsTheFile(t *testing.T) {
 				t.Errorf("without holes: the file had %d bytes and has %d; holes %v", before, after, holes)
 			}
 		} else {
-			first := b.entries[1].fileOff()
-			if want := [][2]int64{{first, 2 * mib}}; after != before-2*mib || len(holes) != 1 || holes[0] != want[0] {
+			first := b.entries[1].FileOff()
+			if want := [][2]int64{{first, 2 * ondisk.MiB}}; after != before-2*ondisk.MiB || len(holes) != 1 || holes[0] != want[0] {
 				t.Errorf("the file had %d bytes and has %d; holes %v, want %v", before, after, holes, want)
 			}
 		}
 		for blk := range int64(8) {
-			if _, err := im.WriteAt(bytes.Repeat([]byte{byte(blk + 1)}, mib), blk*mib); err != nil {
+			if _, err := im.WriteAt(bytes.Repeat([]byte{byte(blk + 1)}, ondisk.MiB), blk*ondisk.MiB); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -148,9 +149,9 @@ func TestCleanCutsTheFile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := make([]byte, mib)
+		got := make([]byte, ondisk.MiB)
 		for blk := range int64(8) {
-			if _, err := ro.ReadAt(got, blk*mib); err != nil || bytes.Count(got, []byte{byte(blk + 1)}) != mib {
+			if _, err := ro.ReadAt(got, blk*ondisk.MiB); err != nil || bytes.Count(got, []byte{byte(blk + 1)}) != ondisk.MiB {
 				t.Errorf("block %d reads otherwise: %v", blk, err)
 			}
 		}
@@ -159,35 +160,35 @@ func TestCleanCutsTheFile(t *testing.T) {
 
 // After a sync that makes a trim durable, its space goes back to the host without anything else to cause it.
 func TestSyncedTrimGoesBack(t *testing.T) {
-	b := build(spec{diskSize: 256 * mib, blockSize: 128 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	b := build(spec{diskSize: 256 * ondisk.MiB, blockSize: 128 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	im, f := loadPunched(t, b, true)
 	defer im.Close()
-	if err := im.Zero(0, 128*mib); err != nil {
+	if err := im.Zero(0, 128*ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	if err := im.Sync(); err != nil {
 		t.Fatal(err)
 	}
 	var given int64
-	for deadline := time.Now().Add(time.Minute); given < 128*mib; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); given < 128*ondisk.MiB; time.Sleep(time.Millisecond) {
 		for _, h := range f.take() {
 			if given += h[1]; h[1] > reclaimStep {
-				t.Errorf("a hole of %d MiB, for which an allocation would have to wait", h[1]/mib)
+				t.Errorf("a hole of %d MiB, for which an allocation would have to wait", h[1]/ondisk.MiB)
 			}
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%d MiB were given back", given/mib)
+			t.Fatalf("%d MiB were given back", given/ondisk.MiB)
 		}
 	}
 }
 
 // Space that somebody still reads when the last writer closes goes back later, without another change.
 func TestSpaceGoesBackAfterReads(t *testing.T) {
-	b := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	b := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	im, f := loadPunched(t, b, true)
 	defer im.Close()
 	reading := im.BeginRead()
-	if err := im.Zero(0, mib); err != nil {
+	if err := im.Zero(0, ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	if err := im.Clean(); err != nil {
@@ -206,7 +207,7 @@ func TestSpaceGoesBackAfterReads(t *testing.T) {
 
 // Whoever opens disk.raw again does not wait for the holes of what was trimmed before its last close.
 func TestHolesHoldNobodyUp(t *testing.T) {
-	b := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	b := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	im, f := loadPunched(t, b, true)
 	defer im.Close()
 	w := im.writer
@@ -223,7 +224,7 @@ func TestHolesHoldNobodyUp(t *testing.T) {
 		}
 		w.roundMu.Unlock()
 	}
-	if err := im.Zero(0, mib); err != nil {
+	if err := im.Zero(0, ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	if err := im.Clean(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"path/filepath"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -34,9 +35,9 @@ func writebackHost(t *testing.T, backing string) string {
 // A host that does not know of a hole that it is none any more loses no data: blocks that were written a moment ago stay
 // when the image is compacted, and are found by who looks for data.
 func TestHostWithWritebackCache(t *testing.T) {
-	const name, size, written = "image.vhdx", 32 * mib, 8 * mib
+	const name, size, written = "image.vhdx", 32 * ondisk.MiB, 8 * ondisk.MiB
 	backing := t.TempDir()
-	if err := Create(filepath.Join(backing, name), CreateOptions{Size: size, BlockSize: mib}); err != nil {
+	if err := Create(filepath.Join(backing, name), CreateOptions{Size: size, BlockSize: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(filepath.Join(backing, name), Options{Writable: true})

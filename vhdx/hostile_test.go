@@ -11,10 +11,11 @@ import (
 	"time"
 
 	"vhdxfs/internal/fault"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // farOffsets are file offsets that no block can have, in a BAT entry.
-var farOffsets = []uint64{1 << 63, math.MaxUint64 - mib + 1, 1<<63 - mib, 1 << 48, 1<<48 + 1<<40, 0}
+var farOffsets = []uint64{1 << 63, math.MaxUint64 - ondisk.MiB + 1, 1<<63 - ondisk.MiB, 1 << 48, 1<<48 + 1<<40, 0}
 
 // within fails the test where do takes longer than anybody would wait.
 func within(t *testing.T, what string, do func()) {
@@ -33,47 +34,47 @@ func within(t *testing.T, what string, do func()) {
 
 // The space map refuses what no file can hold, and leaves everything as it is.
 func TestSpaceMapRefuses(t *testing.T) {
-	for _, off := range []int64{-1, -mib, math.MinInt64, math.MaxInt64, math.MaxInt64 - mib + 1, maxFileSize, maxFileSize - mib + 1} {
-		m := newSpaceMap(8 * mib)
-		m.mark(0, 8*mib)
-		if m.mark(off, mib) {
+	for _, off := range []int64{-1, -ondisk.MiB, math.MinInt64, math.MaxInt64, math.MaxInt64 - ondisk.MiB + 1, ondisk.MaxFileSize, ondisk.MaxFileSize - ondisk.MiB + 1} {
+		m := newSpaceMap(8 * ondisk.MiB)
+		m.mark(0, 8*ondisk.MiB)
+		if m.mark(off, ondisk.MiB) {
 			t.Errorf("mark(%#x) takes it", off)
 		}
-		if m.clear(off, mib) {
+		if m.clear(off, ondisk.MiB) {
 			t.Errorf("clear(%#x) gives it back", off)
 		}
-		if m.mark(0, -mib) || m.clear(0, math.MaxInt64) {
+		if m.mark(0, -ondisk.MiB) || m.clear(0, math.MaxInt64) {
 			t.Error("a length that cannot be is taken")
 		}
 		if m.free() != 0 {
 			t.Errorf("%d bytes are free after %#x", m.free(), off)
 		}
 	}
-	m := newSpaceMap(8 * mib)
-	m.mark(2*mib, mib)
-	if m.clear(2*mib, 2*mib) || m.clear(4*mib, mib) {
+	m := newSpaceMap(8 * ondisk.MiB)
+	m.mark(2*ondisk.MiB, ondisk.MiB)
+	if m.clear(2*ondisk.MiB, 2*ondisk.MiB) || m.clear(4*ondisk.MiB, ondisk.MiB) {
 		t.Error("space that is free already can be given back")
 	}
-	if m.free() != 7*mib {
+	if m.free() != 7*ondisk.MiB {
 		t.Errorf("%d bytes are free, want 7 MiB", m.free())
 	}
 }
 
 // A draft is read and written at any offset, as a file is.
 func TestDraftAtTheEdges(t *testing.T) {
-	base := newMemFile(4 * mib)
+	base := newMemFile(4 * ondisk.MiB)
 	d, err := newDraft(base)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d.WriteAt([]byte("x"), 5000)
-	for _, off := range []int64{math.MaxInt64, math.MaxInt64 - 1, math.MaxInt64 - pageSize, 1 << 62, 4 * mib, 4*mib + 1, -1, math.MinInt64} {
+	for _, off := range []int64{math.MaxInt64, math.MaxInt64 - 1, math.MaxInt64 - ondisk.PageSize, 1 << 62, 4 * ondisk.MiB, 4*ondisk.MiB + 1, -1, math.MinInt64} {
 		within(t, fmt.Sprintf("ReadAt(%#x)", off), func() {
 			if n, err := d.ReadAt(make([]byte, 8), off); n != 0 || err == nil {
 				t.Errorf("ReadAt(%#x) = %d, %v", off, n, err)
 			}
 		})
-		if off == 4*mib || off == 4*mib+1 {
+		if off == 4*ondisk.MiB || off == 4*ondisk.MiB+1 {
 			continue // there it can grow
 		}
 		within(t, fmt.Sprintf("WriteAt(%#x)", off), func() {
@@ -82,10 +83,10 @@ func TestDraftAtTheEdges(t *testing.T) {
 			}
 		})
 	}
-	if _, err := d.append(math.MaxInt64 - 4*mib); err == nil {
+	if _, err := d.append(math.MaxInt64 - 4*ondisk.MiB); err == nil {
 		t.Error("a draft grows to what no file can have")
 	}
-	if d.size != 4*mib || len(d.pages) != 1 {
+	if d.size != 4*ondisk.MiB || len(d.pages) != 1 {
 		t.Errorf("the draft has %d bytes and %d changed pages", d.size, len(d.pages))
 	}
 }
@@ -93,11 +94,11 @@ func TestDraftAtTheEdges(t *testing.T) {
 // A block that is not present may keep any offset, which nobody follows: such an image can be opened, is described, and is
 // repaired.
 func TestKeptPlaceOutsideEveryFile(t *testing.T) {
-	for _, state := range []BlockState{NotPresent, Undefined, Zero, Unmapped, unmappedDraft} {
+	for _, state := range []ondisk.BlockState{ondisk.NotPresent, ondisk.Undefined, ondisk.Zero, ondisk.Unmapped, ondisk.UnmappedDraft} {
 		for _, off := range farOffsets {
 			t.Run(fmt.Sprintf("%v %d at %#x", state, state, off), func(t *testing.T) {
-				im := build(spec{blocks: []blockSpec{{0, FullyPresent}}})
-				im.setBlockEntry(1, batEntry(off|uint64(state)))
+				im := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
+				im.setBlockEntry(1, ondisk.BATEntry(off|uint64(state)))
 				within(t, "the examination", func() {
 					disk, err := loadReadOnly(im.memFile)
 					if err != nil {
@@ -132,31 +133,31 @@ func TestKeptPlaceOutsideEveryFile(t *testing.T) {
 func TestBATChangesBeneath(t *testing.T) {
 	const blocks, victim, other = 600, 5, 0
 	ops := map[string]func(im *Image) error{
-		"read":         func(im *Image) error { return readErr(im.ReadAt(make([]byte, 5000), victim*mib+100)) },
-		"write":        func(im *Image) error { return writeErr(im.WriteAt([]byte("here"), victim*mib+100)) },
-		"write all":    func(im *Image) error { return writeErr(im.WriteAt(make([]byte, mib), victim*mib)) },
-		"zero":         func(im *Image) error { return im.Zero(victim*mib+512, 512) },
-		"discard all":  func(im *Image) error { return im.Discard(victim*mib, mib) },
-		"allocate":     func(im *Image) error { return im.Allocate(victim*mib, mib) },
+		"read":         func(im *Image) error { return readErr(im.ReadAt(make([]byte, 5000), victim*ondisk.MiB+100)) },
+		"write":        func(im *Image) error { return writeErr(im.WriteAt([]byte("here"), victim*ondisk.MiB+100)) },
+		"write all":    func(im *Image) error { return writeErr(im.WriteAt(make([]byte, ondisk.MiB), victim*ondisk.MiB)) },
+		"zero":         func(im *Image) error { return im.Zero(victim*ondisk.MiB+512, 512) },
+		"discard all":  func(im *Image) error { return im.Discard(victim*ondisk.MiB, ondisk.MiB) },
+		"allocate":     func(im *Image) error { return im.Allocate(victim*ondisk.MiB, ondisk.MiB) },
 		"extents":      func(im *Image) error { return eachExtent(im) },
-		"seek":         func(im *Image) error { _, err := im.SeekHole(victim * mib); return err },
-		"look at zero": func(im *Image) error { _, err := im.IsHole(victim*mib, mib); return err },
+		"seek":         func(im *Image) error { _, err := im.SeekHole(victim * ondisk.MiB); return err },
+		"look at zero": func(im *Image) error { _, err := im.IsHole(victim*ondisk.MiB, ondisk.MiB); return err },
 		"compact":      func(im *Image) error { _, err := im.Compact(context.Background(), CompactOptions{}); return err },
 		"reclaimable": func(im *Image) error {
 			_, err := im.Reclaimable(context.Background(), true, CompactOptions{})
 			return err
 		},
-		"grow":   func(im *Image) error { return im.Grow(context.Background(), (blocks+3)*mib) },
-		"shrink": func(im *Image) error { return im.Resize(context.Background(), (victim+1)*mib-4096) },
+		"grow":   func(im *Image) error { return im.Grow(context.Background(), (blocks+3)*ondisk.MiB) },
+		"shrink": func(im *Image) error { return im.Resize(context.Background(), (victim+1)*ondisk.MiB-4096) },
 		"info":   func(im *Image) error { im.Info(); return nil },
 	}
 	bases := map[string]*image{
-		"dynamic": build(spec{diskSize: blocks * mib, blocks: []blockSpec{{other, FullyPresent}, {victim, FullyPresent}, {8, FullyPresent}}}),
-		"child":   build(spec{typ: Differencing, diskSize: blocks * mib, blocks: []blockSpec{{other, FullyPresent}, {victim, PartiallyPresent}, {8, FullyPresent}}}),
+		"dynamic": build(spec{diskSize: blocks * ondisk.MiB, blocks: []blockSpec{{other, ondisk.FullyPresent}, {victim, ondisk.FullyPresent}, {8, ondisk.FullyPresent}}}),
+		"child":   build(spec{typ: Differencing, diskSize: blocks * ondisk.MiB, blocks: []blockSpec{{other, ondisk.FullyPresent}, {victim, ondisk.PartiallyPresent}, {8, ondisk.FullyPresent}}}),
 	}
-	parent := build(spec{dataWrite: parentGUID, diskSize: blocks * mib})
-	for state := BlockState(0); state < 8; state++ {
-		for _, off := range []uint64{0, 3 * mib, 1 << 48, 1 << 63, math.MaxUint64 - mib + 1} {
+	parent := build(spec{dataWrite: parentGUID, diskSize: blocks * ondisk.MiB})
+	for state := ondisk.BlockState(0); state < 8; state++ {
+		for _, off := range []uint64{0, 3 * ondisk.MiB, 1 << 48, 1 << 63, math.MaxUint64 - ondisk.MiB + 1} {
 			for name, base := range bases {
 				for what, op := range ops {
 					im := &image{memFile: base.clone(), spec: base.spec, geo: base.geo}
@@ -168,9 +169,9 @@ func TestBATChangesBeneath(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					im.setEntry(im.geo.payloadEntry(victim), batEntry(off|uint64(state)))
+					im.setEntry(im.geo.PayloadEntry(victim), ondisk.BATEntry(off|uint64(state)))
 					within(t, what, func() {
-						for _, err := range []error{op(disk), disk.Sync(), disk.Clean(), readErr(disk.ReadAt(make([]byte, 512), other*mib)), disk.Close()} {
+						for _, err := range []error{op(disk), disk.Sync(), disk.Clean(), readErr(disk.ReadAt(make([]byte, 512), other*ondisk.MiB)), disk.Close()} {
 							if f, ok := errors.AsType[*fault.Error](err); ok {
 								t.Errorf("%s of %s, state %d at %#x: %v\n%s", what, name, state, off, err, f.Stack)
 							}
@@ -229,13 +230,15 @@ func (f *panicFile) ZeroRange(off, n int64) error { f.step(); return f.File.Zero
 // then on writes fail and say why, reads go on, and the image can be closed. What is left can be opened.
 func TestPanicFailsTheWriterAlone(t *testing.T) {
 	ops := map[string]func(im *Image) error{
-		"write":   func(im *Image) error { return writeErr(im.WriteAt([]byte("new"), 6*mib+100)) },
-		"zero":    func(im *Image) error { return im.Zero(0, mib) },
-		"trim":    func(im *Image) error { return errors.Join(im.Discard(0, 3*mib), im.Sync(), im.Clean()) },
-		"sync":    func(im *Image) error { return errors.Join(writeErr(im.WriteAt(make([]byte, 9000), mib-3)), im.Sync()) },
+		"write": func(im *Image) error { return writeErr(im.WriteAt([]byte("new"), 6*ondisk.MiB+100)) },
+		"zero":  func(im *Image) error { return im.Zero(0, ondisk.MiB) },
+		"trim":  func(im *Image) error { return errors.Join(im.Discard(0, 3*ondisk.MiB), im.Sync(), im.Clean()) },
+		"sync": func(im *Image) error {
+			return errors.Join(writeErr(im.WriteAt(make([]byte, 9000), ondisk.MiB-3)), im.Sync())
+		},
 		"compact": func(im *Image) error { _, err := im.Compact(context.Background(), CompactOptions{}); return err },
-		"grow":    func(im *Image) error { return im.Grow(context.Background(), 12*mib) },
-		"reserve": func(im *Image) error { return im.Allocate(5*mib, 3*mib) },
+		"grow":    func(im *Image) error { return im.Grow(context.Background(), 12*ondisk.MiB) },
+		"reserve": func(im *Image) error { return im.Allocate(5*ondisk.MiB, 3*ondisk.MiB) },
 	}
 	for what, op := range ops {
 		panics := 0
@@ -263,14 +266,14 @@ func TestPanicFailsTheWriterAlone(t *testing.T) {
 						// In a read that comes before any change the caller has to recover; here nobody has.
 						t.Errorf("%s of %s, call %d: %v", what, name, n, f)
 					}
-					again := writeErr(im.WriteAt([]byte("later"), mib))
+					again := writeErr(im.WriteAt([]byte("later"), ondisk.MiB))
 					if _, ok := errors.AsType[*fault.Error](again); !ok || !errors.Is(again, ErrFailed) {
 						t.Errorf("%s of %s, call %d: the next write: %v", what, name, n, again)
 					}
 					if w := im.writer; w.claimed != 0 {
 						t.Errorf("%s of %s, call %d: %d pages are still claimed", what, name, n, w.claimed)
 					}
-					if err := readErr(im.ReadAt(make([]byte, 512), 2*mib)); err != nil {
+					if err := readErr(im.ReadAt(make([]byte, 512), 2*ondisk.MiB)); err != nil {
 						t.Errorf("%s of %s, call %d: a read: %v", what, name, n, err)
 					}
 					im.Info()
@@ -300,23 +303,25 @@ func TestPanicFailsTheWriterAlone(t *testing.T) {
 // What is wrong with a BAT entry is told of the first thousand alone, and no text is made of the others: there may be 64 Mi.
 func TestManyFindingsCostLittle(t *testing.T) {
 	const blocks = 200_000
-	for name, entry := range map[string]func(n int64) batEntry{
-		"offset without a state": func(n int64) batEntry { return batEntry(n+4) << 20 },
-		"place kept outside":     func(n int64) batEntry { return newBATEntry(Unmapped, math.MinInt64|n<<20) },
-		"reserved bits":          func(n int64) batEntry { return newBATEntry(Zero, 0) | batEntry(n%0xFFFF+1)<<3 },
-		"no such state":          func(n int64) batEntry { return batEntry(n)<<20 | 4 },
-		"outside":                func(n int64) batEntry { return newBATEntry(FullyPresent, 1<<50|n<<20) },
-		"all in one place":       func(int64) batEntry { return newBATEntry(FullyPresent, 4*mib) },
+	for name, entry := range map[string]func(n int64) ondisk.BATEntry{
+		"offset without a state": func(n int64) ondisk.BATEntry { return ondisk.BATEntry(n+4) << 20 },
+		"place kept outside":     func(n int64) ondisk.BATEntry { return ondisk.NewBATEntry(ondisk.Unmapped, math.MinInt64|n<<20) },
+		"reserved bits": func(n int64) ondisk.BATEntry {
+			return ondisk.NewBATEntry(ondisk.Zero, 0) | ondisk.BATEntry(n%0xFFFF+1)<<3
+		},
+		"no such state":    func(n int64) ondisk.BATEntry { return ondisk.BATEntry(n)<<20 | 4 },
+		"outside":          func(n int64) ondisk.BATEntry { return ondisk.NewBATEntry(ondisk.FullyPresent, 1<<50|n<<20) },
+		"all in one place": func(int64) ondisk.BATEntry { return ondisk.NewBATEntry(ondisk.FullyPresent, 4*ondisk.MiB) },
 	} {
-		im := build(spec{diskSize: blocks * mib})
+		im := build(spec{diskSize: blocks * ondisk.MiB})
 		var bat []byte
-		for i := range im.geo.batEntries() {
-			n, bitmap := im.geo.entry(i)
+		for i := range im.geo.BATEntries() {
+			n, bitmap := im.geo.Entry(i)
 			if bitmap {
-				bat = append(bat, make([]byte, batEntrySize)...)
+				bat = append(bat, make([]byte, ondisk.BATEntrySize)...)
 				continue
 			}
-			bat = le.AppendUint64(bat, uint64(entry(n)))
+			bat = ondisk.LE.AppendUint64(bat, uint64(entry(n)))
 		}
 		im.write(bat, im.batOff)
 		op := newOpener(Options{})
@@ -327,7 +332,7 @@ func TestManyFindingsCostLittle(t *testing.T) {
 		if err != nil || len(l.errors)+len(l.warnings) != maxFindings || l.dropped != blocks-maxFindings-1 && l.dropped != blocks-maxFindings {
 			t.Errorf("%s: %d errors, %d warnings, %d dropped, %v", name, len(l.errors), len(l.warnings), l.dropped, err)
 		}
-		if n > 8*mib {
+		if n > 8*ondisk.MiB {
 			t.Errorf("%s: %d bytes are allocated to look at %d entries", name, n, blocks)
 		}
 	}

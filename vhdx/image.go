@@ -25,9 +25,6 @@ const (
 	Differencing DiskType = "differencing"
 )
 
-// BlockState is the state of a payload or sector bitmap block (MS-VHDX 2.5.1).
-type BlockState uint8
-
 // Options says how to open an image.
 type Options struct {
 	Parents    []string // files to take as parents, for the levels of the chain in turn
@@ -156,7 +153,7 @@ func (im *Image) EndRead(epoch uint64) {
 func (im *Image) Path() string { return im.current().path }
 
 // Size returns the size of the virtual disk in bytes.
-func (im *Image) Size() int64 { return im.current().geo.diskSize }
+func (im *Image) Size() int64 { return im.current().geo.DiskSize }
 
 // current returns the image's own layer as it is now: a disk that grows while it is in use gets another one. Whoever
 // goes on to use it has to have called BeginRead, unless nothing can grow meanwhile.
@@ -188,7 +185,7 @@ func (l *layer) allocated() int64 {
 	if !l.wasValidated() {
 		return l.fileSize
 	}
-	return (l.counts.FullyPresent + l.counts.PartiallyPresent) << l.geo.blockShift
+	return (l.counts.FullyPresent + l.counts.PartiallyPresent) << l.geo.BlockShift
 }
 
 // An opener opens the layers of one chain.

@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"fmt"
+	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )
@@ -96,19 +97,19 @@ type BlockCounts struct {
 }
 
 // add counts n more payload blocks in the given state.
-func (c *BlockCounts) add(s BlockState, n int64) {
+func (c *BlockCounts) add(s ondisk.BlockState, n int64) {
 	switch s {
-	case NotPresent:
+	case ondisk.NotPresent:
 		c.NotPresent += n
-	case Undefined:
+	case ondisk.Undefined:
 		c.Undefined += n
-	case Zero:
+	case ondisk.Zero:
 		c.Zero += n
-	case Unmapped, unmappedDraft:
+	case ondisk.Unmapped, ondisk.UnmappedDraft:
 		c.Unmapped += n
-	case FullyPresent:
+	case ondisk.FullyPresent:
 		c.FullyPresent += n
-	case PartiallyPresent:
+	case ondisk.PartiallyPresent:
 		c.PartiallyPresent += n
 	}
 }
@@ -152,17 +153,17 @@ func (l *layer) info() *Info {
 		FileSize:            l.fileSize,
 		Creator:             l.creator,
 		Type:                l.diskType(),
-		DiskSize:            l.geo.diskSize,
-		BlockSize:           l.geo.blockSize,
-		LogicalSectorSize:   l.geo.sectorSize,
+		DiskSize:            l.geo.DiskSize,
+		BlockSize:           l.geo.BlockSize,
+		LogicalSectorSize:   l.geo.SectorSize,
 		PhysicalSectorSize:  int64(l.meta.physicalSectorSize),
 		DiskID:              l.meta.diskID,
 		LeaveBlockAllocated: l.meta.leaveBlockAllocated,
 		CurrentHeader:       headers.current + 1,
 		Log:                 l.logInfo(),
 		CurrentRegionTable:  l.tables.current + 1,
-		BATEntries:          l.geo.batEntries(),
-		ChunkRatio:          l.geo.chunkRatio(),
+		BATEntries:          l.geo.BATEntries(),
+		ChunkRatio:          l.geo.ChunkRatio(),
 		Blocks:              counts,
 		AllocatedBytes:      l.allocated(),
 		FreeBytes:           l.space.free(),
@@ -179,18 +180,18 @@ func (l *layer) info() *Info {
 			Version:        h.Version,
 		}
 		if err := headers.err[i]; err != nil {
-			in.Headers[i].Problem = finding(err).Error()
+			in.Headers[i].Problem = ondisk.Finding(err).Error()
 		}
 	}
 	for _, r := range l.tables.regions {
 		in.Regions = append(in.Regions, RegionInfo{
-			Name: r.name(), GUID: r.GUID, Offset: int64(r.Offset), Length: int64(r.Length), Required: r.Flags&regionRequired != 0,
+			Name: r.Name(), GUID: r.GUID, Offset: int64(r.Offset), Length: int64(r.Length), Required: r.Flags&ondisk.RegionRequired != 0,
 		})
 	}
 	for _, m := range l.items {
 		in.Metadata = append(in.Metadata, MetadataInfo{
-			Name: m.name(), GUID: m.ID, Offset: l.metadataOffset() + int64(m.Offset), Length: int64(m.Length),
-			User: m.user(), VirtualDisk: m.Flags&itemIsVirtualDisk != 0, Required: m.Flags&itemIsRequired != 0,
+			Name: m.Name(), GUID: m.ID, Offset: l.metadataOffset() + int64(m.Offset), Length: int64(m.Length),
+			User: m.User(), VirtualDisk: m.Flags&ondisk.ItemIsVirtualDisk != 0, Required: m.Flags&ondisk.ItemIsRequired != 0,
 		})
 	}
 	in.Warnings = l.warningTexts()
@@ -224,7 +225,7 @@ func (im *Image) Type() DiskType { return im.current().diskType() }
 func (im *Image) Replayed() bool { return im.current().sequence != nil }
 
 // SectorSize returns the size of the disk's logical sectors in bytes.
-func (im *Image) SectorSize() int64 { return im.current().geo.sectorSize }
+func (im *Image) SectorSize() int64 { return im.current().geo.SectorSize }
 
 func (l *layer) diskType() DiskType {
 	switch {
@@ -251,18 +252,18 @@ func (l *layer) parentInfo() *ParentInfo {
 		return nil
 	}
 	in := &ParentInfo{
-		Linkage:           p.linkage,
-		RelativePath:      p.values[keyRelativePath],
-		VolumePath:        p.values[keyVolumePath],
-		AbsoluteWin32Path: p.values[keyAbsolutePath],
+		Linkage:           p.Linkage,
+		RelativePath:      p.Values[ondisk.KeyRelativePath],
+		VolumePath:        p.Values[ondisk.KeyVolumePath],
+		AbsoluteWin32Path: p.Values[ondisk.KeyAbsolutePath],
 	}
 	if l.parent != nil {
 		in.Image = l.parent.info()
 	} else {
 		in.Missing = l.unfound.name()
 	}
-	if p.linkage2 != uuid.Nil {
-		in.Linkage2 = &p.linkage2
+	if p.Linkage2 != uuid.Nil {
+		in.Linkage2 = &p.Linkage2
 	}
 	return in
 }

@@ -1,14 +1,16 @@
 package vhdx
 
+import "vhdxfs/vhdx/ondisk"
+
 // InMemory reports whether Resolve can tell what holds the n bytes from byte off, which lie inside the disk, without
 // reading metadata: whether the pages of BATs and sector bitmap blocks that it needs are cached. Resolve may have to
 // read all the same, where a page is given up in between. It takes no lock.
 func (im *Image) InMemory(off, n int64) bool {
 	last := off + n - 1
-	for l := im.current(); l != nil && off < l.geo.diskSize; l = l.parent {
+	for l := im.current(); l != nil && off < l.geo.DiskSize; l = l.parent {
 		g := &l.geo
-		from, to := g.payloadEntry(off>>g.blockShift), g.payloadEntry(min(last, g.diskSize-1)>>g.blockShift)
-		for i := from / entriesPerPage; i <= to/entriesPerPage; i++ {
+		from, to := g.PayloadEntry(off>>g.BlockShift), g.PayloadEntry(min(last, g.DiskSize-1)>>g.BlockShift)
+		for i := from / ondisk.EntriesPerPage; i <= to/ondisk.EntriesPerPage; i++ {
 			if l.bat.Cached(i) == nil {
 				return false
 			}
@@ -16,14 +18,14 @@ func (im *Image) InMemory(off, n int64) bool {
 		if from != to {
 			continue // some of the blocks may be the parent's
 		}
-		p := l.bat.Cached(from / entriesPerPage)
+		p := l.bat.Cached(from / ondisk.EntriesPerPage)
 		if p == nil {
 			return false
 		}
-		switch e := batEntry(p.Word(int(from % entriesPerPage))); e.state() {
-		case NotPresent:
-		case PartiallyPresent:
-			if !l.bitmapInMemory(off, min(last, g.diskSize-1)) {
+		switch e := ondisk.BATEntry(p.Word(int(from % ondisk.EntriesPerPage))); e.State() {
+		case ondisk.NotPresent:
+		case ondisk.PartiallyPresent:
+			if !l.bitmapInMemory(off, min(last, g.DiskSize-1)) {
 				return false
 			}
 		default:
@@ -36,8 +38,8 @@ func (im *Image) InMemory(off, n int64) bool {
 // bitmapInMemory reports whether the bits of the sectors from the one with byte off to the one with byte last are
 // cached. The sectors belong to one block.
 func (l *layer) bitmapInMemory(off, last int64) bool {
-	from, to := off>>l.geo.sectorShift, last>>l.geo.sectorShift
-	chunk := from >> bitmapShift
+	from, to := off>>l.geo.SectorShift, last>>l.geo.SectorShift
+	chunk := from >> ondisk.BitmapShift
 	if chunk >= int64(len(l.bitmaps)) {
 		return false
 	}
@@ -45,7 +47,7 @@ func (l *layer) bitmapInMemory(off, last int64) bool {
 	if span == nil {
 		return false
 	}
-	for i := (from & (bitmapBits - 1)) / bitsPerPage; i <= (to&(bitmapBits-1))/bitsPerPage; i++ {
+	for i := (from & (ondisk.BitmapBits - 1)) / ondisk.BitsPerPage; i <= (to&(ondisk.BitmapBits-1))/ondisk.BitsPerPage; i++ {
 		if span.Cached(i) == nil {
 			return false
 		}

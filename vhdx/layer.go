@@ -10,11 +10,11 @@ import (
 
 	"vhdxfs/cache"
 	"vhdxfs/internal/content"
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/internal/safefile"
 	sizes "vhdxfs/internal/size"
 	"vhdxfs/journal"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A layer is one image file of a chain.
@@ -29,9 +29,9 @@ type layer struct {
 	creator string
 	headers *headers
 	tables  *regionTables
-	items   []metadataItem
+	items   []ondisk.MetadataItem
 	meta    metadata
-	geo     geometry
+	geo     ondisk.Geometry
 
 	sequence *journal.Sequence // what was replayed
 	bat      *cache.Span
@@ -129,13 +129,13 @@ func (l *layer) load() error {
 	}
 	l.fileSize = size
 	l.size, l.src = size, l.file
-	if size < headerSectionSize {
+	if size < ondisk.HeaderSectionSize {
 		return l.tooSmall()
 	}
-	if size > maxFileSize {
+	if size > ondisk.MaxFileSize {
 		return fmt.Errorf("the file has %s; at most 256 TiB are supported", sizes.Text(size))
 	}
-	if l.creator, err = readIdentifier(l.file); errors.Is(err, errNoIdentifier) {
+	if l.creator, err = readIdentifier(l.file); errors.Is(err, ondisk.ErrNoIdentifier) {
 		err = l.noIdentifier()
 	}
 	if err := l.goOn(err); err != nil {
@@ -156,11 +156,11 @@ func (l *layer) load() error {
 	}
 	for i, err := range l.tables.err {
 		if err != nil {
-			l.warn("region table", regionTableOffsets[i], "copy %d is invalid: %v", i+1, finding(err))
+			l.warn("region table", ondisk.RegionTableOffsets[i], "copy %d is invalid: %v", i+1, ondisk.Finding(err))
 		}
 	}
 	if l.tables.differ {
-		l.warn("region table", regionTableOffsets[1], "copy 2 differs from copy 1, which is used")
+		l.warn("region table", ondisk.RegionTableOffsets[1], "copy 2 differs from copy 1, which is used")
 	}
 	if err := l.goOn(l.validateRegions()); err != nil {
 		return err
@@ -173,7 +173,7 @@ func (l *layer) load() error {
 			return err
 		}
 	}
-	l.geo = newGeometry(int64(l.meta.diskSize), int64(l.meta.blockSize), int64(l.meta.logicalSectorSize), l.meta.hasParent)
+	l.geo = ondisk.NewGeometry(int64(l.meta.diskSize), int64(l.meta.blockSize), int64(l.meta.logicalSectorSize), l.meta.hasParent)
 	if l.skim {
 		return nil
 	}
@@ -187,13 +187,13 @@ func (l *layer) tooSmall() error {
 	case err != nil:
 		return err
 	case kind.IsVHDX():
-		return ondisk.Corrupt(ondisk.R1, "file", 0, "the file has only %s, a VHDX file at least 1 MiB; was the file cut off?", sizes.Text(l.size))
+		return ondisk.Corrupt(ondisk.RuleFileTooSmall, "file", 0, "the file has only %s, a VHDX file at least 1 MiB; was the file cut off?", sizes.Text(l.size))
 	}
 	msg := ""
 	if !kind.IsDisk() {
 		msg = "; " + kind.NotVHDX(l.path)
 	}
-	return ondisk.Corrupt(ondisk.R1, "file", 0, "the file has only %s, a VHDX file at least 1 MiB%s", sizes.Text(l.size), msg)
+	return ondisk.Corrupt(ondisk.RuleFileTooSmall, "file", 0, "the file has only %s, a VHDX file at least 1 MiB%s", sizes.Text(l.size), msg)
 }
 
 // noIdentifier says of a file that does not begin as an image what it is.
@@ -202,7 +202,7 @@ func (l *layer) noIdentifier() error {
 	if err != nil {
 		return err
 	}
-	return ondisk.Corrupt(ondisk.R2, "file type identifier", 0, "%s", kind.NotVHDX(l.path))
+	return ondisk.Corrupt(ondisk.RuleFileSignature, "file type identifier", 0, "%s", kind.NotVHDX(l.path))
 }
 
 func (l *layer) loadHeaders() error {
@@ -215,29 +215,29 @@ func (l *layer) loadHeaders() error {
 	}
 	for i, err := range l.headers.err {
 		if err != nil {
-			l.warn("header", headerOffsets[i], "header %d is invalid: %v", i+1, finding(err))
+			l.warn("header", ondisk.HeaderOffsets[i], "header %d is invalid: %v", i+1, ondisk.Finding(err))
 		}
 	}
 	if a, b := l.headers.copies[0], l.headers.copies[1]; l.headers.err == [2]error{} && a == b {
-		l.warn("header", headerOffsets[1], "both headers are identical")
+		l.warn("header", ondisk.HeaderOffsets[1], "both headers are identical")
 	}
 	h := l.headers.header()
-	if err := h.validate(headerOffsets[l.headers.current], l.size); err != nil {
+	if err := h.Validate(ondisk.HeaderOffsets[l.headers.current], l.size); err != nil {
 		l.headers.dropLog()
 		return err
 	}
 	if h.LogVersion != 0 {
-		l.warn("header", headerOffsets[l.headers.current], "log version %d", h.LogVersion)
+		l.warn("header", ondisk.HeaderOffsets[l.headers.current], "log version %d", h.LogVersion)
 	}
 	if h.LogLength == 0 {
-		l.warn("header", headerOffsets[l.headers.current], "no log; the image can be read, but not written safely")
+		l.warn("header", ondisk.HeaderOffsets[l.headers.current], "no log; the image can be read, but not written safely")
 	}
 	return nil
 }
 
 // replayLog lays the log over the file, if it has to be replayed (MS-VHDX 2.3.3).
 func (l *layer) replayLog() error {
-	if !l.headers.header().dirty() {
+	if !l.headers.header().Dirty() {
 		return nil
 	}
 	seq, err := journal.Find(l.file, l.log())
@@ -247,14 +247,14 @@ func (l *layer) replayLog() error {
 	if l.replay, err = journal.NewOverlay(l.file, l.size, seq); err != nil {
 		return err
 	}
-	if l.replay.Size() > maxFileSize {
+	if l.replay.Size() > ondisk.MaxFileSize {
 		defer func() { l.replay = nil }()
-		return ondisk.Corrupt(ondisk.R13, "log", l.log().Offset, "the replayed file has %s; at most 256 TiB are supported", sizes.Text(l.replay.Size()))
+		return ondisk.Corrupt(ondisk.RuleLogTarget, "log", l.log().Offset, "the replayed file has %s; at most 256 TiB are supported", sizes.Text(l.replay.Size()))
 	}
 	l.sequence, l.size = seq, l.replay.Size()
 	l.src = view{ReaderAt: l.replay, file: l.file, size: l.size}
 	if gap := l.logGap(); gap != "" {
-		l.remember(&l.warnings, Finding{Rule: ondisk.R11.Name(), Structure: "log", Offset: seq.Region.Offset, Message: gap + "; writing to the image makes the loss final, so keep a copy"})
+		l.remember(&l.warnings, Finding{Rule: ondisk.RuleLogSequence.Name(), Structure: "log", Offset: seq.Region.Offset, Message: gap + "; writing to the image makes the loss final, so keep a copy"})
 	}
 	return nil
 }
@@ -285,7 +285,7 @@ func (l *layer) logGap() string {
 }
 
 // count notes that n more payload blocks are in the given state.
-func (l *layer) count(s BlockState, n int64) {
+func (l *layer) count(s ondisk.BlockState, n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts.add(s, n)

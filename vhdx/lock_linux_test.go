@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // holdExclusive opens the image file and takes the locks of a writer until the test ends.
@@ -118,7 +119,7 @@ func TestNothingStaysOpen(t *testing.T) {
 	dir := t.TempDir()
 	good := chain{build(spec{typ: Differencing}), build(spec{})}.writeTo(t, dir)
 	bad := filepath.Join(dir, "bad.vhdx")
-	build(spec{typ: Differencing, locator: [][2]string{linkage, {keyRelativePath, "parent.vhdx"}, {keyVolumePath, "image.vhdx"}}, dataWrite: otherGUID}).writeTo(t, bad)
+	build(spec{typ: Differencing, locator: [][2]string{linkage, {ondisk.KeyRelativePath, "parent.vhdx"}, {ondisk.KeyVolumePath, "image.vhdx"}}, dataWrite: otherGUID}).writeTo(t, bad)
 	wrong := build(spec{typ: Differencing, locator: parentEntries("image.vhdx", testLogGUID)})
 	wrong.writeTo(t, filepath.Join(dir, "wrong.vhdx"))
 	before := openFiles(t, dir)
@@ -177,7 +178,7 @@ func needQEMU(t *testing.T, names ...string) {
 func TestLocksAreThoseOfQEMU(t *testing.T) {
 	needQEMU(t, "qemu-io", "qemu-img")
 	path := filepath.Join(t.TempDir(), "image.vhdx")
-	if err := Create(path, CreateOptions{Size: 8 * mib}); err != nil {
+	if err := Create(path, CreateOptions{Size: 8 * ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 

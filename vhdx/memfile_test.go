@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A memFile is a sparse image file in memory: what was never written takes no space and reads as zero.
@@ -18,7 +19,7 @@ type memFile struct {
 	imagefile.Plain
 
 	mu      sync.RWMutex
-	pages   map[int64]*[pageSize]byte // by page number; a page is never changed, but replaced
+	pages   map[int64]*[ondisk.PageSize]byte // by page number; a page is never changed, but replaced
 	size    int64
 	changes atomic.Int64 // calls that change the file
 }
@@ -26,7 +27,7 @@ type memFile struct {
 var _ File = (*memFile)(nil)
 
 func newMemFile(size int64) *memFile {
-	return &memFile{pages: make(map[int64]*[pageSize]byte), size: size}
+	return &memFile{pages: make(map[int64]*[ondisk.PageSize]byte), size: size}
 }
 
 // clone returns a file of the same content, which shares the pages that neither changes.
@@ -48,9 +49,9 @@ func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
 	}
 	for n := 0; n < len(p); {
 		at := off + int64(n)
-		b := p[n:min(len(p), n+int(pageSize-at%pageSize))]
-		if pg := f.pages[at/pageSize]; pg != nil {
-			copy(b, pg[at%pageSize:])
+		b := p[n:min(len(p), n+int(ondisk.PageSize-at%ondisk.PageSize))]
+		if pg := f.pages[at/ondisk.PageSize]; pg != nil {
+			copy(b, pg[at%ondisk.PageSize:])
 		} else {
 			clear(b)
 		}
@@ -68,15 +69,15 @@ func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	defer f.mu.Unlock()
 	for n := 0; n < len(p); {
 		at := off + int64(n)
-		var pg [pageSize]byte
-		if old := f.pages[at/pageSize]; old != nil {
+		var pg [ondisk.PageSize]byte
+		if old := f.pages[at/ondisk.PageSize]; old != nil {
 			pg = *old
 		}
-		n += copy(pg[at%pageSize:], p[n:])
+		n += copy(pg[at%ondisk.PageSize:], p[n:])
 		if allZero(pg[:]) {
-			delete(f.pages, at/pageSize)
+			delete(f.pages, at/ondisk.PageSize)
 		} else {
-			f.pages[at/pageSize] = &pg
+			f.pages[at/ondisk.PageSize] = &pg
 		}
 	}
 	f.size = max(f.size, off+int64(len(p)))
@@ -94,14 +95,14 @@ func (f *memFile) Truncate(size int64) error {
 		return errors.New("memFile: negative size")
 	}
 	old, _ := f.Size()
-	if end := (size + pageSize - 1) / pageSize * pageSize; size < end && size < old {
+	if end := (size + ondisk.PageSize - 1) / ondisk.PageSize * ondisk.PageSize; size < end && size < old {
 		f.zero(size, end)
 	}
 	f.changes.Add(1)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.size = size
-	maps.DeleteFunc(f.pages, func(n int64, _ *[pageSize]byte) bool { return n*pageSize >= size })
+	maps.DeleteFunc(f.pages, func(n int64, _ *[ondisk.PageSize]byte) bool { return n*ondisk.PageSize >= size })
 	return nil
 }
 
@@ -138,7 +139,7 @@ func (f *memFile) NextData(off int64) (int64, error) {
 	defer f.mu.RUnlock()
 	next := int64(-1)
 	for n := range f.pages {
-		if at := max(n*pageSize, off); (n+1)*pageSize > off && (next < 0 || at < next) {
+		if at := max(n*ondisk.PageSize, off); (n+1)*ondisk.PageSize > off && (next < 0 || at < next) {
 			next = at
 		}
 	}
@@ -152,8 +153,8 @@ func (f *memFile) NextData(off int64) (int64, error) {
 func (f *memFile) NextHole(off int64) (int64, error) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	for next := off; next < f.size; next = next/pageSize*pageSize + pageSize {
-		if f.pages[next/pageSize] == nil {
+	for next := off; next < f.size; next = next/ondisk.PageSize*ondisk.PageSize + ondisk.PageSize {
+		if f.pages[next/ondisk.PageSize] == nil {
 			return next, nil
 		}
 	}
@@ -172,7 +173,7 @@ func (f *memFile) writeTo(t testing.TB, path string) {
 		t.Fatal(err)
 	}
 	for n, pg := range f.pages {
-		if _, err := out.WriteAt(pg[:min(pageSize, f.size-n*pageSize)], n*pageSize); err != nil {
+		if _, err := out.WriteAt(pg[:min(ondisk.PageSize, f.size-n*ondisk.PageSize)], n*ondisk.PageSize); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -205,19 +206,19 @@ func (f *memFile) sameAs(t testing.TB, path string) bool {
 		if err != nil {
 			t.Fatal(err)
 		}
-		off = next / pageSize * pageSize
-		var b [pageSize]byte
+		off = next / ondisk.PageSize * ondisk.PageSize
+		var b [ondisk.PageSize]byte
 		if _, err := in.ReadAt(b[:], off); err != nil && err != io.EOF {
 			t.Fatal(err)
 		}
-		pg := f.pages[off/pageSize]
+		pg := f.pages[off/ondisk.PageSize]
 		switch {
 		case pg != nil && b != *pg, pg == nil && !allZero(b[:]):
 			return false
 		case pg != nil:
 			seen++
 		}
-		off += pageSize
+		off += ondisk.PageSize
 	}
 	return seen == len(f.pages)
 }

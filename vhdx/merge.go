@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )
@@ -31,7 +32,7 @@ type MergeResult struct {
 }
 
 // mergePiece is how many bytes are copied at once.
-const mergePiece = 4 * mib
+const mergePiece = 4 * ondisk.MiB
 
 // Merge writes what the differencing image at path holds into an image that it is based on, its parent or one further
 // down, which then reads as the image did. Images between the two are merged one after the other, the lowest first.
@@ -143,8 +144,8 @@ func handOver(child, parent *Image, coming uuid.UUID) error {
 func (m *merge) skip(above, between, into *Image) error {
 	// On Windows they are in the places that the image between knows.
 	var further []string
-	for _, key := range []string{keyVolumePath, keyAbsolutePath} {
-		if p := between.top.meta.locator.values[key]; p != "" {
+	for _, key := range []string{ondisk.KeyVolumePath, ondisk.KeyAbsolutePath} {
+		if p := between.top.meta.locator.Values[key]; p != "" {
 			if _, _, err := windowsPath(p); err == nil {
 				further = append(further, p)
 			}

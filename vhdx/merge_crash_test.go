@@ -12,8 +12,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/test/powercut"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A circuit is the power of several files: they lose it at one moment.
@@ -81,10 +81,10 @@ func (f folder) layer(op *opener, name string) (*layer, error) {
 	if err := l.load(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if !l.geo.hasParent {
+	if !l.geo.HasParent {
 		return l, nil
 	}
-	parent := path.Base(strings.ReplaceAll(l.meta.locator.values[keyRelativePath], `\`, "/"))
+	parent := path.Base(strings.ReplaceAll(l.meta.locator.Values[ondisk.KeyRelativePath], `\`, "/"))
 	p, err := f.layer(op, parent)
 	if err != nil {
 		return nil, err
@@ -208,15 +208,15 @@ func (mt *mergeTest) check(f folder, done bool) error {
 			want = mt.models[0]
 		case i == last:
 			continue // under way
-		case i > 0 && ruleOf(err) == ondisk.R63:
+		case i > 0 && ruleOf(err) == ondisk.RuleParentChanged:
 			continue // merged
 		}
 		if err != nil {
 			return err
 		}
-		got, model := make([]byte, mib), make([]byte, mib)
-		for off := int64(0); off < im.Size(); off += mib {
-			n := min(mib, im.Size()-off)
+		got, model := make([]byte, ondisk.MiB), make([]byte, ondisk.MiB)
+		for off := int64(0); off < im.Size(); off += ondisk.MiB {
+			n := min(ondisk.MiB, im.Size()-off)
 			if _, err := im.ReadAt(got[:n], off); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
@@ -238,9 +238,9 @@ func (mt *mergeTest) check(f folder, done bool) error {
 		return err
 	}
 	a, b := child.top.headers.header().DataWriteGUID, parent.top.headers.header().DataWriteGUID
-	if a != b || child.top.parent.path != parent.top.path || child.top.meta.locator.linkage2 != uuid.Nil {
+	if a != b || child.top.parent.path != parent.top.path || child.top.meta.locator.Linkage2 != uuid.Nil {
 		return fmt.Errorf("the child has the DataWriteGuid %v, its parent %s; the result %v; the locator says %v",
-			a, child.top.parent.path, b, child.top.meta.locator.values)
+			a, child.top.parent.path, b, child.top.meta.locator.Values)
 	}
 	return nil
 }
@@ -260,7 +260,7 @@ func mergeChain(specs ...spec) chain {
 		im := build(s)
 		im.rng = rand.New(rand.NewPCG(uint64(i), 99))
 		for b, e := range im.entries {
-			if e.state() == FullyPresent {
+			if e.State() == ondisk.FullyPresent {
 				im.put(im.random(min(im.blockSize, im.diskSize-b*im.blockSize)), b*im.blockSize)
 			}
 		}
@@ -270,7 +270,7 @@ func mergeChain(specs ...spec) chain {
 }
 
 func (im *image) parentLinkage() uuid.UUID {
-	id, err := parseLinkage(im.locator[0][1])
+	id, err := ondisk.ParseLinkage(im.locator[0][1])
 	if err != nil {
 		panic(err)
 	}
@@ -278,35 +278,35 @@ func (im *image) parentLinkage() uuid.UUID {
 }
 
 func mergeSpecs() map[string]func() chain {
-	child := []blockSpec{{0, FullyPresent}, {1, PartiallyPresent}, {2, Zero}, {3, PartiallyPresent}, {5, Unmapped}, {6, Undefined}}
-	base := []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}, {4, FullyPresent}, {5, FullyPresent}, {6, FullyPresent}}
+	child := []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.PartiallyPresent}, {2, ondisk.Zero}, {3, ondisk.PartiallyPresent}, {5, ondisk.Unmapped}, {6, ondisk.Undefined}}
+	base := []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.FullyPresent}, {4, ondisk.FullyPresent}, {5, ondisk.FullyPresent}, {6, ondisk.FullyPresent}}
 	return map[string]func() chain{
 		"dynamic": func() chain {
-			return mergeChain(spec{diskSize: 8 * mib, blocks: child}, spec{diskSize: 8 * mib, blocks: base})
+			return mergeChain(spec{diskSize: 8 * ondisk.MiB, blocks: child}, spec{diskSize: 8 * ondisk.MiB, blocks: base})
 		},
 		"fixed": func() chain {
-			return mergeChain(spec{diskSize: 3 * mib, blocks: child[:3]},
-				spec{typ: Fixed, diskSize: 3 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}}})
+			return mergeChain(spec{diskSize: 3 * ondisk.MiB, blocks: child[:3]},
+				spec{typ: Fixed, diskSize: 3 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.FullyPresent}}})
 		},
 		"differencing": func() chain {
-			return mergeChain(spec{diskSize: 8 * mib, blocks: child},
-				spec{diskSize: 8 * mib, blocks: []blockSpec{{0, PartiallyPresent}, {1, PartiallyPresent}, {2, PartiallyPresent}}},
-				spec{diskSize: 8 * mib, blocks: base})[:3]
+			return mergeChain(spec{diskSize: 8 * ondisk.MiB, blocks: child},
+				spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.PartiallyPresent}, {1, ondisk.PartiallyPresent}, {2, ondisk.PartiallyPresent}}},
+				spec{diskSize: 8 * ondisk.MiB, blocks: base})[:3]
 		},
 		"other block size": func() chain {
-			return mergeChain(spec{diskSize: 8 * mib, blocks: child}, spec{diskSize: 8 * mib, blockSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}}})
+			return mergeChain(spec{diskSize: 8 * ondisk.MiB, blocks: child}, spec{diskSize: 8 * ondisk.MiB, blockSize: 4 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 		},
 		"larger than its parent": func() chain {
-			return mergeChain(spec{diskSize: 8 * mib, blocks: child}, spec{diskSize: 5*mib - 512, blocks: base[:4]})
+			return mergeChain(spec{diskSize: 8 * ondisk.MiB, blocks: child}, spec{diskSize: 5*ondisk.MiB - 512, blocks: base[:4]})
 		},
 		"smaller than its parent": func() chain {
-			return mergeChain(spec{diskSize: 5*mib - 512, blocks: child[:4]}, spec{diskSize: 8 * mib, blocks: base})
+			return mergeChain(spec{diskSize: 5*ondisk.MiB - 512, blocks: child[:4]}, spec{diskSize: 8 * ondisk.MiB, blocks: base})
 		},
 		"4K sectors": func() chain {
 			return mergeChain(spec{sectorSize: 4096, blocks: child[:3]}, spec{sectorSize: 4096, blocks: base[:3]})
 		},
 		"ends inside a block": func() chain {
-			return mergeChain(spec{diskSize: 7*mib - 512, blocks: child}, spec{diskSize: 7*mib - 512, blocks: base})
+			return mergeChain(spec{diskSize: 7*ondisk.MiB - 512, blocks: child}, spec{diskSize: 7*ondisk.MiB - 512, blocks: base})
 		},
 	}
 }

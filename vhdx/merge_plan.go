@@ -56,10 +56,10 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 // parent holds behind its end must not come to light when it becomes larger.
 func checkSizes(run []*layer) error {
 	into := run[len(run)-1]
-	size := into.geo.diskSize
+	size := into.geo.DiskSize
 	for i := len(run) - 2; i >= 0; i-- {
-		next := run[i].geo.diskSize
-		if next > size && into.parent != nil && into.parent.geo.diskSize > size {
+		next := run[i].geo.DiskSize
+		if next > size && into.parent != nil && into.parent.geo.DiskSize > size {
 			return optionsError{fmt.Errorf("%s: %w: it would have to grow from %s to the %s of %s, and its parent is larger; use vhdxfs flatten instead",
 				into.path, ErrSize, sizes.Exact(size), sizes.Exact(next), run[i].path)}
 		}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,11 +29,11 @@ func newWrittenChain(t *testing.T, n int) []string {
 		rng := rand.New(rand.NewPCG(uint64(i), 5))
 		for range 6 {
 			p := bytes.Repeat([]byte{byte(rng.IntN(255) + 1)}, 512*(1+rng.IntN(3000)))
-			if _, err := im.WriteAt(p, rng.Int64N((4*mib-int64(len(p)))/512)*512); err != nil {
+			if _, err := im.WriteAt(p, rng.Int64N((4*ondisk.MiB-int64(len(p)))/512)*512); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := im.Zero(int64(i%4)*mib, mib); err != nil {
+		if err := im.Zero(int64(i%4)*ondisk.MiB, ondisk.MiB); err != nil {
 			t.Fatal(err)
 		}
 		if err := im.Close(); err != nil {
@@ -178,7 +179,7 @@ func TestMerge(t *testing.T) {
 // Children that are larger than their parents make the result as large.
 func TestMergeLargerChildren(t *testing.T) {
 	p := newChain(t, 1)
-	for _, size := range []int64{6 * mib, 9*mib + 512} {
+	for _, size := range []int64{6 * ondisk.MiB, 9*ondisk.MiB + 512} {
 		child := filepath.Join(filepath.Dir(p[0]), fmt.Sprintf("%d.vhdx", size))
 		if err := Create(child, CreateOptions{Parent: p[len(p)-1], Size: size}); err != nil {
 			t.Fatal(err)
@@ -187,7 +188,7 @@ func TestMergeLargerChildren(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, off := range []int64{mib, size - 512} {
+		for _, off := range []int64{ondisk.MiB, size - 512} {
 			if _, err := im.WriteAt([]byte("data"), off); err != nil {
 				t.Fatal(err)
 			}
@@ -216,9 +217,9 @@ func TestMergeSmallerChildren(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newWrittenChain(t, 2)
-			resize(t, p[1], 2*mib+512)
+			resize(t, p[1], 2*ondisk.MiB+512)
 			p = append(p, filepath.Join(filepath.Dir(p[0]), "larger.vhdx"))
-			if err := Create(p[2], CreateOptions{Parent: p[1], Size: 3 * mib}); err != nil {
+			if err := Create(p[2], CreateOptions{Parent: p[1], Size: 3 * ondisk.MiB}); err != nil {
 				t.Fatal(err)
 			}
 			for _, path := range into(p) {
@@ -258,15 +259,15 @@ func TestMergeRefuses(t *testing.T) {
 	path := func(name string) string { return filepath.Join(dir, name) }
 	for name, o := range map[string]CreateOptions{
 		"smaller.vhdx": {Parent: p[0]},
-		"other.vhdx":   {Size: 4 * mib},
+		"other.vhdx":   {Size: 4 * ondisk.MiB},
 	} {
 		if err := Create(path(name), o); err != nil {
 			t.Fatal(err)
 		}
 	}
-	resize(t, path("smaller.vhdx"), 2*mib)
+	resize(t, path("smaller.vhdx"), 2*ondisk.MiB)
 	larger := path("larger.vhdx") // than its parent, which is smaller than its own
-	if err := Create(larger, CreateOptions{Parent: path("smaller.vhdx"), Size: 3 * mib}); err != nil {
+	if err := Create(larger, CreateOptions{Parent: path("smaller.vhdx"), Size: 3 * ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(path("folder"), 0o700); err != nil {
@@ -277,7 +278,7 @@ func TestMergeRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	broken := path("broken.vhdx")
-	if err := os.WriteFile(broken, make([]byte, 4*mib), 0o600); err != nil {
+	if err := os.WriteFile(broken, make([]byte, 4*ondisk.MiB), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	strange := path("strange.vhdx") // its parent is another one meanwhile
@@ -407,7 +408,7 @@ func TestMergeReplaysLogs(t *testing.T) {
 			if err := im.Allocate(0, im.Size()); err != nil {
 				t.Fatal(err)
 			}
-		} else if err := im.Zero(0, mib); err != nil {
+		} else if err := im.Zero(0, ondisk.MiB); err != nil {
 			t.Fatal(err)
 		} else if _, err := im.WriteAt([]byte("not closed"), 700); err != nil {
 			t.Fatal(err)
@@ -441,7 +442,7 @@ func TestMergeReplaysLogs(t *testing.T) {
 
 // A full disk in the middle is an error that harms nothing.
 func TestMergeOnAFullDisk(t *testing.T) {
-	c := mergeChain(spec{blocks: []blockSpec{{0, FullyPresent}, {1, PartiallyPresent}, {2, FullyPresent}}}, spec{blocks: []blockSpec{{0, FullyPresent}}})
+	c := mergeChain(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.PartiallyPresent}, {2, ondisk.FullyPresent}}}, spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 	mt := newMergeTest(c)
 	parent := &faultFile{File: c[1].memFile, limit: c[1].memFile.size}
 	f := folder{names: []string{chainName(0), chainName(1)}, files: map[string]File{chainName(0): c[0].memFile, chainName(1): parent}}

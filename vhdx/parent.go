@@ -10,9 +10,9 @@ import (
 	"slices"
 	"strings"
 
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 const (
@@ -26,14 +26,14 @@ const (
 // openParent finds, opens and checks the parent of l, the last layer of the chain so far, if it has one.
 func (o *opener) openParent(l *layer) error {
 	o.chain = append(o.chain, l)
-	if !l.geo.hasParent || l.orphan {
+	if !l.geo.HasParent || l.orphan {
 		return nil
 	}
 	if l.meta.locator == nil { // to salvage, and what was wrong has been written down
-		return l.parentError(ondisk.R53, "the parent locator is damaged, so the parent is not known")
+		return l.parentError(ondisk.RuleNoParentLocator, "the parent locator is damaged, so the parent is not known")
 	}
 	if len(o.chain) == maxLayers {
-		return l.parentError(ondisk.R65, "the chain has more than %d images", maxLayers)
+		return l.parentError(ondisk.RuleChainEndless, "the chain has more than %d images", maxLayers)
 	}
 	var tried []triedParent
 	for c := range o.search(l) {
@@ -135,14 +135,14 @@ func (o *opener) candidates(l *layer) (list []*candidate, release func()) {
 		}
 		list = append(list, c)
 	}
-	for _, key := range pathKeys {
-		value := l.meta.locator.values[key]
+	for _, key := range ondisk.PathKeys {
+		value := l.meta.locator.Values[key]
 		if value == "" || strings.ContainsRune(value, 0) {
 			continue
 		}
 		path := strings.ReplaceAll(value, `\`, "/")
 		base := path[strings.LastIndexAny(path, "/:")+1:]
-		if key == keyRelativePath && !strings.HasPrefix(path, "/") && !strings.Contains(path, ":") {
+		if key == ondisk.KeyRelativePath && !strings.HasPrefix(path, "/") && !strings.Contains(path, ":") {
 			for _, home := range l.homes {
 				add(home, path, key)
 			}
@@ -157,7 +157,7 @@ func (o *opener) candidates(l *layer) (list []*candidate, release func()) {
 			add(dir, base, "parent_dir= option")
 		}
 		// As this program writes a path of its own into an image; see parentKeys.
-		if here, ok := strings.CutPrefix(path, "//?/C:/"); ok && key == keyAbsolutePath && len(opened) > 0 {
+		if here, ok := strings.CutPrefix(path, "//?/C:/"); ok && key == ondisk.KeyAbsolutePath && len(opened) > 0 {
 			if dir, _ := beneathOne(nil, opened, "/"+here); dir != nil {
 				add(dir, "/"+here, key)
 			}
@@ -238,7 +238,7 @@ func absolute(path string) string {
 // tryParent opens the candidate as the parent of l, with its own parents.
 func (o *opener) tryParent(l *layer, c *candidate) error {
 	if o.tries++; o.tries > maxTries {
-		return noParent(ondisk.R65, fmt.Errorf("%d files were tried as parents already", maxTries))
+		return noParent(ondisk.RuleChainEndless, fmt.Errorf("%d files were tried as parents already", maxTries))
 	}
 	flags, kind := o.next()
 	p, err := o.openCandidate(c, flags, kind)
@@ -248,7 +248,7 @@ func (o *opener) tryParent(l *layer, c *candidate) error {
 	case errors.As(err, &why):
 		return err
 	case err != nil:
-		return noParent(ondisk.R62, err)
+		return noParent(ondisk.RuleParentUnreadable, err)
 	}
 	if err := o.checkCandidate(l, p, c); err != nil {
 		return errors.Join(err, p.close())
@@ -284,7 +284,7 @@ func (o *opener) checkCandidate(l, p *layer, c *candidate) error {
 func (o *opener) notInChain(f File) error {
 	for _, c := range o.chain {
 		if imagefile.Same(c.file, f) {
-			return noParent(ondisk.R65, errors.New("the chain has this file already"))
+			return noParent(ondisk.RuleChainEndless, errors.New("the chain has this file already"))
 		}
 	}
 	return nil
@@ -293,13 +293,13 @@ func (o *opener) notInChain(f File) error {
 // checkParent loads p and checks that it is the parent of l (MS-VHDX 2.6.2.6.3).
 func (o *opener) checkParent(l, p *layer) error {
 	if err := p.load(); err != nil {
-		return noParent(ondisk.R62, err)
+		return noParent(ondisk.RuleParentUnreadable, err)
 	}
-	if got := p.headers.header().DataWriteGUID; !o.AnyParent && !l.meta.locator.accepts(got) {
-		return noParent(ondisk.R63, fmt.Errorf("its DataWriteGuid is %v: it has changed since the child was created, or is another disk", got))
+	if got := p.headers.header().DataWriteGUID; !o.AnyParent && !l.meta.locator.Accepts(got) {
+		return noParent(ondisk.RuleParentChanged, fmt.Errorf("its DataWriteGuid is %v: it has changed since the child was created, or is another disk", got))
 	}
-	if p.geo.sectorSize != l.geo.sectorSize {
-		return noParent(ondisk.R64, fmt.Errorf("its logical sector size is %d, that of the child %d", p.geo.sectorSize, l.geo.sectorSize))
+	if p.geo.SectorSize != l.geo.SectorSize {
+		return noParent(ondisk.RuleParentSectorSize, fmt.Errorf("its logical sector size is %d, that of the child %d", p.geo.SectorSize, l.geo.SectorSize))
 	}
 	return nil
 }

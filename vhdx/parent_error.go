@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/internal/safefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A triedParent is a file that is not the parent, and why.
@@ -30,7 +30,7 @@ func (e *parentSearchError) nearest() triedParent {
 		case t.refused != nil, errors.Is(t.err, safefile.ErrOutside):
 			v = 1
 		case t.missing:
-		case ruleOf(t.err) == ondisk.R65:
+		case ruleOf(t.err) == ondisk.RuleChainEndless:
 			v = 3
 		default:
 			v = 2
@@ -46,7 +46,7 @@ func (e *parentSearchError) nearest() triedParent {
 func (e *parentSearchError) rule() ondisk.Rule {
 	t := e.nearest()
 	if t.missing || t.refused != nil || errors.Is(t.err, safefile.ErrOutside) {
-		return ondisk.R61
+		return ondisk.RuleParentNotFound
 	}
 	return ruleOf(t.err)
 }
@@ -54,7 +54,7 @@ func (e *parentSearchError) rule() ondisk.Rule {
 // notFound reports whether there is no file that may be the parent, while the mounter has not named one.
 func (e *parentSearchError) notFound() bool {
 	t := e.nearest()
-	return !t.explicit && e.rule() == ondisk.R61 && (t.missing || t.refused != nil || errors.Is(t.err, safefile.ErrOutside))
+	return !t.explicit && e.rule() == ondisk.RuleParentNotFound && (t.missing || t.refused != nil || errors.Is(t.err, safefile.ErrOutside))
 }
 
 // name returns the name of the parent, as the image or the mounter has it.

@@ -12,7 +12,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A family is a child and files that may be its parent, in a folder with subfolders.
@@ -42,7 +42,7 @@ func (f *family) child(entries ...[2]string) string {
 
 // parent writes a parent whose first block begins with its name, so that it can be told which one was taken.
 func (f *family) parent(name string) {
-	im := build(spec{blocks: []blockSpec{{0, FullyPresent}}})
+	im := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 	im.put(fmt.Appendf(nil, "%-40s", name), 0)
 	im.writeTo(f.t, f.path(name))
 }
@@ -65,7 +65,7 @@ func taken(path string, o Options) (string, error) {
 }
 
 func TestFindParent(t *testing.T) {
-	const rel, vol, abs = keyRelativePath, keyVolumePath, keyAbsolutePath
+	const rel, vol, abs = ondisk.KeyRelativePath, ondisk.KeyVolumePath, ondisk.KeyAbsolutePath
 	for _, c := range []struct {
 		name    string
 		entries [][2]string
@@ -140,7 +140,7 @@ func TestParentOptionsForEachLevel(t *testing.T) {
 	child := f.child(linkage, relPath)
 	mid := build(spec{typ: Differencing, locator: parentEntries("nowhere.vhdx", otherGUID)})
 	mid.writeTo(t, f.path("other/mid.vhdx"))
-	base := build(spec{dataWrite: otherGUID, blocks: []blockSpec{{0, FullyPresent}}})
+	base := build(spec{dataWrite: otherGUID, blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 	base.put([]byte("the base                                "), 0)
 	base.writeTo(t, f.path("base/base.vhdx"))
 	got, err := taken(child, Options{Parents: []string{f.path("other/mid.vhdx"), f.path("base/base.vhdx")}})
@@ -158,10 +158,10 @@ func TestLinkage2(t *testing.T) {
 		entries [][2]string
 		ok      bool
 	}{
-		{"first matches", [][2]string{{keyLinkage, guidText(parentGUID)}, {keyLinkage2, guidText(otherGUID)}}, true},
-		{"second matches", [][2]string{{keyLinkage, guidText(otherGUID)}, {keyLinkage2, guidText(parentGUID)}}, true},
-		{"neither matches", [][2]string{{keyLinkage, guidText(otherGUID)}, {keyLinkage2, guidText(testLogGUID)}}, false},
-		{"second is no GUID", [][2]string{{keyLinkage, guidText(parentGUID)}, {keyLinkage2, "none"}}, true},
+		{"first matches", [][2]string{{ondisk.KeyLinkage, guidText(parentGUID)}, {ondisk.KeyLinkage2, guidText(otherGUID)}}, true},
+		{"second matches", [][2]string{{ondisk.KeyLinkage, guidText(otherGUID)}, {ondisk.KeyLinkage2, guidText(parentGUID)}}, true},
+		{"neither matches", [][2]string{{ondisk.KeyLinkage, guidText(otherGUID)}, {ondisk.KeyLinkage2, guidText(testLogGUID)}}, false},
+		{"second is no GUID", [][2]string{{ondisk.KeyLinkage, guidText(parentGUID)}, {ondisk.KeyLinkage2, "none"}}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFamily(t)
@@ -188,8 +188,8 @@ func TestParentErrorKnowsWhatWasTried(t *testing.T) {
 	if err := os.WriteFile(f.path("base/a.vhdx"), []byte("short"), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	path := f.child(linkage, [2]string{keyRelativePath, `r.vhdx`}, [2]string{keyVolumePath, `\\?\Volume{x}\v.vhdx`},
-		[2]string{keyAbsolutePath, `C:\vm\a.vhdx`}, [2]string{"unknown", `x.vhdx`})
+	path := f.child(linkage, [2]string{ondisk.KeyRelativePath, `r.vhdx`}, [2]string{ondisk.KeyVolumePath, `\\?\Volume{x}\v.vhdx`},
+		[2]string{ondisk.KeyAbsolutePath, `C:\vm\a.vhdx`}, [2]string{"unknown", `x.vhdx`})
 	_, err := Open(path, Options{ParentDirs: []string{f.path("base")}})
 	var why *parentSearchError
 	if !errors.As(err, &why) {
@@ -239,7 +239,7 @@ func TestParentErrorIsOneSentence(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		path := f.child(linkage, [2]string{keyRelativePath, c.rel})
+		path := f.child(linkage, [2]string{ondisk.KeyRelativePath, c.rel})
 		_, err := Open(path, Options{})
 		if err == nil {
 			t.Errorf("%s: it opened", name)
@@ -282,7 +282,7 @@ func TestParentDiffersInCase(t *testing.T) {
 		if c.opts != nil {
 			o = c.opts(f)
 		}
-		got, err := taken(f.child(linkage, [2]string{keyRelativePath, c.rel}), o)
+		got, err := taken(f.child(linkage, [2]string{ondisk.KeyRelativePath, c.rel}), o)
 		if got != c.want || (err == nil) != (c.want != "") {
 			t.Errorf("%s: %q, %v; want %q", name, got, err, c.want)
 		}
@@ -330,7 +330,7 @@ func TestParentByLinks(t *testing.T) {
 		for _, d := range c.dirs {
 			o.ParentDirs = append(o.ParentDirs, f.path(d))
 		}
-		if got, err := taken(f.child(linkage, [2]string{keyRelativePath, c.rel}), o); got != c.want || (err == nil) != (c.want != "") {
+		if got, err := taken(f.child(linkage, [2]string{ondisk.KeyRelativePath, c.rel}), o); got != c.want || (err == nil) != (c.want != "") {
 			t.Errorf("%s: %q, %v; want %q", name, got, err, c.want)
 		}
 	}
@@ -339,7 +339,7 @@ func TestParentByLinks(t *testing.T) {
 // Where the parent is not found, the image itself can still be told of and checked.
 func TestMissingParent(t *testing.T) {
 	f := newFamily(t)
-	path := f.child(linkage, [2]string{keyRelativePath, `.\win.vhdx`})
+	path := f.child(linkage, [2]string{ondisk.KeyRelativePath, `.\win.vhdx`})
 	in := diskInfo(t, path, Options{MissingParent: true})
 	if in.Parent == nil || in.Parent.Missing != "win.vhdx" || in.Parent.Image != nil || in.Parent.RelativePath != `.\win.vhdx` {
 		t.Errorf("Info: %+v", in.Parent)
@@ -352,7 +352,7 @@ func TestMissingParent(t *testing.T) {
 		t.Error("it was opened for writing")
 	}
 	f.other("vm/win.vhdx")
-	if _, err := Open(path, Options{MissingParent: true}); brokenRule(err, ondisk.R63) != nil {
+	if _, err := Open(path, Options{MissingParent: true}); brokenRule(err, ondisk.RuleParentChanged) != nil {
 		t.Errorf("with another disk in its place: %v", err)
 	}
 	if r, err := Check(path, Options{}); err != nil || r.Sound() {
@@ -365,12 +365,12 @@ func TestChainHoldsAFileOnce(t *testing.T) {
 	for name, link := range map[string]func(old, new string) error{"symbolic": os.Symlink, "hard": os.Link} {
 		t.Run(name, func(t *testing.T) {
 			f := newFamily(t)
-			path := f.child(linkage, [2]string{keyRelativePath, "nowhere.vhdx"})
+			path := f.child(linkage, [2]string{ondisk.KeyRelativePath, "nowhere.vhdx"})
 			if err := link(path, f.path("other/again.vhdx")); err != nil {
 				t.Skip(err)
 			}
 			_, err := Open(path, Options{Parents: []string{f.path("other/again.vhdx")}})
-			if err := brokenRule(err, ondisk.R65); err != nil {
+			if err := brokenRule(err, ondisk.RuleChainEndless); err != nil {
 				t.Error(err)
 			}
 		})
@@ -380,7 +380,7 @@ func TestChainHoldsAFileOnce(t *testing.T) {
 // Where the image or its folder is a symbolic link, the parent beside the file is found, and named so.
 func TestParentBesideTheFile(t *testing.T) {
 	f := newFamily(t)
-	if err := Create(f.path("vm/base.vhdx"), CreateOptions{Size: mib}); err != nil {
+	if err := Create(f.path("vm/base.vhdx"), CreateOptions{Size: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	for _, link := range [][2]string{{"../vm/child.avhdx", "other/link.avhdx"}, {"vm", "linked"}} {
@@ -422,8 +422,8 @@ func TestWrongParentsDoNotCount(t *testing.T) {
 	if err := os.Remove(f.path("vm/wrong199.vhdx")); err != nil {
 		t.Fatal(err)
 	}
-	path := f.child([2]string{keyLinkage, guidText(chainGUID(0))},
-		[2]string{keyRelativePath, `wrong0.vhdx`}, [2]string{keyAbsolutePath, `C:\right0.vhdx`})
+	path := f.child([2]string{ondisk.KeyLinkage, guidText(chainGUID(0))},
+		[2]string{ondisk.KeyRelativePath, `wrong0.vhdx`}, [2]string{ondisk.KeyAbsolutePath, `C:\right0.vhdx`})
 	before := openFiles(t, f.dir)
 	got, err := taken(path, Options{})
 	if got != "the end of the chain" || err != nil {
@@ -442,14 +442,14 @@ func chainGUID(i int) uuid.UUID { return uuid.UUID{0: 0x1A, 14: byte(i >> 8), 15
 func writeChain(t *testing.T, dir, name string, n int) string {
 	t.Helper()
 	for i := range n {
-		s := spec{diskSize: mib, dataWrite: chainGUID(i)}
+		s := spec{diskSize: ondisk.MiB, dataWrite: chainGUID(i)}
 		if i < n-1 {
 			s.typ = Differencing
 			s.locator = parentEntries(fmt.Sprintf("%s%d.vhdx", name, i+1), chainGUID(i+1))
 		}
 		im := build(s)
 		if i == n-1 {
-			im.setBlock(0, FullyPresent)
+			im.setBlock(0, ondisk.FullyPresent)
 			im.put([]byte("the end of the chain                    "), 0)
 		}
 		im.writeTo(t, filepath.Join(dir, fmt.Sprintf("%s%d.vhdx", name, i)))
@@ -474,7 +474,7 @@ func TestLongestChain(t *testing.T) {
 		t.Error(err)
 	}
 	_, err = taken(writeChain(t, t.TempDir(), "c", maxLayers+1), Options{})
-	if err := brokenRule(err, ondisk.R65); err != nil {
+	if err := brokenRule(err, ondisk.RuleChainEndless); err != nil {
 		t.Errorf("a chain of %d: %v", maxLayers+1, err)
 	}
 }
@@ -486,27 +486,27 @@ func TestCopiesOfParentsAreNotTriedForever(t *testing.T) {
 	dir := t.TempDir()
 	const levels = 40
 	for i := range levels {
-		im := build(spec{typ: Differencing, diskSize: mib, dataWrite: chainGUID(i), locator: [][2]string{
-			{keyLinkage, guidText(chainGUID(i + 1))},
-			{keyRelativePath, fmt.Sprintf("a%d.vhdx", i+1)},
-			{keyAbsolutePath, fmt.Sprintf(`C:\b%d.vhdx`, i+1)},
+		im := build(spec{typ: Differencing, diskSize: ondisk.MiB, dataWrite: chainGUID(i), locator: [][2]string{
+			{ondisk.KeyLinkage, guidText(chainGUID(i + 1))},
+			{ondisk.KeyRelativePath, fmt.Sprintf("a%d.vhdx", i+1)},
+			{ondisk.KeyAbsolutePath, fmt.Sprintf(`C:\b%d.vhdx`, i+1)},
 		}})
 		im.writeTo(t, filepath.Join(dir, fmt.Sprintf("a%d.vhdx", i)))
 		im.writeTo(t, filepath.Join(dir, fmt.Sprintf("b%d.vhdx", i)))
 	}
 	_, err := Open(filepath.Join(dir, "a0.vhdx"), Options{})
-	if err := brokenRule(err, ondisk.R65); err != nil {
+	if err := brokenRule(err, ondisk.RuleChainEndless); err != nil {
 		t.Error(err)
 	}
-	if n := len(err.Error()); n > mib {
+	if n := len(err.Error()); n > ondisk.MiB {
 		t.Errorf("the error has %d bytes", n)
 	}
 }
 
 // The sectors of a child beyond the end of its parent read as zeros, and only those.
 func TestParentSmallerThanChild(t *testing.T) {
-	parent := build(spec{diskSize: 2*mib + 1024, blockSize: 2 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	child := build(spec{typ: Differencing, diskSize: 7 * mib, blockSize: 4 * mib})
+	parent := build(spec{diskSize: 2*ondisk.MiB + 1024, blockSize: 2 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
+	child := build(spec{typ: Differencing, diskSize: 7 * ondisk.MiB, blockSize: 4 * ondisk.MiB})
 	c := chain{child, parent}
 	im, err := Open(c.writeTo(t, t.TempDir()), Options{})
 	if err != nil {
@@ -515,7 +515,7 @@ func TestParentSmallerThanChild(t *testing.T) {
 	defer im.Close()
 	c.verify(t, im)
 	in := im.Info()
-	if in.DiskSize != 7*mib || in.Parent.Image.DiskSize != 2*mib+1024 || in.Parent.Image.BlockSize != 2*mib {
+	if in.DiskSize != 7*ondisk.MiB || in.Parent.Image.DiskSize != 2*ondisk.MiB+1024 || in.Parent.Image.BlockSize != 2*ondisk.MiB {
 		t.Errorf("Info: %+v on %+v", in, in.Parent.Image)
 	}
 }

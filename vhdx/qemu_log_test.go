@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/journal"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A qemuSearch looks for the sequence to replay as QEMU 7.2 does (block/vhdx-log.c). It differs from MS-VHDX 2.3.2: the
@@ -27,23 +27,23 @@ type qemuSearch struct {
 func (q *qemuSearch) entry(seq uint64) (number uint64, valid bool) {
 	length := int64(len(q.log))
 	b := q.log[q.at:]
-	size, number := int64(le.Uint32(b[8:])), le.Uint64(b[16:])
+	size, number := int64(ondisk.LE.Uint32(b[8:])), ondisk.LE.Uint64(b[16:])
 	if string(b[:4]) != "loge" || ondisk.GUID(b[32:]) != q.region.GUID || seq > 0 && number != seq+1 {
-		q.at = (q.at + pageSize) % length
+		q.at = (q.at + ondisk.PageSize) % length
 		return 0, false
 	}
 	e := make([]byte, size)
 	n := copy(e, b)
 	copy(e[n:], q.log)
 	q.at = (q.at + size) % length
-	sum := le.Uint32(e[4:])
+	sum := ondisk.LE.Uint32(e[4:])
 	return number, ondisk.Checksum(e, 4) == sum
 }
 
 // find returns the position and the number of entries of what QEMU replays.
 func (q *qemuSearch) find() (start int64, entries int, err error) {
 	best := uint64(0)
-	for range 2 * len(q.log) / pageSize {
+	for range 2 * len(q.log) / ondisk.PageSize {
 		from := q.at
 		first, valid := q.entry(0)
 		n := 0
@@ -62,10 +62,10 @@ func (q *qemuSearch) find() (start int64, entries int, err error) {
 
 // Whenever a mount is killed, QEMU 7.2 finds in its log what there is to replay, all of it and nothing else.
 func TestQemuFindsTheLog(t *testing.T) {
-	for _, logLen := range []int64{mib, 2 * mib} {
-		t.Run(fmt.Sprint(logLen/mib, " MiB"), func(t *testing.T) {
+	for _, logLen := range []int64{ondisk.MiB, 2 * ondisk.MiB} {
+		t.Run(fmt.Sprint(logLen/ondisk.MiB, " MiB"), func(t *testing.T) {
 			t.Parallel()
-			b := build(spec{diskSize: 1400 * mib, logLen: logLen})
+			b := build(spec{diskSize: 1400 * ondisk.MiB, logLen: logLen})
 			im, err := loadWritable(Options{Writable: true}, b.memFile)
 			if err != nil {
 				t.Fatal(err)
@@ -76,10 +76,10 @@ func TestQemuFindsTheLog(t *testing.T) {
 			for i := range int64(600) {
 				// Entries of one page and of more.
 				for j := range 1 + i%7/6*2 {
-					if _, err := im.WriteAt([]byte{1}, (i%3*600+(i+j)%200)*mib%b.diskSize); err != nil {
+					if _, err := im.WriteAt([]byte{1}, (i%3*600+(i+j)%200)*ondisk.MiB%b.diskSize); err != nil {
 						t.Fatal(err)
 					}
-					if err := im.Zero((i%3*600+(i+j)%200+1)*mib%b.diskSize, mib); err != nil {
+					if err := im.Zero((i%3*600+(i+j)%200+1)*ondisk.MiB%b.diskSize, ondisk.MiB); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -91,7 +91,7 @@ func TestQemuFindsTheLog(t *testing.T) {
 					t.Fatal(err)
 				}
 				h := hs.header()
-				if !h.dirty() {
+				if !h.Dirty() {
 					continue
 				}
 				q.region = journal.Region{Offset: int64(h.LogOffset), Length: int64(h.LogLength), GUID: h.LogGUID}
@@ -122,10 +122,10 @@ func TestQemuReplaysTheLog(t *testing.T) {
 		t.Skip("no qemu-img")
 	}
 	at := []int64{50, 126, 127, 128, 129, 150, 252, 255, 256, 400, 600}
-	for _, logLen := range []int64{mib, 2 * mib} {
-		t.Run(fmt.Sprint(logLen/mib, " MiB"), func(t *testing.T) {
+	for _, logLen := range []int64{ondisk.MiB, 2 * ondisk.MiB} {
+		t.Run(fmt.Sprint(logLen/ondisk.MiB, " MiB"), func(t *testing.T) {
 			t.Parallel()
-			b := build(spec{diskSize: 1100 * mib, logLen: logLen})
+			b := build(spec{diskSize: 1100 * ondisk.MiB, logLen: logLen})
 			im, err := loadWritable(Options{Writable: true}, b.memFile)
 			if err != nil {
 				t.Fatal(err)
@@ -137,9 +137,9 @@ func TestQemuReplaysTheLog(t *testing.T) {
 				blk, v := i*7%60+i%2*600, byte(i)|1 // on two pages of the BAT, present ones and others
 				if i%3 == 0 {
 					v = 0
-					err = im.Zero(blk*mib, mib)
+					err = im.Zero(blk*ondisk.MiB, ondisk.MiB)
 				} else {
-					_, err = im.WriteAt(bytes.Repeat([]byte{v}, 512), blk*mib)
+					_, err = im.WriteAt(bytes.Repeat([]byte{v}, 512), blk*ondisk.MiB)
 				}
 				if err == nil {
 					err = im.Sync()
@@ -167,7 +167,7 @@ func TestQemuReplaysTheLog(t *testing.T) {
 				}
 				for blk, v := range written {
 					var got [1]byte
-					if _, err := ro.ReadAt(got[:], blk*mib); err != nil || got[0] != v {
+					if _, err := ro.ReadAt(got[:], blk*ondisk.MiB); err != nil || got[0] != v {
 						t.Errorf("killed after %d syncs: block %d is %d, %v; want %d", i, blk, got[0], err, v)
 					}
 				}

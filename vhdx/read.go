@@ -6,7 +6,7 @@ import (
 	"io"
 	"math"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // stackExtents is how many extents ReadAt keeps without allocating. A request of 1 MiB rarely has more.
@@ -124,14 +124,14 @@ func (im *Image) run(off, end int64) (Extent, error) {
 	top := im.current()
 	absent := int64(math.MaxInt64) // up to where the parents so far hold nothing
 	for l := top; ; l = l.parent {
-		if off >= l.geo.diskSize { // a parent smaller than its child
+		if off >= l.geo.DiskSize { // a parent smaller than its child
 			e.Len = end - off
 			return e, nil
 		}
-		end = min(end, l.geo.diskSize)
+		end = min(end, l.geo.DiskSize)
 		wide := end
 		if l != top {
-			wide = l.geo.diskSize
+			wide = l.geo.DiskSize
 		}
 		entry, runEnd, err := l.lookup(off, wide)
 		if err == nil && l.wary.Load() {
@@ -139,18 +139,18 @@ func (im *Image) run(off, end int64) (Extent, error) {
 		}
 		if err != nil {
 			if errors.Is(err, ErrCorrupt) {
-				e.Len = min(end, l.geo.blockEnd(off>>l.geo.blockShift)) - off
+				e.Len = min(end, l.geo.BlockEnd(off>>l.geo.BlockShift)) - off
 			}
 			return e, err
 		}
 		if l != top {
 			absent = min(absent, runEnd)
 		}
-		e.State, end = entry.state(), min(end, runEnd)
+		e.State, end = entry.State(), min(end, runEnd)
 		switch e.State {
-		case FullyPresent:
+		case ondisk.FullyPresent:
 			return l.held(e, entry, end), nil
-		case PartiallyPresent:
+		case ondisk.PartiallyPresent:
 			here, runEnd, err := l.sectorRun(off, end)
 			if err != nil {
 				return e, err
@@ -169,7 +169,7 @@ func (im *Image) run(off, end int64) (Extent, error) {
 			if l != top {
 				absent = min(absent, end)
 			}
-		case NotPresent:
+		case ondisk.NotPresent:
 		default: // hides the parent's data
 			e.Len = end - off
 			return e, nil
@@ -183,7 +183,7 @@ func (im *Image) run(off, end int64) (Extent, error) {
 			return e, nil
 		case l == top:
 			if to, layer := absence(l.below.Load()).at(&l.geo, off); to > off {
-				e.Len, e.Layer, e.State = min(end, to)-off, layer, NotPresent
+				e.Len, e.Layer, e.State = min(end, to)-off, layer, ondisk.NotPresent
 				return e, nil
 			}
 		}
@@ -203,8 +203,8 @@ const (
 )
 
 // newAbsence returns that of the blocks that lie wholly between two bytes of the disk.
-func newAbsence(g *geometry, off, end int64, layer int) uint64 {
-	first, last := (off+g.blockSize-1)>>g.blockShift, min(end, g.diskSize)>>g.blockShift
+func newAbsence(g *ondisk.Geometry, off, end int64, layer int) uint64 {
+	first, last := (off+g.BlockSize-1)>>g.BlockShift, min(end, g.DiskSize)>>g.BlockShift
 	if first >= last {
 		return 0
 	}
@@ -212,19 +212,19 @@ func newAbsence(g *geometry, off, end int64, layer int) uint64 {
 }
 
 // at returns up to where the run goes on in which byte off is, and the number of the last layer; 0 where off is in none.
-func (a absence) at(g *geometry, off int64) (end int64, layer int) {
-	b := uint64(off >> g.blockShift)
+func (a absence) at(g *ondisk.Geometry, off int64) (end int64, layer int) {
+	b := uint64(off >> g.BlockShift)
 	if first, last := uint64(a)>>(absenceBlockBits+absenceLayerBits), uint64(a)>>absenceLayerBits&(1<<absenceBlockBits-1); b < first || b >= last {
 		return 0, 0
 	} else {
-		return int64(last) << g.blockShift, int(a&(1<<absenceLayerBits-1)) - 1
+		return int64(last) << g.BlockShift, int(a&(1<<absenceLayerBits-1)) - 1
 	}
 }
 
 // held completes an extent that lies in the layer's own file, in the block of the given entry.
-func (l *layer) held(e Extent, entry batEntry, end int64) Extent {
+func (l *layer) held(e Extent, entry ondisk.BATEntry, end int64) Extent {
 	e.Len = end - e.DiskOff
-	e.FileOff = entry.fileOff() + l.geo.inBlock(e.DiskOff)
+	e.FileOff = entry.FileOff() + l.geo.InBlock(e.DiskOff)
 	e.File = l.file
 	// A log may have been replayed over payload, though it never should be, or over the end of the file.
 	if l.replay != nil && (l.replay.Overlaps(e.FileOff, e.Len) || e.FileOff+e.Len > l.fileSize) {
@@ -236,48 +236,48 @@ func (l *layer) held(e Extent, entry batEntry, end int64) Extent {
 // lookup returns the BAT entry of the block at diskOff, and where the run that it decides ends: at the end of
 // the block, or, where a whole page of the BAT is known to be zero, at the end of the last block of that page. An entry
 // that is not followable is an error.
-func (l *layer) lookup(diskOff, end int64) (batEntry, int64, error) {
+func (l *layer) lookup(diskOff, end int64) (ondisk.BATEntry, int64, error) {
 	g := &l.geo
-	b := diskOff >> g.blockShift
-	i := g.payloadEntry(b)
-	p, err := l.bat.Page(i / entriesPerPage)
+	b := diskOff >> g.BlockShift
+	i := g.PayloadEntry(b)
+	p, err := l.bat.Page(i / ondisk.EntriesPerPage)
 	if err != nil {
 		return 0, 0, err
 	}
 	if p.Zero() {
-		// The entries of the page may be those of up to entriesPerPage blocks, with bitmap entries between.
-		next := (i/entriesPerPage + 1) * entriesPerPage
-		n, bitmap := g.entry(next)
+		// The entries of the page may be those of up to EntriesPerPage blocks, with bitmap entries between.
+		next := (i/ondisk.EntriesPerPage + 1) * ondisk.EntriesPerPage
+		n, bitmap := g.Entry(next)
 		if bitmap {
-			n = (n + 1) << g.chunkShift // the first block of the next chunk
+			n = (n + 1) << g.ChunkShift // the first block of the next chunk
 		}
-		return 0, min(end, n<<g.blockShift), nil
+		return 0, min(end, n<<g.BlockShift), nil
 	}
-	e := batEntry(p.Word(int(i % entriesPerPage)))
-	if !e.followable(g.blockSize) {
+	e := ondisk.BATEntry(p.Word(int(i % ondisk.EntriesPerPage)))
+	if !e.Followable(g.BlockSize) {
 		return 0, 0, l.unfollowable(e, b)
 	}
-	return e, min(end, (b+1)<<g.blockShift), nil
+	return e, min(end, (b+1)<<g.BlockShift), nil
 }
 
 // sectorRun reports whether the sector at diskOff, in a partially present block, is held here, and where
 // the run of sectors of which the same is true ends. The run is cut at the end of the bitmap's page.
 func (l *layer) sectorRun(diskOff, end int64) (here bool, runEnd int64, err error) {
 	g := &l.geo
-	sector := diskOff >> g.sectorShift
-	chunk := sector >> bitmapShift
+	sector := diskOff >> g.SectorShift
+	chunk := sector >> ondisk.BitmapShift
 	if chunk >= int64(len(l.bitmaps)) || l.bitmaps[chunk].Load() == nil {
 		// The scan of the BAT has seen that there is one, so another program has changed the file since.
-		return false, 0, ondisk.Corrupt(ondisk.R52, "BAT", l.batOffset(), "chunk %d has lost its sector bitmap block", chunk)
+		return false, 0, ondisk.Corrupt(ondisk.RuleNoSectorBitmap, "BAT", l.batOffset(), "chunk %d has lost its sector bitmap block", chunk)
 	}
 	span := l.bitmaps[chunk].Load()
-	bit := sector & (bitmapBits - 1)
-	p, err := span.Page(bit / bitsPerPage)
+	bit := sector & (ondisk.BitmapBits - 1)
+	p, err := span.Page(bit / ondisk.BitsPerPage)
 	if err != nil {
 		return false, 0, err
 	}
-	first := bit % bitsPerPage
-	last := min(bitsPerPage, first+(end-1)>>g.sectorShift-sector+1)
+	first := bit % ondisk.BitsPerPage
+	last := min(ondisk.BitsPerPage, first+(end-1)>>g.SectorShift-sector+1)
 	here, n := bitRun(p, first, last)
-	return here, min(end, (sector+n)<<g.sectorShift), nil
+	return here, min(end, (sector+n)<<g.SectorShift), nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"vhdxfs/cache"
 	"vhdxfs/journal"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // randomChain builds an image of one of all kinds, with up to three parents: sector and block sizes, states,
@@ -30,7 +31,7 @@ func randomChain(rng *rand.Rand) chain {
 			diskSize:   size,
 			sectorSize: sector,
 			physical:   []int64{512, 4096}[rng.IntN(2)],
-			blockSize:  mib << min(rng.IntN(9), rng.IntN(9), rng.IntN(9)),
+			blockSize:  ondisk.MiB << min(rng.IntN(9), rng.IntN(9), rng.IntN(9)),
 			dataWrite:  layerGUID(level),
 			typ:        Differencing,
 			locator:    parentEntries(fmt.Sprintf("layer%d.vhdx", level+1), layerGUID(level+1)),
@@ -47,7 +48,7 @@ func randomChain(rng *rand.Rand) chain {
 			s.typ = []DiskType{Fixed, Dynamic}[rng.IntN(2)]
 		}
 		if rng.IntN(2) == 0 { // another order, and gaps
-			s.metaOff, s.logOff, s.batOff, s.dataOff = 3*mib, 6*mib, 10*mib, 10*mib+600*mib
+			s.metaOff, s.logOff, s.batOff, s.dataOff = 3*ondisk.MiB, 6*ondisk.MiB, 10*ondisk.MiB, 10*ondisk.MiB+600*ondisk.MiB
 		}
 		im := build(s)
 		im.rng = rand.New(rand.NewPCG(rng.Uint64(), 0))
@@ -65,9 +66,9 @@ func layerGUID(level int) uuid.UUID { return uuid.UUID{0: 0x1A, 15: byte(level)}
 func randomDiskSize(rng *rand.Rand, sector int64) int64 {
 	switch rng.IntN(4) {
 	case 0:
-		return sector * (1 + rng.Int64N(4*mib/sector)) // down to one sector
+		return sector * (1 + rng.Int64N(4*ondisk.MiB/sector)) // down to one sector
 	case 1:
-		return sector * (1 + rng.Int64N(600*mib/sector)) // up to the second page of the BAT
+		return sector * (1 + rng.Int64N(600*ondisk.MiB/sector)) // up to the second page of the BAT
 	}
 	return sector * (1 + rng.Int64N(3<<23)) // up to three chunks
 }
@@ -75,7 +76,7 @@ func randomDiskSize(rng *rand.Rand, sector int64) int64 {
 // addRandomBlocks gives some blocks states: at the begin and end of the disk, of chunks and of BAT pages, and
 // anywhere.
 func (im *image) addRandomBlocks(rng *rand.Rand) {
-	n, ratio := im.geo.payloadBlocks(), im.geo.chunkRatio()
+	n, ratio := im.geo.PayloadBlocks(), im.geo.ChunkRatio()
 	candidates := []int64{0, 1, n - 1, n - 2, 510, 511, 512, 513, ratio - 1, ratio, ratio + 1, 2*ratio - 1, 2 * ratio, rng.Int64N(n), rng.Int64N(n)}
 	if n < 8 {
 		candidates = []int64{0, 1, 2, 3, 4, 5, 6, 7}
@@ -84,16 +85,16 @@ func (im *image) addRandomBlocks(rng *rand.Rand) {
 		if _, twice := im.entries[b]; b < 0 || b >= n || twice || rng.IntN(4) == 0 {
 			continue
 		}
-		switch s := []BlockState{Undefined, Zero, Unmapped, FullyPresent, FullyPresent, PartiallyPresent, PartiallyPresent}[rng.IntN(7)]; {
-		case s == PartiallyPresent && im.typ != Differencing:
-			im.setBlock(b, NotPresent)
-		case s == FullyPresent || s == PartiallyPresent:
+		switch s := []ondisk.BlockState{ondisk.Undefined, ondisk.Zero, ondisk.Unmapped, ondisk.FullyPresent, ondisk.FullyPresent, ondisk.PartiallyPresent, ondisk.PartiallyPresent}[rng.IntN(7)]; {
+		case s == ondisk.PartiallyPresent && im.typ != Differencing:
+			im.setBlock(b, ondisk.NotPresent)
+		case s == ondisk.FullyPresent || s == ondisk.PartiallyPresent:
 			im.setBlock(b, s)
 			im.fill(b)
-		case s != Zero && rng.IntN(2) == 0: // a place that is kept, with what was there
-			im.setBlock(b, FullyPresent)
+		case s != ondisk.Zero && rng.IntN(2) == 0: // a place that is kept, with what was there
+			im.setBlock(b, ondisk.FullyPresent)
 			im.fill(b)
-			im.setBlockEntry(b, newBATEntry(s, im.entries[b].fileOff()))
+			im.setBlockEntry(b, ondisk.NewBATEntry(s, im.entries[b].FileOff()))
 		default:
 			im.setBlock(b, s)
 		}
@@ -112,12 +113,12 @@ func (im *image) addRandomBlocks(rng *rand.Rand) {
 // logRandomPages moves some pages of metadata into a log of several entries, the first of which is in place
 // already, and lets zeros be written where the file holds junk.
 func (im *image) logRandomPages(rng *rand.Rand) {
-	pages := []int64{regionTableOffsets[0], im.metaOff, im.metaOff + firstItemOffset, im.batOff}
+	pages := []int64{ondisk.RegionTableOffsets[0], im.metaOff, im.metaOff + firstItemOffset, im.batOff}
 	for b := range im.entries {
-		pages = append(pages, (im.batOff+im.geo.payloadEntry(b)*batEntrySize)/pageSize*pageSize)
+		pages = append(pages, (im.batOff+im.geo.PayloadEntry(b)*ondisk.BATEntrySize)/ondisk.PageSize*ondisk.PageSize)
 	}
 	for _, off := range im.bitmaps {
-		pages = append(pages, off+rng.Int64N(bitmapBlockSize/pageSize)*pageSize)
+		pages = append(pages, off+rng.Int64N(ondisk.BitmapBlockSize/ondisk.PageSize)*ondisk.PageSize)
 	}
 	slices.Sort(pages)
 	pages = slices.Compact(pages)
@@ -130,13 +131,13 @@ func (im *image) logRandomPages(rng *rand.Rand) {
 		e := im.logEntry()
 		for _, off := range pages[:n] {
 			u := journal.Update{FileOffset: uint64(off)}
-			if page := [pageSize]byte(im.read(off, pageSize)); allZero(page[:]) {
-				u.ZeroLength = pageSize
+			if page := [ondisk.PageSize]byte(im.read(off, ondisk.PageSize)); allZero(page[:]) {
+				u.ZeroLength = ondisk.PageSize
 			} else {
 				u.Data = &page
 			}
 			e.Updates = append(e.Updates, u)
-			im.write(im.random(pageSize), off)
+			im.write(im.random(ondisk.PageSize), off)
 		}
 		e.Tail = uint32(tail)
 		e.SequenceNumber += uint64(len(entries))
@@ -148,22 +149,22 @@ func (im *image) logRandomPages(rng *rand.Rand) {
 
 // A log should not hold payload, but one that does counts; and a block may lie where the file grows by replay.
 func TestLogOverPayload(t *testing.T) {
-	img := build(spec{diskSize: 8 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	page := [pageSize]byte(img.random(pageSize))
-	at := img.entries[0].fileOff()
+	img := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
+	page := [ondisk.PageSize]byte(img.random(ondisk.PageSize))
+	at := img.entries[0].FileOff()
 	grown := img.size
-	img.setBlockEntry(3, newBATEntry(FullyPresent, grown))
-	far := [pageSize]byte(img.random(pageSize))
+	img.setBlockEntry(3, ondisk.NewBATEntry(ondisk.FullyPresent, grown))
+	far := [ondisk.PageSize]byte(img.random(ondisk.PageSize))
 	e := img.logEntry(
 		journal.Update{FileOffset: uint64(at) + 8192, Data: &page},
-		journal.Update{FileOffset: uint64(img.entries[1].fileOff()), ZeroLength: mib / 2},
-		journal.Update{FileOffset: uint64(grown) + mib - 4096, Data: &far},
+		journal.Update{FileOffset: uint64(img.entries[1].FileOff()), ZeroLength: ondisk.MiB / 2},
+		journal.Update{FileOffset: uint64(grown) + ondisk.MiB - 4096, Data: &far},
 	)
-	e.LastFileOffset = uint64(grown) + mib
+	e.LastFileOffset = uint64(grown) + ondisk.MiB
 	img.logEntries(e)
 	img.disk.WriteAt(page[:], 8192)
-	img.disk.WriteAt(make([]byte, mib/2), mib)
-	img.disk.WriteAt(far[:], 4*mib-4096)
+	img.disk.WriteAt(make([]byte, ondisk.MiB/2), ondisk.MiB)
+	img.disk.WriteAt(far[:], 4*ondisk.MiB-4096)
 	c := chain{img}
 	im, err := Open(c.writeTo(t, t.TempDir()), Options{})
 	if err != nil {
@@ -174,7 +175,7 @@ func TestLogOverPayload(t *testing.T) {
 	for _, c := range []struct {
 		off     int64
 		spliced bool
-	}{{0, false}, {mib, false}, {3 * mib, false}} {
+	}{{0, false}, {ondisk.MiB, false}, {3 * ondisk.MiB, false}} {
 		e, err := im.Extent(c.off)
 		if _, ok := e.Fd(); err != nil || ok != c.spliced {
 			t.Errorf("the extent at %d can be spliced: %v, %v; want %v", c.off, ok, err, c.spliced)
@@ -194,12 +195,12 @@ func TestLogOverPayload(t *testing.T) {
 
 // What the log says of the BAT counts, also where the file has a hole that the scan would skip.
 func TestLogOverAHoleInTheBAT(t *testing.T) {
-	img := build(spec{diskSize: 2000 * mib})
-	img.setBlock(1500, FullyPresent)
+	img := build(spec{diskSize: 2000 * ondisk.MiB})
+	img.setBlock(1500, ondisk.FullyPresent)
 	img.fill(1500)
-	off := (img.batOff + 1500*batEntrySize) / pageSize * pageSize
-	page := [pageSize]byte(img.read(off, pageSize))
-	img.write(make([]byte, pageSize), off)
+	off := (img.batOff + 1500*ondisk.BATEntrySize) / ondisk.PageSize * ondisk.PageSize
+	page := [ondisk.PageSize]byte(img.read(off, ondisk.PageSize))
+	img.write(make([]byte, ondisk.PageSize), off)
 	img.logEntries(img.logEntry(journal.Update{FileOffset: uint64(off), Data: &page}))
 	c := chain{img}
 	c.verify(t, c.open(t, Options{}))
@@ -245,8 +246,8 @@ func TestReadModel(t *testing.T) {
 				testSeek(t, im, extents, places[rng.IntN(len(places))]+rng.Int64N(8192)-4096)
 			}
 			for i, f := range c {
-				if l := layerOf(im, i); l.counts.FullyPresent != f.count(FullyPresent) || l.counts.Zero != f.count(Zero) ||
-					l.counts.Unmapped != f.count(Unmapped) || l.counts.PartiallyPresent != f.count(PartiallyPresent) {
+				if l := layerOf(im, i); l.counts.FullyPresent != f.count(ondisk.FullyPresent) || l.counts.Zero != f.count(ondisk.Zero) ||
+					l.counts.Unmapped != f.count(ondisk.Unmapped) || l.counts.PartiallyPresent != f.count(ondisk.PartiallyPresent) {
 					t.Errorf("layer %d: counted %+v", i, l.counts)
 				}
 			}
@@ -263,9 +264,9 @@ func layerOf(im *Image, level int) *layer {
 }
 
 // count returns how many blocks are in state s.
-func (im *image) count(s BlockState) (n int64) {
+func (im *image) count(s ondisk.BlockState) (n int64) {
 	for _, e := range im.entries {
-		if e.state() == s {
+		if e.State() == s {
 			n++
 		}
 	}
@@ -400,7 +401,7 @@ func testSeek(t *testing.T, im *Image, extents []Extent, off int64) {
 	}
 	// Nothing that is held is passed over, but in holes of the file itself.
 	for at := off; at < data; {
-		buf := make([]byte, min(data-at, 64*kib))
+		buf := make([]byte, min(data-at, 64*ondisk.KiB))
 		if _, err := im.ReadAt(buf, at); err != nil || !allZero(buf) {
 			t.Errorf("SeekData(%d) = %d passes over other bytes than zero behind %d (%v)", off, data, at, err)
 			return
@@ -425,7 +426,7 @@ func testSeek(t *testing.T, im *Image, extents []Extent, off int64) {
 		at = extents[i].End()
 	}
 	if hole < im.Size() && held(hole) {
-		b := make([]byte, min(512, im.Size()-hole, pageSize-hole%pageSize)) // the file may have data in the next page
+		b := make([]byte, min(512, im.Size()-hole, ondisk.PageSize-hole%ondisk.PageSize)) // the file may have data in the next page
 		if _, err := im.ReadAt(b, hole); err != nil || !allZero(b) {
 			t.Errorf("SeekHole(%d) = %d, where other bytes are than zero (%v)", off, hole, err)
 		}
@@ -435,8 +436,8 @@ func testSeek(t *testing.T, im *Image, extents []Extent, off int64) {
 // A block may be unmapped and mapped anew between the look at its entry and that at its bits. What the new bits say is not
 // to be read from the old place.
 func TestBitsOfAnotherTenure(t *testing.T) {
-	parent := build(spec{blocks: []blockSpec{{0, FullyPresent}}})
-	child := build(spec{typ: Differencing, blocks: []blockSpec{{0, PartiallyPresent}}})
+	parent := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
+	child := build(spec{typ: Differencing, blocks: []blockSpec{{0, ondisk.PartiallyPresent}}})
 	child.setSectors(0, 0, 8, true)
 	f := &hookFile{memFile: child.memFile}
 	im, err := loadWritable(Options{Writable: true}, f, parent.memFile)
@@ -449,11 +450,11 @@ func TestBitsOfAnotherTenure(t *testing.T) {
 	hooked := false
 	f.hook = func(off int64) {
 		bitmap := im.top.bitmaps[0].Load()
-		if hooked || off < bitmap.Offset(0) || off >= bitmap.Offset(0)+bitmapBlockSize {
+		if hooked || off < bitmap.Offset(0) || off >= bitmap.Offset(0)+ondisk.BitmapBlockSize {
 			return
 		}
 		hooked = true
-		if err := im.Zero(0, mib); err != nil {
+		if err := im.Zero(0, ondisk.MiB); err != nil {
 			t.Error(err)
 		}
 		e, err := w.edit(dataWrite, 1)
@@ -499,7 +500,7 @@ func (f *hookFile) ReadAt(p []byte, off int64) (int, error) {
 // Of a block of which a little was written, only that is data, on a file system that knows its holes.
 func TestSeekInsideABlock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.vhdx")
-	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: 32 * mib}); err != nil {
+	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: 32 * ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(path, Options{Writable: true})
@@ -507,8 +508,8 @@ func TestSeekInsideABlock(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer im.Close()
-	for _, at := range []int64{3 * mib, 35 * mib} {
-		if _, err := im.WriteAt(bytes.Repeat([]byte{7}, mib), at); err != nil {
+	for _, at := range []int64{3 * ondisk.MiB, 35 * ondisk.MiB} {
+		if _, err := im.WriteAt(bytes.Repeat([]byte{7}, ondisk.MiB), at); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -527,7 +528,7 @@ func TestSeekInsideABlock(t *testing.T) {
 		}
 		got, off = append(got, data, hole), hole
 	}
-	if want := []int64{3 * mib, 4 * mib, 35 * mib, 36 * mib}; !slices.Equal(got, want) {
+	if want := []int64{3 * ondisk.MiB, 4 * ondisk.MiB, 35 * ondisk.MiB, 36 * ondisk.MiB}; !slices.Equal(got, want) {
 		t.Errorf("data and holes at %d, want %d", got, want)
 	}
 }
@@ -535,7 +536,7 @@ func TestSeekInsideABlock(t *testing.T) {
 // What the file has lost is no hole: who copies the disk has to hear of it.
 func TestSeekInAFileCutShortWhileOpen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.vhdx")
-	if err := Create(path, CreateOptions{Size: 2 * mib, BlockSize: mib, Type: Fixed}); err != nil {
+	if err := Create(path, CreateOptions{Size: 2 * ondisk.MiB, BlockSize: ondisk.MiB, Type: Fixed}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(path, Options{})
@@ -543,14 +544,14 @@ func TestSeekInAFileCutShortWhileOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer im.Close()
-	if err := os.Truncate(path, im.top.size-mib-mib/2); err != nil {
+	if err := os.Truncate(path, im.top.size-ondisk.MiB-ondisk.MiB/2); err != nil {
 		t.Fatal(err)
 	}
 	data, err := im.SeekData(0)
 	if err != nil {
 		t.Fatalf("SeekData = %d, %v", data, err)
 	}
-	if _, err := im.ReadAt(make([]byte, mib), data); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := im.ReadAt(make([]byte, ondisk.MiB), data); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("read the data at %d: %v", data, err)
 	}
 }
@@ -569,14 +570,14 @@ func TestResolveRefusesWhatIsOutside(t *testing.T) {
 
 // A hole of a mostly empty disk is found in one step, whatever its length, and no page of it is read.
 func TestHugeHoles(t *testing.T) {
-	c := chain{build(spec{diskSize: 64 * tib, blocks: []blockSpec{{0, FullyPresent}, {64*tib/mib - 1, FullyPresent}}})}
+	c := chain{build(spec{diskSize: 64 * ondisk.TiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {64*ondisk.TiB/ondisk.MiB - 1, ondisk.FullyPresent}}})}
 	im := c.open(t, Options{})
-	for off, want := range map[int64]int64{mib: 64*tib - mib, 0: 0, 64*tib - 1: 64*tib - 1} {
+	for off, want := range map[int64]int64{ondisk.MiB: 64*ondisk.TiB - ondisk.MiB, 0: 0, 64*ondisk.TiB - 1: 64*ondisk.TiB - 1} {
 		if got, err := im.SeekData(off); got != want || err != nil {
 			t.Errorf("SeekData(%d) = %d, %v; want %d", off, got, err, want)
 		}
 	}
-	if e, err := im.Extent(mib); err != nil || e.Len != 64*tib-2*mib || e.File != nil {
+	if e, err := im.Extent(ondisk.MiB); err != nil || e.Len != 64*ondisk.TiB-2*ondisk.MiB || e.File != nil {
 		t.Errorf("Extent(1 MiB) = %+v, %v; want a hole up to the last block", e, err)
 	}
 	if n := im.top.cache.Pages(); n > 2 {
@@ -586,8 +587,8 @@ func TestHugeHoles(t *testing.T) {
 }
 
 func TestResolveDoesNotAllocate(t *testing.T) {
-	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, Zero}}})
-	child := build(spec{typ: Differencing, blocks: []blockSpec{{0, PartiallyPresent}}})
+	parent := build(spec{dataWrite: parentGUID, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.Zero}}})
+	child := build(spec{typ: Differencing, blocks: []blockSpec{{0, ondisk.PartiallyPresent}}})
 	im := chain{child, parent}.open(t, Options{})
 	dst := make([]Extent, 0, 1<<13)
 	if n := testing.AllocsPerRun(20, func() {
@@ -597,9 +598,9 @@ func TestResolveDoesNotAllocate(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("Resolve allocates %v times", n)
 	}
-	buf := make([]byte, 64*kib)
+	buf := make([]byte, 64*ondisk.KiB)
 	if n := testing.AllocsPerRun(20, func() {
-		if _, err := im.ReadAt(buf, mib+777); err != nil {
+		if _, err := im.ReadAt(buf, ondisk.MiB+777); err != nil {
 			t.Fatal(err)
 		}
 	}); n != 0 {
@@ -613,14 +614,14 @@ func TestConcurrentReadsWithTheSmallestCache(t *testing.T) {
 	parent := build(spec{diskSize: 40 << 30, dataWrite: parentGUID})
 	child := build(spec{diskSize: 40 << 30, typ: Differencing})
 	for i := range int64(40) { // a page of each BAT for every block, and a bitmap for some
-		parent.setBlock(i*1000+3, FullyPresent)
-		parent.put(parent.random(8192), (i*1000+3)*mib)
+		parent.setBlock(i*1000+3, ondisk.FullyPresent)
+		parent.put(parent.random(8192), (i*1000+3)*ondisk.MiB)
 		if i%4 > 0 {
 			continue
 		}
 		b := i*1000 + 3
-		child.setBlock(b, PartiallyPresent)
-		child.put(child.random(8192), b*mib)
+		child.setBlock(b, ondisk.PartiallyPresent)
+		child.put(child.random(8192), b*ondisk.MiB)
 		child.setSectors(b, 0, 5, true)
 		child.setSectors(b, 9, 3, true)
 	}
@@ -632,7 +633,7 @@ func TestConcurrentReadsWithTheSmallestCache(t *testing.T) {
 			rng := rand.New(rand.NewPCG(g, 2))
 			got, want := make([]byte, 9000), make([]byte, 9000)
 			for range 150 {
-				off := (rng.Int64N(40)*1000+3)*mib - 500 + rng.Int64N(1000)
+				off := (rng.Int64N(40)*1000+3)*ondisk.MiB - 500 + rng.Int64N(1000)
 				if _, err := im.ReadAt(got, off); err != nil {
 					t.Error(err)
 					return
@@ -666,20 +667,20 @@ func (f *failingFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestReadErrorsReachTheCaller(t *testing.T) {
-	img := build(spec{blocks: []blockSpec{{1, FullyPresent}, {0, FullyPresent}}})
+	img := build(spec{blocks: []blockSpec{{1, ondisk.FullyPresent}, {0, ondisk.FullyPresent}}})
 	errBad := errors.New("bad sector")
-	f := &failingFile{File: img.memFile, off: img.entries[1].fileOff(), n: mib, err: errBad}
+	f := &failingFile{File: img.memFile, off: img.entries[1].FileOff(), n: ondisk.MiB, err: errBad}
 	l := newOpener(Options{}).newLayer(f, "memory")
 	if err := l.load(); err != nil {
 		t.Fatal(err)
 	}
 	im := &Image{top: l, close: l.close}
 	buf := make([]byte, 8192)
-	if n, err := im.ReadAt(buf, mib-4096); n != 4096 || !errors.Is(err, errBad) {
+	if n, err := im.ReadAt(buf, ondisk.MiB-4096); n != 4096 || !errors.Is(err, errBad) {
 		t.Errorf("ReadAt = %d, %v; want the 4096 bytes before the bad sector, and its error", n, err)
 	}
 	f.off, f.err = img.batOff, errBad
-	for _, off := range []int64{0, regionTableOffsets[0], headerOffsets[0], img.metaOff, img.metaOff + firstItemOffset, img.batOff} {
+	for _, off := range []int64{0, ondisk.RegionTableOffsets[0], ondisk.HeaderOffsets[0], img.metaOff, img.metaOff + firstItemOffset, img.batOff} {
 		f.off = off
 		if err := newOpener(Options{}).newLayer(f, "memory").load(); !errors.Is(err, errBad) || errors.Is(err, ErrCorrupt) {
 			t.Errorf("with a bad sector at %#x the image opens with %v; want the error of the file alone", off, err)
@@ -689,10 +690,10 @@ func TestReadErrorsReachTheCaller(t *testing.T) {
 
 // A file that another program cuts short while it is open gives errors, not zeros.
 func TestFileCutShortWhileOpen(t *testing.T) {
-	img := build(spec{blocks: []blockSpec{{0, FullyPresent}}})
+	img := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 	im := chain{img}.open(t, Options{})
 	img.Truncate(img.size - 4096)
-	if n, err := im.ReadAt(make([]byte, 8192), mib-8192); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if n, err := im.ReadAt(make([]byte, 8192), ondisk.MiB-8192); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("ReadAt = %d, %v; want io.ErrUnexpectedEOF", n, err)
 	}
 }

@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // ErrParentMismatch is matched by the error for a parent that was changed since its child was made, or is another
@@ -90,16 +90,16 @@ func SetParent(path, parent string, o SetParentOptions) (_ *SetParentResult, err
 // checkNewParent checks that p can become the parent of l, and reports whether its identity is another one than l
 // expects.
 func checkNewParent(l, p *layer, unsafe bool) (foreign bool, err error) {
-	if !l.geo.hasParent {
+	if !l.geo.HasParent {
 		return false, optionsError{fmt.Errorf("%s has no parent", l.path)}
 	}
 	got := p.headers.header().DataWriteGUID
-	if l.meta.locator.accepts(got) {
+	if l.meta.locator.Accepts(got) {
 		return false, nil
 	}
 	if !unsafe {
-		why := ondisk.Corrupt(ondisk.R63, "parent locator", l.meta.locatorOffset,
-			"%s has the DataWriteGuid %v, and %v is expected: it has changed since the child was created, or is another disk", p.path, got, l.meta.locator.linkage)
+		why := ondisk.Corrupt(ondisk.RuleParentChanged, "parent locator", l.meta.locatorOffset,
+			"%s has the DataWriteGuid %v, and %v is expected: it has changed since the child was created, or is another disk", p.path, got, l.meta.locator.Linkage)
 		return true, fmt.Errorf("%s: %w", l.path, errors.Join(ErrParentMismatch, why))
 	}
 	return true, nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )
@@ -17,7 +18,7 @@ func (w *writer) rewriteLocator(values map[string]string) error {
 	if err := w.clean(); err != nil {
 		return err
 	}
-	if err := w.logLocator(encodeParentLocator(locatorEntries(values))); err != nil {
+	if err := w.logLocator(ondisk.EncodeParentLocator(locatorEntries(values))); err != nil {
 		return err
 	}
 	if err := w.clean(); err != nil {
@@ -29,7 +30,7 @@ func (w *writer) rewriteLocator(values map[string]string) error {
 // locatorEntries returns the keys and values in the order in which new images have them, unknown keys behind.
 func locatorEntries(values map[string]string) [][2]string {
 	rank := func(key string) int {
-		known := append([]string{keyLinkage, keyLinkage2}, pathKeys...)
+		known := append([]string{ondisk.KeyLinkage, ondisk.KeyLinkage2}, ondisk.PathKeys...)
 		if i := slices.Index(known, key); i >= 0 {
 			return i
 		}
@@ -49,7 +50,7 @@ func locatorEntries(values map[string]string) [][2]string {
 // next log entry. It finds the item another place in the metadata region where it has become too long for its old one.
 func (w *writer) logLocator(item []byte) error {
 	l := w.l
-	i := slices.IndexFunc(l.items, func(m metadataItem) bool { return m.ID == parentLocatorGUID && !m.user() })
+	i := slices.IndexFunc(l.items, func(m ondisk.MetadataItem) bool { return m.ID == ondisk.ParentLocatorGUID && !m.User() })
 	m := l.items[i] // the image has a parent, so it has a locator
 	at, ok := l.placeForItem(i, uint32(len(item)))
 	if !ok {
@@ -57,12 +58,12 @@ func (w *writer) logLocator(item []byte) error {
 	}
 	m.Offset, m.Length = at, uint32(len(item))
 
-	pages := make(map[int64]*[pageSize]byte)
+	pages := make(map[int64]*[ondisk.PageSize]byte)
 	put := func(off int64, b []byte) error {
 		for len(b) > 0 {
-			page := off &^ (pageSize - 1)
+			page := off &^ (ondisk.PageSize - 1)
 			if pages[page] == nil {
-				pages[page] = new([pageSize]byte)
+				pages[page] = new([ondisk.PageSize]byte)
 				if err := readFull(l.src, pages[page][:], page, "metadata"); err != nil {
 					return err
 				}
@@ -72,8 +73,8 @@ func (w *writer) logLocator(item []byte) error {
 		}
 		return nil
 	}
-	entry := encodeMetadataTable([]metadataItem{m})[metadataHeaderSize:][:metadataEntrySize]
-	if err := put(l.metadataOffset()+metadataHeaderSize+int64(i)*metadataEntrySize, entry); err != nil {
+	entry := ondisk.EncodeMetadataTable([]ondisk.MetadataItem{m})[ondisk.MetadataHeaderSize:][:ondisk.MetadataEntrySize]
+	if err := put(l.metadataOffset()+ondisk.MetadataHeaderSize+int64(i)*ondisk.MetadataEntrySize, entry); err != nil {
 		return err
 	}
 	if err := put(l.metadataOffset()+int64(at), item); err != nil {
@@ -104,7 +105,7 @@ func (w *writer) logLocator(item []byte) error {
 // reservePage gives a page of the file its space: it is needed when the page goes from the log to its place, and then
 // there may be none.
 func (w *writer) reservePage(off int64) error {
-	var b [pageSize]byte
+	var b [ondisk.PageSize]byte
 	if err := readFull(w.l.src, b[:], off, "metadata"); err != nil {
 		return err
 	}
@@ -114,27 +115,27 @@ func (w *writer) reservePage(off int64) error {
 // placeForItem returns where in the metadata region, behind the table, item i has room if it becomes n bytes long:
 // where it is, or else in the first gap.
 func (l *layer) placeForItem(i int, n uint32) (at uint32, ok bool) {
-	region, _ := l.tables.find(metadataRegionGUID)
-	var others []metadataItem
+	region, _ := l.tables.find(ondisk.MetadataRegionGUID)
+	var others []ondisk.MetadataItem
 	for j, m := range l.items {
 		if j != i && m.Length > 0 {
 			others = append(others, m)
 		}
 	}
-	slices.SortFunc(others, func(a, b metadataItem) int { return cmp.Compare(a.Offset, b.Offset) })
+	slices.SortFunc(others, func(a, b ondisk.MetadataItem) int { return cmp.Compare(a.Offset, b.Offset) })
 	free := func(at uint64) bool {
 		if at+uint64(n) > uint64(region.Length) {
 			return false
 		}
-		return !slices.ContainsFunc(others, func(m metadataItem) bool {
+		return !slices.ContainsFunc(others, func(m ondisk.MetadataItem) bool {
 			return at < uint64(m.Offset)+uint64(m.Length) && uint64(m.Offset) < at+uint64(n)
 		})
 	}
 	if free(uint64(l.items[i].Offset)) {
 		return l.items[i].Offset, true
 	}
-	if free(metadataTableSize) {
-		return metadataTableSize, true
+	if free(ondisk.MetadataTableSize) {
+		return ondisk.MetadataTableSize, true
 	}
 	for _, m := range others {
 		if end := uint64(m.Offset) + uint64(m.Length); free(end) {
@@ -147,19 +148,19 @@ func (l *layer) placeForItem(i int, n uint32) (at uint32, ok bool) {
 // expectParent makes the image accept a parent with the DataWriteGuid now, and one with the DataWriteGuid coming, if
 // that is not zero (MS-VHDX 2.6.2.6.3).
 func (w *writer) expectParent(now, coming uuid.UUID) error {
-	values := maps.Clone(w.l.meta.locator.values)
-	values[keyLinkage] = linkageText(now)
-	delete(values, keyLinkage2)
+	values := maps.Clone(w.l.meta.locator.Values)
+	values[ondisk.KeyLinkage] = ondisk.LinkageText(now)
+	delete(values, ondisk.KeyLinkage2)
 	if coming != uuid.Nil {
-		values[keyLinkage2] = linkageText(coming)
+		values[ondisk.KeyLinkage2] = ondisk.LinkageText(coming)
 	}
 	return w.rewriteLocator(values)
 }
 
 // linkParent gives the locator the keys that parentKeys returned. Others that are not known stay.
 func (w *writer) linkParent(keys [][2]string) error {
-	values := maps.Clone(w.l.meta.locator.values)
-	for _, k := range append([]string{keyLinkage2}, pathKeys...) {
+	values := maps.Clone(w.l.meta.locator.Values)
+	for _, k := range append([]string{ondisk.KeyLinkage2}, ondisk.PathKeys...) {
 		delete(values, k)
 	}
 	for _, kv := range keys {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )
@@ -24,7 +25,7 @@ func TestSetParent(t *testing.T) {
 	if err := os.Rename(p[1], moved); err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(filepath.Join(sub, "base.vhdx"), CreateOptions{Size: mib}); err != nil { // not the one that is meant
+	if err := Create(filepath.Join(sub, "base.vhdx"), CreateOptions{Size: ondisk.MiB}); err != nil { // not the one that is meant
 		t.Fatal(err)
 	}
 	if _, err := Open(p[2], Options{}); !errors.Is(err, ErrCorrupt) {
@@ -91,14 +92,14 @@ func TestSetParentRefuses(t *testing.T) {
 	p := newWrittenChain(t, 3)
 	dir := filepath.Dir(p[0])
 	sectors, plain := filepath.Join(dir, "sectors.vhdx"), filepath.Join(dir, "plain.vhdx")
-	if err := Create(sectors, CreateOptions{Size: 4 * mib, LogicalSectorSize: 4096}); err != nil {
+	if err := Create(sectors, CreateOptions{Size: 4 * ondisk.MiB, LogicalSectorSize: 4096}); err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(plain, CreateOptions{Size: 4 * mib}); err != nil {
+	if err := Create(plain, CreateOptions{Size: 4 * ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	broken := filepath.Join(dir, "broken.vhdx")
-	if err := os.WriteFile(broken, make([]byte, 4*mib), 0o600); err != nil {
+	if err := os.WriteFile(broken, make([]byte, 4*ondisk.MiB), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	used := filepath.Join(dir, "used.vhdx")
@@ -137,15 +138,15 @@ func TestSetParentRefuses(t *testing.T) {
 
 // locatorImage builds a child whose locator has an unknown key, and an item directly behind it.
 func locatorImage(room uint32) *image {
-	entries := append(parentEntries("old.vhdx", parentGUID), [2]string{"of somebody", "else"}, [2]string{keyLinkage2, guidText(uuid.Nil)})
-	user := rawItem{uuid.New(), itemIsUser, []byte("behind")}
-	child := build(spec{typ: Differencing, locator: entries, items: []rawItem{user}, blocks: []blockSpec{{1, FullyPresent}, {2, PartiallyPresent}}})
+	entries := append(parentEntries("old.vhdx", parentGUID), [2]string{"of somebody", "else"}, [2]string{ondisk.KeyLinkage2, guidText(uuid.Nil)})
+	user := rawItem{uuid.New(), ondisk.ItemIsUser, []byte("behind")}
+	child := build(spec{typ: Differencing, locator: entries, items: []rawItem{user}, blocks: []blockSpec{{1, ondisk.FullyPresent}, {2, ondisk.PartiallyPresent}}})
 	if room > 0 { // fill the rest of the region
 		end := child.items[len(child.items)-1]
 		at := end.Offset + end.Length
 		for at < uint32(child.metaLen)-room {
-			n := min(uint32(maxItemSize), uint32(child.metaLen)-room-at)
-			child.addItems(metadataItem{ID: uuid.New(), Offset: at, Length: n, Flags: itemIsUser})
+			n := min(uint32(ondisk.MaxItemSize), uint32(child.metaLen)-room-at)
+			child.addItems(ondisk.MetadataItem{ID: uuid.New(), Offset: at, Length: n, Flags: ondisk.ItemIsUser})
 			at += n
 		}
 	}
@@ -163,7 +164,7 @@ func relink(to string, files ...File) error {
 	if err != nil {
 		return err
 	}
-	err = run[0].writer.linkParent([][2]string{{keyLinkage, linkageText(otherGUID)}, {keyRelativePath, to}})
+	err = run[0].writer.linkParent([][2]string{{ondisk.KeyLinkage, ondisk.LinkageText(otherGUID)}, {ondisk.KeyRelativePath, to}})
 	return errors.Join(err, closeAll())
 }
 
@@ -173,7 +174,7 @@ func TestPowerCutInSetParent(t *testing.T) {
 	for name, to := range map[string]string{"in its place": `.\a`, "in a new place": longer} {
 		t.Run(name, func(t *testing.T) {
 			child := locatorImage(0)
-			parent := build(spec{blocks: []blockSpec{{0, FullyPresent}, {3, FullyPresent}}})
+			parent := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {3, ondisk.FullyPresent}}})
 			want := newModel(chain{child, parent})
 			seen := map[string]bool{}
 			cutAt := func(h host, cut int) (done bool, err error) {
@@ -215,8 +216,8 @@ func locatorOf(child, parent File, want model) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	v := im.top.meta.locator.values
-	if old := v[keyRelativePath] == `.\old.vhdx`; (v[keyLinkage] == linkageText(parentGUID)) != old || (v[keyLinkage2] != "") != old || v["of somebody"] != "else" {
+	v := im.top.meta.locator.Values
+	if old := v[ondisk.KeyRelativePath] == `.\old.vhdx`; (v[ondisk.KeyLinkage] == ondisk.LinkageText(parentGUID)) != old || (v[ondisk.KeyLinkage2] != "") != old || v["of somebody"] != "else" {
 		return "", fmt.Errorf("a mixture: %q", v)
 	}
 	items, err := im.top.diskItems()
@@ -224,7 +225,7 @@ func locatorOf(child, parent File, want model) (string, error) {
 		return "", fmt.Errorf("items of the disk: %v, %v", items, err)
 	}
 	for _, m := range im.top.items {
-		if m.user() {
+		if m.User() {
 			b := make([]byte, m.Length)
 			if _, err := im.top.src.ReadAt(b, im.top.metadataOffset()+int64(m.Offset)); err != nil || string(b) != "behind" {
 				return "", fmt.Errorf("the item behind the locator is %q, %v", b, err)
@@ -239,7 +240,7 @@ func locatorOf(child, parent File, want model) (string, error) {
 	if !bytes.Equal(got, model) {
 		return "", errors.New("the disk reads differently")
 	}
-	return v[keyRelativePath], nil
+	return v[ondisk.KeyRelativePath], nil
 }
 
 // A locator that does not fit is refused before anything is changed.

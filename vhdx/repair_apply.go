@@ -8,6 +8,7 @@ import (
 	"math"
 
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // undoSize returns how large the undo file would be.
@@ -23,7 +24,7 @@ func (r *repairer) finish() error {
 	if r.copies[r.slot].SequenceNumber > math.MaxUint64-3 {
 		return errors.New("the headers have no sequence numbers left")
 	}
-	return r.setHeader(func(*header) {})
+	return r.setHeader(func(*ondisk.Header) {})
 }
 
 // apply writes the undo file, and then makes the image what the draft is. If that fails it restores the image at once.
@@ -79,7 +80,7 @@ func (r *repairer) rollBack(undo undoPlace) error {
 // a log is named until its pages are in their places.
 func (r *repairer) change() error {
 	f, d := r.top.file, r.d
-	if err := writeSynced(f, r.announcement()[:], headerOffsets[1-r.slot]); err != nil {
+	if err := writeSynced(f, r.announcement()[:], ondisk.HeaderOffsets[1-r.slot]); err != nil {
 		return err
 	}
 	if err := r.growFile(); err != nil {
@@ -89,13 +90,13 @@ func (r *repairer) change() error {
 	if t, err := readRegionTables(f); err == nil {
 		current = t.offset()
 	}
-	inTable := func(at, table int64) bool { return table >= 0 && table <= at && at < table+regionTableSize }
-	other := regionTableOffsets[0] + regionTableOffsets[1] - current
+	inTable := func(at, table int64) bool { return table >= 0 && table <= at && at < table+ondisk.RegionTableSize }
+	other := ondisk.RegionTableOffsets[0] + ondisk.RegionTableOffsets[1] - current
 	for _, part := range []func(at int64) bool{
 		func(at int64) bool { return current >= 0 && inTable(at, other) },
 		func(at int64) bool { return inTable(at, current) },
 		func(at int64) bool {
-			header := at == headerOffsets[0] || at == headerOffsets[1]
+			header := at == ondisk.HeaderOffsets[0] || at == ondisk.HeaderOffsets[1]
 			return !header && (current < 0 || !inTable(at, other) && !inTable(at, current))
 		},
 	} {
@@ -104,7 +105,7 @@ func (r *repairer) change() error {
 		}
 	}
 	for i, slot := range []int{r.slot, 1 - r.slot} {
-		if err := writeSynced(f, r.headerCopy(i)[:], headerOffsets[slot]); err != nil {
+		if err := writeSynced(f, r.headerCopy(i)[:], ondisk.HeaderOffsets[slot]); err != nil {
 			return err
 		}
 	}
@@ -128,7 +129,7 @@ func (r *repairer) writePages(from, to int64, want func(at int64) bool) error {
 		if err := context.Cause(r.ctx); err != nil {
 			return err
 		}
-		n := min(pageSize, r.d.size-at)
+		n := min(ondisk.PageSize, r.d.size-at)
 		if _, err := r.top.file.WriteAt(r.d.pages[at][:n], at); err != nil {
 			return err
 		}
@@ -158,13 +159,13 @@ func (r *repairer) growFile() error {
 		total += c.n
 	}
 	r.o.Phase("copy", total)
-	buf := make([]byte, mib)
+	buf := make([]byte, ondisk.MiB)
 	for _, c := range d.copies {
-		for done := int64(0); done < c.n; done += mib {
+		for done := int64(0); done < c.n; done += ondisk.MiB {
 			if err := context.Cause(r.ctx); err != nil {
 				return err
 			}
-			b := buf[:min(mib, c.n-done)]
+			b := buf[:min(ondisk.MiB, c.n-done)]
 			r.o.Progress(int64(len(b)))
 			if err := readZeroPast(f, b, c.from+done, d.old); err != nil {
 				return err

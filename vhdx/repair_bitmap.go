@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // mendBitmaps mends chunks whose sector bitmap block cannot be found or used.
@@ -12,7 +13,7 @@ func (r *repairer) mendBitmaps(l *layer, list []Finding) error {
 	for _, f := range list {
 		n, bitmap := l.describes(f.Offset)
 		if !bitmap { // the first partially present block of a chunk that has no bitmap block
-			n >>= l.geo.chunkShift
+			n >>= l.geo.ChunkShift
 		}
 		if _, ok := chunks[n]; !ok {
 			chunks[n] = f
@@ -27,7 +28,7 @@ func (r *repairer) mendBitmaps(l *layer, list []Finding) error {
 }
 
 func (r *repairer) mendBitmap(l *layer, c int64, f Finding) error {
-	at := l.batOffset() + l.geo.bitmapEntry(c)*batEntrySize
+	at := l.batOffset() + l.geo.BitmapEntry(c)*ondisk.BATEntrySize
 	e, err := r.entryAt(at)
 	if err != nil {
 		return err
@@ -40,12 +41,12 @@ func (r *repairer) mendBitmap(l *layer, c int64, f Finding) error {
 		r.fixed(f, "chunk %d no longer has a sector bitmap block, and needs none; the disk reads as before", c)
 		return r.setEntry(at, 0)
 	}
-	off, size := e.offset(), r.d.size
-	if off >= headerSectionSize && off < uint64(size) && l.space.mark(int64(off), bitmapBlockSize) {
+	off, size := e.Offset(), r.d.size
+	if off >= ondisk.HeaderSectionSize && off < uint64(size) && l.space.mark(int64(off), ondisk.BitmapBlockSize) {
 		// Nothing else is there, so it is what the entry meant: with a flipped bit in its state, or cut by the end of the file.
 		return r.keepBitmap(l, c, f, int64(off), blocks)
 	}
-	place, err := r.d.append(bitmapBlockSize)
+	place, err := r.d.append(ondisk.BitmapBlockSize)
 	if err != nil {
 		return err
 	}
@@ -56,26 +57,26 @@ func (r *repairer) mendBitmap(l *layer, c int64, f Finding) error {
 	}
 	r.hurt(f, Suspect, l.diskRanges(blocks), "the sector bitmap of chunk %d is lost, and a new one at %#x is guessed from the data: "+
 		"sectors with data count as the image's own, sectors of zeros as the parent's", c, place)
-	return r.setEntry(at, newBATEntry(bitmapPresent, place))
+	return r.setEntry(at, ondisk.NewBATEntry(ondisk.BitmapPresent, place))
 }
 
 // keepBitmap makes the sector bitmap block at file offset off that of chunk c. Bits behind the end of the file are lost.
 func (r *repairer) keepBitmap(l *layer, c int64, f Finding, off int64, blocks []int64) error {
 	end := r.d.size - off // bytes of the bitmap that are there
-	if err := r.d.Truncate(max(r.d.size, off+bitmapBlockSize)); err != nil {
+	if err := r.d.Truncate(max(r.d.size, off+ondisk.BitmapBlockSize)); err != nil {
 		return err
 	}
-	if err := r.setEntry(l.batOffset()+l.geo.bitmapEntry(c)*batEntrySize, newBATEntry(bitmapPresent, off)); err != nil {
+	if err := r.setEntry(l.batOffset()+l.geo.BitmapEntry(c)*ondisk.BATEntrySize, ondisk.NewBATEntry(ondisk.BitmapPresent, off)); err != nil {
 		return err
 	}
-	perBlock := l.geo.sectorsPerBlock() / 8 // bytes
-	cut := slices.DeleteFunc(slices.Clone(blocks), func(b int64) bool { return (b&(l.geo.chunkRatio()-1)+1)*perBlock <= end })
+	perBlock := l.geo.SectorsPerBlock() / 8 // bytes
+	cut := slices.DeleteFunc(slices.Clone(blocks), func(b int64) bool { return (b&(l.geo.ChunkRatio()-1)+1)*perBlock <= end })
 	for _, b := range cut {
 		if err := r.guessSectors(l, b, off); err != nil {
 			return err
 		}
 	}
-	if end < bitmapBlockSize {
+	if end < ondisk.BitmapBlockSize {
 		blocks = cut
 	}
 	r.hurt(f, Suspect, l.diskRanges(blocks), "the sector bitmap block of chunk %d is the one at %#x, which nothing else uses; "+
@@ -94,14 +95,14 @@ func (l *layer) diskRanges(blocks []int64) []DiskRange {
 
 // partial returns the partially present blocks of chunk c.
 func (r *repairer) partial(l *layer, c int64) (blocks []int64, err error) {
-	first := c << l.geo.chunkShift
-	n := min(l.geo.chunkRatio(), l.geo.payloadBlocks()-first)
-	table := make([]byte, n*batEntrySize)
-	if err := readFull(r.d, table, l.batOffset()+l.geo.payloadEntry(first)*batEntrySize, "BAT"); err != nil {
+	first := c << l.geo.ChunkShift
+	n := min(l.geo.ChunkRatio(), l.geo.PayloadBlocks()-first)
+	table := make([]byte, n*ondisk.BATEntrySize)
+	if err := readFull(r.d, table, l.batOffset()+l.geo.PayloadEntry(first)*ondisk.BATEntrySize, "BAT"); err != nil {
 		return nil, err
 	}
 	for i := range n {
-		if batEntry(le.Uint64(table[i*batEntrySize:])).state() == PartiallyPresent {
+		if ondisk.BATEntry(ondisk.LE.Uint64(table[i*ondisk.BATEntrySize:])).State() == ondisk.PartiallyPresent {
 			blocks = append(blocks, first+i)
 		}
 	}
@@ -115,25 +116,25 @@ func (r *repairer) guessSectors(l *layer, b, place int64) error {
 		return err
 	}
 	g := &l.geo
-	e, err := r.entryAt(l.batOffset() + g.payloadEntry(b)*batEntrySize)
+	e, err := r.entryAt(l.batOffset() + g.PayloadEntry(b)*ondisk.BATEntrySize)
 	if err != nil {
 		return err
 	}
-	bits := make([]byte, g.sectorsPerBlock()/8)
-	used := g.blockEnd(b) - b<<g.blockShift
-	piece := make([]byte, mib)
-	for at := int64(0); at < used; at += mib {
-		p := piece[:min(mib, used-at)]
-		if err := readFull(r.d, p, e.fileOff()+at, "block"); err != nil {
+	bits := make([]byte, g.SectorsPerBlock()/8)
+	used := g.BlockEnd(b) - b<<g.BlockShift
+	piece := make([]byte, ondisk.MiB)
+	for at := int64(0); at < used; at += ondisk.MiB {
+		p := piece[:min(ondisk.MiB, used-at)]
+		if err := readFull(r.d, p, e.FileOff()+at, "block"); err != nil {
 			return err
 		}
-		for s := int64(0); s < int64(len(p)); s += g.sectorSize {
-			if !allZero(p[s:min(s+g.sectorSize, int64(len(p)))]) {
-				i := (at + s) >> g.sectorShift
+		for s := int64(0); s < int64(len(p)); s += g.SectorSize {
+			if !allZero(p[s:min(s+g.SectorSize, int64(len(p)))]) {
+				i := (at + s) >> g.SectorShift
 				bits[i/8] |= 1 << (i % 8)
 			}
 		}
 	}
-	_, err = r.d.WriteAt(bits, place+(b&(g.chunkRatio()-1))*g.sectorsPerBlock()/8)
+	_, err = r.d.WriteAt(bits, place+(b&(g.ChunkRatio()-1))*g.SectorsPerBlock()/8)
 	return err
 }

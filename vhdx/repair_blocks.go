@@ -5,30 +5,30 @@ import (
 	"slices"
 	"strings"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // entryAt returns the BAT entry at a file offset of the draft.
-func (r *repairer) entryAt(off int64) (batEntry, error) {
-	var b [batEntrySize]byte
+func (r *repairer) entryAt(off int64) (ondisk.BATEntry, error) {
+	var b [ondisk.BATEntrySize]byte
 	err := readFull(r.d, b[:], off, "BAT entry")
-	return batEntry(le.Uint64(b[:])), err
+	return ondisk.BATEntry(ondisk.LE.Uint64(b[:])), err
 }
 
-func (r *repairer) setEntry(off int64, e batEntry) error {
-	_, err := r.d.WriteAt(le.AppendUint64(nil, uint64(e)), off)
+func (r *repairer) setEntry(off int64, e ondisk.BATEntry) error {
+	_, err := r.d.WriteAt(ondisk.LE.AppendUint64(nil, uint64(e)), off)
 	return err
 }
 
 // describes says what the BAT entry at file offset off is about; see geometry.entry.
 func (l *layer) describes(off int64) (n int64, bitmap bool) {
-	return l.geo.entry((off - l.batOffset()) / batEntrySize)
+	return l.geo.Entry((off - l.batOffset()) / ondisk.BATEntrySize)
 }
 
 // diskRange returns what payload block b is of the disk, from byte from of the block on.
 func (l *layer) diskRange(b, from int64) DiskRange {
-	start := b<<l.geo.blockShift + from
-	return DiskRange{start, max(0, l.geo.blockEnd(b)-start)}
+	start := b<<l.geo.BlockShift + from
+	return DiskRange{start, max(0, l.geo.BlockEnd(b)-start)}
 }
 
 // mendBlocks mends entries of payload blocks that say what cannot be.
@@ -50,31 +50,31 @@ func (r *repairer) mendBlocks(l *layer, list []Finding) error {
 // mendBlock returns the entry that is to take the place of e, that of block b. A block whose bytes cannot be found is
 // UNDEFINED from now on. That is the truth about it, and hides the parent of a child, where NOT_PRESENT would have old
 // bytes show as if they were right.
-func (r *repairer) mendBlock(l *layer, f Finding, b int64, e batEntry, size int64) batEntry {
+func (r *repairer) mendBlock(l *layer, f Finding, b int64, e ondisk.BATEntry, size int64) ondisk.BATEntry {
 	whole := []DiskRange{l.diskRange(b, 0)}
 	switch f.Rule {
-	case ondisk.R45.Name():
+	case ondisk.RulePartialWithoutParent.Name():
 		r.hurt(f, Suspect, whole, "%s is now fully present", blockName(b))
-		return newBATEntry(FullyPresent, 0) | e&batEntry(batOffsetMask)
-	case ondisk.R44.Name():
+		return ondisk.NewBATEntry(ondisk.FullyPresent, 0) | e&ondisk.BATEntry(ondisk.BATOffsetMask)
+	case ondisk.RuleBlockState.Name():
 		// A flipped bit makes a reserved state of FULLY_PRESENT. Where it points to a place that nobody else has, the
 		// block's bytes are there.
-		if off := e.offset(); off >= headerSectionSize && off <= uint64(size) && l.geo.blockSize <= size-int64(off) && l.space.mark(int64(off), l.geo.blockSize) {
+		if off := e.Offset(); off >= ondisk.HeaderSectionSize && off <= uint64(size) && l.geo.BlockSize <= size-int64(off) && l.space.mark(int64(off), l.geo.BlockSize) {
 			r.hurt(f, Suspect, whole, "%s is now fully present, at %#x, which no other block uses", blockName(b), off)
-			return newBATEntry(FullyPresent, int64(off))
+			return ondisk.NewBATEntry(ondisk.FullyPresent, int64(off))
 		}
-	case ondisk.R47.Name():
-		if off := e.offset(); off < uint64(size) && l.objectAt(int64(off), l.geo.blockSize) == "" {
-			if err := r.d.Truncate(max(r.d.size, int64(off)+l.geo.blockSize)); err != nil {
+	case ondisk.RuleBlockBeyondFile.Name():
+		if off := e.Offset(); off < uint64(size) && l.objectAt(int64(off), l.geo.BlockSize) == "" {
+			if err := r.d.Truncate(max(r.d.size, int64(off)+l.geo.BlockSize)); err != nil {
 				break // as on a device
 			}
 			lost := l.diskRange(b, size-int64(off))
 			r.hurt(f, Lost, []DiskRange{lost}, "the file ends inside %s: the data up to there is kept, the rest reads as zeros", blockName(b))
-			return newBATEntry(e.state(), int64(off))
+			return ondisk.NewBATEntry(e.State(), int64(off))
 		}
 	}
-	r.hurt(f, Lost, whole, "%s has no data that can be found: its state is now %v, which reads as zeros", blockName(b), Undefined)
-	return newBATEntry(Undefined, 0)
+	r.hurt(f, Lost, whole, "%s has no data that can be found: its state is now %v, which reads as zeros", blockName(b), ondisk.Undefined)
+	return ondisk.NewBATEntry(ondisk.Undefined, 0)
 }
 
 // tidyEntries mends entries that break no rule, but say more than they should.
@@ -86,13 +86,13 @@ func (r *repairer) tidyEntries(l *layer, list []Finding) error {
 		}
 		b, bitmap := l.describes(f.Offset)
 		if !bitmap && l.overwritten(e) {
-			r.hurt(f, Lost, []DiskRange{l.diskRange(b, 0)}, "the entry of %s was overwritten: its state is now %v, which reads as zeros", blockName(b), Undefined)
-			if err := r.setEntry(f.Offset, newBATEntry(Undefined, 0)); err != nil {
+			r.hurt(f, Lost, []DiskRange{l.diskRange(b, 0)}, "the entry of %s was overwritten: its state is now %v, which reads as zeros", blockName(b), ondisk.Undefined)
+			if err := r.setEntry(f.Offset, ondisk.NewBATEntry(ondisk.Undefined, 0)); err != nil {
 				return err
 			}
 			continue
 		}
-		tidied, done := tidy(e, bitmap, l.geo.hasParent)
+		tidied, done := tidy(e, bitmap, l.geo.HasParent)
 		if tidied == e {
 			continue
 		}
@@ -106,27 +106,27 @@ func (r *repairer) tidyEntries(l *layer, list []Finding) error {
 
 // overwritten reports whether an entry that breaks no rule is one that no program has written: with reserved bits, and the
 // offset of a place outside the file. Its state means nothing then. In a page of garbage it is one of two.
-func (l *layer) overwritten(e batEntry) bool {
-	switch e.state() {
-	case FullyPresent, PartiallyPresent: // what is wrong with these breaks a rule
+func (l *layer) overwritten(e ondisk.BATEntry) bool {
+	switch e.State() {
+	case ondisk.FullyPresent, ondisk.PartiallyPresent: // what is wrong with these breaks a rule
 		return false
 	}
-	return e.reserved() != 0 && e.offset() >= uint64(l.size)
+	return e.Reserved() != 0 && e.Offset() >= uint64(l.size)
 }
 
 // tidy returns what an entry that gives cause for a warning should be, and how that is done.
-func tidy(e batEntry, bitmap, hasParent bool) (tidied batEntry, done string) {
+func tidy(e ondisk.BATEntry, bitmap, hasParent bool) (tidied ondisk.BATEntry, done string) {
 	switch {
 	case bitmap && !hasParent:
 		return 0, "cleared"
-	case e.reserved() != 0:
-		return e &^ batReservedMask, "the reserved bits are cleared"
+	case e.Reserved() != 0:
+		return e &^ ondisk.BATReservedMask, "the reserved bits are cleared"
 	case bitmap:
 		return e, ""
-	case e.state() == unmappedDraft:
-		return e&^batStateMask | batEntry(Unmapped), "the state is now the one of the final format"
-	case e.state() != FullyPresent && e.state() != PartiallyPresent:
-		return newBATEntry(e.state(), 0), "the file offset is cleared"
+	case e.State() == ondisk.UnmappedDraft:
+		return e&^ondisk.BATStateMask | ondisk.BATEntry(ondisk.Unmapped), "the state is now the one of the final format"
+	case e.State() != ondisk.FullyPresent && e.State() != ondisk.PartiallyPresent:
+		return ondisk.NewBATEntry(e.State(), 0), "the file offset is cleared"
 	}
 	return e, ""
 }
@@ -134,10 +134,10 @@ func tidy(e batEntry, bitmap, hasParent bool) (tidied batEntry, done string) {
 // dropKeptPlaces has blocks that are not present keep no places any more, since some of these are used otherwise.
 func (r *repairer) dropKeptPlaces(l *layer, list []Finding) error {
 	var blocks []int64
-	err := l.eachEntry(func(n int64, bitmap bool, e batEntry) error {
-		if !bitmap && mayKeepPlace(e.state()) && e.offset() != 0 {
+	err := l.eachEntry(func(n int64, bitmap bool, e ondisk.BATEntry) error {
+		if !bitmap && mayKeepPlace(e.State()) && e.Offset() != 0 {
 			blocks = append(blocks, n)
-			return r.setEntry(l.batOffset()+l.geo.payloadEntry(n)*batEntrySize, newBATEntry(e.state(), 0))
+			return r.setEntry(l.batOffset()+l.geo.PayloadEntry(n)*ondisk.BATEntrySize, ondisk.NewBATEntry(e.State(), 0))
 		}
 		return nil
 	})
@@ -160,11 +160,11 @@ func (r *repairer) separate(l *layer, list []Finding) error {
 			return err
 		}
 		b, _ := l.describes(f.Offset)
-		off, err := r.d.appendCopy(e.fileOff(), l.geo.blockSize)
+		off, err := r.d.appendCopy(e.FileOff(), l.geo.BlockSize)
 		if err != nil {
 			return err
 		}
-		if err := r.setEntry(f.Offset, newBATEntry(e.state(), off)); err != nil {
+		if err := r.setEntry(f.Offset, ondisk.NewBATEntry(e.State(), off)); err != nil {
 			return err
 		}
 		ranges := []DiskRange{l.diskRange(b, 0)}
@@ -196,28 +196,28 @@ func (r *repairer) partners(l *layer, list []Finding) ([][]partner, error) {
 		if err != nil {
 			return nil, err
 		}
-		places = append(places, place{e.fileOff(), f.Offset, i})
+		places = append(places, place{e.FileOff(), f.Offset, i})
 	}
-	slices.SortFunc(places, func(a, b place) int { return int((a.off - b.off) / mib) })
+	slices.SortFunc(places, func(a, b place) int { return int((a.off - b.off) / ondisk.MiB) })
 	found := make([][]partner, len(list))
-	err := l.eachEntry(func(n int64, bitmap bool, e batEntry) error {
-		p, entry, size := partner{name: fmt.Sprintf("the sector bitmap block of chunk %d", n)}, l.geo.bitmapEntry(n), int64(bitmapBlockSize)
+	err := l.eachEntry(func(n int64, bitmap bool, e ondisk.BATEntry) error {
+		p, entry, size := partner{name: fmt.Sprintf("the sector bitmap block of chunk %d", n)}, l.geo.BitmapEntry(n), int64(ondisk.BitmapBlockSize)
 		switch {
-		case bitmap && e.state() == bitmapPresent:
-		case !bitmap && (e.state() == FullyPresent || e.state() == PartiallyPresent):
-			p, entry, size = partner{blockName(n), []DiskRange{l.diskRange(n, 0)}}, l.geo.payloadEntry(n), l.geo.blockSize
+		case bitmap && e.State() == ondisk.BitmapPresent:
+		case !bitmap && (e.State() == ondisk.FullyPresent || e.State() == ondisk.PartiallyPresent):
+			p, entry, size = partner{blockName(n), []DiskRange{l.diskRange(n, 0)}}, l.geo.PayloadEntry(n), l.geo.BlockSize
 		default:
 			return nil
 		}
-		entry = l.batOffset() + entry*batEntrySize
-		first, _ := slices.BinarySearchFunc(places, e.fileOff()-l.geo.blockSize+1, func(p place, off int64) int {
+		entry = l.batOffset() + entry*ondisk.BATEntrySize
+		first, _ := slices.BinarySearchFunc(places, e.FileOff()-l.geo.BlockSize+1, func(p place, off int64) int {
 			if p.off < off {
 				return -1
 			}
 			return 1
 		})
 		for _, q := range places[first:] {
-			if q.off >= e.fileOff()+size {
+			if q.off >= e.FileOff()+size {
 				break
 			}
 			if q.entry != entry && len(found[q.i]) < maxPartners {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/test/powercut"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // planOn plans the repair of the image in f, of which there has to be one.
@@ -99,9 +100,9 @@ func sameBytes(a, b File) bool {
 	if an != bn {
 		return false
 	}
-	x, y := make([]byte, mib), make([]byte, mib)
-	for off := int64(0); off < an; off += mib {
-		n := min(mib, an-off)
+	x, y := make([]byte, ondisk.MiB), make([]byte, ondisk.MiB)
+	for off := int64(0); off < an; off += ondisk.MiB {
+		n := min(ondisk.MiB, an-off)
 		if err := errors.Join(readFull(a, x[:n], off, "one"), readFull(b, y[:n], off, "other")); err != nil {
 			panic(err)
 		}
@@ -114,17 +115,17 @@ func sameBytes(a, b File) bool {
 
 // crashImages are damaged images, which need every kind of change together.
 func crashImages() map[string]*image {
-	dirty := build(spec{dataOff: 5 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	dirty := build(spec{dataOff: 5 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	dirty.setBlockEntry(2, dirty.entries[0])
-	dirty.setBlockEntry(3, newBATEntry(FullyPresent, tib))
+	dirty.setBlockEntry(3, ondisk.NewBATEntry(ondisk.FullyPresent, ondisk.TiB))
 	dirty.logPages(dirty.batOff)
 
-	tables := build(spec{regions: []region{{GUID: otherGUID, Offset: 1 << 62, Length: mib}}, blocks: oneBlock})
-	tables.setBlockEntry(1, newBATEntry(unmappedDraft, 0))
-	tables.changeItem(diskSizeGUID, func(m *metadataItem) { m.Flags = 0 })
+	tables := build(spec{regions: []ondisk.Region{{GUID: otherGUID, Offset: 1 << 62, Length: ondisk.MiB}}, blocks: oneBlock})
+	tables.setBlockEntry(1, ondisk.NewBATEntry(ondisk.UnmappedDraft, 0))
+	tables.changeItem(ondisk.DiskSizeGUID, func(m *ondisk.MetadataItem) { m.Flags = 0 })
 
-	copy2 := build(spec{regions: []region{{GUID: otherGUID, Offset: 1 << 62, Length: mib}}, blocks: oneBlock})
-	copy2.write([]byte{1}, regionTableOffsets[0]+60000)
+	copy2 := build(spec{regions: []ondisk.Region{{GUID: otherGUID, Offset: 1 << 62, Length: ondisk.MiB}}, blocks: oneBlock})
+	copy2.write([]byte{1}, ondisk.RegionTableOffsets[0]+60000)
 
 	noLog := build(spec{noLog: true, blocks: oneBlock})
 	return map[string]*image{

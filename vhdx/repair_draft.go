@@ -11,6 +11,7 @@ import (
 
 	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // maxDraftPages bounds the memory of a draft: 256 MiB of pages. It is the BAT of a disk of 32 TiB, all of it changed.
@@ -28,11 +29,11 @@ type draft struct {
 	imagefile.Plain
 
 	base   File
-	old    int64                     // size of base, bytes
-	size   int64                     // of the draft, bytes
-	pages  map[int64]*[pageSize]byte // changed, by file offset
-	copies []copied                  // by rising place, behind the old end and not in pages
-	holes  []fileRange               // that are to be punched, by rising offset; nothing uses them
+	old    int64                            // size of base, bytes
+	size   int64                            // of the draft, bytes
+	pages  map[int64]*[ondisk.PageSize]byte // changed, by file offset
+	copies []copied                         // by rising place, behind the old end and not in pages
+	holes  []fileRange                      // that are to be punched, by rising offset; nothing uses them
 
 	sorted []int64 // the offsets of pages, in order; nil where these have changed
 }
@@ -55,7 +56,7 @@ func newDraft(base File) (*draft, error) {
 	if err != nil {
 		return nil, fmt.Errorf("size of the image: %w", err)
 	}
-	return &draft{base: base, old: size, size: size, pages: make(map[int64]*[pageSize]byte)}, nil
+	return &draft{base: base, old: size, size: size, pages: make(map[int64]*[ondisk.PageSize]byte)}, nil
 }
 
 // changed reports whether anything of the draft differs from the file.
@@ -113,9 +114,9 @@ func (d *draft) ReadAt(p []byte, off int64) (int, error) {
 			return 0, err
 		}
 	}
-	for at := off &^ (pageSize - 1); at < off+int64(len(p)) && len(d.pages) > 0; at += pageSize {
+	for at := off &^ (ondisk.PageSize - 1); at < off+int64(len(p)) && len(d.pages) > 0; at += ondisk.PageSize {
 		if pg := d.pages[at]; pg != nil {
-			copy(overlap(p, off, fileRange{at, pageSize}), pg[max(off-at, 0):])
+			copy(overlap(p, off, fileRange{at, ondisk.PageSize}), pg[max(off-at, 0):])
 		}
 	}
 	return len(p), end
@@ -142,7 +143,7 @@ func readZeroPast(f io.ReaderAt, p []byte, off, end int64) error {
 
 // WriteAt changes the draft. A page that stays what it is does not count as changed.
 func (d *draft) WriteAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > maxFileSize-int64(len(p)) {
+	if off < 0 || off > ondisk.MaxFileSize-int64(len(p)) {
 		return 0, unix.EFBIG
 	}
 	if end := off + int64(len(p)); end > d.size {
@@ -151,8 +152,8 @@ func (d *draft) WriteAt(p []byte, off int64) (int, error) {
 		}
 	}
 	for n := 0; n < len(p); {
-		at := (off + int64(n)) &^ (pageSize - 1)
-		var pg [pageSize]byte
+		at := (off + int64(n)) &^ (ondisk.PageSize - 1)
+		var pg [ondisk.PageSize]byte
 		if _, err := d.ReadAt(pg[:], at); err != nil && err != io.EOF {
 			return n, err
 		}
@@ -180,7 +181,7 @@ func (d *draft) Truncate(size int64) error {
 	switch {
 	case size == d.size:
 		return nil
-	case size < 0 || size > maxFileSize:
+	case size < 0 || size > ondisk.MaxFileSize:
 		return fmt.Errorf("the repair needs a file of %#x bytes; at most 256 TiB are supported: %w", uint64(size), unix.EFBIG)
 	case d.base.IsDevice():
 		return fmt.Errorf("the image is a device of %s, but the repair needs %s: %w", sizes.Text(d.old), sizes.Text(size), unix.ENOSPC)
@@ -188,13 +189,13 @@ func (d *draft) Truncate(size int64) error {
 		return errors.New("a draft that was cut cannot grow")
 	}
 	d.size, d.sorted = size, nil
-	maps.DeleteFunc(d.pages, func(at int64, _ *[pageSize]byte) bool { return at >= size })
+	maps.DeleteFunc(d.pages, func(at int64, _ *[ondisk.PageSize]byte) bool { return at >= size })
 	return nil
 }
 
 // append makes room for n bytes, which read as zero, at the next MiB behind the end of the file.
 func (d *draft) append(n int64) (off int64, err error) {
-	off = roundUp(d.size, mib)
+	off = ondisk.RoundUp(d.size, ondisk.MiB)
 	return off, d.Truncate(off + n)
 }
 
@@ -218,7 +219,7 @@ func (d *draft) NextData(off int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if i := firstBehind(d.offsets(), off, func(at int64) int64 { return at + pageSize }); i < len(d.sorted) {
+	if i := firstBehind(d.offsets(), off, func(at int64) int64 { return at + ondisk.PageSize }); i < len(d.sorted) {
 		next = min(next, max(d.sorted[i], off))
 	}
 	if i := firstBehind(d.copies, off, copied.end); i < len(d.copies) {

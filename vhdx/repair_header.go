@@ -4,14 +4,15 @@ import (
 	"github.com/google/uuid"
 
 	"vhdxfs/journal"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // setHeader makes both headers of the draft say what change makes of them, under sequence numbers above those of the
 // file: apply writes the current header once before, and then both.
-func (r *repairer) setHeader(change func(h *header)) error {
+func (r *repairer) setHeader(change func(h *ondisk.Header)) error {
 	change(&r.header)
 	for i, slot := range []int{r.slot, 1 - r.slot} {
-		if _, err := r.d.WriteAt(r.headerCopy(i)[:], headerOffsets[slot]); err != nil {
+		if _, err := r.d.WriteAt(r.headerCopy(i)[:], ondisk.HeaderOffsets[slot]); err != nil {
 			return err
 		}
 	}
@@ -20,25 +21,25 @@ func (r *repairer) setHeader(change func(h *header)) error {
 
 // headerCopy returns the new header as it is going to stand in the place of the current one, for i = 0, and in the
 // other place, for i = 1.
-func (r *repairer) headerCopy(i int) *[headerSize]byte {
+func (r *repairer) headerCopy(i int) *[ondisk.HeaderSize]byte {
 	h := r.header
 	h.SequenceNumber = r.copies[r.slot].SequenceNumber + uint64(2+i)
-	return h.encode()
+	return h.Encode()
 }
 
 // announcement returns what the other place holds while the image is being changed: the header that counts until then,
 // with a new FileWriteGuid.
-func (r *repairer) announcement() *[headerSize]byte {
+func (r *repairer) announcement() *[ondisk.HeaderSize]byte {
 	h := r.copies[r.slot]
 	h.SequenceNumber++
 	h.FileWriteGUID = r.header.FileWriteGUID
-	return h.encode()
+	return h.Encode()
 }
 
 // mendIdentifier writes the identifier anew, which somebody has written over: the headers are there.
 func (r *repairer) mendIdentifier(_ *layer, list []Finding) error {
 	r.fixed(list[0], "rewritten, because everything else is present; an interrupted creation looks the same")
-	_, err := r.d.WriteAt([]byte(identifierSignature), 0)
+	_, err := r.d.WriteAt([]byte(ondisk.IdentifierSignature), 0)
 	return err
 }
 
@@ -54,7 +55,7 @@ func (r *repairer) mendEqualHeaders(_ *layer, list []Finding) error {
 		done += ". Children of the image may expect the DataWriteGuid of header 2, " + b.DataWriteGUID.String()
 	}
 	r.fixed(list[0], "%s", done)
-	return r.setHeader(func(*header) {})
+	return r.setHeader(func(*ondisk.Header) {})
 }
 
 // mendHeaders writes both headers from the current one, where they are not as a writer leaves them.
@@ -64,19 +65,19 @@ func (r *repairer) mendHeaders(l *layer, list []Finding) error {
 		return nil // that there is no log is for addLog
 	}
 	r.fixed(list[0], "both headers are rewritten from the current one")
-	return r.setHeader(func(h *header) { h.LogVersion = 0 })
+	return r.setHeader(func(h *ondisk.Header) { h.LogVersion = 0 })
 }
 
 // mendLogPlace takes a log away that cannot be where the header says. If it had to be replayed, what it held is lost.
 func (r *repairer) mendLogPlace(l *layer, list []Finding) error {
-	if r.header.dirty() {
+	if r.header.Dirty() {
 		return r.dropLog(l, list)
 	}
 	r.fixed(list[0], "the log is discarded; it was empty")
 	return r.setHeader(noLog)
 }
 
-func noLog(h *header) {
+func noLog(h *ondisk.Header) {
 	h.LogGUID, h.LogVersion = uuid.Nil, 0
 	h.LogLength, h.LogOffset = 0, 0
 }
@@ -89,10 +90,10 @@ func (r *repairer) dropLog(l *layer, list []Finding) error {
 		return nil
 	}
 	r.hurt(list[0], Suspect, nil, "the log is discarded: the last changes may be lost or incomplete")
-	return r.setHeader(func(h *header) {
+	return r.setHeader(func(h *ondisk.Header) {
 		log := *h
 		log.LogGUID, log.LogVersion = uuid.Nil, 0
-		if log.validate(0, l.fileSize) != nil {
+		if log.Validate(0, l.fileSize) != nil {
 			noLog(&log)
 		}
 		*h = log
@@ -108,7 +109,7 @@ func (r *repairer) replay(l *layer, list []Finding) error {
 		return err
 	}
 	r.fixed(list[0], "replayed")
-	return r.setHeader(func(h *header) { h.LogGUID = uuid.Nil })
+	return r.setHeader(func(h *ondisk.Header) { h.LogGUID = uuid.Nil })
 }
 
 // replayTruncated replays the log of a file that was cut: the log says that it was longer. What lay behind the end is
@@ -128,7 +129,7 @@ func (r *repairer) replayTruncated(l *layer, list []Finding) error {
 	}
 	r.fixed(list[0], "the log is replayed up to the end of the file")
 	r.keepSpace = true
-	return r.setHeader(func(h *header) { h.LogGUID = uuid.Nil })
+	return r.setHeader(func(h *ondisk.Header) { h.LogGUID = uuid.Nil })
 }
 
 // addLog gives an image without a log one, so that it can be written.
@@ -141,5 +142,5 @@ func (r *repairer) addLog(l *layer, list []Finding) error {
 		return err
 	}
 	r.fixed(list[0], "a log of 1 MiB at %#x", off)
-	return r.setHeader(func(h *header) { h.LogOffset, h.LogLength = uint64(off), DefaultLogSize })
+	return r.setHeader(func(h *ondisk.Header) { h.LogOffset, h.LogLength = uint64(off), DefaultLogSize })
 }

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A repairer plans the repair of one image on a draft of its file: it examines the draft, mends what the findings
@@ -22,9 +22,9 @@ type repairer struct {
 	d    *draft
 	last *layer // of the draft, as it was examined last
 
-	copies [2]header // of the file; valid unless headless
-	slot   int       // of the current one
-	header header    // that the image is going to have
+	copies [2]ondisk.Header // of the file; valid unless headless
+	slot   int              // of the current one
+	header ondisk.Header    // that the image is going to have
 
 	headless   bool  // there is no header, so nothing can be repaired
 	triedOther bool  // the other copy of the region table was taken
@@ -45,13 +45,13 @@ func newRepairer(ctx context.Context, op *opener, top *layer, o RepairOptions) (
 	}
 	orNothing(&o.Phase, &o.Progress)
 	r := &repairer{ctx: ctx, op: op, top: top, o: o, d: d}
-	if d.old < headerSectionSize {
+	if d.old < ondisk.HeaderSectionSize {
 		r.headless = true
 		return r, nil
 	}
 	hs, err := readHeaders(top.file)
 	switch {
-	case ruleOf(err) == ondisk.R4: // the first is taken, where they agree on what matters
+	case ruleOf(err) == ondisk.RuleHeadersAmbiguous: // the first is taken, where they agree on what matters
 	case errors.Is(err, ErrCorrupt):
 		r.headless = true
 		return r, nil
@@ -74,37 +74,37 @@ type repair struct {
 // repairs are in stages: when one of a stage has mended something, the draft is examined anew, from its first byte.
 var repairs = [][]repair{
 	{
-		{"file type identifier", []ondisk.Rule{ondisk.R2}, (*repairer).mendIdentifier},
-		{"header", []ondisk.Rule{ondisk.R4}, (*repairer).mendEqualHeaders},
-		{"header", []ondisk.Rule{ondisk.R7, ondisk.R8, ondisk.R9}, (*repairer).mendLogPlace},
-		{"header", []ondisk.Rule{ondisk.R6, ondisk.R10}, (*repairer).dropLog},
-		{"log", []ondisk.Rule{ondisk.R11, ondisk.R13}, (*repairer).dropLog},
-		{"log descriptor", []ondisk.Rule{ondisk.R13}, (*repairer).dropLog},
-		{"log entry", []ondisk.Rule{ondisk.R13}, (*repairer).dropLog},
-		{"log entry", []ondisk.Rule{ondisk.R12}, (*repairer).replayTruncated},
+		{"file type identifier", []ondisk.Rule{ondisk.RuleFileSignature}, (*repairer).mendIdentifier},
+		{"header", []ondisk.Rule{ondisk.RuleHeadersAmbiguous}, (*repairer).mendEqualHeaders},
+		{"header", []ondisk.Rule{ondisk.RuleLogOffset, ondisk.RuleLogLength, ondisk.RuleLogBeyondFile}, (*repairer).mendLogPlace},
+		{"header", []ondisk.Rule{ondisk.RuleLogVersion, ondisk.RuleLogEmpty}, (*repairer).dropLog},
+		{"log", []ondisk.Rule{ondisk.RuleLogSequence, ondisk.RuleLogTarget}, (*repairer).dropLog},
+		{"log descriptor", []ondisk.Rule{ondisk.RuleLogTarget}, (*repairer).dropLog},
+		{"log entry", []ondisk.Rule{ondisk.RuleLogTarget}, (*repairer).dropLog},
+		{"log entry", []ondisk.Rule{ondisk.RuleFileShorterThanLog}, (*repairer).replayTruncated},
 	},
 	{{structure: "log", mend: (*repairer).replay}},
-	{{"region table entry", []ondisk.Rule{ondisk.R16, ondisk.R17, ondisk.R18, ondisk.R22, ondisk.R23}, (*repairer).takeOtherTable},
-		{"region table", []ondisk.Rule{ondisk.R19, ondisk.R20, ondisk.R21}, (*repairer).takeOtherTable}},
+	{{"region table entry", []ondisk.Rule{ondisk.RuleRegionTwice, ondisk.RuleRegionOffset, ondisk.RuleRegionLength, ondisk.RuleRegionUnknown, ondisk.RuleRegionBeyondFile}, (*repairer).takeOtherTable},
+		{"region table", []ondisk.Rule{ondisk.RuleRegionOverlap, ondisk.RuleNoBATRegion, ondisk.RuleNoMetadataRegion}, (*repairer).takeOtherTable}},
 	{
 		{"header", nil, (*repairer).mendHeaders},
 		{"region table", nil, (*repairer).mendTables},
 		{"region table entry", nil, (*repairer).mendRegions},
-		{"region table entry", []ondisk.Rule{ondisk.R17, ondisk.R18}, (*repairer).mendRegions},
+		{"region table entry", []ondisk.Rule{ondisk.RuleRegionOffset, ondisk.RuleRegionLength}, (*repairer).mendRegions},
 		{"metadata table entry", nil, (*repairer).mendItems},
-		{"metadata table entry", []ondisk.Rule{ondisk.R27, ondisk.R28, ondisk.R29, ondisk.R31, ondisk.R36}, (*repairer).mendItems},
+		{"metadata table entry", []ondisk.Rule{ondisk.RuleItemTwice, ondisk.RuleItemInTable, ondisk.RuleItemBeyondRegion, ondisk.RuleItemTooLong, ondisk.RuleItemLength}, (*repairer).mendItems},
 		{"file parameters", nil, (*repairer).mendFileParameters},
-		{"physical sector size", []ondisk.Rule{ondisk.R39}, (*repairer).mendPhysicalSectorSize},
+		{"physical sector size", []ondisk.Rule{ondisk.RulePhysicalSectorSize}, (*repairer).mendPhysicalSectorSize},
 	},
-	{{"region table entry", []ondisk.Rule{ondisk.R23}, (*repairer).growBAT}},
+	{{"region table entry", []ondisk.Rule{ondisk.RuleRegionBeyondFile}, (*repairer).growBAT}},
 	{{cutBAT, nil, (*repairer).fillBAT}},
 	{
-		{"BAT entry", []ondisk.Rule{ondisk.R44, ondisk.R45, ondisk.R46, ondisk.R47, ondisk.R48}, (*repairer).mendBlocks},
+		{"BAT entry", []ondisk.Rule{ondisk.RuleBlockState, ondisk.RulePartialWithoutParent, ondisk.RuleBlockInHeaderSection, ondisk.RuleBlockBeyondFile, ondisk.RuleBlockOverlapsRegion}, (*repairer).mendBlocks},
 		{"BAT entry", nil, (*repairer).tidyEntries},
 		{"BAT", nil, (*repairer).dropKeptPlaces},
 	},
-	{{"BAT entry", []ondisk.Rule{ondisk.R49}, (*repairer).separate}},
-	{{"BAT entry", []ondisk.Rule{ondisk.R50, ondisk.R51, ondisk.R52}, (*repairer).mendBitmaps}},
+	{{"BAT entry", []ondisk.Rule{ondisk.RuleBlockOverlap}, (*repairer).separate}},
+	{{"BAT entry", []ondisk.Rule{ondisk.RuleBitmapState, ondisk.RuleBitmapPlace, ondisk.RuleNoSectorBitmap}, (*repairer).mendBitmaps}},
 	{{structure: "log", mend: (*repairer).addLog}},
 	{{structure: "file", mend: (*repairer).giveBack}},
 }
@@ -183,7 +183,7 @@ func (r *repairer) examine() (*layer, []Finding, error) {
 		list = append(list, Finding{Structure: "log", Offset: log.Offset, Message: "no log; the image can be read, but not written safely"})
 	}
 	if free := l.space.free(); free > 0 {
-		list = append(list, Finding{Structure: "file", Message: fmt.Sprintf("%d MiB inside it are used by nothing", free/mib)})
+		list = append(list, Finding{Structure: "file", Message: fmt.Sprintf("%d MiB inside it are used by nothing", free/ondisk.MiB)})
 	}
 	return l, list, nil
 }

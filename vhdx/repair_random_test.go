@@ -5,18 +5,18 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // Whatever happens to the bytes that describe an image, a repair ends with a sound image, or with one that was not
 // touched; and what it did can be undone.
 func TestRepairOfRandomDamage(t *testing.T) {
 	specs := []spec{
-		{diskSize: 20 * mib, blocks: []blockSpec{{0, FullyPresent}, {3, FullyPresent}, {7, Zero}, {9, Unmapped}, {11, FullyPresent}}},
-		{typ: Differencing, diskSize: 20 * mib, blocks: []blockSpec{{0, PartiallyPresent}, {3, FullyPresent}, {7, Zero}, {9, PartiallyPresent}}},
-		{typ: Fixed, diskSize: 5*mib + 512, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}, {3, FullyPresent}, {4, FullyPresent}, {5, FullyPresent}}},
-		{diskSize: 64 * mib, blockSize: 8 * mib, sectorSize: 4096, blocks: []blockSpec{{0, FullyPresent}, {2, FullyPresent}},
-			items: []rawItem{{otherGUID, 0, []byte("system")}, {otherGUID, itemIsUser, []byte("user")}}},
+		{diskSize: 20 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {3, ondisk.FullyPresent}, {7, ondisk.Zero}, {9, ondisk.Unmapped}, {11, ondisk.FullyPresent}}},
+		{typ: Differencing, diskSize: 20 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.PartiallyPresent}, {3, ondisk.FullyPresent}, {7, ondisk.Zero}, {9, ondisk.PartiallyPresent}}},
+		{typ: Fixed, diskSize: 5*ondisk.MiB + 512, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.FullyPresent}, {3, ondisk.FullyPresent}, {4, ondisk.FullyPresent}, {5, ondisk.FullyPresent}}},
+		{diskSize: 64 * ondisk.MiB, blockSize: 8 * ondisk.MiB, sectorSize: 4096, blocks: []blockSpec{{0, ondisk.FullyPresent}, {2, ondisk.FullyPresent}},
+			items: []rawItem{{otherGUID, 0, []byte("system")}, {otherGUID, ondisk.ItemIsUser, []byte("user")}}},
 	}
 	good := make([]*image, len(specs))
 	for i, s := range specs {
@@ -56,18 +56,18 @@ func (im *image) harm(rng *rand.Rand) {
 			clear(b[i:min(i+8, len(b))])
 		}
 	}
-	entry := func() int64 { return rng.Int64N(im.geo.batEntries() + 1) }
+	entry := func() int64 { return rng.Int64N(im.geo.BATEntries() + 1) }
 	switch rng.IntN(9) {
 	case 0:
-		im.change(headerOffsets[rng.IntN(2)], 80, garble)
+		im.change(ondisk.HeaderOffsets[rng.IntN(2)], 80, garble)
 	case 1: // a writer's error: the checksum is right
-		off := headerOffsets[rng.IntN(2)]
-		im.stamp([2]int64{off, off}, headerSize, func(b []byte) { garble(b[8:80]) })
+		off := ondisk.HeaderOffsets[rng.IntN(2)]
+		im.stamp([2]int64{off, off}, ondisk.HeaderSize, func(b []byte) { garble(b[8:80]) })
 	case 2:
-		off := regionTableOffsets[rng.IntN(2)]
+		off := ondisk.RegionTableOffsets[rng.IntN(2)]
 		im.change(off, 100, garble)
 		if rng.IntN(2) == 0 {
-			im.stamp([2]int64{off, off}, regionTableSize, func([]byte) {})
+			im.stamp([2]int64{off, off}, ondisk.RegionTableSize, func([]byte) {})
 		}
 	case 3:
 		im.change(im.metaOff+32, 32*8, garble)
@@ -79,7 +79,7 @@ func (im *image) harm(rng *rand.Rand) {
 	case 7:
 		size := im.size - rng.Int64N(im.size/3)
 		if rng.IntN(2) == 0 {
-			size = im.size + rng.Int64N(5*mib)
+			size = im.size + rng.Int64N(5*ondisk.MiB)
 		}
 		im.Truncate(size)
 	default:
@@ -87,7 +87,7 @@ func (im *image) harm(rng *rand.Rand) {
 		if rng.IntN(2) == 0 {
 			im.change(im.logOff, 64, garble)
 			b := im.read(im.logOff, 8192)
-			im.write(le.AppendUint32(nil, ondisk.Checksum(b, 4)), im.logOff+4)
+			im.write(ondisk.LE.AppendUint32(nil, ondisk.Checksum(b, 4)), im.logOff+4)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"time"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // writeUndo writes the undo file of the plan to w, and returns its size.
@@ -14,10 +15,10 @@ func (r *repairer) writeUndo(w io.Writer) (int64, error) {
 	if err != nil || len(path) > maxUndoPath {
 		path = filepath.Base(r.top.path) // as if it lay beside the undo file
 	}
-	out := bufio.NewWriterSize(w, mib)
+	out := bufio.NewWriterSize(w, ondisk.MiB)
 	u := &undoWriter{w: out}
 	tail := min(r.d.size, r.d.old)
-	total := int64(len(r.d.pages))*pageSize + r.d.old - tail
+	total := int64(len(r.d.pages))*ondisk.PageSize + r.d.old - tail
 	for _, h := range r.d.holes {
 		total += h.n
 	}
@@ -48,7 +49,7 @@ func (r *repairer) writeUndo(w io.Writer) (int64, error) {
 func (r *repairer) recordPages(u *undoWriter) error {
 	announced := sectorSums(r.announcement()[:])
 	for _, at := range r.d.offsets() {
-		n := min(pageSize, r.d.old-at)
+		n := min(ondisk.PageSize, r.d.old-at)
 		if n <= 0 {
 			break
 		}
@@ -57,20 +58,20 @@ func (r *repairer) recordPages(u *undoWriter) error {
 			return err
 		}
 		news := [][]byte{sectorSums(r.d.pages[at][:n])}
-		if at == headerOffsets[1-r.slot] {
+		if at == ondisk.HeaderOffsets[1-r.slot] {
 			news = append(news, announced)
 		}
 		if err := u.record(at, old, news...); err != nil {
 			return err
 		}
-		r.o.Progress(pageSize)
+		r.o.Progress(ondisk.PageSize)
 	}
 	return nil
 }
 
 // recordZeroed saves what is not zero of the bytes from off to end, which are to be.
 func (r *repairer) recordZeroed(u *undoWriter, off, end int64) error {
-	const piece = 64 * kib
+	const piece = 64 * ondisk.KiB
 	buf := make([]byte, piece)
 	sums := sectorSums(buf)
 	for off < end {
@@ -85,7 +86,7 @@ func (r *repairer) recordZeroed(u *undoWriter, off, end int64) error {
 		if err != nil {
 			return err
 		}
-		next = max(off, next/pageSize*pageSize)
+		next = max(off, next/ondisk.PageSize*ondisk.PageSize)
 		r.o.Progress(next - off)
 		off = next
 		b := buf[:min(piece, end-off)]

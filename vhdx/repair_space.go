@@ -3,6 +3,7 @@ package vhdx
 import (
 	"context"
 	"fmt"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // giveBack gives space that nothing uses back: at the end by a shorter file, elsewhere by holes. Space that holds data is
@@ -75,7 +76,7 @@ func (r *repairer) givable(l *layer) (ranges []fileRange, err error) {
 
 // readsZero reports whether a range of the draft holds nothing but zeros.
 func (r *repairer) readsZero(l *layer, g fileRange) (bool, error) {
-	buf := make([]byte, mib)
+	buf := make([]byte, ondisk.MiB)
 	for g.n > 0 {
 		if err := context.Cause(r.ctx); err != nil {
 			return false, err
@@ -85,7 +86,7 @@ func (r *repairer) readsZero(l *layer, g fileRange) (bool, error) {
 			return false, err
 		}
 		if n == 0 {
-			n = min(mib, g.n)
+			n = min(ondisk.MiB, g.n)
 			if err := readFull(r.d, buf[:n], g.off, "unused space"); err != nil {
 				return false, err
 			}
@@ -109,8 +110,8 @@ func (r *repairer) adviseSpace() []string {
 
 // bytesOf writes a number of bytes for people.
 func bytesOf(n int64) string {
-	if n >= mib {
-		return fmt.Sprintf("%d MiB", n/mib)
+	if n >= ondisk.MiB {
+		return fmt.Sprintf("%d MiB", n/ondisk.MiB)
 	}
 	return fmt.Sprintf("%d bytes", n)
 }

@@ -12,8 +12,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // mustRepair repairs the image at path.
@@ -99,7 +99,7 @@ func TestRepairOfEveryRule(t *testing.T) {
 func (c *ruleCase) repair(t *testing.T, o RepairOptions, want int) {
 	s := &scene{image: build(c.spec), others: make(map[string]*image)}
 	if c.spec.typ == Differencing {
-		s.parent = build(spec{diskSize: s.diskSize, blockSize: s.blockSize, sectorSize: s.sectorSize, blocks: []blockSpec{{0, FullyPresent}}})
+		s.parent = build(spec{diskSize: s.diskSize, blockSize: s.blockSize, sectorSize: s.sectorSize, blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 	}
 	c.damage(s)
 	dir, files := t.TempDir(), 1
@@ -152,7 +152,7 @@ func TestRepairOfOddities(t *testing.T) {
 			s := &scene{image: build(c.spec)}
 			disk := chain{s.image}
 			if c.spec.typ == Differencing {
-				s.parent = build(spec{diskSize: s.diskSize, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+				s.parent = build(spec{diskSize: s.diskSize, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 				disk = append(disk, s.parent)
 			}
 			c.change(s)
@@ -181,9 +181,9 @@ func TestRepairOfOddities(t *testing.T) {
 
 // A repaired disk reads as before, but for what is lost, and that as the report says: zeros, never the parent's data.
 func TestRepairedDisk(t *testing.T) {
-	all := []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}}
-	part := []blockSpec{{0, FullyPresent}, {1, PartiallyPresent}, {2, PartiallyPresent}}
-	at := func(b int64) DiskRange { return DiskRange{b * mib, mib} }
+	all := []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.FullyPresent}}
+	part := []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.PartiallyPresent}, {2, ondisk.PartiallyPresent}}
+	at := func(b int64) DiskRange { return DiskRange{b * ondisk.MiB, ondisk.MiB} }
 	for _, tc := range []struct {
 		name    string
 		spec    spec
@@ -191,57 +191,57 @@ func TestRepairedDisk(t *testing.T) {
 		lost    []DiskRange // read as zeros
 		suspect []DiskRange // read as before, but nobody can know
 	}{
-		{"outside the file", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(FullyPresent, tib)) }, []DiskRange{at(1)}, nil},
-		{"in the header section", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(FullyPresent, 0)) }, []DiskRange{at(1)}, nil},
-		{"on the BAT, in a child", spec{typ: Differencing, blocks: part}, func(im *image) { im.setBlockEntry(1, newBATEntry(PartiallyPresent, im.batOff)) }, []DiskRange{at(1)}, nil},
-		{"garbage that is zero", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(Zero, tib)|0x5550) }, []DiskRange{at(1)}, nil},
-		{"garbage that is not present, in a child", spec{typ: Differencing, blocks: part}, func(im *image) { im.setBlockEntry(1, newBATEntry(NotPresent, tib)|0x5550) }, []DiskRange{at(1)}, nil},
-		{"flipped state", spec{blocks: all}, func(im *image) { im.setEntry(1, newBATEntry(4, im.entries[1].fileOff())) }, nil, []DiskRange{at(1)}},
-		{"flipped state without a place", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, newBATEntry(4, 0)) }, []DiskRange{at(1)}, nil},
-		{"partially present", spec{blocks: all}, func(im *image) { im.setEntry(1, newBATEntry(PartiallyPresent, im.entries[1].fileOff())) }, nil, []DiskRange{at(1)}},
-		{"cut file", spec{blocks: all}, func(im *image) { im.Truncate(im.entries[1].fileOff() + 5000) },
-			[]DiskRange{{mib + 5000, mib - 5000}, at(2)}, nil},
+		{"outside the file", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, ondisk.TiB)) }, []DiskRange{at(1)}, nil},
+		{"in the header section", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, 0)) }, []DiskRange{at(1)}, nil},
+		{"on the BAT, in a child", spec{typ: Differencing, blocks: part}, func(im *image) { im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.PartiallyPresent, im.batOff)) }, []DiskRange{at(1)}, nil},
+		{"garbage that is zero", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.Zero, ondisk.TiB)|0x5550) }, []DiskRange{at(1)}, nil},
+		{"garbage that is not present, in a child", spec{typ: Differencing, blocks: part}, func(im *image) { im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.NotPresent, ondisk.TiB)|0x5550) }, []DiskRange{at(1)}, nil},
+		{"flipped state", spec{blocks: all}, func(im *image) { im.setEntry(1, ondisk.NewBATEntry(4, im.entries[1].FileOff())) }, nil, []DiskRange{at(1)}},
+		{"flipped state without a place", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, ondisk.NewBATEntry(4, 0)) }, []DiskRange{at(1)}, nil},
+		{"partially present", spec{blocks: all}, func(im *image) { im.setEntry(1, ondisk.NewBATEntry(ondisk.PartiallyPresent, im.entries[1].FileOff())) }, nil, []DiskRange{at(1)}},
+		{"cut file", spec{blocks: all}, func(im *image) { im.Truncate(im.entries[1].FileOff() + 5000) },
+			[]DiskRange{{ondisk.MiB + 5000, ondisk.MiB - 5000}, at(2)}, nil},
 		{"cut file with a log", spec{blocks: all}, func(im *image) {
 			im.logPages(im.batOff)
-			im.Truncate(im.entries[2].fileOff() + 512)
-		}, []DiskRange{{2*mib + 512, mib - 512}}, nil},
-		{"cut block table", spec{blocks: all, batOff: 7 * mib, metaOff: 2 * mib, dataOff: 3 * mib}, func(im *image) {
-			im.setBlockEntry(1, newBATEntry(FullyPresent, tib))
+			im.Truncate(im.entries[2].FileOff() + 512)
+		}, []DiskRange{{2*ondisk.MiB + 512, ondisk.MiB - 512}}, nil},
+		{"cut block table", spec{blocks: all, batOff: 7 * ondisk.MiB, metaOff: 2 * ondisk.MiB, dataOff: 3 * ondisk.MiB}, func(im *image) {
+			im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, ondisk.TiB))
 			im.Truncate(im.batOff + 20) // in the entry of block 2
-		}, []DiskRange{{2 * mib, 2 * mib}, at(1)}, nil},
-		{"cut block table of a child", spec{typ: Differencing, blocks: all, batOff: 7 * mib, metaOff: 2 * mib, dataOff: 3 * mib},
-			func(im *image) { im.Truncate(im.batOff + 16) }, []DiskRange{{2 * mib, 2 * mib}}, nil},
-		{"cut behind the block table", spec{blocks: all, batOff: 7 * mib, metaOff: 2 * mib, dataOff: 3 * mib},
+		}, []DiskRange{{2 * ondisk.MiB, 2 * ondisk.MiB}, at(1)}, nil},
+		{"cut block table of a child", spec{typ: Differencing, blocks: all, batOff: 7 * ondisk.MiB, metaOff: 2 * ondisk.MiB, dataOff: 3 * ondisk.MiB},
+			func(im *image) { im.Truncate(im.batOff + 16) }, []DiskRange{{2 * ondisk.MiB, 2 * ondisk.MiB}}, nil},
+		{"cut behind the block table", spec{blocks: all, batOff: 7 * ondisk.MiB, metaOff: 2 * ondisk.MiB, dataOff: 3 * ondisk.MiB},
 			func(im *image) { im.Truncate(im.batOff + 32) }, nil, nil},
 		{"overlap", spec{blocks: all}, func(im *image) {
 			im.setBlockEntry(1, im.entries[0])
-			b := make([]byte, mib)
+			b := make([]byte, ondisk.MiB)
 			im.disk.ReadAt(b, 0)
-			im.disk.WriteAt(b, mib)
+			im.disk.WriteAt(b, ondisk.MiB)
 		}, nil, []DiskRange{at(1), at(0)}},
 		{"overlap of three", spec{blocks: all}, func(im *image) {
-			b := make([]byte, mib)
+			b := make([]byte, ondisk.MiB)
 			im.disk.ReadAt(b, 0)
 			for i := range int64(2) {
 				im.setBlockEntry(i+1, im.entries[0])
-				im.disk.WriteAt(b, (i+1)*mib)
+				im.disk.WriteAt(b, (i+1)*ondisk.MiB)
 			}
 		}, nil, []DiskRange{at(1), at(0), at(2), at(2), at(0), at(1)}},
 		{"sector bitmap with a flipped state", spec{typ: Differencing, blocks: part}, func(im *image) {
-			im.setEntry(im.geo.bitmapEntry(0), newBATEntry(7, im.bitmaps[0]))
+			im.setEntry(im.geo.BitmapEntry(0), ondisk.NewBATEntry(7, im.bitmaps[0]))
 		}, nil, []DiskRange{at(1), at(2)}},
-		{"sector bitmap cut off behind its bits", spec{typ: Differencing, blocks: part, dataOff: 6 * mib}, func(im *image) {
-			b := im.read(im.bitmaps[0], mib)
+		{"sector bitmap cut off behind its bits", spec{typ: Differencing, blocks: part, dataOff: 6 * ondisk.MiB}, func(im *image) {
+			b := im.read(im.bitmaps[0], ondisk.MiB)
 			im.write(b, im.size)
-			im.setEntry(im.geo.bitmapEntry(0), newBATEntry(bitmapPresent, im.size-mib))
-			im.Truncate(im.size - mib + 1000)
+			im.setEntry(im.geo.BitmapEntry(0), ondisk.NewBATEntry(ondisk.BitmapPresent, im.size-ondisk.MiB))
+			im.Truncate(im.size - ondisk.MiB + 1000)
 		}, nil, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			im := build(tc.spec)
 			disk := chain{im}
 			if tc.spec.typ == Differencing {
-				disk = append(disk, build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}, {3, FullyPresent}}}))
+				disk = append(disk, build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.FullyPresent}, {3, ondisk.FullyPresent}}}))
 			}
 			tc.damage(im)
 			path := disk.writeTo(t, t.TempDir())
@@ -272,8 +272,8 @@ func compareRepaired(t *testing.T, disk chain, path string, lost []DiskRange) {
 	t.Helper()
 	want := make([]byte, disk[0].diskSize)
 	for b, e := range disk[0].entries { // a model of a broken entry is none
-		if st := e.state(); st == 4 || st == PartiallyPresent && disk[0].sectors[b] == nil {
-			disk[0].entries[b] = newBATEntry(FullyPresent, e.fileOff())
+		if st := e.State(); st == 4 || st == ondisk.PartiallyPresent && disk[0].sectors[b] == nil {
+			disk[0].entries[b] = ondisk.NewBATEntry(ondisk.FullyPresent, e.FileOff())
 		}
 	}
 	disk.want(want, 0)
@@ -297,16 +297,16 @@ func compareRepaired(t *testing.T, disk chain, path string, lost []DiskRange) {
 // A sector bitmap that is gone is guessed from the data: a sector that was written with zeros becomes the parent's, and
 // that is all that is wrong then.
 func TestRepairGuessesSectorBitmaps(t *testing.T) {
-	im := build(spec{typ: Differencing, blocks: []blockSpec{{1, PartiallyPresent}}})
-	b := make([]byte, mib)
+	im := build(spec{typ: Differencing, blocks: []blockSpec{{1, ondisk.PartiallyPresent}}})
+	b := make([]byte, ondisk.MiB)
 	for s := range int64(2048) { // what is not here is zero
 		if here := im.sectors[1][s]; here {
 			copy(b[s*512:], im.random(512))
 		}
 	}
-	im.put(b, mib)
-	disk := chain{im, build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})}
-	im.setEntry(im.geo.bitmapEntry(0), newBATEntry(bitmapPresent, im.logOff))
+	im.put(b, ondisk.MiB)
+	disk := chain{im, build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})}
+	im.setEntry(im.geo.BitmapEntry(0), ondisk.NewBATEntry(ondisk.BitmapPresent, im.logOff))
 	path := disk.writeTo(t, t.TempDir())
 	r := mustRepair(t, path, RepairOptions{})
 	if !r.After.Clean() || !r.Damaged() {
@@ -318,9 +318,9 @@ func TestRepairGuessesSectorBitmaps(t *testing.T) {
 
 func TestRepairGivesSpaceBack(t *testing.T) {
 	leaky := func(typ DiskType) *image {
-		im := build(spec{typ: typ, dataOff: 7 * mib, blocks: oneBlock})
-		im.write(im.random(mib), 5*mib)
-		im.write(im.random(100), im.size+3*mib)
+		im := build(spec{typ: typ, dataOff: 7 * ondisk.MiB, blocks: oneBlock})
+		im.write(im.random(ondisk.MiB), 5*ondisk.MiB)
+		im.write(im.random(100), im.size+3*ondisk.MiB)
 		return im
 	}
 	im := leaky(Dynamic)
@@ -329,7 +329,7 @@ func TestRepairGivesSpaceBack(t *testing.T) {
 		t.Errorf("space that holds data: %+v, %q; want it kept, and told", r.Fixes, r.Advice)
 	}
 	r := mustRepair(t, path, RepairOptions{FreeLeaks: true})
-	if st, err := os.Stat(path); err != nil || st.Size() != 8*mib || len(r.Fixes) != 2 {
+	if st, err := os.Stat(path); err != nil || st.Size() != 8*ondisk.MiB || len(r.Fixes) != 2 {
 		t.Errorf("repairs %+v, file %v, %v; want one of 8 MiB", r.Fixes, st, err)
 	}
 	f, err := imagefile.Open(path, os.O_RDONLY)
@@ -337,17 +337,17 @@ func TestRepairGivesSpaceBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if next, err := f.NextData(5 * mib); err != nil || next != 7*mib {
+	if next, err := f.NextData(5 * ondisk.MiB); err != nil || next != 7*ondisk.MiB {
 		t.Errorf("behind 5 MiB the data begins at %#x, %v; want a hole up to 7 MiB", next, err)
 	}
-	if r.UndoSize < mib || r.UndoSize > 2*mib {
+	if r.UndoSize < ondisk.MiB || r.UndoSize > 2*ondisk.MiB {
 		t.Errorf("an undo file of %d bytes for one MiB of data", r.UndoSize)
 	}
 	im.undo(t, path, r)
 
 	// What is lost may be in the space that nothing uses, and that of a fixed disk is meant to stay.
 	im = leaky(Dynamic)
-	im.setBlockEntry(1, newBATEntry(FullyPresent, tib))
+	im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, ondisk.TiB))
 	if r := mustRepair(t, chain{im}.writeTo(t, t.TempDir()), RepairOptions{}); len(r.Fixes) != 1 || r.After.Leaked == 0 {
 		t.Errorf("with a lost block: %+v", r.Fixes)
 	}
@@ -359,9 +359,9 @@ func TestRepairGivesSpaceBack(t *testing.T) {
 
 // A dry run tells what a repair does, and changes nothing.
 func TestRepairDryRun(t *testing.T) {
-	im := build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
+	im := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	im.setBlockEntry(2, im.entries[0])
-	im.setBlockEntry(3, newBATEntry(FullyPresent, tib))
+	im.setBlockEntry(3, ondisk.NewBATEntry(ondisk.FullyPresent, ondisk.TiB))
 	path := chain{im}.writeTo(t, t.TempDir())
 	if err := os.Chmod(path, 0o444); err != nil {
 		t.Fatal(err)
@@ -377,7 +377,7 @@ func TestRepairDryRun(t *testing.T) {
 
 func TestRepairInUse(t *testing.T) {
 	im := build(spec{blocks: oneBlock})
-	im.setHeaders(func(h *header) { h.SequenceNumber = 1 }) // which is a warning only
+	im.setHeaders(func(h *ondisk.Header) { h.SequenceNumber = 1 }) // which is a warning only
 	path := chain{im}.writeTo(t, t.TempDir())
 	for _, writable := range []bool{false, true} {
 		o, err := Open(path, Options{Writable: writable})
@@ -405,7 +405,7 @@ func TestRepairInUse(t *testing.T) {
 // The undo file never takes the place of another, and an interrupted repair leaves none.
 func TestRepairUndoFileNames(t *testing.T) {
 	im := build(spec{blocks: oneBlock})
-	im.setHeaders(func(h *header) { h.SequenceNumber = 1 })
+	im.setHeaders(func(h *ondisk.Header) { h.SequenceNumber = 1 })
 	path := chain{im}.writeTo(t, t.TempDir())
 	if err := os.Chmod(path, 0o640); err != nil {
 		t.Fatal(err)
@@ -441,7 +441,7 @@ func TestRepairUndoFileNames(t *testing.T) {
 // Children of a repaired image fit it as before.
 func TestRepairKeepsTheDataWriteGUID(t *testing.T) {
 	im := build(spec{blocks: oneBlock, dataWrite: uuid.New()})
-	im.setBlockEntry(1, newBATEntry(FullyPresent, tib))
+	im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, ondisk.TiB))
 	path := chain{im}.writeTo(t, t.TempDir())
 	r := mustRepair(t, path, RepairOptions{})
 	o, err := Open(path, Options{})
@@ -456,9 +456,9 @@ func TestRepairKeepsTheDataWriteGUID(t *testing.T) {
 
 // A page of the BAT that was overwritten with zeros breaks no rule. The bytes of its blocks are not given away.
 func TestRepairKeepsTheBytesOfAZeroedBAT(t *testing.T) {
-	im := build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	im.write(make([]byte, pageSize), im.batOff)
-	im.Truncate(im.size + 2*mib)
+	im := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
+	im.write(make([]byte, ondisk.PageSize), im.batOff)
+	im.Truncate(im.size + 2*ondisk.MiB)
 	end := im.size
 	path := chain{im}.writeTo(t, t.TempDir())
 	for range 2 { // a second repair goes no farther than the first

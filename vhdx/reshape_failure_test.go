@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )
@@ -10,11 +11,11 @@ import (
 // before, or as the new size has it, when the image is opened again, and at once if it can be written on. There the
 // same works when there is space.
 func TestReshapingOnAFullDisk(t *testing.T) {
-	const size = (1<<17 + 5) * mib // for which the BAT has to move
+	const size = (1<<17 + 5) * ondisk.MiB // for which the BAT has to move
 	for name, reshape := range map[string]func(im *Image) error{
 		"compact": func(im *Image) error { _, err := im.Compact(t.Context(), CompactOptions{}); return err },
 		"grow":    func(im *Image) error { return im.Resize(t.Context(), size) },
-		"shrink":  func(im *Image) error { return im.Resize(t.Context(), 3*mib) },
+		"shrink":  func(im *Image) error { return im.Resize(t.Context(), 3*ondisk.MiB) },
 	} {
 		for kind, newChain := range looseChains() {
 			if name != "compact" && kind == "dynamic 2 MiB, ends inside a block" {
@@ -24,7 +25,7 @@ func TestReshapingOnAFullDisk(t *testing.T) {
 				t.Parallel()
 				c := newChain()
 				if len(c) > 1 && name == "grow" {
-					c[1] = build(spec{diskSize: 4 * mib, sectorSize: c[0].sectorSize, blocks: []blockSpec{{1, FullyPresent}}})
+					c[1] = build(spec{diskSize: 4 * ondisk.MiB, sectorSize: c[0].sectorSize, blocks: []blockSpec{{1, ondisk.FullyPresent}}})
 				}
 				m := newModel(c)
 				for n := 0; ; n++ {

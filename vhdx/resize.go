@@ -10,6 +10,7 @@ import (
 	"time"
 
 	sizes "vhdxfs/internal/size"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // ErrSize is matched by the error of a size that a disk cannot have.
@@ -75,11 +76,11 @@ func (l *layer) canResize(size int64) error {
 		return fmt.Errorf("%w: %s", ErrSize, fmt.Sprintf(format, args...))
 	}
 	switch {
-	case size <= 0 || size > maxDiskSize:
+	case size <= 0 || size > ondisk.MaxDiskSize:
 		return bad("%s, must be at most 64 TiB", sizes.Exact(size))
-	case size%l.geo.sectorSize != 0:
-		return bad("%s, must be a multiple of %d bytes", sizes.Exact(size), l.geo.sectorSize)
-	case l.parent != nil && size > l.geo.diskSize && l.parent.geo.diskSize > l.geo.diskSize:
+	case size%l.geo.SectorSize != 0:
+		return bad("%s, must be a multiple of %d bytes", sizes.Exact(size), l.geo.SectorSize)
+	case l.parent != nil && size > l.geo.DiskSize && l.parent.geo.DiskSize > l.geo.DiskSize:
 		return bad("its parent is larger, and parent data beyond the current end would become visible; flatten it first")
 	}
 	return nil
@@ -89,26 +90,26 @@ func (l *layer) canResize(size int64) error {
 type resizing struct {
 	ctx    context.Context
 	w      *writer
-	old    geometry
-	new    geometry
-	small  *geometry // the one of both with fewer blocks
-	batOff int64     // file offset of the BAT, the new one where it moves
-	moves  bool      // the BAT does
-	places []place   // taken so far
-	blocks place     // of the blocks that a fixed disk gains
-	pages  map[int64]*[pageSize]byte
+	old    ondisk.Geometry
+	new    ondisk.Geometry
+	small  *ondisk.Geometry // the one of both with fewer blocks
+	batOff int64            // file offset of the BAT, the new one where it moves
+	moves  bool             // the BAT does
+	places []place          // taken so far
+	blocks place            // of the blocks that a fixed disk gains
+	pages  map[int64]*[ondisk.PageSize]byte
 }
 
 func newResizing(ctx context.Context, w *writer, size int64) *resizing {
-	r := &resizing{ctx: ctx, w: w, old: w.l.geo, new: w.l.geo, batOff: w.l.batOffset(), pages: make(map[int64]*[pageSize]byte)}
-	r.new.diskSize = size
+	r := &resizing{ctx: ctx, w: w, old: w.l.geo, new: w.l.geo, batOff: w.l.batOffset(), pages: make(map[int64]*[ondisk.PageSize]byte)}
+	r.new.DiskSize = size
 	if r.small = &r.old; r.shrinks() {
 		r.small = &r.new
 	}
 	return r
 }
 
-func (r *resizing) shrinks() bool { return r.new.diskSize < r.old.diskSize }
+func (r *resizing) shrinks() bool { return r.new.DiskSize < r.old.DiskSize }
 
 // prepare does everything that nobody can see before the disk has its new size.
 func (r *resizing) prepare() error {
@@ -168,26 +169,26 @@ func (r *resizing) allocate(size int64) (place, error) {
 
 // completeLastBlock makes the bytes zero that the last block has behind the end of the disk, and which the disk gains.
 func (r *resizing) completeLastBlock() error {
-	end := r.old.diskSize
-	if r.old.inBlock(end) == 0 {
+	end := r.old.DiskSize
+	if r.old.InBlock(end) == 0 {
 		return nil
 	}
 	entry, _, err := r.w.l.lookup(end-1, end)
-	if err != nil || entry.state() != FullyPresent && entry.state() != PartiallyPresent {
+	if err != nil || entry.State() != ondisk.FullyPresent && entry.State() != ondisk.PartiallyPresent {
 		return err
 	}
 	// The file may end where the disk did.
-	w, in := r.w, r.old.inBlock(end)
-	if err := w.growTo(entry.fileOff() + r.old.blockSize); err != nil {
+	w, in := r.w, r.old.InBlock(end)
+	if err := w.growTo(entry.FileOff() + r.old.BlockSize); err != nil {
 		return err
 	}
-	return w.zeroPlace(entry.fileOff()+in, r.old.blockSize-in, w.l.keepsBlocks())
+	return w.zeroPlace(entry.FileOff()+in, r.old.BlockSize-in, w.l.keepsBlocks())
 }
 
 // allocateBlocks finds space for the blocks that a fixed disk gains.
 func (r *resizing) allocateBlocks() error {
-	const step = 256 * mib // after which ctx is looked at
-	n := (r.new.payloadBlocks() - r.old.payloadBlocks()) << r.old.blockShift
+	const step = 256 * ondisk.MiB // after which ctx is looked at
+	n := (r.new.PayloadBlocks() - r.old.PayloadBlocks()) << r.old.BlockShift
 	if !r.w.l.keepsBlocks() || n == 0 {
 		return nil
 	}
@@ -215,18 +216,18 @@ func (r *resizing) allocateBlocks() error {
 
 // changeMetadata puts the pages that hold the virtual disk size into the log entry (MS-VHDX 2.6.2.2).
 func (r *resizing) changeMetadata() error {
-	_, off, err := r.w.l.item(diskSizeGUID)
+	_, off, err := r.w.l.item(ondisk.DiskSizeGUID)
 	if err != nil {
 		return err
 	}
-	first := off / pageSize * pageSize
-	b := make([]byte, roundUp(off+8, pageSize)-first)
+	first := off / ondisk.PageSize * ondisk.PageSize
+	b := make([]byte, ondisk.RoundUp(off+8, ondisk.PageSize)-first)
 	if err := readFull(r.w.file, b, first, "metadata"); err != nil {
 		return err
 	}
-	le.PutUint64(b[off-first:], uint64(r.new.diskSize))
-	for i := int64(0); i < int64(len(b)); i += pageSize {
-		r.pages[first+i] = (*[pageSize]byte)(b[i:])
+	ondisk.LE.PutUint64(b[off-first:], uint64(r.new.DiskSize))
+	for i := int64(0); i < int64(len(b)); i += ondisk.PageSize {
+		r.pages[first+i] = (*[ondisk.PageSize]byte)(b[i:])
 	}
 	return nil
 }

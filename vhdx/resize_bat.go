@@ -1,14 +1,14 @@
 package vhdx
 
-import "context"
-
-// batLength returns how long the region of the BAT has to be, in bytes.
-func (g *geometry) batLength() int64 { return roundUp(g.batEntries()*batEntrySize, mib) }
+import (
+	"context"
+	"vhdxfs/vhdx/ondisk"
+)
 
 // moveBAT finds a place for the BAT where it outgrows its region.
 func (r *resizing) moveBAT() error {
-	bat, _ := r.w.l.tables.find(batRegionGUID)
-	need := r.new.batLength()
+	bat, _ := r.w.l.tables.find(ondisk.BATRegionGUID)
+	need := r.new.BATLength()
 	if need <= int64(bat.Length) {
 		return nil
 	}
@@ -34,41 +34,32 @@ func (r *resizing) placeBAT(at place) error {
 // nameBAT puts region tables into the log entry that have the BAT at the place at.
 func (r *resizing) nameBAT(at place) {
 	t := r.w.l.tables
-	table := make([]region, len(t.regions))
+	table := make([]ondisk.Region, len(t.regions))
 	for i, reg := range t.regions {
-		if reg.GUID == batRegionGUID {
+		if reg.GUID == ondisk.BATRegionGUID {
 			reg.Offset, reg.Length = uint64(at.off), uint32(at.size)
 		}
 		table[i] = reg
 	}
-	b := encodeRegionTable(table)
-	for _, off := range regionTableOffsets {
-		for i := int64(0); i < regionTableSize; i += pageSize {
-			r.pages[off+i] = (*[pageSize]byte)(b[i:])
+	b := ondisk.EncodeRegionTable(table)
+	for _, off := range ondisk.RegionTableOffsets {
+		for i := int64(0); i < ondisk.RegionTableSize; i += ondisk.PageSize {
+			r.pages[off+i] = (*[ondisk.PageSize]byte)(b[i:])
 		}
 	}
 }
 
-// describes reports whether BAT entry i describes something.
-func (g *geometry) describes(i int64) bool {
-	n, bitmap := g.entry(i)
-	if bitmap {
-		return g.hasParent && n < g.chunks()
-	}
-	return n < g.payloadBlocks()
-}
-
 // newEntry returns what BAT entry i, which is e now, has to be: blocks that the disk gains have nothing, or in a fixed
 // disk a place; entries that describe nothing are zero.
-func (r *resizing) newEntry(i int64, e batEntry) batEntry {
+func (r *resizing) newEntry(i int64, e ondisk.BATEntry) ondisk.BATEntry {
 	switch {
-	case !r.new.describes(i):
+	case !r.new.Describes(i):
 		return 0
-	case r.old.describes(i):
+	case r.old.Describes(i):
 		return e
 	case r.blocks.size > 0:
-		n, _ := r.new.entry(i)
-		return newBATEntry(FullyPresent, r.blocks.off+(n-r.old.payloadBlocks())<<r.new.blockShift)
+		n, _ := r.new.Entry(i)
+		return ondisk.NewBATEntry(ondisk.FullyPresent, r.blocks.off+(n-r.old.PayloadBlocks())<<r.new.BlockShift)
 	}
 	return 0
 }
@@ -77,39 +68,39 @@ func (r *resizing) newEntry(i int64, e batEntry) batEntry {
 // with direct, in their places; it puts the others into the log entry. Where the BAT moves, all pages are written in
 // their new places.
 func (r *resizing) changeEntries(direct bool) error {
-	from := r.small.payloadEntry(r.small.payloadBlocks()) / entriesPerPage
+	from := r.small.PayloadEntry(r.small.PayloadBlocks()) / ondisk.EntriesPerPage
 	if r.moves {
 		from = 0
 	}
-	end := (max(r.old.batEntries(), r.new.batEntries()) + entriesPerPage - 1) / entriesPerPage
+	end := (max(r.old.BATEntries(), r.new.BATEntries()) + ondisk.EntriesPerPage - 1) / ondisk.EntriesPerPage
 	oldOff := r.w.l.batOffset()
-	bat, _ := r.w.l.tables.find(batRegionGUID)
-	oldPages := int64(bat.Length) / pageSize
+	bat, _ := r.w.l.tables.find(ondisk.BATRegionGUID)
+	oldPages := int64(bat.Length) / ondisk.PageSize
 	for i := from; i < end; i++ {
 		if r.ctx.Err() != nil && !r.shrinks() {
 			return context.Cause(r.ctx)
 		}
-		page := new([pageSize]byte)
+		page := new([ondisk.PageSize]byte)
 		if i < oldPages {
 			// What is a hole stays one, unless blocks of a fixed disk come there.
 			if r.blocks.size == 0 {
-				hole, err := r.w.l.hole(oldOff+i*pageSize, (min(end, oldPages)-i)*pageSize)
+				hole, err := r.w.l.hole(oldOff+i*ondisk.PageSize, (min(end, oldPages)-i)*ondisk.PageSize)
 				if err != nil {
 					return err
 				}
-				if hole >= pageSize {
-					i += hole/pageSize - 1
+				if hole >= ondisk.PageSize {
+					i += hole/ondisk.PageSize - 1
 					continue
 				}
 			}
-			if err := readFull(r.w.file, page[:], oldOff+i*pageSize, "BAT"); err != nil {
+			if err := readFull(r.w.file, page[:], oldOff+i*ondisk.PageSize, "BAT"); err != nil {
 				return err
 			}
 		} else if r.blocks.size == 0 {
 			break
 		}
-		changed, keeps := r.changePage(page, i*entriesPerPage)
-		off := r.batOff + i*pageSize
+		changed, keeps := r.changePage(page, i*ondisk.EntriesPerPage)
+		off := r.batOff + i*ondisk.PageSize
 		switch {
 		case r.moves:
 			if allZero(page[:]) {
@@ -132,15 +123,15 @@ func (r *resizing) changeEntries(direct bool) error {
 
 // changePage gives the entries in page, the first of which is entry first, their new values. It reports whether one
 // changed, and whether the page holds one that describes something before and after.
-func (r *resizing) changePage(page *[pageSize]byte, first int64) (changed, keeps bool) {
-	for j := range int64(entriesPerPage) {
-		b := page[j*batEntrySize:]
-		e := batEntry(le.Uint64(b))
+func (r *resizing) changePage(page *[ondisk.PageSize]byte, first int64) (changed, keeps bool) {
+	for j := range int64(ondisk.EntriesPerPage) {
+		b := page[j*ondisk.BATEntrySize:]
+		e := ondisk.BATEntry(ondisk.LE.Uint64(b))
 		if n := r.newEntry(first+j, e); n != e {
-			le.PutUint64(b, uint64(n))
+			ondisk.LE.PutUint64(b, uint64(n))
 			changed = true
 		}
-		keeps = keeps || r.small.describes(first+j)
+		keeps = keeps || r.small.Describes(first+j)
 	}
 	return changed, keeps
 }

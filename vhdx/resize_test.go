@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A resizeCase is a disk and the sizes that it gets in turn.
@@ -19,58 +20,58 @@ type resizeCase struct {
 // garbage puts something into BAT entries that describe nothing, as the standard allows: in the page of those that do,
 // in some that follow, and in the last.
 func (im *image) garbage() *image {
-	for i := int64(0); i < im.batLen/batEntrySize; i++ {
-		if page := i / entriesPerPage; !im.geo.describes(i) && i%50 < 2 && (page < 4 || page == im.batLen/pageSize-1) {
-			im.setEntry(i, newBATEntry(FullyPresent, 3*mib))
+	for i := int64(0); i < im.batLen/ondisk.BATEntrySize; i++ {
+		if page := i / ondisk.EntriesPerPage; !im.geo.Describes(i) && i%50 < 2 && (page < 4 || page == im.batLen/ondisk.PageSize-1) {
+			im.setEntry(i, ondisk.NewBATEntry(ondisk.FullyPresent, 3*ondisk.MiB))
 		}
 	}
 	return im
 }
 
 func resizeCases() map[string]resizeCase {
-	blocks := []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, Zero}, {4, FullyPresent}}
-	const big = (1<<17 + 5) * mib // more entries than a region of 1 MiB holds
+	blocks := []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.Zero}, {4, ondisk.FullyPresent}}
+	const big = (1<<17 + 5) * ondisk.MiB // more entries than a region of 1 MiB holds
 	return map[string]resizeCase{
 		"dynamic, garbage behind the BAT": {func() chain {
-			return chain{build(spec{diskSize: 5 * mib, blocks: blocks}).garbage()}
-		}, []int64{9 * mib, 2000 * mib, 3*mib + 512, 4*mib + 1024, mib}},
+			return chain{build(spec{diskSize: 5 * ondisk.MiB, blocks: blocks}).garbage()}
+		}, []int64{9 * ondisk.MiB, 2000 * ondisk.MiB, 3*ondisk.MiB + 512, 4*ondisk.MiB + 1024, ondisk.MiB}},
 		"dynamic, ends inside a block that the file cuts": {func() chain {
-			c := chain{build(spec{diskSize: 19*mib - 512, blockSize: 4 * mib, blocks: blocks})}
-			if err := c[0].memFile.Truncate(c[0].entries[4].fileOff() + 3*mib - 512); err != nil {
+			c := chain{build(spec{diskSize: 19*ondisk.MiB - 512, blockSize: 4 * ondisk.MiB, blocks: blocks})}
+			if err := c[0].memFile.Truncate(c[0].entries[4].FileOff() + 3*ondisk.MiB - 512); err != nil {
 				panic(err)
 			}
 			return c
-		}, []int64{19 * mib, 64 * mib, 18 * mib, 20 * mib}},
+		}, []int64{19 * ondisk.MiB, 64 * ondisk.MiB, 18 * ondisk.MiB, 20 * ondisk.MiB}},
 		"dynamic, old bytes behind the end of the disk": {func() chain {
-			c := chain{build(spec{diskSize: 5*mib - 4096, blocks: blocks})}
-			c[0].put(c[0].random(mib), 4*mib)
+			c := chain{build(spec{diskSize: 5*ondisk.MiB - 4096, blocks: blocks})}
+			c[0].put(c[0].random(ondisk.MiB), 4*ondisk.MiB)
 			return c
-		}, []int64{6 * mib}},
+		}, []int64{6 * ondisk.MiB}},
 		"dynamic, the BAT moves": {func() chain {
-			return chain{build(spec{diskSize: 5 * mib, blocks: blocks}).garbage()}
-		}, []int64{big, big - 7*mib, 4 * mib, 9 * mib}},
+			return chain{build(spec{diskSize: 5 * ondisk.MiB, blocks: blocks}).garbage()}
+		}, []int64{big, big - 7*ondisk.MiB, 4 * ondisk.MiB, 9 * ondisk.MiB}},
 		"dynamic, the BAT moves into free space": {func() chain {
-			c := chain{build(spec{diskSize: 9 * mib, blocks: blocks})}
+			c := chain{build(spec{diskSize: 9 * ondisk.MiB, blocks: blocks})}
 			for b := int64(5); b < 9; b++ {
-				c[0].setBlock(b, FullyPresent)
-				c[0].put(bytes.Repeat([]byte("stale..."), mib/8), b*mib)
-				c[0].setBlock(b, NotPresent)
+				c[0].setBlock(b, ondisk.FullyPresent)
+				c[0].put(bytes.Repeat([]byte("stale..."), ondisk.MiB/8), b*ondisk.MiB)
+				c[0].setBlock(b, ondisk.NotPresent)
 			}
-			c[0].disk.WriteAt(make([]byte, 4*mib), 5*mib)
-			c[0].setBlock(8, FullyPresent)
+			c[0].disk.WriteAt(make([]byte, 4*ondisk.MiB), 5*ondisk.MiB)
+			c[0].setBlock(8, ondisk.FullyPresent)
 			return c
 		}, []int64{big}},
 		"fixed": {func() chain {
-			return chain{build(spec{typ: Fixed, diskSize: 3 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}}}).garbage()}
-		}, []int64{6 * mib, 2*mib + 512, 700 * mib, mib}},
+			return chain{build(spec{typ: Fixed, diskSize: 3 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.FullyPresent}}}).garbage()}
+		}, []int64{6 * ondisk.MiB, 2*ondisk.MiB + 512, 700 * ondisk.MiB, ondisk.MiB}},
 		"differencing": {func() chain {
-			parent := build(spec{diskSize: 5 * mib, blocks: blocks})
-			child := build(spec{typ: Differencing, diskSize: 5 * mib, blocks: []blockSpec{{0, PartiallyPresent}, {4, PartiallyPresent}}}).garbage()
+			parent := build(spec{diskSize: 5 * ondisk.MiB, blocks: blocks})
+			child := build(spec{typ: Differencing, diskSize: 5 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.PartiallyPresent}, {4, ondisk.PartiallyPresent}}}).garbage()
 			return chain{child, parent}
-		}, []int64{9 * mib, 5000 * mib, 8 * mib}},
+		}, []int64{9 * ondisk.MiB, 5000 * ondisk.MiB, 8 * ondisk.MiB}},
 		"4K sectors": {func() chain {
-			return chain{build(spec{diskSize: 5 * mib, sectorSize: 4096, blocks: blocks})}
-		}, []int64{33 * mib, 4*mib + 4096}},
+			return chain{build(spec{diskSize: 5 * ondisk.MiB, sectorSize: 4096, blocks: blocks})}
+		}, []int64{33 * ondisk.MiB, 4*ondisk.MiB + 4096}},
 	}
 }
 
@@ -88,16 +89,16 @@ func (m model) compareParts(t *testing.T, im *Image) {
 	if im.Size() != m.size {
 		t.Fatalf("the disk has %d bytes, want %d", im.Size(), m.size)
 	}
-	if m.size <= 64*mib {
+	if m.size <= 64*ondisk.MiB {
 		m.compare(t, im)
 		return
 	}
-	got, want := make([]byte, mib), make([]byte, mib)
-	for off := int64(0); off < m.size; off += mib {
-		if off == 32*mib {
-			off = (m.size - 8*mib) &^ (mib - 1)
+	got, want := make([]byte, ondisk.MiB), make([]byte, ondisk.MiB)
+	for off := int64(0); off < m.size; off += ondisk.MiB {
+		if off == 32*ondisk.MiB {
+			off = (m.size - 8*ondisk.MiB) &^ (ondisk.MiB - 1)
 		}
-		n := min(mib, m.size-off)
+		n := min(ondisk.MiB, m.size-off)
 		if _, err := im.ReadAt(got[:n], off); err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +130,7 @@ func TestResize(t *testing.T) {
 				if after := im.Info(); after.Headers[after.CurrentHeader-1].DataWriteGUID == before.Headers[before.CurrentHeader-1].DataWriteGUID {
 					t.Error("DataWriteGuid stayed, though the disk has changed")
 				}
-				if n := im.Info().Blocks.FullyPresent; c[0].typ == Fixed && n != (size+mib-1)/mib {
+				if n := im.Info().Blocks.FullyPresent; c[0].typ == Fixed && n != (size+ondisk.MiB-1)/ondisk.MiB {
 					t.Errorf("%d blocks are present of a fixed disk of %d bytes", n, size)
 				}
 				p := c[0].random(c[0].sectorSize)
@@ -147,7 +148,7 @@ func TestResize(t *testing.T) {
 					t.Fatalf("step %d: %v", i, err)
 				}
 				m.compareParts(t, ro)
-				if free := ro.Info().FreeBytes; i == 0 && ro.Info().FileSize-free > before.FileSize+size+8*mib {
+				if free := ro.Info().FreeBytes; i == 0 && ro.Info().FileSize-free > before.FileSize+size+8*ondisk.MiB {
 					t.Errorf("%d bytes of %d are in use", ro.Info().FileSize-free, ro.Info().FileSize)
 				}
 			}
@@ -156,25 +157,25 @@ func TestResize(t *testing.T) {
 }
 
 func TestResizeRefuses(t *testing.T) {
-	c := chain{build(spec{diskSize: 5 * mib, sectorSize: 4096})}
-	if err := c.open(t, Options{}).Resize(t.Context(), 9*mib); !errors.Is(err, ErrReadOnly) {
+	c := chain{build(spec{diskSize: 5 * ondisk.MiB, sectorSize: 4096})}
+	if err := c.open(t, Options{}).Resize(t.Context(), 9*ondisk.MiB); !errors.Is(err, ErrReadOnly) {
 		t.Errorf("of an image that is open for reading: %v, want %v", err, ErrReadOnly)
 	}
 	im := c.openWritable(t, Options{})
 	defer im.Close()
 	changes := c[0].changes.Load()
-	for _, size := range []int64{0, -mib, 5*mib + 512, 64*tib + 4096} {
+	for _, size := range []int64{0, -ondisk.MiB, 5*ondisk.MiB + 512, 64*ondisk.TiB + 4096} {
 		if err := im.Resize(t.Context(), size); !errors.Is(err, ErrSize) {
 			t.Errorf("to %d bytes: %v, want %v", size, err, ErrSize)
 		}
 	}
-	if err := im.Resize(t.Context(), 5*mib); err != nil {
+	if err := im.Resize(t.Context(), 5*ondisk.MiB); err != nil {
 		t.Errorf("to the size that it has: %v", err)
 	}
-	parent := build(spec{diskSize: 9 * mib, blocks: []blockSpec{{7, FullyPresent}}})
-	child := chain{build(spec{typ: Differencing, diskSize: 5 * mib}), parent}.openWritable(t, Options{})
+	parent := build(spec{diskSize: 9 * ondisk.MiB, blocks: []blockSpec{{7, ondisk.FullyPresent}}})
+	child := chain{build(spec{typ: Differencing, diskSize: 5 * ondisk.MiB}), parent}.openWritable(t, Options{})
 	defer child.Close()
-	if err := child.Resize(t.Context(), 9*mib); !errors.Is(err, ErrSize) {
+	if err := child.Resize(t.Context(), 9*ondisk.MiB); !errors.Is(err, ErrSize) {
 		t.Errorf("of a child that is smaller than its parent: %v, want %v", err, ErrSize)
 	}
 	if n := c[0].changes.Load(); n != changes {
@@ -182,7 +183,7 @@ func TestResizeRefuses(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := im.Resize(ctx, 8*mib); !errors.Is(err, context.Canceled) || im.Size() != 5*mib {
+	if err := im.Resize(ctx, 8*ondisk.MiB); !errors.Is(err, context.Canceled) || im.Size() != 5*ondisk.MiB {
 		t.Errorf("interrupted: %v, and the disk has %d bytes", err, im.Size())
 	}
 }
@@ -237,7 +238,7 @@ func checkResized(files []File, before model, size int64, done, replay bool) err
 		return fmt.Errorf("the disk has %d bytes", im.Size())
 	}
 	got, p := make([]byte, 4096), make([]byte, 4096)
-	for off := int64(0); off < min(want.size, 16*mib); off += 4096 * 9 {
+	for off := int64(0); off < min(want.size, 16*ondisk.MiB); off += 4096 * 9 {
 		n := min(4096, want.size-off)
 		if _, err := im.ReadAt(got[:n], off); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // While a disk grows, in steps, with a BAT that moves at last, reads, writes, trims and syncs go on, and each finds what
@@ -25,7 +26,7 @@ func TestGrowWhileInUse(t *testing.T) {
 				return nil
 			}})
 			size := m.size
-			for _, n := range []int64{mib, 5 * mib, 300 * mib, (1<<17 + 5) * c[0].blockSize} {
+			for _, n := range []int64{ondisk.MiB, 5 * ondisk.MiB, 300 * ondisk.MiB, (1<<17 + 5) * c[0].blockSize} {
 				size += n
 				if err := im.Resize(t.Context(), size); err != nil {
 					t.Fatal(err)

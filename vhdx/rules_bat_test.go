@@ -3,109 +3,109 @@ package vhdx
 import (
 	"math"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // withBlock returns a damage that stores a BAT entry of a payload block.
-func withBlock(b int64, e batEntry) func(*scene) {
+func withBlock(b int64, e ondisk.BATEntry) func(*scene) {
 	return func(s *scene) { s.setBlockEntry(b, e) }
 }
 
 // withNewBlock returns a damage that puts block 1 at a place that depends on the image.
 func withNewBlock(off func(s *scene) int64) func(*scene) {
-	return func(s *scene) { s.setBlockEntry(1, newBATEntry(FullyPresent, off(s))) }
+	return func(s *scene) { s.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, off(s))) }
 }
 
 // withBitmap returns a damage that stores the BAT entry of the first chunk's sector bitmap block.
-func withBitmap(e func(s *scene) batEntry) func(*scene) {
-	return func(s *scene) { s.setEntry(s.geo.bitmapEntry(0), e(s)) }
+func withBitmap(e func(s *scene) ondisk.BATEntry) func(*scene) {
+	return func(s *scene) { s.setEntry(s.geo.BitmapEntry(0), e(s)) }
 }
 
 var (
-	oneBlock   = []blockSpec{{0, FullyPresent}}
-	partBlock  = []blockSpec{{0, PartiallyPresent}}
+	oneBlock   = []blockSpec{{0, ondisk.FullyPresent}}
+	partBlock  = []blockSpec{{0, ondisk.PartiallyPresent}}
 	childSpec  = spec{typ: Differencing, blocks: partBlock}
-	largeBlock = spec{diskSize: 8 * mib, blockSize: 2 * mib, blocks: oneBlock}
+	largeBlock = spec{diskSize: 8 * ondisk.MiB, blockSize: 2 * ondisk.MiB, blocks: oneBlock}
 )
 
 var batRules = []ruleCase{
 	// 1 MiB of BAT has room for 131072 entries. A chunk of 4096 blocks takes 4097.
-	{rule: ondisk.R43, name: "a block too many", spec: spec{diskSize: 131042 * mib, batLen: mib}, damage: func(*scene) {}},
-	{rule: ondisk.R43, name: "a full region", spec: spec{diskSize: 131041 * mib, batLen: mib}, good: true, damage: func(*scene) {}},
-	{rule: ondisk.R43, name: "padding of the last chunk of a child", spec: spec{typ: Differencing, diskSize: 31*4096*mib + mib, batLen: mib},
+	{rule: ondisk.RuleBATTooSmall, name: "a block too many", spec: spec{diskSize: 131042 * ondisk.MiB, batLen: ondisk.MiB}, damage: func(*scene) {}},
+	{rule: ondisk.RuleBATTooSmall, name: "a full region", spec: spec{diskSize: 131041 * ondisk.MiB, batLen: ondisk.MiB}, good: true, damage: func(*scene) {}},
+	{rule: ondisk.RuleBATTooSmall, name: "padding of the last chunk of a child", spec: spec{typ: Differencing, diskSize: 31*4096*ondisk.MiB + ondisk.MiB, batLen: ondisk.MiB},
 		damage: func(*scene) {}},
-	{rule: ondisk.R43, name: "whole chunks of a child", spec: spec{typ: Differencing, diskSize: 31 * 4096 * mib, batLen: mib},
+	{rule: ondisk.RuleBATTooSmall, name: "whole chunks of a child", spec: spec{typ: Differencing, diskSize: 31 * 4096 * ondisk.MiB, batLen: ondisk.MiB},
 		good: true, damage: func(*scene) {}},
-	{rule: ondisk.R43, name: "64 TiB in a region of 1 MiB", damage: with64(diskSizeGUID, 64*tib)},
+	{rule: ondisk.RuleBATTooSmall, name: "64 TiB in a region of 1 MiB", damage: with64(ondisk.DiskSizeGUID, 64*ondisk.TiB)},
 
-	{rule: ondisk.R44, name: "state 4", damage: withBlock(0, 4)},
-	{rule: ondisk.R44, name: "state 4 in the last block", damage: withBlock(3, 4)},
-	{rule: ondisk.R44, name: "state 4 in a child", spec: childSpec, damage: withBlock(1, 4)},
-	{rule: ondisk.R45, name: "dynamic", spec: spec{blocks: oneBlock}, damage: func(s *scene) {
-		s.setBlockEntry(0, newBATEntry(PartiallyPresent, s.entries[0].fileOff()))
+	{rule: ondisk.RuleBlockState, name: "state 4", damage: withBlock(0, 4)},
+	{rule: ondisk.RuleBlockState, name: "state 4 in the last block", damage: withBlock(3, 4)},
+	{rule: ondisk.RuleBlockState, name: "state 4 in a child", spec: childSpec, damage: withBlock(1, 4)},
+	{rule: ondisk.RulePartialWithoutParent, name: "dynamic", spec: spec{blocks: oneBlock}, damage: func(s *scene) {
+		s.setBlockEntry(0, ondisk.NewBATEntry(ondisk.PartiallyPresent, s.entries[0].FileOff()))
 	}},
-	{rule: ondisk.R45, name: "fixed", spec: spec{typ: Fixed, blocks: oneBlock}, damage: func(s *scene) {
-		s.setBlockEntry(0, newBATEntry(PartiallyPresent, s.entries[0].fileOff()))
+	{rule: ondisk.RulePartialWithoutParent, name: "fixed", spec: spec{typ: Fixed, blocks: oneBlock}, damage: func(s *scene) {
+		s.setBlockEntry(0, ondisk.NewBATEntry(ondisk.PartiallyPresent, s.entries[0].FileOff()))
 	}},
-	{rule: ondisk.R46, name: "offset 0", damage: withBlock(0, newBATEntry(FullyPresent, 0))},
-	{rule: ondisk.R46, name: "offset 0 in a child", spec: childSpec, damage: withBlock(1, newBATEntry(PartiallyPresent, 0))},
+	{rule: ondisk.RuleBlockInHeaderSection, name: "offset 0", damage: withBlock(0, ondisk.NewBATEntry(ondisk.FullyPresent, 0))},
+	{rule: ondisk.RuleBlockInHeaderSection, name: "offset 0 in a child", spec: childSpec, damage: withBlock(1, ondisk.NewBATEntry(ondisk.PartiallyPresent, 0))},
 
-	{rule: ondisk.R47, name: "at the end of the file", damage: withNewBlock(func(s *scene) int64 { return s.size })},
-	{rule: ondisk.R47, name: "half beyond the file", spec: largeBlock, damage: withNewBlock(func(s *scene) int64 { return s.size - mib })},
-	{rule: ondisk.R47, name: "a byte cut off", spec: spec{blocks: oneBlock}, damage: func(s *scene) { s.Truncate(s.size - 1) }},
-	{rule: ondisk.R47, name: "the largest offset", damage: withBlock(0, batEntry(batOffsetMask|uint64(FullyPresent)))},
-	{rule: ondisk.R47, name: "at 2^63", damage: withBlock(0, batEntry(1<<63|uint64(FullyPresent)))},
-	{rule: ondisk.R47, name: "last block cut before the last sector", spec: spec{diskSize: mib + 4096, blocks: []blockSpec{{1, FullyPresent}}},
-		damage: func(s *scene) { s.Truncate(s.entries[1].fileOff() + 4095) }},
-	{rule: ondisk.R47, name: "up to the end of the file", good: true, damage: withNewBlock(func(s *scene) int64 { return s.allocate(mib) })},
+	{rule: ondisk.RuleBlockBeyondFile, name: "at the end of the file", damage: withNewBlock(func(s *scene) int64 { return s.size })},
+	{rule: ondisk.RuleBlockBeyondFile, name: "half beyond the file", spec: largeBlock, damage: withNewBlock(func(s *scene) int64 { return s.size - ondisk.MiB })},
+	{rule: ondisk.RuleBlockBeyondFile, name: "a byte cut off", spec: spec{blocks: oneBlock}, damage: func(s *scene) { s.Truncate(s.size - 1) }},
+	{rule: ondisk.RuleBlockBeyondFile, name: "the largest offset", damage: withBlock(0, ondisk.BATEntry(ondisk.BATOffsetMask|uint64(ondisk.FullyPresent)))},
+	{rule: ondisk.RuleBlockBeyondFile, name: "at 2^63", damage: withBlock(0, ondisk.BATEntry(1<<63|uint64(ondisk.FullyPresent)))},
+	{rule: ondisk.RuleBlockBeyondFile, name: "last block cut before the last sector", spec: spec{diskSize: ondisk.MiB + 4096, blocks: []blockSpec{{1, ondisk.FullyPresent}}},
+		damage: func(s *scene) { s.Truncate(s.entries[1].FileOff() + 4095) }},
+	{rule: ondisk.RuleBlockBeyondFile, name: "up to the end of the file", good: true, damage: withNewBlock(func(s *scene) int64 { return s.allocate(ondisk.MiB) })},
 
-	{rule: ondisk.R48, name: "BAT", damage: withNewBlock(func(s *scene) int64 { return s.batOff })},
-	{rule: ondisk.R48, name: "metadata", damage: withNewBlock(func(s *scene) int64 { return s.metaOff })},
-	{rule: ondisk.R48, name: "log", damage: withNewBlock(func(s *scene) int64 { return s.logOff })},
-	{rule: ondisk.R48, name: "end of a block on the log", spec: spec{diskSize: 8 * mib, blockSize: 2 * mib, metaOff: mib, batOff: 2 * mib, logOff: 4 * mib, dataOff: 6 * mib},
-		damage: withNewBlock(func(s *scene) int64 { return 3 * mib })},
-	{rule: ondisk.R48, name: "optional region", spec: spec{regions: []region{{GUID: otherGUID, Offset: 4 * mib, Length: mib}}},
+	{rule: ondisk.RuleBlockOverlapsRegion, name: "BAT", damage: withNewBlock(func(s *scene) int64 { return s.batOff })},
+	{rule: ondisk.RuleBlockOverlapsRegion, name: "metadata", damage: withNewBlock(func(s *scene) int64 { return s.metaOff })},
+	{rule: ondisk.RuleBlockOverlapsRegion, name: "log", damage: withNewBlock(func(s *scene) int64 { return s.logOff })},
+	{rule: ondisk.RuleBlockOverlapsRegion, name: "end of a block on the log", spec: spec{diskSize: 8 * ondisk.MiB, blockSize: 2 * ondisk.MiB, metaOff: ondisk.MiB, batOff: 2 * ondisk.MiB, logOff: 4 * ondisk.MiB, dataOff: 6 * ondisk.MiB},
+		damage: withNewBlock(func(s *scene) int64 { return 3 * ondisk.MiB })},
+	{rule: ondisk.RuleBlockOverlapsRegion, name: "optional region", spec: spec{regions: []ondisk.Region{{GUID: otherGUID, Offset: 4 * ondisk.MiB, Length: ondisk.MiB}}},
 		damage: func(s *scene) {
-			s.grow(5 * mib)
-			s.setBlockEntry(0, newBATEntry(FullyPresent, 4*mib))
+			s.grow(5 * ondisk.MiB)
+			s.setBlockEntry(0, ondisk.NewBATEntry(ondisk.FullyPresent, 4*ondisk.MiB))
 		}},
 
-	{rule: ondisk.R49, name: "one place twice", spec: spec{blocks: oneBlock}, damage: withNewBlock(func(s *scene) int64 { return s.entries[0].fileOff() })},
-	{rule: ondisk.R49, name: "half of the other", spec: largeBlock, damage: withNewBlock(func(s *scene) int64 {
-		s.grow(s.size + mib)
-		return s.entries[0].fileOff() + mib
+	{rule: ondisk.RuleBlockOverlap, name: "one place twice", spec: spec{blocks: oneBlock}, damage: withNewBlock(func(s *scene) int64 { return s.entries[0].FileOff() })},
+	{rule: ondisk.RuleBlockOverlap, name: "half of the other", spec: largeBlock, damage: withNewBlock(func(s *scene) int64 {
+		s.grow(s.size + ondisk.MiB)
+		return s.entries[0].FileOff() + ondisk.MiB
 	})},
-	{rule: ondisk.R49, name: "blocks far apart in the BAT", spec: spec{diskSize: 64 * tib, blocks: oneBlock}, damage: func(s *scene) {
-		s.setBlockEntry(64*tib/mib-1, s.entries[0])
+	{rule: ondisk.RuleBlockOverlap, name: "blocks far apart in the BAT", spec: spec{diskSize: 64 * ondisk.TiB, blocks: oneBlock}, damage: func(s *scene) {
+		s.setBlockEntry(64*ondisk.TiB/ondisk.MiB-1, s.entries[0])
 	}},
-	{rule: ondisk.R49, name: "place of an unmapped block", spec: spec{blocks: oneBlock}, good: true, damage: func(s *scene) {
-		s.setBlockEntry(1, newBATEntry(Unmapped, s.entries[0].fileOff()))
+	{rule: ondisk.RuleBlockOverlap, name: "place of an unmapped block", spec: spec{blocks: oneBlock}, good: true, damage: func(s *scene) {
+		s.setBlockEntry(1, ondisk.NewBATEntry(ondisk.Unmapped, s.entries[0].FileOff()))
 	}},
 
-	{rule: ondisk.R50, name: "state 1", spec: childSpec, damage: withBitmap(func(s *scene) batEntry { return newBATEntry(1, s.bitmaps[0]) })},
-	{rule: ondisk.R50, name: "state 7", spec: childSpec, damage: withBitmap(func(s *scene) batEntry { return newBATEntry(7, s.bitmaps[0]) })},
-	{rule: ondisk.R50, name: "in the middle of equal entries", spec: spec{typ: Differencing, diskSize: 5 * 1024 * mib, blockSize: 32 * mib},
+	{rule: ondisk.RuleBitmapState, name: "state 1", spec: childSpec, damage: withBitmap(func(s *scene) ondisk.BATEntry { return ondisk.NewBATEntry(1, s.bitmaps[0]) })},
+	{rule: ondisk.RuleBitmapState, name: "state 7", spec: childSpec, damage: withBitmap(func(s *scene) ondisk.BATEntry { return ondisk.NewBATEntry(7, s.bitmaps[0]) })},
+	{rule: ondisk.RuleBitmapState, name: "in the middle of equal entries", spec: spec{typ: Differencing, diskSize: 5 * 1024 * ondisk.MiB, blockSize: 32 * ondisk.MiB},
 		damage: func(s *scene) {
-			for i := range s.geo.bitmapEntry(0) + 10 {
-				s.setEntry(i, newBATEntry(Zero, 0))
+			for i := range s.geo.BitmapEntry(0) + 10 {
+				s.setEntry(i, ondisk.NewBATEntry(ondisk.Zero, 0))
 			}
 		}},
-	{rule: ondisk.R51, name: "header section", spec: childSpec, damage: withBitmap(func(*scene) batEntry { return newBATEntry(bitmapPresent, 0) })},
-	{rule: ondisk.R51, name: "end of the file", spec: childSpec, damage: withBitmap(func(s *scene) batEntry { return newBATEntry(bitmapPresent, s.size) })},
-	{rule: ondisk.R51, name: "a byte cut off", spec: childSpec, damage: func(s *scene) { s.Truncate(s.size - 1) }},
-	{rule: ondisk.R51, name: "the largest offset", spec: childSpec, damage: withBitmap(func(*scene) batEntry {
-		return batEntry(math.MaxUint64&batOffsetMask | uint64(bitmapPresent))
+	{rule: ondisk.RuleBitmapPlace, name: "header section", spec: childSpec, damage: withBitmap(func(*scene) ondisk.BATEntry { return ondisk.NewBATEntry(ondisk.BitmapPresent, 0) })},
+	{rule: ondisk.RuleBitmapPlace, name: "end of the file", spec: childSpec, damage: withBitmap(func(s *scene) ondisk.BATEntry { return ondisk.NewBATEntry(ondisk.BitmapPresent, s.size) })},
+	{rule: ondisk.RuleBitmapPlace, name: "a byte cut off", spec: childSpec, damage: func(s *scene) { s.Truncate(s.size - 1) }},
+	{rule: ondisk.RuleBitmapPlace, name: "the largest offset", spec: childSpec, damage: withBitmap(func(*scene) ondisk.BATEntry {
+		return ondisk.BATEntry(math.MaxUint64&ondisk.BATOffsetMask | uint64(ondisk.BitmapPresent))
 	})},
-	{rule: ondisk.R51, name: "a payload block", spec: childSpec, damage: withBitmap(func(s *scene) batEntry {
-		return newBATEntry(bitmapPresent, s.entries[0].fileOff())
+	{rule: ondisk.RuleBitmapPlace, name: "a payload block", spec: childSpec, damage: withBitmap(func(s *scene) ondisk.BATEntry {
+		return ondisk.NewBATEntry(ondisk.BitmapPresent, s.entries[0].FileOff())
 	})},
-	{rule: ondisk.R51, name: "the log", spec: childSpec, damage: withBitmap(func(s *scene) batEntry { return newBATEntry(bitmapPresent, s.logOff) })},
-	{rule: ondisk.R51, name: "the BAT", spec: childSpec, damage: withBitmap(func(s *scene) batEntry { return newBATEntry(bitmapPresent, s.batOff) })},
-	{rule: ondisk.R52, name: "not present", spec: childSpec, damage: withBitmap(func(*scene) batEntry { return 0 })},
-	{rule: ondisk.R52, name: "offset, but not present", spec: childSpec, damage: withBitmap(func(s *scene) batEntry {
-		return newBATEntry(bitmapNotPresent, s.bitmaps[0])
+	{rule: ondisk.RuleBitmapPlace, name: "the log", spec: childSpec, damage: withBitmap(func(s *scene) ondisk.BATEntry { return ondisk.NewBATEntry(ondisk.BitmapPresent, s.logOff) })},
+	{rule: ondisk.RuleBitmapPlace, name: "the BAT", spec: childSpec, damage: withBitmap(func(s *scene) ondisk.BATEntry { return ondisk.NewBATEntry(ondisk.BitmapPresent, s.batOff) })},
+	{rule: ondisk.RuleNoSectorBitmap, name: "not present", spec: childSpec, damage: withBitmap(func(*scene) ondisk.BATEntry { return 0 })},
+	{rule: ondisk.RuleNoSectorBitmap, name: "offset, but not present", spec: childSpec, damage: withBitmap(func(s *scene) ondisk.BATEntry {
+		return ondisk.NewBATEntry(ondisk.BitmapNotPresent, s.bitmaps[0])
 	})},
-	{rule: ondisk.R52, name: "second chunk has none", spec: spec{typ: Differencing, diskSize: 3 * 4096 * mib, blocks: []blockSpec{{0, PartiallyPresent}, {4096, PartiallyPresent}, {8192, PartiallyPresent}}},
-		damage: func(s *scene) { s.setEntry(s.geo.bitmapEntry(1), 0) }},
-	{rule: ondisk.R52, name: "fully present needs none", spec: spec{typ: Differencing, blocks: oneBlock}, good: true, damage: func(*scene) {}},
+	{rule: ondisk.RuleNoSectorBitmap, name: "second chunk has none", spec: spec{typ: Differencing, diskSize: 3 * 4096 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.PartiallyPresent}, {4096, ondisk.PartiallyPresent}, {8192, ondisk.PartiallyPresent}}},
+		damage: func(s *scene) { s.setEntry(s.geo.BitmapEntry(1), 0) }},
+	{rule: ondisk.RuleNoSectorBitmap, name: "fully present needs none", spec: spec{typ: Differencing, blocks: oneBlock}, good: true, damage: func(*scene) {}},
 }

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A ruleCase is one change to a good image. With good set the change goes as far as the rule allows, and the
@@ -70,7 +70,7 @@ func testRules(t *testing.T, cases []ruleCase) {
 func (c *ruleCase) run(t *testing.T) {
 	s := &scene{image: build(c.spec), others: make(map[string]*image)}
 	if c.spec.typ == Differencing {
-		s.parent = build(spec{diskSize: s.diskSize, blockSize: s.blockSize, sectorSize: s.sectorSize, blocks: []blockSpec{{0, FullyPresent}}})
+		s.parent = build(spec{diskSize: s.diskSize, blockSize: s.blockSize, sectorSize: s.sectorSize, blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 	}
 	c.damage(s)
 
@@ -134,7 +134,7 @@ func (c *ruleCase) check(t *testing.T, path string, o Options) {
 	if err != nil {
 		t.Fatalf("Check: %v", err)
 	}
-	missing := c.rule == ondisk.R61 && !c.good && len(o.Parents) == 0 // without its parent the image is checked all the same
+	missing := c.rule == ondisk.RuleParentNotFound && !c.good && len(o.Parents) == 0 // without its parent the image is checked all the same
 	if report.Sound() != (c.good || missing) || report.Clean() && !c.good {
 		t.Errorf("Check: sound is %v with the errors %+v", report.Sound(), report.Errors)
 	}
@@ -142,7 +142,7 @@ func (c *ruleCase) check(t *testing.T, path string, o Options) {
 	for r := report; r != nil; r = r.Parent {
 		for _, f := range slices.Concat(r.Errors, r.Warnings) {
 			found = append(found, f.Rule)
-			if f.Rule == c.rule.Name() || c.rule == ondisk.R62 && r != report { // what is wrong with the parent says more
+			if f.Rule == c.rule.Name() || c.rule == ondisk.RuleParentUnreadable && r != report { // what is wrong with the parent says more
 				return
 			}
 		}
@@ -158,12 +158,12 @@ func poke(off int64, p string) func(*scene) {
 }
 
 // inHeaders returns a damage that changes both headers, and makes their checksums good again.
-func inHeaders(do func(h *header)) func(*scene) {
+func inHeaders(do func(h *ondisk.Header)) func(*scene) {
 	return func(s *scene) { s.setHeaders(do) }
 }
 
 // inRegions returns a damage that changes the entries of the region table: the BAT region first, then the
 // metadata region.
-func inRegions(do func(r []region) []region) func(*scene) {
+func inRegions(do func(r []ondisk.Region) []ondisk.Region) func(*scene) {
 	return func(s *scene) { s.setRegions(do) }
 }

@@ -7,8 +7,8 @@ import (
 	"io"
 
 	"vhdxfs/internal/content"
-	"vhdxfs/internal/ondisk"
 	sizes "vhdxfs/internal/size"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // Damage returns the rules that the image and its parents were found to break. Without Options.Salvage there are
@@ -23,24 +23,24 @@ func (im *Image) Damage() []Finding {
 
 // usable returns an error where the BAT entry of the block at diskOff cannot be followed. The scan of the BAT has
 // found that too, but went on, as it does for Check and to salvage, or it has not come there yet.
-func (l *layer) usable(e batEntry, diskOff int64) error {
+func (l *layer) usable(e ondisk.BATEntry, diskOff int64) error {
 	g := &l.geo
-	b := diskOff >> g.blockShift
+	b := diskOff >> g.BlockShift
 	bad := func(r ondisk.Rule, format string, args ...any) error { return l.badEntry(b, r, format, args...) }
 	switch {
-	case !e.followable(g.blockSize):
+	case !e.Followable(g.BlockSize):
 		return l.unfollowable(e, b)
-	case !e.present():
+	case !e.Present():
 		return nil
-	case e.state() == PartiallyPresent && !g.hasParent:
-		return bad(ondisk.R45, "block %d is partially present, but the disk has no parent", b)
+	case e.State() == ondisk.PartiallyPresent && !g.HasParent:
+		return bad(ondisk.RulePartialWithoutParent, "block %d is partially present, but the disk has no parent", b)
 	}
-	need := min(g.blockSize, g.blockEnd(b)-b<<g.blockShift)
-	if off := e.offset(); off > uint64(l.size) || need > l.size-int64(off) && int64(off)+g.inBlock(diskOff) >= l.size {
-		return bad(ondisk.R47, "block %d (%#x) ends beyond the end of the file (%#x); was the file cut off?", b, off, l.size)
+	need := min(g.BlockSize, g.BlockEnd(b)-b<<g.BlockShift)
+	if off := e.Offset(); off > uint64(l.size) || need > l.size-int64(off) && int64(off)+g.InBlock(diskOff) >= l.size {
+		return bad(ondisk.RuleBlockBeyondFile, "block %d (%#x) ends beyond the end of the file (%#x); was the file cut off?", b, off, l.size)
 	}
-	if other := l.objectAt(e.fileOff(), g.blockSize); other != "" {
-		return bad(ondisk.R48, "block %d at %#x overlaps the %s", b, e.offset(), other)
+	if other := l.objectAt(e.FileOff(), g.BlockSize); other != "" {
+		return bad(ondisk.RuleBlockOverlapsRegion, "block %d at %#x overlaps the %s", b, e.Offset(), other)
 	}
 	return nil
 }
@@ -74,7 +74,7 @@ func (l *layer) goOn(err error) error {
 func (l *layer) searchRegions() *regionTables {
 	t := new(regionTables)
 	if off, err := content.FindMetadata(l.src, l.size); err == nil && off > 0 {
-		t.regions = []region{{GUID: metadataRegionGUID, Offset: uint64(off), Length: mib, Flags: regionRequired}}
+		t.regions = []ondisk.Region{{GUID: ondisk.MetadataRegionGUID, Offset: uint64(off), Length: ondisk.MiB, Flags: ondisk.RegionRequired}}
 	}
 	return t
 }
@@ -86,42 +86,42 @@ func (l *layer) complete() error {
 	unknown := func(r ondisk.Rule, structure, option string) error {
 		return ondisk.Corrupt(r, structure, l.metadataOffset(), "the image does not tell it any more; give it with %s", option)
 	}
-	if b := m.blockSize; b < minBlockSize || b > maxBlockSize || b&(b-1) != 0 {
+	if b := m.blockSize; b < ondisk.MinBlockSize || b > ondisk.MaxBlockSize || b&(b-1) != 0 {
 		switch b := l.assume.BlockSize; {
 		case b == 0:
-			return unknown(ondisk.R33, "block size", "--assume-block-size (Hyper-V uses 32M, others 1M to 32M)")
-		case b < minBlockSize || b > maxBlockSize || b&(b-1) != 0:
+			return unknown(ondisk.RuleNoFileParameters, "block size", "--assume-block-size (Hyper-V uses 32M, others 1M to 32M)")
+		case b < ondisk.MinBlockSize || b > ondisk.MaxBlockSize || b&(b-1) != 0:
 			return fmt.Errorf("%w: invalid block size %s: must be a power of two from 1 MiB to 256 MiB", ErrOptions, sizes.Exact(b))
 		}
 		m.blockSize, m.hasParent = uint32(l.assume.BlockSize), l.orphan
 	}
-	if !validSectorSize(m.logicalSectorSize) {
-		if m.logicalSectorSize = uint32(cmp.Or(l.assume.SectorSize, 512)); !validSectorSize(m.logicalSectorSize) {
+	if !ondisk.ValidSectorSize(m.logicalSectorSize) {
+		if m.logicalSectorSize = uint32(cmp.Or(l.assume.SectorSize, 512)); !ondisk.ValidSectorSize(m.logicalSectorSize) {
 			return fmt.Errorf("%w: invalid logical sector size %d: must be 512 or 4096", ErrOptions, l.assume.SectorSize)
 		}
 	}
-	if !validSectorSize(m.physicalSectorSize) {
+	if !ondisk.ValidSectorSize(m.physicalSectorSize) {
 		m.physicalSectorSize = 0
 	}
-	if s := m.diskSize; s == 0 || s > maxDiskSize {
+	if s := m.diskSize; s == 0 || s > ondisk.MaxDiskSize {
 		m.diskSize = uint64(l.assume.DiskSize)
 	}
 	m.diskSize -= m.diskSize % uint64(m.logicalSectorSize)
-	if m.diskSize > maxDiskSize {
+	if m.diskSize > ondisk.MaxDiskSize {
 		return fmt.Errorf("%w: invalid disk size %s: must be at most 64 TiB", ErrOptions, sizes.Text(int64(min(m.diskSize, 1<<62))))
 	}
-	geo := newGeometry(int64(m.diskSize), int64(m.blockSize), int64(m.logicalSectorSize), m.hasParent)
+	geo := ondisk.NewGeometry(int64(m.diskSize), int64(m.blockSize), int64(m.logicalSectorSize), m.hasParent)
 	if m.diskSize == 0 {
-		geo.diskSize = maxDiskSize
+		geo.DiskSize = ondisk.MaxDiskSize
 	}
-	bat, ok := l.tables.find(batRegionGUID)
+	bat, ok := l.tables.find(ondisk.BATRegionGUID)
 	if !ok {
 		off := cmp.Or(l.assume.BAT, l.searchBAT(&geo))
 		if off <= 0 || off >= l.size {
-			return ondisk.Corrupt(ondisk.R20, "region table", l.tables.offset(), "the BAT was not found; give its file offset with --assume-bat")
+			return ondisk.Corrupt(ondisk.RuleNoBATRegion, "region table", l.tables.offset(), "the BAT was not found; give its file offset with --assume-bat")
 		}
-		bat = region{GUID: batRegionGUID, Offset: uint64(off), Flags: regionRequired,
-			Length: uint32(min(roundUp(geo.batEntries()*batEntrySize, mib), l.firstBlock(off)-off))}
+		bat = ondisk.Region{GUID: ondisk.BATRegionGUID, Offset: uint64(off), Flags: ondisk.RegionRequired,
+			Length: uint32(min(ondisk.RoundUp(geo.BATEntries()*ondisk.BATEntrySize, ondisk.MiB), l.firstBlock(off)-off))}
 		l.tables.regions = append(l.tables.regions, bat)
 	}
 	if m.diskSize == 0 {
@@ -129,8 +129,8 @@ func (l *layer) complete() error {
 		if err != nil {
 			return err
 		}
-		if m.diskSize = uint64(min(blocks<<geo.blockShift, maxDiskSize)); m.diskSize == 0 {
-			return unknown(ondisk.R34, "virtual disk size", "--assume-disk-size")
+		if m.diskSize = uint64(min(blocks<<geo.BlockShift, ondisk.MaxDiskSize)); m.diskSize == 0 {
+			return unknown(ondisk.RuleNoDiskSize, "virtual disk size", "--assume-disk-size")
 		}
 	}
 	return nil
@@ -138,30 +138,30 @@ func (l *layer) complete() error {
 
 // firstBlock returns the offset of the first block behind the BAT at off, as far as its first MiB tells.
 func (l *layer) firstBlock(off int64) int64 {
-	first := roundUp(l.size, mib)
-	b := make([]byte, mib)
+	first := ondisk.RoundUp(l.size, ondisk.MiB)
+	b := make([]byte, ondisk.MiB)
 	if readFull(l.src, b, off, "BAT") != nil {
 		return first
 	}
-	for i := int64(0); i < first-off && i < mib; i += batEntrySize {
-		e := batEntry(le.Uint64(b[i:]))
-		if s := e.state(); (s == FullyPresent || s == PartiallyPresent) && e.offset() > uint64(off) && e.offset() < uint64(first) {
-			first = int64(e.offset())
+	for i := int64(0); i < first-off && i < ondisk.MiB; i += ondisk.BATEntrySize {
+		e := ondisk.BATEntry(ondisk.LE.Uint64(b[i:]))
+		if s := e.State(); (s == ondisk.FullyPresent || s == ondisk.PartiallyPresent) && e.Offset() > uint64(off) && e.Offset() < uint64(first) {
+			first = int64(e.Offset())
 		}
 	}
 	return first
 }
 
 // lastBlock returns how many payload blocks there are up to the last one that the BAT says something of.
-func (l *layer) lastBlock(g *geometry, bat region) (blocks int64, err error) {
-	b := make([]byte, mib)
+func (l *layer) lastBlock(g *ondisk.Geometry, bat ondisk.Region) (blocks int64, err error) {
+	b := make([]byte, ondisk.MiB)
 	for at := int64(0); at < min(int64(bat.Length), l.size-int64(bat.Offset)); at += int64(len(b)) {
 		b = b[:min(int64(len(b)), int64(bat.Length)-at)]
 		if err := readFull(l.src, b, int64(bat.Offset)+at, "BAT"); err != nil {
 			return 0, err
 		}
-		for i := 0; i+batEntrySize <= len(b); i += batEntrySize {
-			if n, bitmap := g.entry((at + int64(i)) / batEntrySize); !bitmap && le.Uint64(b[i:]) != 0 {
+		for i := 0; i+ondisk.BATEntrySize <= len(b); i += ondisk.BATEntrySize {
+			if n, bitmap := g.Entry((at + int64(i)) / ondisk.BATEntrySize); !bitmap && ondisk.LE.Uint64(b[i:]) != 0 {
 				blocks = n + 1
 			}
 		}
@@ -170,13 +170,13 @@ func (l *layer) lastBlock(g *geometry, bat region) (blocks int64, err error) {
 }
 
 // batSearch is how far from the begin of the file the BAT is looked for, in bytes.
-const batSearch = 256 * mib
+const batSearch = 256 * ondisk.MiB
 
 // searchBAT returns the offset of what looks like a BAT, and 0 where nothing does: whose entries are all valid, at least
 // one of them that of a present block, and no two of the same place.
-func (l *layer) searchBAT(g *geometry) int64 {
-	b := make([]byte, min(mib, roundUp(g.batEntries()*batEntrySize, pageSize)))
-	for off := int64(mib); off < min(l.size, batSearch); off += mib {
+func (l *layer) searchBAT(g *ondisk.Geometry) int64 {
+	b := make([]byte, min(ondisk.MiB, ondisk.RoundUp(g.BATEntries()*ondisk.BATEntrySize, ondisk.PageSize)))
+	for off := int64(ondisk.MiB); off < min(l.size, batSearch); off += ondisk.MiB {
 		if readFull(l.src, b, off, "BAT") == nil && l.likeBAT(g, b) {
 			return off
 		}
@@ -184,24 +184,24 @@ func (l *layer) searchBAT(g *geometry) int64 {
 	return 0
 }
 
-func (l *layer) likeBAT(g *geometry, b []byte) bool {
+func (l *layer) likeBAT(g *ondisk.Geometry, b []byte) bool {
 	places := make(map[uint64]bool)
-	for i := 0; i < len(b); i += batEntrySize {
-		e := batEntry(le.Uint64(b[i:]))
+	for i := 0; i < len(b); i += ondisk.BATEntrySize {
+		e := ondisk.BATEntry(ondisk.LE.Uint64(b[i:]))
 		if e == 0 {
 			continue
 		}
-		n, bitmap := g.entry(int64(i / batEntrySize))
-		present := e.state() == FullyPresent || e.state() == PartiallyPresent && !bitmap
+		n, bitmap := g.Entry(int64(i / ondisk.BATEntrySize))
+		present := e.State() == ondisk.FullyPresent || e.State() == ondisk.PartiallyPresent && !bitmap
 		switch {
-		case e.reserved() != 0, !bitmap && n >= g.payloadBlocks():
+		case e.Reserved() != 0, !bitmap && n >= g.PayloadBlocks():
 			return false
-		case present && (e.offset() < headerSectionSize || e.offset() >= uint64(l.size) || places[e.offset()]):
+		case present && (e.Offset() < ondisk.HeaderSectionSize || e.Offset() >= uint64(l.size) || places[e.Offset()]):
 			return false
-		case !present && (bitmap || e.state() > Unmapped):
+		case !present && (bitmap || e.State() > ondisk.Unmapped):
 			return false
 		case present:
-			places[e.offset()] = true
+			places[e.Offset()] = true
 		}
 	}
 	return len(places) > 0
@@ -222,7 +222,7 @@ func (z zeroTail) ReadAt(p []byte, off int64) (int, error) {
 // LeftToParent returns how many bytes of the disk an image that was opened with Options.WithoutParent leaves to its
 // parent. They read as zero.
 func (im *Image) LeftToParent() (n int64, err error) {
-	if im.top.parent != nil || !im.top.geo.hasParent {
+	if im.top.parent != nil || !im.top.geo.HasParent {
 		return 0, nil
 	}
 	for off := int64(0); ; {
@@ -231,9 +231,9 @@ func (im *Image) LeftToParent() (n int64, err error) {
 		case err == io.EOF:
 			return n, nil
 		case err != nil: // a block of which nobody can tell, in an image that is salvaged
-			off = im.top.geo.blockEnd(off >> im.top.geo.blockShift)
+			off = im.top.geo.BlockEnd(off >> im.top.geo.BlockShift)
 			continue
-		case e.File == nil && (e.State == NotPresent || e.State == PartiallyPresent):
+		case e.File == nil && (e.State == ondisk.NotPresent || e.State == ondisk.PartiallyPresent):
 			n += e.Len
 		}
 		off = e.End()
@@ -241,18 +241,18 @@ func (im *Image) LeftToParent() (n int64, err error) {
 }
 
 // unfollowable is the error for the BAT entry of block b, which is not followable.
-func (l *layer) unfollowable(e batEntry, b int64) error {
+func (l *layer) unfollowable(e ondisk.BATEntry, b int64) error {
 	switch {
-	case e.state() == reservedState:
-		return l.badEntry(b, ondisk.R44, "block %d in state %d", b, uint8(e.state()))
-	case e.offset() < headerSectionSize:
-		return l.badEntry(b, ondisk.R46, "block %d at file offset 0, inside the header section", b)
+	case e.State() == ondisk.ReservedState:
+		return l.badEntry(b, ondisk.RuleBlockState, "block %d in state %d", b, uint8(e.State()))
+	case e.Offset() < ondisk.HeaderSectionSize:
+		return l.badEntry(b, ondisk.RuleBlockInHeaderSection, "block %d at file offset 0, inside the header section", b)
 	}
-	return l.badEntry(b, ondisk.R47, "block %d (%#x) ends beyond the end of the file (%#x); was the file cut off?", b, e.offset(), l.size)
+	return l.badEntry(b, ondisk.RuleBlockBeyondFile, "block %d (%#x) ends beyond the end of the file (%#x); was the file cut off?", b, e.Offset(), l.size)
 }
 
 func (l *layer) badEntry(b int64, r ondisk.Rule, format string, args ...any) error {
-	return ondisk.Corrupt(r, "BAT entry", l.batOffset()+l.geo.payloadEntry(b)*batEntrySize, format, args...)
+	return ondisk.Corrupt(r, "BAT entry", l.batOffset()+l.geo.PayloadEntry(b)*ondisk.BATEntrySize, format, args...)
 }
 
 // Damaged returns how many bytes from byte off on nobody can tell, since one entry of a BAT is wrong, and 0 where off is not

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A damaged image is salvaged block by block: what an entry cannot say is an error, the rest reads as before.
@@ -16,17 +17,21 @@ func TestSalvage(t *testing.T) {
 		rule   string
 		bad    bool // block 1 cannot be read
 	}{
-		{"reserved state", func(img *image) { img.setBlockEntry(1, newBATEntry(4, 0)) }, "R44", true},
-		{"in the header section", func(img *image) { img.setBlockEntry(1, newBATEntry(FullyPresent, 0)) }, "R46", true},
-		{"outside the file", func(img *image) { img.setBlockEntry(1, newBATEntry(FullyPresent, 1<<40)) }, "R47", true},
-		{"far outside the file", func(img *image) { img.setBlockEntry(1, batEntry(batOffsetMask|uint64(FullyPresent))) }, "R47", true},
-		{"in the log", func(img *image) { img.setBlockEntry(1, newBATEntry(FullyPresent, img.logOff)) }, "R48", true},
+		{"reserved state", func(img *image) { img.setBlockEntry(1, ondisk.NewBATEntry(4, 0)) }, "R44", true},
+		{"in the header section", func(img *image) { img.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, 0)) }, "R46", true},
+		{"outside the file", func(img *image) { img.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, 1<<40)) }, "R47", true},
+		{"far outside the file", func(img *image) {
+			img.setBlockEntry(1, ondisk.BATEntry(ondisk.BATOffsetMask|uint64(ondisk.FullyPresent)))
+		}, "R47", true},
+		{"in the log", func(img *image) { img.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, img.logOff)) }, "R48", true},
 		{"where another block is", func(img *image) { img.setBlockEntry(1, img.entries[0]) }, "R49", false},
-		{"partially present without a parent", func(img *image) { img.setBlockEntry(1, newBATEntry(PartiallyPresent, img.entries[1].fileOff())) }, "R45", true},
+		{"partially present without a parent", func(img *image) {
+			img.setBlockEntry(1, ondisk.NewBATEntry(ondisk.PartiallyPresent, img.entries[1].FileOff()))
+		}, "R45", true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			img := build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {2, FullyPresent}}})
-			want := make([]byte, 4*mib)
+			img := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {2, ondisk.FullyPresent}}})
+			want := make([]byte, 4*ondisk.MiB)
 			chain{img}.want(want, 0)
 			tc.damage(img)
 			path := chain{img}.writeTo(t, t.TempDir())
@@ -44,13 +49,13 @@ func TestSalvage(t *testing.T) {
 			if d := im.Damage(); len(d) != 1 || d[0].Rule != tc.rule {
 				t.Errorf("damage %+v, want %s", d, tc.rule)
 			}
-			got := make([]byte, mib)
+			got := make([]byte, ondisk.MiB)
 			for b := range int64(4) {
-				_, err := im.ReadAt(got, b*mib)
+				_, err := im.ReadAt(got, b*ondisk.MiB)
 				if bad := b == 1 && tc.bad; bad != (err != nil) {
 					t.Errorf("block %d: %v", b, err)
 				}
-				if i := firstDifference(got, want[b*mib:][:mib]); b != 1 && i >= 0 {
+				if i := firstDifference(got, want[b*ondisk.MiB:][:ondisk.MiB]); b != 1 && i >= 0 {
 					t.Errorf("byte %d of block %d differs", i, b)
 				}
 			}
@@ -62,15 +67,15 @@ func TestSalvage(t *testing.T) {
 // never changes a byte.
 func TestSalvageOfAnything(t *testing.T) {
 	rng := rand.New(rand.NewPCG(12, 4))
-	child := spec{typ: Differencing, blocks: []blockSpec{{0, FullyPresent}, {1, PartiallyPresent}, {3, Zero}}}
+	child := spec{typ: Differencing, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.PartiallyPresent}, {3, ondisk.Zero}}}
 	for i := range 100 {
-		s := spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {3, Zero}}}
+		s := spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {3, ondisk.Zero}}}
 		if i%2 == 1 {
 			s = child
 		}
 		img := build(s)
 		size, _ := img.Size()
-		places := []int64{0, 64 * kib, 128 * kib, 192 * kib, 256 * kib, img.metaOff, img.metaOff + 64*kib, img.batOff, img.logOff}
+		places := []int64{0, 64 * ondisk.KiB, 128 * ondisk.KiB, 192 * ondisk.KiB, 256 * ondisk.KiB, img.metaOff, img.metaOff + 64*ondisk.KiB, img.batOff, img.logOff}
 		for range 1 + rng.IntN(4) {
 			at := places[rng.IntN(len(places))] + rng.Int64N(200)&^7
 			b := make([]byte, 1+rng.IntN(16)*rng.IntN(4096))
@@ -94,16 +99,16 @@ func TestSalvageOfAnything(t *testing.T) {
 		}
 		o := Options{Salvage: true, WithoutParent: rng.IntN(4) > 0}
 		if rng.IntN(2) == 0 {
-			o.Assume = Assumed{BlockSize: mib << rng.IntN(10), SectorSize: 512 << rng.IntN(4), DiskSize: rng.Int64N(70 * tib), BAT: rng.Int64N(8) * mib}
+			o.Assume = Assumed{BlockSize: ondisk.MiB << rng.IntN(10), SectorSize: 512 << rng.IntN(4), DiskSize: rng.Int64N(70 * ondisk.TiB), BAT: rng.Int64N(8) * ondisk.MiB}
 		}
 		if im, err := Open(path, o); err == nil {
-			buf := make([]byte, 64*kib)
-			for _, off := range []int64{0, mib + 512, 3 * mib, im.Size() / 2, max(im.Size()-int64(len(buf)), 0)} {
+			buf := make([]byte, 64*ondisk.KiB)
+			for _, off := range []int64{0, ondisk.MiB + 512, 3 * ondisk.MiB, im.Size() / 2, max(im.Size()-int64(len(buf)), 0)} {
 				_, _ = im.ReadAt(buf, off)
 			}
 			_, _ = im.Extent(0)
 			_ = im.Info()
-			if im.Size() <= 64*mib {
+			if im.Size() <= 64*ondisk.MiB {
 				_, _ = im.LeftToParent()
 			}
 			if _, err := im.Like(); err != nil {
@@ -119,10 +124,10 @@ func TestSalvageOfAnything(t *testing.T) {
 
 // Of a block that the end of the file cuts, what is there can be read.
 func TestSalvageOfABlockThatIsCut(t *testing.T) {
-	img := build(spec{blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	want := make([]byte, mib/2)
-	chain{img}.want(want, mib)
-	if err := img.memFile.Truncate(img.entries[1].fileOff() + mib/2); err != nil {
+	img := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
+	want := make([]byte, ondisk.MiB/2)
+	chain{img}.want(want, ondisk.MiB)
+	if err := img.memFile.Truncate(img.entries[1].FileOff() + ondisk.MiB/2); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(chain{img}.writeTo(t, t.TempDir()), Options{Salvage: true})
@@ -130,14 +135,14 @@ func TestSalvageOfABlockThatIsCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer im.Close()
-	got := make([]byte, mib/2)
-	if _, err := im.ReadAt(got, mib); err != nil {
+	got := make([]byte, ondisk.MiB/2)
+	if _, err := im.ReadAt(got, ondisk.MiB); err != nil {
 		t.Errorf("what is there: %v", err)
 	}
 	if i := firstDifference(got, want); i >= 0 {
 		t.Errorf("byte %d differs", i)
 	}
-	if _, err := im.ReadAt(got[:512], mib+mib/2); !errors.Is(err, ErrCorrupt) {
+	if _, err := im.ReadAt(got[:512], ondisk.MiB+ondisk.MiB/2); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("what is behind the end: %v, want %v", err, ErrCorrupt)
 	}
 }

@@ -8,28 +8,28 @@ import (
 	"sync/atomic"
 
 	"vhdxfs/cache"
-	"vhdxfs/internal/ondisk"
 	sizes "vhdxfs/internal/size"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // loadBAT makes the BAT readable and validates every entry of it that describes something.
 func (l *layer) loadBAT() error {
-	r, _ := l.tables.find(batRegionGUID) // validateRegions has seen it
-	entries := l.geo.batEntries()
-	if need := entries * batEntrySize; need > int64(r.Length) {
-		err := ondisk.Corrupt(ondisk.R43, "BAT", int64(r.Offset), "the region has %s, but %d entries need %s", sizes.Text(int64(r.Length)), entries, sizes.Text(int64(need)))
-		if l.goOn(err) != nil || r.Length < pageSize {
+	r, _ := l.tables.find(ondisk.BATRegionGUID) // validateRegions has seen it
+	entries := l.geo.BATEntries()
+	if need := entries * ondisk.BATEntrySize; need > int64(r.Length) {
+		err := ondisk.Corrupt(ondisk.RuleBATTooSmall, "BAT", int64(r.Offset), "the region has %s, but %d entries need %s", sizes.Text(int64(r.Length)), entries, sizes.Text(int64(need)))
+		if l.goOn(err) != nil || r.Length < ondisk.PageSize {
 			return err
 		}
-		l.geo.diskSize = l.geo.blocksOf(int64(r.Length)/batEntrySize) << l.geo.blockShift
-		entries = l.geo.batEntries()
+		l.geo.DiskSize = l.geo.BlocksOf(int64(r.Length)/ondisk.BATEntrySize) << l.geo.BlockShift
+		entries = l.geo.BATEntries()
 	}
-	l.bat = l.cache.Span(l.src, int64(r.Offset), l.geo.batPages())
-	if l.geo.hasParent {
-		l.bitmaps = make([]atomic.Pointer[cache.Span], l.geo.chunks())
+	l.bat = l.cache.Span(l.src, int64(r.Offset), l.geo.BATPages())
+	if l.geo.HasParent {
+		l.bitmaps = make([]atomic.Pointer[cache.Span], l.geo.Chunks())
 	}
 	l.space = newSpaceMap(l.size)
-	l.space.mark(0, headerSectionSize)
+	l.space.mark(0, ondisk.HeaderSectionSize)
 	if log := l.log(); log.Length > 0 {
 		l.space.mark(log.Offset, log.Length)
 	}
@@ -37,7 +37,7 @@ func (l *layer) loadBAT() error {
 		if r.Offset < uint64(l.size) {
 			l.space.mark(int64(r.Offset), int64(r.Length))
 		}
-		if !r.inside(l.size) { // as an optional region may
+		if !r.Inside(l.size) { // as an optional region may
 			l.unwritable = "a region is outside the file"
 		}
 	}
@@ -46,7 +46,7 @@ func (l *layer) loadBAT() error {
 
 // batOffset returns the file offset of the BAT region.
 func (l *layer) batOffset() int64 {
-	r, _ := l.tables.find(batRegionGUID)
+	r, _ := l.tables.find(ondisk.BATRegionGUID)
 	return int64(r.Offset)
 }
 
@@ -56,21 +56,21 @@ func (l *layer) batOffset() int64 {
 func (s *batScan) run(limit int64) (done bool, err error) {
 	l := s.layer
 	if s.buf == nil {
-		s.buf = make([]byte, min(1*mib, l.geo.batPages()*pageSize))
+		s.buf = make([]byte, min(1*ondisk.MiB, l.geo.BATPages()*ondisk.PageSize))
 	}
 	for s.next < s.entries {
-		at, left := s.entryOffset(s.next), (s.entries-s.next)*batEntrySize
+		at, left := s.entryOffset(s.next), (s.entries-s.next)*ondisk.BATEntrySize
 		hole, err := l.hole(at, left)
 		if err != nil {
 			return false, err
 		}
 		// next is the first entry of a page throughout, so whole pages of a hole can be skipped.
-		if pages := hole / pageSize; pages > 0 || hole == left {
+		if pages := hole / ondisk.PageSize; pages > 0 || hole == left {
 			if hole == left {
-				pages = (hole + pageSize - 1) / pageSize
+				pages = (hole + ondisk.PageSize - 1) / ondisk.PageSize
 			}
-			l.bat.MarkZero(s.next/entriesPerPage, pages)
-			s.next += pages * entriesPerPage
+			l.bat.MarkZero(s.next/ondisk.EntriesPerPage, pages)
+			s.next += pages * ondisk.EntriesPerPage
 			continue
 		}
 		if limit <= 0 {
@@ -83,7 +83,7 @@ func (s *batScan) run(limit int64) (done bool, err error) {
 		if err := s.pages(b, s.next); err != nil {
 			return false, err
 		}
-		s.next += int64(len(b)) / batEntrySize
+		s.next += int64(len(b)) / ondisk.BATEntrySize
 		limit -= int64(len(b))
 	}
 	return true, s.end()
@@ -101,7 +101,7 @@ func (l *layer) hole(off, n int64) (int64, error) {
 	}
 	// Pages of the log may lie over a hole of the file.
 	for n > 0 && l.replay != nil && l.replay.Overlaps(off, n) {
-		n = n / 2 / pageSize * pageSize
+		n = n / 2 / ondisk.PageSize * ondisk.PageSize
 	}
 	return n, nil
 }
@@ -127,14 +127,14 @@ type batScan struct {
 // pages validates the entries in b, the first of which is entry i and begins a page.
 func (s *batScan) pages(b []byte, i int64) error {
 	for len(b) > 0 {
-		page := b[:min(pageSize, len(b))]
+		page := b[:min(ondisk.PageSize, len(b))]
 		if allZero(page) {
-			s.layer.bat.MarkZero(i/entriesPerPage, 1)
+			s.layer.bat.MarkZero(i/ondisk.EntriesPerPage, 1)
 		} else if err := s.page(page, i); err != nil {
 			return err
 		}
 		b = b[len(page):]
-		i += entriesPerPage
+		i += ondisk.EntriesPerPage
 	}
 	return nil
 }
@@ -144,48 +144,48 @@ func (s *batScan) pages(b []byte, i int64) error {
 // said of each.
 func (s *batScan) page(b []byte, i int64) error {
 	for len(b) > 0 {
-		e, n := batEntry(le.Uint64(b)), equalWords(b)
+		e, n := ondisk.BATEntry(ondisk.LE.Uint64(b)), equalWords(b)
 		blocks, plain := s.plain(i, n, e)
-		s.counts.add(e.state(), blocks)
+		s.counts.add(e.State(), blocks)
 		for j := i; j < i+n && !plain; j++ {
 			if err := s.entry(j, e); err != nil {
 				return err
 			}
 		}
 		i += n
-		b = b[n*batEntrySize:]
+		b = b[n*ondisk.BATEntrySize:]
 	}
 	return nil
 }
 
 // plain reports whether the n entries from i on, which are all e, keep the rules and describe payload blocks without a
 // place in the file, or nothing, and how many blocks these are.
-func (s *batScan) plain(i, n int64, e batEntry) (blocks int64, plain bool) {
+func (s *batScan) plain(i, n int64, e ondisk.BATEntry) (blocks int64, plain bool) {
 	if e == 0 {
 		return 0, true // blocks that are not present are counted as the rest
 	}
-	if e != batEntry(Undefined) && e != batEntry(Zero) && e != batEntry(Unmapped) {
+	if e != ondisk.BATEntry(ondisk.Undefined) && e != ondisk.BATEntry(ondisk.Zero) && e != ondisk.BATEntry(ondisk.Unmapped) {
 		return 0, false
 	}
-	first, bitmap := s.layer.geo.entry(i)
-	last, lastBitmap := s.layer.geo.entry(i + n - 1)
+	first, bitmap := s.layer.geo.Entry(i)
+	last, lastBitmap := s.layer.geo.Entry(i + n - 1)
 	if bitmap || lastBitmap || last-first != n-1 {
 		return 0, false // the entry of a sector bitmap block is among them
 	}
-	end := s.layer.geo.payloadBlocks()
+	end := s.layer.geo.PayloadBlocks()
 	return max(0, min(last+1, end)-first), true
 }
 
 // equalWords returns how many words at the beginning of b are the same.
 func equalWords(b []byte) int64 {
-	if bytes.Equal(b[batEntrySize:], b[:len(b)-batEntrySize]) { // several times as fast as to look at words
-		return int64(len(b) / batEntrySize)
+	if bytes.Equal(b[ondisk.BATEntrySize:], b[:len(b)-ondisk.BATEntrySize]) { // several times as fast as to look at words
+		return int64(len(b) / ondisk.BATEntrySize)
 	}
-	n, first := batEntrySize, le.Uint64(b)
-	for n < len(b) && le.Uint64(b[n:]) == first {
-		n += batEntrySize
+	n, first := ondisk.BATEntrySize, ondisk.LE.Uint64(b)
+	for n < len(b) && ondisk.LE.Uint64(b[n:]) == first {
+		n += ondisk.BATEntrySize
 	}
-	return int64(n / batEntrySize)
+	return int64(n / ondisk.BATEntrySize)
 }
 
 // allZero reports whether all of b is zero. To compare with zeros is several times as fast as to look at words.
@@ -200,15 +200,15 @@ func allZero(b []byte) bool {
 }
 
 // zeros is never written.
-var zeros [pageSize]byte
+var zeros [ondisk.PageSize]byte
 
 // entry validates entry i, which is not zero.
-func (s *batScan) entry(i int64, e batEntry) error {
+func (s *batScan) entry(i int64, e ondisk.BATEntry) error {
 	l := s.layer
-	n, bitmap := l.geo.entry(i)
+	n, bitmap := l.geo.Entry(i)
 	chunk := n
 	if !bitmap {
-		chunk = n >> l.geo.chunkShift
+		chunk = n >> l.geo.ChunkShift
 	}
 	if chunk != s.chunk {
 		if err := s.chunkEnd(); err != nil {
@@ -217,12 +217,12 @@ func (s *batScan) entry(i int64, e batEntry) error {
 		s.chunk = chunk
 	}
 	switch {
-	case bitmap && l.geo.hasParent:
+	case bitmap && l.geo.HasParent:
 		return s.bitmap(i, e)
 	case bitmap:
 		s.warn(i, "%#x for a sector bitmap block, only differencing disks have those", int64(e))
 		return nil
-	case n < l.geo.payloadBlocks():
+	case n < l.geo.PayloadBlocks():
 		return s.payload(i, n, e)
 	}
 	return nil // behind the last block: describes nothing
@@ -232,12 +232,12 @@ func (s *batScan) entry(i int64, e batEntry) error {
 func (s *batScan) chunkEnd() error {
 	defer func() { s.any, s.hasBitmap = false, false }()
 	if s.any && !s.hasBitmap {
-		return s.bad(s.partial, ondisk.R52, "partially present block in chunk %d without a sector bitmap block", s.chunk)
+		return s.bad(s.partial, ondisk.RuleNoSectorBitmap, "partially present block in chunk %d without a sector bitmap block", s.chunk)
 	}
 	return nil
 }
 
-func (s *batScan) entryOffset(i int64) int64 { return s.off + i*batEntrySize }
+func (s *batScan) entryOffset(i int64) int64 { return s.off + i*ondisk.BATEntrySize }
 
 // bad takes a broken rule; see layer.report. There may be 64 Mi of them: no text is made of one that is not kept, and nothing
 // allocated, which takes far longer than to find it.
@@ -256,8 +256,8 @@ func (s *batScan) overlaps(i int64, r ondisk.Rule, off, n int64, format string, 
 	other := "another block"
 	if o := s.layer.objectAt(off, n); o != "" {
 		other = "the " + o
-		if r == ondisk.R49 {
-			r = ondisk.R48
+		if r == ondisk.RuleBlockOverlap {
+			r = ondisk.RuleBlockOverlapsRegion
 		}
 	}
 	return s.layer.report(ondisk.Corrupt(r, "BAT entry", s.entryOffset(i), format+" overlaps "+other, anys(args)...))
@@ -271,9 +271,9 @@ func (s *batScan) warn(i int64, format string, args ...int64) {
 }
 
 // warnKept remembers an odd place that block b keeps, whose entry is e.
-func (s *batScan) warnKept(i, b int64, e batEntry, what string) {
+func (s *batScan) warnKept(i, b int64, e ondisk.BATEntry, what string) {
 	if s.layer.room(&s.layer.warnings) {
-		s.layer.warn("BAT entry", s.entryOffset(i), "block %d in state %v %s %#x", b, e.state(), what, e.offset())
+		s.layer.warn("BAT entry", s.entryOffset(i), "block %d in state %v %s %#x", b, e.State(), what, e.Offset())
 	}
 }
 
@@ -286,66 +286,66 @@ func anys(numbers []int64) []any {
 }
 
 // payload validates entry i, that of payload block b.
-func (s *batScan) payload(i, b int64, e batEntry) error {
+func (s *batScan) payload(i, b int64, e ondisk.BATEntry) error {
 	l := s.layer
-	if e.reserved() != 0 {
-		s.warn(i, "reserved bits %#x", int64(e.reserved()))
+	if e.Reserved() != 0 {
+		s.warn(i, "reserved bits %#x", int64(e.Reserved()))
 	}
-	if e.state() != NotPresent { // which is counted as the rest
-		s.counts.add(e.state(), 1)
+	if e.State() != ondisk.NotPresent { // which is counted as the rest
+		s.counts.add(e.State(), 1)
 	}
-	switch e.state() {
-	case NotPresent, Undefined, Zero, Unmapped:
-	case unmappedDraft:
+	switch e.State() {
+	case ondisk.NotPresent, ondisk.Undefined, ondisk.Zero, ondisk.Unmapped:
+	case ondisk.UnmappedDraft:
 		s.warn(i, "state 5 of block %d, unmapped in a draft of the format; it reads as zeros", b)
-	case FullyPresent:
+	case ondisk.FullyPresent:
 		return s.place(i, b, e)
-	case PartiallyPresent:
-		if !l.geo.hasParent {
-			return s.bad(i, ondisk.R45, "block %d is partially present, but the disk has no parent", b)
+	case ondisk.PartiallyPresent:
+		if !l.geo.HasParent {
+			return s.bad(i, ondisk.RulePartialWithoutParent, "block %d is partially present, but the disk has no parent", b)
 		}
 		if !s.any {
 			s.any, s.partial = true, i
 		}
 		return s.place(i, b, e)
 	default:
-		return s.bad(i, ondisk.R44, "block %d in state %d", b, int64(e.state()))
+		return s.bad(i, ondisk.RuleBlockState, "block %d in state %d", b, int64(e.State()))
 	}
-	if e.offset() != 0 {
+	if e.Offset() != 0 {
 		return s.keptPlace(i, b, e)
 	}
 	return nil
 }
 
 // place validates where the present payload block b is.
-func (s *batScan) place(i, b int64, e batEntry) error {
+func (s *batScan) place(i, b int64, e ondisk.BATEntry) error {
 	l := s.layer
-	off, size := e.offset(), l.geo.blockSize
-	if off < headerSectionSize {
-		return s.bad(i, ondisk.R46, "block %d at file offset 0, inside the header section", b)
+	off, size := e.Offset(), l.geo.BlockSize
+	if off < ondisk.HeaderSectionSize {
+		return s.bad(i, ondisk.RuleBlockInHeaderSection, "block %d at file offset 0, inside the header section", b)
 	}
 	// QEMU cuts the file behind the last sector of the disk, inside the last block.
-	need := min(size, l.geo.diskSize-b<<l.geo.blockShift)
+	need := min(size, l.geo.DiskSize-b<<l.geo.BlockShift)
 	if off > uint64(l.size) || need > l.size-int64(off) {
-		return s.bad(i, ondisk.R47, "block %d of %#x bytes at %#x in a file of %#x bytes", b, size, int64(off), l.size)
+		return s.bad(i, ondisk.RuleBlockBeyondFile, "block %d of %#x bytes at %#x in a file of %#x bytes", b, size, int64(off), l.size)
 	}
 	l.space.grow(int64(off) + size) // a last block that the end of the file cuts is a whole block all the same
 	if l.space.mark(int64(off), size) {
 		return nil
 	}
-	return s.overlaps(i, ondisk.R49, int64(off), size, "block %d at %#x", b, int64(off))
+	return s.overlaps(i, ondisk.RuleBlockOverlap, int64(off), size, "block %d at %#x", b, int64(off))
 }
 
 // keptPlace looks at the file offset that a block which is not present has kept. Nothing is read there, but
 // the space counts as occupied.
-func (s *batScan) keptPlace(i, b int64, e batEntry) error {
+func (s *batScan) keptPlace(i, b int64, e ondisk.BATEntry) error {
 	l := s.layer
-	off := e.offset()
-	if st := e.state(); st == NotPresent || st == Zero {
+	off := e.Offset()
+	if st := e.State(); st == ondisk.NotPresent || st == ondisk.Zero {
 		s.warnKept(i, b, e, "has the file offset")
 		return nil
 	}
-	if off > uint64(l.size) || l.geo.blockSize > l.size-int64(off) {
+	if off > uint64(l.size) || l.geo.BlockSize > l.size-int64(off) {
 		s.warnKept(i, b, e, "refers to a place outside the file, at")
 		l.unwritable = "a block that is not present refers to a place outside the file"
 		return nil
@@ -353,7 +353,7 @@ func (s *batScan) keptPlace(i, b int64, e batEntry) error {
 	if s.kept == nil {
 		s.kept = newSpaceMap(l.size)
 	}
-	if !s.kept.mark(int64(off), l.geo.blockSize) {
+	if !s.kept.mark(int64(off), l.geo.BlockSize) {
 		s.warnKept(i, b, e, "refers to the same place as another block, at")
 		l.keptShared = true
 	}
@@ -364,7 +364,7 @@ func (s *batScan) keptPlace(i, b int64, e batEntry) error {
 func (s *batScan) end() error {
 	l := s.layer
 	c := s.counts
-	c.NotPresent = l.geo.payloadBlocks() - c.Undefined - c.Zero - c.Unmapped - c.FullyPresent - c.PartiallyPresent
+	c.NotPresent = l.geo.PayloadBlocks() - c.Undefined - c.Zero - c.Unmapped - c.FullyPresent - c.PartiallyPresent
 	l.mu.Lock()
 	l.counts = c
 	l.mu.Unlock()
@@ -376,42 +376,42 @@ func (s *batScan) end() error {
 }
 
 // bitmap validates entry i, that of the sector bitmap block of the chunk.
-func (s *batScan) bitmap(i int64, e batEntry) error {
+func (s *batScan) bitmap(i int64, e ondisk.BATEntry) error {
 	l := s.layer
-	if e.reserved() != 0 {
-		s.warn(i, "reserved bits %#x", int64(e.reserved()))
+	if e.Reserved() != 0 {
+		s.warn(i, "reserved bits %#x", int64(e.Reserved()))
 	}
-	switch e.state() {
-	case bitmapNotPresent:
+	switch e.State() {
+	case ondisk.BitmapNotPresent:
 		return nil
-	case bitmapPresent:
+	case ondisk.BitmapPresent:
 	default:
-		return s.bad(i, ondisk.R50, "sector bitmap block of chunk %d in state %d", s.chunk, int64(e.state()))
+		return s.bad(i, ondisk.RuleBitmapState, "sector bitmap block of chunk %d in state %d", s.chunk, int64(e.State()))
 	}
 	s.hasBitmap = true
 	s.counts.SectorBitmaps++
-	off := e.offset()
-	if off < headerSectionSize || off > uint64(l.size) || bitmapBlockSize > l.size-int64(off) {
-		return s.bad(i, ondisk.R51, "sector bitmap block of chunk %d at %#x in a file of %#x bytes", s.chunk, int64(off), l.size)
+	off := e.Offset()
+	if off < ondisk.HeaderSectionSize || off > uint64(l.size) || ondisk.BitmapBlockSize > l.size-int64(off) {
+		return s.bad(i, ondisk.RuleBitmapPlace, "sector bitmap block of chunk %d at %#x in a file of %#x bytes", s.chunk, int64(off), l.size)
 	}
-	if !l.space.mark(int64(off), bitmapBlockSize) {
-		return s.overlaps(i, ondisk.R51, int64(off), bitmapBlockSize, "sector bitmap block of chunk %d at %#x", s.chunk, int64(off))
+	if !l.space.mark(int64(off), ondisk.BitmapBlockSize) {
+		return s.overlaps(i, ondisk.RuleBitmapPlace, int64(off), ondisk.BitmapBlockSize, "sector bitmap block of chunk %d at %#x", s.chunk, int64(off))
 	}
-	l.bitmaps[s.chunk].Store(l.cache.Span(l.src, int64(off), bitmapBlockSize/pageSize))
+	l.bitmaps[s.chunk].Store(l.cache.Span(l.src, int64(off), ondisk.BitmapBlockSize/ondisk.PageSize))
 	return nil
 }
 
 // objectAt returns the name of the region, log or header section that shares a byte with the n bytes at off.
 func (l *layer) objectAt(off, n int64) string {
-	if off < headerSectionSize {
+	if off < ondisk.HeaderSectionSize {
 		return "header section"
 	}
 	if log := l.log(); log.Length > 0 && off < log.Offset+log.Length && log.Offset < off+n {
 		return "log"
 	}
 	for _, r := range l.tables.regions {
-		if uint64(off) < r.end() && r.Offset < uint64(off+n) {
-			return r.name() + " region"
+		if uint64(off) < r.End() && r.Offset < uint64(off+n) {
+			return r.Name() + " region"
 		}
 	}
 	return ""

@@ -9,12 +9,13 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"vhdxfs/internal/fault"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // promptScan is how many bytes of a BAT are validated before the image is open, whatever the options. It is the BAT of
 // 1 TiB in blocks of 1 MiB, and of 64 TiB, the largest disk there is, in blocks of 64 MiB, which is what other programs
 // make of such disks.
-const promptScan = 8 * mib
+const promptScan = 8 * ondisk.MiB
 
 // A lateScan validates what is left of a large BAT while the disk is read already. To read such a BAT may take a second,
 // and QEMU writes all 512 MiB of one even if no block is there. Meanwhile each entry is validated when it is used, which
@@ -35,7 +36,7 @@ var errScanStopped = errors.New("the image was closed before its BAT was checked
 // Nor may a parent: which of several files is taken depends on what is wrong with them, and its children are changed.
 func (l *layer) scanBAT(s *batScan) error {
 	limit := int64(math.MaxInt64)
-	if l.mayLate && !l.geo.hasParent && l.replay == nil {
+	if l.mayLate && !l.geo.HasParent && l.replay == nil {
 		limit = promptScan
 	}
 	done, err := s.run(limit)
@@ -69,7 +70,7 @@ func (s *lateScan) run(l *layer, writable bool, log logrus.FieldLogger) {
 			s.err = errScanStopped
 			return
 		}
-		done, s.err = s.scan.run(1 * mib)
+		done, s.err = s.scan.run(1 * ondisk.MiB)
 	}
 	s.scan = nil
 	for _, w := range l.warningTexts()[s.warned:] {

@@ -14,7 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A heldFile lets the late scan of its BAT wait. Pages are read as ever.
@@ -26,7 +26,7 @@ type heldFile struct {
 }
 
 func (f *heldFile) ReadAt(p []byte, off int64) (int, error) {
-	if len(p) > pageSize && off >= f.late {
+	if len(p) > ondisk.PageSize && off >= f.late {
 		<-f.release
 		if f.fail != nil {
 			return 0, f.fail
@@ -37,14 +37,14 @@ func (f *heldFile) ReadAt(p []byte, off int64) (int, error) {
 
 // largeBAT returns an image with a BAT of 16 MiB, every page of which says something, and the file held.
 func largeBAT(change func(im *image)) (*image, *heldFile) {
-	return holdBAT(spec{diskSize: 2 * tib, blocks: []blockSpec{{0, FullyPresent}, {2*tib/mib - 1, FullyPresent}}}, change)
+	return holdBAT(spec{diskSize: 2 * ondisk.TiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {2*ondisk.TiB/ondisk.MiB - 1, ondisk.FullyPresent}}}, change)
 }
 
 func holdBAT(s spec, change func(im *image)) (*image, *heldFile) {
 	im := build(s)
-	for i := int64(1); i < im.geo.batEntries(); i += entriesPerPage {
-		if _, bitmap := im.geo.entry(i); !bitmap {
-			im.setEntry(i, batEntry(Zero))
+	for i := int64(1); i < im.geo.BATEntries(); i += ondisk.EntriesPerPage {
+		if _, bitmap := im.geo.Entry(i); !bitmap {
+			im.setEntry(i, ondisk.BATEntry(ondisk.Zero))
 		}
 	}
 	if change != nil {
@@ -91,8 +91,8 @@ func TestLateScan(t *testing.T) {
 	f, held := largeBAT(nil)
 	im := openLate(t, held, Options{Writable: true})
 	checkRead(t, im, f, 0)
-	checkRead(t, im, f, 2*tib-4096)
-	checkRead(t, im, f, tib)
+	checkRead(t, im, f, 2*ondisk.TiB-4096)
+	checkRead(t, im, f, ondisk.TiB)
 	if n := im.AllocatedBytes(); n != held.size {
 		t.Errorf("%d bytes allocated, want those of the file, %d, while it is not known", n, held.size)
 	}
@@ -100,7 +100,7 @@ func TestLateScan(t *testing.T) {
 	written := make(chan error)
 	p := bytes.Repeat([]byte{7}, 4096)
 	go func() {
-		_, err := im.WriteAt(p, tib)
+		_, err := im.WriteAt(p, ondisk.TiB)
 		written <- err
 	}()
 	// It had every chance to be too early.
@@ -117,10 +117,10 @@ func TestLateScan(t *testing.T) {
 	if err := im.Validated(); err != nil {
 		t.Fatal(err)
 	}
-	f.disk.WriteAt(p, tib)
-	checkRead(t, im, f, tib)
-	checkRead(t, im, f, 2*tib-4096)
-	if n := im.AllocatedBytes(); n != 3*mib {
+	f.disk.WriteAt(p, ondisk.TiB)
+	checkRead(t, im, f, ondisk.TiB)
+	checkRead(t, im, f, 2*ondisk.TiB-4096)
+	if n := im.AllocatedBytes(); n != 3*ondisk.MiB {
 		t.Errorf("%d bytes allocated, want 3 MiB", n)
 	}
 	if err := im.Close(); err != nil {
@@ -130,13 +130,13 @@ func TestLateScan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkRead(t, again, f, tib)
+	checkRead(t, again, f, ondisk.TiB)
 }
 
 // What is known in the end is the same, whenever it was looked at.
 func TestLateScanKnowsTheSame(t *testing.T) {
 	f, held := largeBAT(func(im *image) {
-		im.setEntry(im.geo.batEntries()-2, newBATEntry(Unmapped, 900*tib)) // a warning
+		im.setEntry(im.geo.BATEntries()-2, ondisk.NewBATEntry(ondisk.Unmapped, 900*ondisk.TiB)) // a warning
 	})
 	late := openLate(t, held, Options{})
 	at, err := loadReadOnly(f.memFile)
@@ -160,19 +160,19 @@ func TestLateScanKnowsTheSame(t *testing.T) {
 
 // Damage behind what is validated at once is told to who reads it, keeps everybody from writing, and is logged.
 func TestLateScanFindsDamage(t *testing.T) {
-	const last = 2*tib/mib - 1
+	const last = 2*ondisk.TiB/ondisk.MiB - 1
 	for _, tc := range []struct {
 		name  string
 		rule  ondisk.Rule
-		entry batEntry
+		entry ondisk.BATEntry
 		reads error // of the damaged block
 	}{
-		{"overlap", ondisk.R49, 0, nil}, // cannot be known from the entry alone
-		{"behind the file", ondisk.R47, newBATEntry(FullyPresent, 200*tib), ErrCorrupt},
-		{"in the log", ondisk.R48, newBATEntry(FullyPresent, mib), ErrCorrupt},
-		{"header section", ondisk.R46, newBATEntry(FullyPresent, 0), ErrCorrupt},
-		{"state 4", ondisk.R44, newBATEntry(4, 0), ErrCorrupt},
-		{"no parent", ondisk.R45, newBATEntry(PartiallyPresent, 30*mib), ErrCorrupt},
+		{"overlap", ondisk.RuleBlockOverlap, 0, nil}, // cannot be known from the entry alone
+		{"behind the file", ondisk.RuleBlockBeyondFile, ondisk.NewBATEntry(ondisk.FullyPresent, 200*ondisk.TiB), ErrCorrupt},
+		{"in the log", ondisk.RuleBlockOverlapsRegion, ondisk.NewBATEntry(ondisk.FullyPresent, ondisk.MiB), ErrCorrupt},
+		{"header section", ondisk.RuleBlockInHeaderSection, ondisk.NewBATEntry(ondisk.FullyPresent, 0), ErrCorrupt},
+		{"state 4", ondisk.RuleBlockState, ondisk.NewBATEntry(4, 0), ErrCorrupt},
+		{"no parent", ondisk.RulePartialWithoutParent, ondisk.NewBATEntry(ondisk.PartiallyPresent, 30*ondisk.MiB), ErrCorrupt},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f, held := largeBAT(func(im *image) {
@@ -186,7 +186,7 @@ func TestLateScanFindsDamage(t *testing.T) {
 			log := &logrus.Logger{Out: &logged, Formatter: new(logrus.TextFormatter), Level: logrus.InfoLevel}
 			im := openLate(t, held, Options{Writable: true, Log: log})
 			checkRead(t, im, f, 0)
-			if _, err := im.ReadAt(make([]byte, 512), last*mib); !errors.Is(err, tc.reads) {
+			if _, err := im.ReadAt(make([]byte, 512), last*ondisk.MiB); !errors.Is(err, tc.reads) {
 				t.Errorf("read of the damaged block before the scan came there: %v, want %v", err, tc.reads)
 			}
 			close(held.release)
@@ -197,8 +197,8 @@ func TestLateScanFindsDamage(t *testing.T) {
 				}
 			}
 			for name, err := range map[string]error{
-				"Discard": im.Discard(0, mib), "Allocate": im.Allocate(0, mib), "Zero": im.Zero(0, mib), "Validated": im.Validated(),
-				"Grow": im.Grow(t.Context(), 3*tib),
+				"Discard": im.Discard(0, ondisk.MiB), "Allocate": im.Allocate(0, ondisk.MiB), "Zero": im.Zero(0, ondisk.MiB), "Validated": im.Validated(),
+				"Grow": im.Grow(t.Context(), 3*ondisk.TiB),
 			} {
 				if ruleOf(err) != tc.rule {
 					t.Errorf("%s: %v, want the broken rule %v", name, err, tc.rule.Name())
@@ -213,7 +213,7 @@ func TestLateScanFindsDamage(t *testing.T) {
 			if _, err := im.Reclaimable(t.Context(), false, CompactOptions{}); ruleOf(err) != tc.rule {
 				t.Errorf("Reclaimable: %v, want the broken rule %v", err, tc.rule.Name())
 			}
-			if _, err := im.ReadAt(make([]byte, 512), last*mib); !errors.Is(err, tc.reads) {
+			if _, err := im.ReadAt(make([]byte, 512), last*ondisk.MiB); !errors.Is(err, tc.reads) {
 				t.Errorf("read of the damaged block after the scan: %v, want %v", err, tc.reads)
 			}
 			im.Info()
@@ -239,7 +239,9 @@ func TestLateScanFindsDamage(t *testing.T) {
 
 // A place outside the file that a block keeps without being present is no damage, but no place to write either.
 func TestLateScanUnwritable(t *testing.T) {
-	_, held := largeBAT(func(im *image) { im.setBlockEntry(2*tib/mib-1, newBATEntry(Unmapped, 900*tib)) })
+	_, held := largeBAT(func(im *image) {
+		im.setBlockEntry(2*ondisk.TiB/ondisk.MiB-1, ondisk.NewBATEntry(ondisk.Unmapped, 900*ondisk.TiB))
+	})
 	close(held.release)
 	im := openLate(t, held, Options{Writable: true})
 	if _, err := im.WriteAt(make([]byte, 512), 0); err == nil || !strings.Contains(err.Error(), "mount the image read-only") {
@@ -252,10 +254,10 @@ func TestLateScanUnwritable(t *testing.T) {
 
 // A last block that the end of the file cuts is a whole block, also if it is found late: no other is put into it.
 func TestLateScanCutBlock(t *testing.T) {
-	const blocks = 2 * tib / mib
-	size := int64(blocks*2*mib - 3*mib/2)
-	_, held := holdBAT(spec{diskSize: size, blockSize: 2 * mib, blocks: []blockSpec{{blocks - 1, FullyPresent}}}, func(im *image) {
-		im.size = im.entries[blocks-1].fileOff() + mib/2
+	const blocks = 2 * ondisk.TiB / ondisk.MiB
+	size := int64(blocks*2*ondisk.MiB - 3*ondisk.MiB/2)
+	_, held := holdBAT(spec{diskSize: size, blockSize: 2 * ondisk.MiB, blocks: []blockSpec{{blocks - 1, ondisk.FullyPresent}}}, func(im *image) {
+		im.size = im.entries[blocks-1].FileOff() + ondisk.MiB/2
 	})
 	close(held.release)
 	im := openLate(t, held, Options{Writable: true})
@@ -277,11 +279,11 @@ func TestLateScanReadError(t *testing.T) {
 	var logged bytes.Buffer
 	im := openLate(t, held, Options{Writable: true, Log: &logrus.Logger{Out: &logged, Formatter: new(logrus.TextFormatter), Level: logrus.InfoLevel}})
 	close(held.release)
-	if err := im.Discard(0, mib); !errors.Is(err, unix.EIO) || errors.Is(err, ErrCorrupt) {
+	if err := im.Discard(0, ondisk.MiB); !errors.Is(err, unix.EIO) || errors.Is(err, ErrCorrupt) {
 		t.Errorf("discard: %v", err)
 	}
 	checkRead(t, im, f, 0)
-	checkRead(t, im, f, 2*tib-4096)
+	checkRead(t, im, f, 2*ondisk.TiB-4096)
 	if err := im.Close(); err != nil || held.changes.Load() > 0 {
 		t.Errorf("close: %v, %d changes", err, held.changes.Load())
 	}
@@ -295,7 +297,7 @@ func TestLateScanAfterReplay(t *testing.T) {
 	for _, damaged := range []bool{false, true} {
 		f, held := largeBAT(func(im *image) {
 			if damaged {
-				im.setBlockEntry(2*tib/mib-1, newBATEntry(FullyPresent, 200*tib))
+				im.setBlockEntry(2*ondisk.TiB/ondisk.MiB-1, ondisk.NewBATEntry(ondisk.FullyPresent, 200*ondisk.TiB))
 			}
 			im.logPages(im.batOff)
 			im.nameLog()
@@ -303,7 +305,7 @@ func TestLateScanAfterReplay(t *testing.T) {
 		close(held.release)
 		if damaged {
 			_, err := loadWritable(Options{Writable: true, LateScan: true}, held)
-			if ruleOf(err) != ondisk.R47 || held.changes.Load() > 0 {
+			if ruleOf(err) != ondisk.RuleBlockBeyondFile || held.changes.Load() > 0 {
 				t.Errorf("a damaged image: %v, %d changes of its file", err, held.changes.Load())
 			}
 			continue
@@ -315,10 +317,10 @@ func TestLateScanAfterReplay(t *testing.T) {
 		if im.top.late == nil {
 			t.Error("the whole BAT was validated twice")
 		}
-		if _, err := im.WriteAt(make([]byte, 512), tib); err != nil {
+		if _, err := im.WriteAt(make([]byte, 512), ondisk.TiB); err != nil {
 			t.Fatal(err)
 		}
-		checkRead(t, im, f, 2*tib-4096)
+		checkRead(t, im, f, 2*ondisk.TiB-4096)
 		if err := im.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -328,8 +330,8 @@ func TestLateScanAfterReplay(t *testing.T) {
 // What is odd is told once: what is seen at once by Warnings, the rest by the log.
 func TestLateScanWarnings(t *testing.T) {
 	_, held := largeBAT(func(im *image) {
-		im.setBlockEntry(7, newBATEntry(Zero, 30*mib))
-		im.setBlockEntry(2*tib/mib-1, newBATEntry(Zero, 40*mib))
+		im.setBlockEntry(7, ondisk.NewBATEntry(ondisk.Zero, 30*ondisk.MiB))
+		im.setBlockEntry(2*ondisk.TiB/ondisk.MiB-1, ondisk.NewBATEntry(ondisk.Zero, 40*ondisk.MiB))
 	})
 	close(held.release)
 	var logged bytes.Buffer
@@ -347,10 +349,10 @@ func TestLateScanWarnings(t *testing.T) {
 
 // Everything may be asked and done while the scan is under way.
 func TestLateScanInUse(t *testing.T) {
-	const size = 2 * tib
+	const size = 2 * ondisk.TiB
 	f, _ := largeBAT(func(im *image) {
 		for b := int64(1); b < 100; b++ { // of which there are warnings
-			im.setBlockEntry(size/mib-100*b-50, newBATEntry(Zero, b*mib))
+			im.setBlockEntry(size/ondisk.MiB-100*b-50, ondisk.NewBATEntry(ondisk.Zero, b*ondisk.MiB))
 		}
 	})
 	for round := range 3 {
@@ -379,9 +381,9 @@ func TestLateScanInUse(t *testing.T) {
 		each(func(i int64) error { return errors.Join(im.Sync(), im.Clean()) })
 		if round > 0 {
 			each(func(i int64) error { im.Info(); im.FreeRanges(func(int64, int64) {}); return nil })
-			each(func(i int64) error { _, err := im.SeekData(size - mib); return err })
-			each(func(i int64) error { _, err := im.WriteAt([]byte{1, byte(i)}, i*size/20+mib); return err })
-			each(func(i int64) error { return im.Zero(i*size/20+2*mib, mib) })
+			each(func(i int64) error { _, err := im.SeekData(size - ondisk.MiB); return err })
+			each(func(i int64) error { _, err := im.WriteAt([]byte{1, byte(i)}, i*size/20+ondisk.MiB); return err })
+			each(func(i int64) error { return im.Zero(i*size/20+2*ondisk.MiB, ondisk.MiB) })
 		}
 		all.Wait()
 		if err := im.Close(); err != nil {
@@ -402,7 +404,7 @@ func TestLateScanInUse(t *testing.T) {
 			if round > 0 {
 				want = [2]byte{1, byte(i)}
 			}
-			if _, err := again.ReadAt(got[:], i*size/20+mib); err != nil || got != want {
+			if _, err := again.ReadAt(got[:], i*size/20+ondisk.MiB); err != nil || got != want {
 				t.Errorf("write %d reads as %v, %v; want %v", i, got, err, want)
 			}
 		}
@@ -446,10 +448,10 @@ func TestLateScanClose(t *testing.T) {
 // Only where nothing depends on it may the scan be late.
 func TestLateScanNotWhereItMatters(t *testing.T) {
 	dirty, _ := largeBAT(func(im *image) { im.logPages(im.batOff); im.nameLog() })
-	child := build(spec{typ: Differencing, diskSize: 2 * tib})
-	for i := int64(1); i < child.geo.batEntries(); i += entriesPerPage {
-		if _, bitmap := child.geo.entry(i); !bitmap {
-			child.setEntry(i, batEntry(Zero))
+	child := build(spec{typ: Differencing, diskSize: 2 * ondisk.TiB})
+	for i := int64(1); i < child.geo.BATEntries(); i += ondisk.EntriesPerPage {
+		if _, bitmap := child.geo.Entry(i); !bitmap {
+			child.setEntry(i, ondisk.BATEntry(ondisk.Zero))
 		}
 	}
 	parent, _ := largeBAT(nil)

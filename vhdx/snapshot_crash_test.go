@@ -118,7 +118,7 @@ func (st *snapshotTest) check(h *history, files []File, replay bool) error {
 			return err
 		}
 		parent := im.top.parent
-		if !im.top.meta.locator.accepts(parent.dataWriteGUID()) {
+		if !im.top.meta.locator.Accepts(parent.dataWriteGUID()) {
 			return errors.New("an image does not accept its parent")
 		}
 		if parent.replay != nil {

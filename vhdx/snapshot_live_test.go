@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A liveImage is an image that is open for writing, and what its disk has to read as.
@@ -296,14 +297,14 @@ func TestLiveSnapshotRefuses(t *testing.T) {
 // The child has a log, free space and a size of its own, whatever those of the image were.
 func TestLiveSnapshotStartsAnew(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "disk.vhdx")
-	if err := Create(image, CreateOptions{Size: 64 * mib, BlockSize: mib, LogSize: 5 * mib}); err != nil {
+	if err := Create(image, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: ondisk.MiB, LogSize: 5 * ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	l := openLive(t, image, Options{})
 	for i := range 40 {
-		l.write(byte(i), i*mib, mib)
+		l.write(byte(i), i*ondisk.MiB, ondisk.MiB)
 	}
-	l.zero(10*mib, 5*mib)
+	l.zero(10*ondisk.MiB, 5*ondisk.MiB)
 	syncs := l.im.Stats().FileSyncs
 	r, err := l.im.Snapshot(context.Background(), "", SnapshotOptions{KeepName: true})
 	if err != nil {
@@ -313,7 +314,7 @@ func TestLiveSnapshotStartsAnew(t *testing.T) {
 		t.Errorf("%d syncs were counted, and now %d", syncs, now)
 	}
 	for i := range 3 {
-		l.write(0x55, (50+i)*mib, mib)
+		l.write(0x55, (50+i)*ondisk.MiB, ondisk.MiB)
 		if err := l.im.Sync(); err != nil {
 			t.Fatal(err)
 		}
@@ -323,10 +324,10 @@ func TestLiveSnapshotStartsAnew(t *testing.T) {
 	}
 	reads(t, "in the end", image, Options{}, l.want)
 	sound(t, image)
-	if in := diskInfo(t, image, Options{}); in.FileSize != 7*mib || in.Log.Length != DefaultLogSize {
+	if in := diskInfo(t, image, Options{}); in.FileSize != 7*ondisk.MiB || in.Log.Length != DefaultLogSize {
 		t.Errorf("the child has %d bytes, its log %d", in.FileSize, in.Log.Length)
 	}
-	if in := diskInfo(t, r.Frozen, Options{}); in.FileSize > 48*mib {
+	if in := diskInfo(t, r.Frozen, Options{}); in.FileSize > 48*ondisk.MiB {
 		t.Errorf("the frozen image has %d bytes", in.FileSize)
 	}
 }
@@ -335,7 +336,7 @@ func TestLiveSnapshotStartsAnew(t *testing.T) {
 func TestLiveSnapshotAwaitsReads(t *testing.T) {
 	p := newWrittenChain(t, 2)
 	l := openLive(t, p[1], Options{})
-	l.write(0x42, 0, 4*mib)
+	l.write(0x42, 0, 4*ondisk.MiB)
 	epoch := l.im.BeginRead()
 	extents, err := l.im.Resolve(nil, 0, l.im.Size())
 	if err != nil {
@@ -366,7 +367,7 @@ func TestLiveSnapshotAwaitsReads(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	l.write(0x43, mib, mib)
+	l.write(0x43, ondisk.MiB, ondisk.MiB)
 	l.check("afterwards")
 }
 
@@ -377,14 +378,14 @@ func TestLiveSnapshotUnderLoad(t *testing.T) {
 		workers = 4
 		area    = 3 << 20 // bytes of the disk for each: a MiB for numbers, one that is written, and one that is trimmed
 		cell    = 4 << 10
-		cells   = mib / cell
+		cells   = ondisk.MiB / cell
 	)
 	image := filepath.Join(t.TempDir(), "disk.vhdx")
-	if err := Create(image, CreateOptions{Size: workers * area, BlockSize: mib}); err != nil {
+	if err := Create(image, CreateOptions{Size: workers * area, BlockSize: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	l := openLive(t, image, Options{Commit: 1, IdleClean: 1})
-	cellOf := func(worker, round int) (off int64) { return int64(worker*area + mib + round%cells*cell) }
+	cellOf := func(worker, round int) (off int64) { return int64(worker*area + ondisk.MiB + round%cells*cell) }
 	content := func(worker, round int) []byte {
 		return bytes.Repeat(fmt.Appendf(nil, "%3d %11d\n", worker, round), cell/16)
 	}
@@ -407,9 +408,9 @@ func TestLiveSnapshotUnderLoad(t *testing.T) {
 		var err error
 		switch round % 8 {
 		case 1:
-			_, err = l.im.WriteAt(p, begin+2*mib+int64(round)%mib)
+			_, err = l.im.WriteAt(p, begin+2*ondisk.MiB+int64(round)%ondisk.MiB)
 		case 3:
-			err = l.im.Zero(begin+2*mib, mib)
+			err = l.im.Zero(begin+2*ondisk.MiB, ondisk.MiB)
 		case 5:
 			_, err = l.im.SeekHole(begin)
 		case 7:

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+	"vhdxfs/vhdx/ondisk"
 )
 
 func TestSnapshot(t *testing.T) {
@@ -179,7 +180,7 @@ func TestSnapshotAfterACut(t *testing.T) {
 func TestSnapshotsAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	image, frozen := filepath.Join(dir, "disk.vhdx"), filepath.Join(dir, "frozen.vhdx")
-	if err := Create(image, CreateOptions{Size: 4 * mib}); err != nil {
+	if err := Create(image, CreateOptions{Size: 4 * ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	for _, step := range []string{"link", "create", "rename"} {
@@ -212,7 +213,7 @@ func TestSnapshotKeepsTheLastName(t *testing.T) {
 	dir := t.TempDir()
 	image, frozen, other := filepath.Join(dir, "disk.vhdx"), filepath.Join(dir, "frozen.vhdx"), filepath.Join(dir, "other.vhdx")
 	for _, path := range []string{image, other} {
-		if err := Create(path, CreateOptions{Size: 4 * mib}); err != nil {
+		if err := Create(path, CreateOptions{Size: 4 * ondisk.MiB}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -248,7 +249,7 @@ func TestSnapshotRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	written := path("written.vhdx")
-	if err := Create(written, CreateOptions{Size: mib}); err != nil {
+	if err := Create(written, CreateOptions{Size: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(written, Options{Writable: true})

@@ -1,10 +1,9 @@
 package vhdx
 
-import "math/bits"
-
-// maxFileSize bounds the space map: 256 TiB of file take 32 MiB of address space, of which only what the
-// file uses is ever touched.
-const maxFileSize = 256 * tib
+import (
+	"math/bits"
+	"vhdxfs/vhdx/ondisk"
+)
 
 // A spaceMap knows which MiB of an image file are in use, with a bit for each: everything in a VHDX file
 // begins at a multiple of 1 MiB.
@@ -15,13 +14,13 @@ type spaceMap struct {
 }
 
 func newSpaceMap(fileSize int64) *spaceMap {
-	n := (fileSize + mib - 1) / mib
+	n := (fileSize + ondisk.MiB - 1) / ondisk.MiB
 	return &spaceMap{words: make([]uint64, (n+63)/64), n: n}
 }
 
 // holds reports whether the n bytes at file offset off can be those of a file at all. Numbers from an image may be any.
 func (m *spaceMap) holds(off, n int64) bool {
-	return off >= 0 && n >= 0 && n <= maxFileSize && off <= maxFileSize-n
+	return off >= 0 && n >= 0 && n <= ondisk.MaxFileSize && off <= ondisk.MaxFileSize-n
 }
 
 // mark takes the n bytes at file offset off and reports whether all of them were free. Both are rounded
@@ -31,7 +30,7 @@ func (m *spaceMap) mark(off, n int64) bool {
 		return false
 	}
 	free := true
-	for i, end := off/mib, min((off+n+mib-1)/mib, m.n); i < end; i++ {
+	for i, end := off/ondisk.MiB, min((off+n+ondisk.MiB-1)/ondisk.MiB, m.n); i < end; i++ {
 		bit := uint64(1) << (i % 64)
 		if m.words[i/64]&bit != 0 {
 			free = false
@@ -56,23 +55,23 @@ func (m *spaceMap) free() int64 {
 	for _, w := range m.words {
 		used += bits.OnesCount64(w)
 	}
-	return (m.n - int64(used)) * mib
+	return (m.n - int64(used)) * ondisk.MiB
 }
 
 // usedFrom returns the number of bytes in use from file offset off on, a multiple of 1 MiB.
 func (m *spaceMap) usedFrom(off int64) int64 {
 	used := 0
-	for i := off / mib; i < m.n; {
+	for i := off / ondisk.MiB; i < m.n; {
 		w, next := m.words[i/64]>>(i%64), i/64*64+64
 		used += bits.OnesCount64(w)
 		i = next
 	}
-	return int64(used) * mib
+	return int64(used) * ondisk.MiB
 }
 
 // cut forgets what lies behind the end of a file that has become shorter, where nothing is in use.
 func (m *spaceMap) cut(fileSize int64) {
-	m.n = (fileSize + mib - 1) / mib
+	m.n = (fileSize + ondisk.MiB - 1) / ondisk.MiB
 	m.words = m.words[:(m.n+63)/64]
 	m.low = min(m.low, int64(len(m.words)))
 }
@@ -82,8 +81,8 @@ func (m *spaceMap) find(n, limit int64) (off int64, ok bool) { return m.findFrom
 
 // findFrom returns the first free run of n bytes from the file offset from on, and below the limit.
 func (m *spaceMap) findFrom(n, from, limit int64) (off int64, ok bool) {
-	need, run := n/mib, int64(0)
-	for i := max(m.firstFree(), from/mib); i < min(m.n, limit/mib); i++ {
+	need, run := n/ondisk.MiB, int64(0)
+	for i := max(m.firstFree(), from/ondisk.MiB); i < min(m.n, limit/ondisk.MiB); i++ {
 		if i%64 == 0 && m.words[i/64] == ^uint64(0) {
 			run, i = 0, i+63
 			continue
@@ -93,7 +92,7 @@ func (m *spaceMap) findFrom(n, from, limit int64) (off int64, ok bool) {
 			continue
 		}
 		if run++; run == need {
-			return (i - need + 1) * mib, true
+			return (i - need + 1) * ondisk.MiB, true
 		}
 	}
 	return 0, false
@@ -113,7 +112,7 @@ func (m *spaceMap) clear(off, n int64) bool {
 	if !m.taken(off, n) {
 		return false
 	}
-	for i, end := off/mib, min((off+n+mib-1)/mib, m.n); i < end; i++ {
+	for i, end := off/ondisk.MiB, min((off+n+ondisk.MiB-1)/ondisk.MiB, m.n); i < end; i++ {
 		m.words[i/64] &^= 1 << (i % 64)
 		m.low = min(m.low, i/64)
 	}
@@ -125,7 +124,7 @@ func (m *spaceMap) taken(off, n int64) bool {
 	if !m.holds(off, n) {
 		return false
 	}
-	for i, end := off/mib, min((off+n+mib-1)/mib, m.n); i < end; i++ {
+	for i, end := off/ondisk.MiB, min((off+n+ondisk.MiB-1)/ondisk.MiB, m.n); i < end; i++ {
 		if m.words[i/64]&(1<<(i%64)) == 0 {
 			return false
 		}
@@ -135,7 +134,7 @@ func (m *spaceMap) taken(off, n int64) bool {
 
 // grow extends the map to a file of the given size.
 func (m *spaceMap) grow(fileSize int64) {
-	m.n = max(m.n, (fileSize+mib-1)/mib)
+	m.n = max(m.n, (fileSize+ondisk.MiB-1)/ondisk.MiB)
 	for int64(len(m.words)) < (m.n+63)/64 {
 		m.words = append(m.words, 0)
 	}
@@ -145,7 +144,7 @@ func (m *spaceMap) grow(fileSize int64) {
 func (m *spaceMap) end() int64 {
 	for i := len(m.words) - 1; i >= 0; i-- {
 		if w := m.words[i]; w != 0 {
-			return int64(i*64+64-bits.LeadingZeros64(w)) * mib
+			return int64(i*64+64-bits.LeadingZeros64(w)) * ondisk.MiB
 		}
 	}
 	return 0

@@ -1,6 +1,9 @@
 package vhdx
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"vhdxfs/vhdx/ondisk"
+)
 
 // Stats tells what an image had to do since it was opened, and what it holds at the moment. The numbers are read one
 // after the other while work goes on, so they belong to one instant only where none does.
@@ -78,8 +81,8 @@ func (c *counters) entry(pages int) {
 }
 
 // block counts a change of a payload block's state that gives it a place, or takes it away.
-func (c *counters) block(from, to BlockState) {
-	present := func(s BlockState) bool { return s == FullyPresent || s == PartiallyPresent }
+func (c *counters) block(from, to ondisk.BlockState) {
+	present := func(s ondisk.BlockState) bool { return s == ondisk.FullyPresent || s == ondisk.PartiallyPresent }
 	switch {
 	case !present(from) && present(to):
 		c.allocated.Add(1)

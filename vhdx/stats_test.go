@@ -3,12 +3,13 @@ package vhdx
 import (
 	"path/filepath"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // The numbers of a known sequence of operations, and what each step adds to them.
 func TestStats(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.vhdx")
-	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(path, Options{Writable: true, DetectZeroes: true}) // nothing happens by itself
@@ -20,7 +21,7 @@ func TestStats(t *testing.T) {
 	if before.FileSyncs != 0 || before.CacheMisses != 0 {
 		t.Errorf("opening a clean image took %+v", before)
 	}
-	block := make([]byte, mib)
+	block := make([]byte, ondisk.MiB)
 	for i := range block {
 		block[i] = 1
 	}
@@ -36,21 +37,21 @@ func TestStats(t *testing.T) {
 		// The headers tell of a change of the file when the BAT page gets its space, and then of one of the disk.
 		// Each time both are written and synced.
 		{"a new block", func() error { return write(0) },
-			Stats{FileSyncs: 2, HeaderUpdates: 1, BlocksAllocated: 1, DirtyPages: 1, AllocatedNow: mib}},
-		{"another one", func() error { return write(5 * mib) },
-			Stats{BlocksAllocated: 1, DirtyPages: 1, AllocatedNow: 2 * mib}},
-		{"the same again", func() error { return write(5 * mib) },
-			Stats{DirtyPages: 1, AllocatedNow: 2 * mib}},
+			Stats{FileSyncs: 2, HeaderUpdates: 1, BlocksAllocated: 1, DirtyPages: 1, AllocatedNow: ondisk.MiB}},
+		{"another one", func() error { return write(5 * ondisk.MiB) },
+			Stats{BlocksAllocated: 1, DirtyPages: 1, AllocatedNow: 2 * ondisk.MiB}},
+		{"the same again", func() error { return write(5 * ondisk.MiB) },
+			Stats{DirtyPages: 1, AllocatedNow: 2 * ondisk.MiB}},
 		// An empty entry and its sync, both headers, then the entry for the BAT page.
 		{"sync", im.Sync,
-			Stats{FileSyncs: 4, HeaderUpdates: 1, LogEntries: 2, LoggedPages: 1, PagesInLog: 1, AllocatedNow: 2 * mib}},
+			Stats{FileSyncs: 4, HeaderUpdates: 1, LogEntries: 2, LoggedPages: 1, PagesInLog: 1, AllocatedNow: 2 * ondisk.MiB}},
 		{"sync of nothing", im.Sync,
-			Stats{PagesInLog: 1, AllocatedNow: 2 * mib}},
-		{"trim", func() error { return im.Discard(0, mib) },
-			Stats{BlocksFreed: 1, DirtyPages: 1, PagesInLog: 1, AllocatedNow: mib}},
+			Stats{PagesInLog: 1, AllocatedNow: 2 * ondisk.MiB}},
+		{"trim", func() error { return im.Discard(0, ondisk.MiB) },
+			Stats{BlocksFreed: 1, DirtyPages: 1, PagesInLog: 1, AllocatedNow: ondisk.MiB}},
 		// One entry; then its page is put in place, the headers no longer name the log, and the file becomes shorter.
 		{"clean", im.Clean,
-			Stats{FileSyncs: 5, HeaderUpdates: 1, LogEntries: 1, LoggedPages: 1, Checkpoints: 1, AllocatedNow: mib}},
+			Stats{FileSyncs: 5, HeaderUpdates: 1, LogEntries: 1, LoggedPages: 1, Checkpoints: 1, AllocatedNow: ondisk.MiB}},
 	} {
 		if err := step.do(); err != nil {
 			t.Fatalf("%s: %v", step.name, err)
@@ -81,7 +82,7 @@ func TestStats(t *testing.T) {
 // A page is missed once and then found; an image that is only read has no other numbers.
 func TestStatsOfReads(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.vhdx")
-	if err := Create(path, CreateOptions{Size: 64 * mib, BlockSize: mib, Type: Fixed}); err != nil {
+	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: ondisk.MiB, Type: Fixed}); err != nil {
 		t.Fatal(err)
 	}
 	im, err := Open(path, Options{})
@@ -101,7 +102,7 @@ func TestStatsOfReads(t *testing.T) {
 		t.Errorf("3 reads: %d hits, %d misses, %d pages; want 2, 1, 1", hits, misses, after.CachePages)
 	}
 	after.CacheHits, after.CacheMisses, after.CachePages = 0, 0, 0
-	if want := (Stats{AllocatedNow: 64 * mib}); after != want {
+	if want := (Stats{AllocatedNow: 64 * ondisk.MiB}); after != want {
 		t.Errorf("%+v, want %+v", after, want)
 	}
 }

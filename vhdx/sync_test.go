@@ -5,6 +5,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )
@@ -43,13 +44,13 @@ func sameContent(a, b *memFile) bool {
 
 // What changes nothing that a reader could see is no change: zeros over zeros, holes where there are holes.
 func TestNoChangeIsNoWrite(t *testing.T) {
-	c := chain{build(spec{diskSize: 8 * mib, blocks: []blockSpec{{1, FullyPresent}, {2, Zero}}})}
+	c := chain{build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.FullyPresent}, {2, ondisk.Zero}}})}
 	before := c[0].memFile.clone()
 	im := c.openWritable(t, Options{DetectZeroes: true})
 	for _, err := range []error{
-		im.Zero(2*mib, 6*mib),
-		im.Discard(0, mib),
-		writeErr(im.WriteAt(make([]byte, 3*mib+5), 2*mib)),
+		im.Zero(2*ondisk.MiB, 6*ondisk.MiB),
+		im.Discard(0, ondisk.MiB),
+		writeErr(im.WriteAt(make([]byte, 3*ondisk.MiB+5), 2*ondisk.MiB)),
 		im.Sync(),
 		im.Close(),
 	} {
@@ -67,9 +68,9 @@ func writeErr(_ int, err error) error { return err }
 // The first visible change renews FileWriteGuid and DataWriteGuid, in both headers and before the change, and so does
 // the first one after the image was made clean. Others do not.
 func TestFirstChangeRenewsGUIDs(t *testing.T) {
-	c := chain{build(spec{diskSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}}})}
+	c := chain{build(spec{diskSize: 4 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}}})}
 	f := &faultFile{File: c[0].memFile}
-	read := func() header {
+	read := func() ondisk.Header {
 		hs, err := readHeaders(c[0].memFile)
 		if err != nil {
 			t.Fatal(err)
@@ -89,8 +90,8 @@ func TestFirstChangeRenewsGUIDs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	payload := c[0].entries[0].fileOff()
-	var announced header
+	payload := c[0].entries[0].FileOff()
+	var announced ondisk.Header
 	f.set(func(f *faultFile) {
 		f.failWrite = func(off int64) error {
 			if off == payload {
@@ -99,7 +100,7 @@ func TestFirstChangeRenewsGUIDs(t *testing.T) {
 			return nil
 		}
 	})
-	write := func() header {
+	write := func() ondisk.Header {
 		t.Helper()
 		if _, err := im.WriteAt([]byte("new"), 0); err != nil {
 			t.Fatal(err)
@@ -134,7 +135,7 @@ func TestFirstChangeRenewsGUIDs(t *testing.T) {
 // A log that is replayed into the file changes FileWriteGuid, and leaves DataWriteGuid alone: children know the image
 // by it.
 func TestReplayKeepsDataWriteGUID(t *testing.T) {
-	c := chain{build(spec{diskSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}, {2, Zero}}})}
+	c := chain{build(spec{diskSize: 4 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {2, ondisk.Zero}}})}
 	c[0].logPages(c[0].batOff)
 	before, err := readHeaders(c[0].memFile)
 	if err != nil {
@@ -150,8 +151,8 @@ func TestReplayKeepsDataWriteGUID(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, a := before.header(), after.header()
-	if !b.dirty() || a.dirty() {
-		t.Errorf("dirty before: %v, after: %v", b.dirty(), a.dirty())
+	if !b.Dirty() || a.Dirty() {
+		t.Errorf("dirty before: %v, after: %v", b.Dirty(), a.Dirty())
 	}
 	if a.DataWriteGUID != b.DataWriteGUID {
 		t.Error("replay changed DataWriteGuid")
@@ -163,7 +164,7 @@ func TestReplayKeepsDataWriteGUID(t *testing.T) {
 
 // An image that breaks a rule is refused for writing, and then its log is not replayed either.
 func TestRefusedImageIsNotTouched(t *testing.T) {
-	c := chain{build(spec{diskSize: 4 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})}
+	c := chain{build(spec{diskSize: 4 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})}
 	c[0].setBlockEntry(1, c[0].entries[0]) // two blocks at one place
 	c[0].logPages(c[0].metaOff)
 	before := c[0].memFile.clone()
@@ -177,15 +178,17 @@ func TestRefusedImageIsNotTouched(t *testing.T) {
 
 // How many times a sync syncs the file is the price of everything. The first sync of a session begins the log as well.
 func TestSyncsPerSync(t *testing.T) {
-	plain := func() chain { return chain{build(spec{diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}}})} }
+	plain := func() chain {
+		return chain{build(spec{diskSize: 64 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}}})}
+	}
 	child := func() chain {
-		return chain{build(spec{typ: Differencing, diskSize: 64 * mib, blocks: []blockSpec{{0, FullyPresent}}}), build(spec{diskSize: 64 * mib})}
+		return chain{build(spec{typ: Differencing, diskSize: 64 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}}}), build(spec{diskSize: 64 * ondisk.MiB})}
 	}
 	recycled := func() chain {
 		c := plain()
 		for b := int64(9); b < 12; b++ { // their places are free now
-			c[0].setBlock(b, FullyPresent)
-			c[0].setBlock(b, NotPresent)
+			c[0].setBlock(b, ondisk.FullyPresent)
+			c[0].setBlock(b, ondisk.NotPresent)
 		}
 		return c
 	}
@@ -201,19 +204,19 @@ func TestSyncsPerSync(t *testing.T) {
 	}{
 		{"nothing", plain, func(*Image) error { return nil }, 0},
 		{"overwrite", plain, write(0), 1},
-		{"new block in fresh space", plain, write(20 * mib), 1},
+		{"new block in fresh space", plain, write(20 * ondisk.MiB), 1},
 		{"four new blocks in fresh space", plain, func(im *Image) error {
 			for b := int64(20); b < 24; b++ {
-				if err := write(b * mib)(im); err != nil {
+				if err := write(b * ondisk.MiB)(im); err != nil {
 					return err
 				}
 			}
 			return nil
 		}, 1},
-		{"new block in recycled space", recycled, write(20 * mib), 2},
-		{"new block that hides the parent's", child, write(20 * mib), 2},
+		{"new block in recycled space", recycled, write(20 * ondisk.MiB), 2},
+		{"new block that hides the parent's", child, write(20 * ondisk.MiB), 2},
 		{"overwrite in a child", child, write(0), 1},
-		{"trim", plain, func(im *Image) error { return im.Zero(0, mib) }, 1},
+		{"trim", plain, func(im *Image) error { return im.Zero(0, ondisk.MiB) }, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := tt.chain()
@@ -227,7 +230,7 @@ func TestSyncsPerSync(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer im.Close()
-			if err := write(60 * mib)(im); err != nil { // begins the session
+			if err := write(60 * ondisk.MiB)(im); err != nil { // begins the session
 				t.Fatal(err)
 			}
 			if err := im.Sync(); err != nil {
@@ -249,14 +252,14 @@ func TestSyncsPerSync(t *testing.T) {
 
 // Callers that sync at the same time share rounds.
 func TestGroupCommit(t *testing.T) {
-	c := chain{build(spec{diskSize: 64 * mib})}
+	c := chain{build(spec{diskSize: 64 * ondisk.MiB})}
 	f := &faultFile{File: c[0].memFile}
 	im, err := loadWritable(Options{}, f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer im.Close()
-	if err := im.Allocate(0, mib); err != nil {
+	if err := im.Allocate(0, ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
 	// Hold the round that is under way until all others wait for the next.
@@ -266,7 +269,7 @@ func TestGroupCommit(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range int64(callers) {
 		wg.Go(func() {
-			if _, err := im.WriteAt([]byte{1}, i*2*mib); err != nil {
+			if _, err := im.WriteAt([]byte{1}, i*2*ondisk.MiB); err != nil {
 				t.Error(err)
 			}
 			if err := im.Sync(); err != nil {
@@ -301,20 +304,20 @@ func TestBackgroundCommitAndIdleClean(t *testing.T) {
 		{"idle clean", Options{IdleClean: time.Millisecond}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := chain{build(spec{diskSize: 8 * mib})}
+			c := chain{build(spec{diskSize: 8 * ondisk.MiB})}
 			im := c.openWritable(t, tt.o)
 			defer im.Close()
-			if _, err := im.WriteAt([]byte("data"), mib); err != nil {
+			if _, err := im.WriteAt([]byte("data"), ondisk.MiB); err != nil {
 				t.Fatal(err)
 			}
 			var got [4]byte
 			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 				ro, err := loadReadOnly(c[0].memFile.clone())
 				if err == nil {
-					if _, err := ro.ReadAt(got[:], mib); err != nil {
+					if _, err := ro.ReadAt(got[:], ondisk.MiB); err != nil {
 						t.Fatal(err)
 					}
-					if string(got[:]) == "data" && ro.top.headers.header().dirty() == tt.dirty {
+					if string(got[:]) == "data" && ro.top.headers.header().Dirty() == tt.dirty {
 						return
 					}
 				}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/ondisk"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // An undo file holds what the bytes of an image were before a repair changed them, and how to know the image as the
@@ -31,8 +31,8 @@ const (
 	undoRecordSize   = 24
 	undoHeaderSum    = 12 // offset of the checksum in the header
 	undoRecordSum    = 16 // and in a record
-	maxUndoPath      = 4 * kib
-	maxUndoRecord    = 1 * mib // old bytes in a record
+	maxUndoPath      = 4 * ondisk.KiB
+	maxUndoRecord    = 1 * ondisk.MiB // old bytes in a record
 	maxUndoStates    = 2
 	undoSector       = 512 // bytes that a disk writes as a whole, and that are old or new after a power cut
 	sumSize          = 4   // bytes of a checksum
@@ -50,14 +50,14 @@ type undoHeader struct {
 func (h *undoHeader) encode() []byte {
 	b := make([]byte, undoHeaderSize, undoHeaderSize+len(h.path))
 	copy(b, undoSignature)
-	le.PutUint32(b[8:], undoVersion)
-	le.PutUint64(b[16:], uint64(h.oldSize))
-	le.PutUint64(b[24:], uint64(h.newSize))
+	ondisk.LE.PutUint32(b[8:], undoVersion)
+	ondisk.LE.PutUint64(b[16:], uint64(h.oldSize))
+	ondisk.LE.PutUint64(b[24:], uint64(h.newSize))
 	ondisk.PutGUID(b[32:], h.fileWrite)
-	le.PutUint64(b[48:], uint64(h.made.UnixNano()))
-	le.PutUint32(b[56:], uint32(len(h.path)))
+	ondisk.LE.PutUint64(b[48:], uint64(h.made.UnixNano()))
+	ondisk.LE.PutUint32(b[56:], uint32(len(h.path)))
 	b = append(b, h.path...)
-	le.PutUint32(b[undoHeaderSum:], ondisk.Checksum(b, undoHeaderSum))
+	ondisk.LE.PutUint32(b[undoHeaderSum:], ondisk.Checksum(b, undoHeaderSum))
 	return b
 }
 
@@ -70,14 +70,14 @@ type undoRecord struct {
 
 func (rec *undoRecord) encode() []byte {
 	b := make([]byte, undoRecordSize, undoRecordSize+len(rec.news)*undoSectorsInAll*sumSize+len(rec.old))
-	le.PutUint64(b, uint64(rec.off))
-	le.PutUint32(b[8:], uint32(len(rec.old)))
-	le.PutUint32(b[12:], uint32(len(rec.news)))
+	ondisk.LE.PutUint64(b, uint64(rec.off))
+	ondisk.LE.PutUint32(b[8:], uint32(len(rec.old)))
+	ondisk.LE.PutUint32(b[12:], uint32(len(rec.news)))
 	for _, sums := range rec.news {
 		b = append(b, sums...)
 	}
 	b = append(b, rec.old...)
-	le.PutUint32(b[undoRecordSum:], ondisk.Checksum(b, undoRecordSum))
+	ondisk.LE.PutUint32(b[undoRecordSum:], ondisk.Checksum(b, undoRecordSum))
 	return b
 }
 
@@ -86,7 +86,7 @@ func sectorSums(b []byte) []byte {
 	var sums []byte
 	for len(b) > 0 {
 		n := min(undoSector, len(b))
-		sums = le.AppendUint32(sums, ondisk.Update(0, b[:n]))
+		sums = ondisk.LE.AppendUint32(sums, ondisk.Update(0, b[:n]))
 		b = b[n:]
 	}
 	return sums
@@ -99,7 +99,7 @@ func (rec *undoRecord) knows(i int, now []byte) bool {
 	}
 	sum := ondisk.Update(0, now)
 	for _, sums := range rec.news {
-		if le.Uint32(sums[i*sumSize:]) == sum {
+		if ondisk.LE.Uint32(sums[i*sumSize:]) == sum {
 			return true
 		}
 	}
@@ -150,23 +150,23 @@ func newUndoReader(r io.ReaderAt, size int64) (*undoReader, error) {
 	if len(b) < undoHeaderSize || string(b[:len(undoSignature)]) != undoSignature {
 		return nil, fmt.Errorf("%w: wrong signature", errUndoDamaged)
 	}
-	if v := le.Uint32(b[8:]); v != undoVersion {
+	if v := ondisk.LE.Uint32(b[8:]); v != undoVersion {
 		return nil, fmt.Errorf("the undo file is of version %d; only version %d is known", v, undoVersion)
 	}
-	n := le.Uint32(b[56:])
+	n := ondisk.LE.Uint32(b[56:])
 	if n > maxUndoPath || undoHeaderSize+int(n) > len(b) {
 		return nil, fmt.Errorf("%w: it ends within its header", errUndoDamaged)
 	}
 	b = b[:undoHeaderSize+int(n)]
-	if ondisk.Checksum(b, undoHeaderSum) != le.Uint32(b[undoHeaderSum:]) {
+	if ondisk.Checksum(b, undoHeaderSum) != ondisk.LE.Uint32(b[undoHeaderSum:]) {
 		return nil, fmt.Errorf("%w: the checksum of its header is wrong", errUndoDamaged)
 	}
-	u.oldSize, u.newSize = int64(le.Uint64(b[16:])), int64(le.Uint64(b[24:]))
-	if u.oldSize < 0 || u.newSize < 0 || u.oldSize > maxFileSize || u.newSize > maxFileSize {
+	u.oldSize, u.newSize = int64(ondisk.LE.Uint64(b[16:])), int64(ondisk.LE.Uint64(b[24:]))
+	if u.oldSize < 0 || u.newSize < 0 || u.oldSize > ondisk.MaxFileSize || u.newSize > ondisk.MaxFileSize {
 		return nil, fmt.Errorf("%w: sizes %d and %d", errUndoDamaged, u.oldSize, u.newSize)
 	}
 	u.fileWrite = ondisk.GUID(b[32:])
-	u.made = time.Unix(0, int64(le.Uint64(b[48:])))
+	u.made = time.Unix(0, int64(ondisk.LE.Uint64(b[48:])))
 	u.path = string(b[undoHeaderSize:])
 	u.start = int64(len(b))
 	return u, nil
@@ -175,7 +175,7 @@ func newUndoReader(r io.ReaderAt, size int64) (*undoReader, error) {
 // each calls do for every record. The record is do's until it returns. Whoever relies on the file being complete lets
 // each run to its end once before.
 func (u *undoReader) each(do func(rec *undoRecord) error) error {
-	in := bufio.NewReaderSize(io.NewSectionReader(u.r, u.start, u.size-u.start), mib)
+	in := bufio.NewReaderSize(io.NewSectionReader(u.r, u.start, u.size-u.start), ondisk.MiB)
 	fill := func(b []byte) error {
 		if _, err := io.ReadFull(in, b); err == io.EOF || err == io.ErrUnexpectedEOF {
 			return fmt.Errorf("%w: it is not complete. A repair changes nothing before its undo file is complete", errUndoDamaged)
@@ -190,7 +190,7 @@ func (u *undoReader) each(do func(rec *undoRecord) error) error {
 		if err := fill(head); err != nil {
 			return err
 		}
-		off, n, states := int64(le.Uint64(head)), int64(le.Uint32(head[8:])), int(le.Uint32(head[12:]))
+		off, n, states := int64(ondisk.LE.Uint64(head)), int64(ondisk.LE.Uint32(head[8:])), int(ondisk.LE.Uint32(head[12:]))
 		if n > maxUndoRecord || states > maxUndoStates {
 			return fmt.Errorf("%w: record %d of %d bytes with %d states", errUndoDamaged, records, n, states)
 		}
@@ -200,7 +200,7 @@ func (u *undoReader) each(do func(rec *undoRecord) error) error {
 			return err
 		}
 		switch {
-		case ondisk.Checksum(b, undoRecordSum) != le.Uint32(b[undoRecordSum:]):
+		case ondisk.Checksum(b, undoRecordSum) != ondisk.LE.Uint32(b[undoRecordSum:]):
 			return fmt.Errorf("%w: the checksum of record %d is wrong", errUndoDamaged, records)
 		case n == 0 && off == records:
 			return nil

@@ -9,10 +9,10 @@ import (
 	"os"
 	"path/filepath"
 
-	"vhdxfs/internal/ondisk"
 	"vhdxfs/internal/safefile"
 	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // UndoOptions says what to restore.
@@ -122,7 +122,7 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 			return 0, err
 		}
 	}
-	first, last := headerOffsets[0], headerOffsets[1]
+	first, last := ondisk.HeaderOffsets[0], ondisk.HeaderOffsets[1]
 	if as.repaired[0] {
 		first, last = last, first
 	}
@@ -135,7 +135,7 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		if rec.off == last && lastHeader == nil && len(rec.old) <= headerSize {
+		if rec.off == last && lastHeader == nil && len(rec.old) <= ondisk.HeaderSize {
 			lastHeader = bytes.Clone(rec.old)
 			return nil
 		}
@@ -177,12 +177,12 @@ func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 			ErrChanged, sizes.Exact(u.newSize), sizes.Exact(size))
 	}
 	headers := 0
-	for i, off := range headerOffsets {
+	for i, off := range ondisk.HeaderOffsets {
 		var h [32]byte // signature, checksum, sequence number and FileWriteGuid
 		if err := readZeroPast(f, h[:], off, size); err != nil {
 			return nil, err
 		}
-		if string(h[:4]) == headerSignature {
+		if string(h[:4]) == ondisk.HeaderSignature {
 			headers++
 			c.repaired[i] = ondisk.GUID(h[16:]) == u.fileWrite
 		}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,14 +15,14 @@ import (
 // damagedForUndo is an image whose repair changes all that a repair can: pages, the size, and, without the lost block,
 // space that nothing uses.
 func damagedForUndo(shrinks bool) *image {
-	im := build(spec{dataOff: 7 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}}})
-	im.write(im.random(3*pageSize), 5*mib+17)
+	im := build(spec{dataOff: 7 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
+	im.write(im.random(3*ondisk.PageSize), 5*ondisk.MiB+17)
 	if shrinks {
-		im.setBlockEntry(2, newBATEntry(Zero, mib))
-		im.write(im.random(777), im.size+mib)
+		im.setBlockEntry(2, ondisk.NewBATEntry(ondisk.Zero, ondisk.MiB))
+		im.write(im.random(777), im.size+ondisk.MiB)
 	} else {
 		im.setBlockEntry(2, im.entries[0])
-		im.write([]byte{1}, headerOffsets[1]+9)
+		im.write([]byte{1}, ondisk.HeaderOffsets[1]+9)
 	}
 	return im
 }
@@ -43,8 +44,8 @@ func TestUndoRefusesWhatWasChanged(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"longer", func(t *testing.T, path string) { truncate(t, path, 40*mib) }},
-		{"shorter", func(t *testing.T, path string) { truncate(t, path, 2*mib) }},
+		{"longer", func(t *testing.T, path string) { truncate(t, path, 40*ondisk.MiB) }},
+		{"shorter", func(t *testing.T, path string) { truncate(t, path, 2*ondisk.MiB) }},
 		{"another image", func(t *testing.T, path string) { build(spec{}).writeTo(t, path) }},
 		{"a repaired sector", func(t *testing.T, path string) {
 			f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -52,7 +53,7 @@ func TestUndoRefusesWhatWasChanged(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer f.Close()
-			if _, err := f.WriteAt([]byte{9}, headerOffsets[0]+4000); err != nil {
+			if _, err := f.WriteAt([]byte{9}, ondisk.HeaderOffsets[0]+4000); err != nil {
 				t.Fatal(err)
 			}
 		}},
@@ -131,8 +132,8 @@ func TestUndoAgainAndElsewhere(t *testing.T) {
 // Two repairs are undone in the order in which they have to be, and not otherwise.
 func TestUndoOfTwoRepairs(t *testing.T) {
 	im := build(spec{blocks: oneBlock})
-	im.setBlockEntry(1, newBATEntry(FullyPresent, tib))
-	im.write(im.random(5), im.size+mib)
+	im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, ondisk.TiB))
+	im.write(im.random(5), im.size+ondisk.MiB)
 	path := chain{im}.writeTo(t, t.TempDir())
 	first := mustRepair(t, path, RepairOptions{FreeLeaks: true})
 	second := mustRepair(t, path, RepairOptions{FreeLeaks: true}) // of the space, which the first has left
@@ -161,7 +162,7 @@ func TestRepairAfterAnInterruptedOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := f.WriteAt(im.read(headerOffsets[1], headerSize), headerOffsets[1]); err != nil { // the last but one that is written
+	if _, err := f.WriteAt(im.read(ondisk.HeaderOffsets[1], ondisk.HeaderSize), ondisk.HeaderOffsets[1]); err != nil { // the last but one that is written
 		t.Fatal(err)
 	}
 	if _, err := Repair(t.Context(), path, RepairOptions{FreeLeaks: true}); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), r.UndoFile) {
@@ -173,7 +174,7 @@ func TestRepairAfterAnInterruptedOne(t *testing.T) {
 
 // A header that is damaged after a repair is no sign that the repair was interrupted.
 func TestRepairOfAHeaderAfterARepair(t *testing.T) {
-	for _, off := range headerOffsets {
+	for _, off := range ondisk.HeaderOffsets {
 		im := damagedForUndo(false)
 		path := chain{im}.writeTo(t, t.TempDir())
 		first := mustRepair(t, path, RepairOptions{})
@@ -236,15 +237,15 @@ func TestUndoFileIsAPipe(t *testing.T) {
 // An undo file may come from anyone. It changes only an image that is beside it or was named, and nothing that is no image.
 func TestUndoFileOfAnotherFile(t *testing.T) {
 	victim := filepath.Join(t.TempDir(), "passwd")
-	content := bytes.Repeat([]byte("a line\n"), 3*pageSize)
+	content := bytes.Repeat([]byte("a line\n"), 3*ondisk.PageSize)
 	if err := os.WriteFile(victim, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
 	u := &undoWriter{w: &b}
 	h := undoHeader{oldSize: int64(len(content)), newSize: int64(len(content)), path: victim}
-	sums := sectorSums(content[:pageSize])
-	if err := errors.Join(u.write(h.encode()), u.record(0, make([]byte, pageSize), sums), u.end()); err != nil {
+	sums := sectorSums(content[:ondisk.PageSize])
+	if err := errors.Join(u.write(h.encode()), u.record(0, make([]byte, ondisk.PageSize), sums), u.end()); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
@@ -321,8 +322,8 @@ func TestUndoFileDamaged(t *testing.T) {
 func FuzzUndo(f *testing.F) {
 	var b bytes.Buffer
 	u := &undoWriter{w: &b}
-	h := undoHeader{oldSize: 3 * pageSize, newSize: 2 * pageSize, path: "/image.vhdx"}
-	if err := errors.Join(u.write(h.encode()), u.record(pageSize, make([]byte, 1000), sectorSums(make([]byte, 1000))), u.end()); err != nil {
+	h := undoHeader{oldSize: 3 * ondisk.PageSize, newSize: 2 * ondisk.PageSize, path: "/image.vhdx"}
+	if err := errors.Join(u.write(h.encode()), u.record(ondisk.PageSize, make([]byte, 1000), sectorSums(make([]byte, 1000))), u.end()); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b.Bytes())
@@ -331,7 +332,7 @@ func FuzzUndo(f *testing.F) {
 		if err != nil {
 			return
 		}
-		file := newMemFile(2 * pageSize)
+		file := newMemFile(2 * ondisk.PageSize)
 		if _, err := u.restore(t.Context(), file, true); err == nil && file.size != u.oldSize {
 			t.Errorf("the file has %d bytes, the undo file says %d", file.size, u.oldSize)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"vhdxfs/cache"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // ErrBeyondEnd is what a change gets that does not lie inside the disk.
@@ -24,8 +25,8 @@ func (im *Image) WriteAt(p []byte, off int64) (done int, err error) {
 	defer w.gate.RUnlock()
 	for done < len(p) {
 		at := off + int64(done)
-		b := at >> w.l.geo.blockShift
-		n := min(int64(len(p)-done), w.l.geo.blockEnd(b)-at)
+		b := at >> w.l.geo.BlockShift
+		n := min(int64(len(p)-done), w.l.geo.BlockEnd(b)-at)
 		if err := w.withSpace(func() error { return w.writeBlock(b, at, p[done:][:n]) }); err != nil {
 			return done, fmt.Errorf("write %d bytes of the disk at %#x: %w", n, at, err)
 		}
@@ -65,9 +66,9 @@ func (w *writer) overwrite(b, off int64, p []byte) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	switch entry.state() {
-	case FullyPresent:
-	case PartiallyPresent:
+	switch entry.State() {
+	case ondisk.FullyPresent:
+	case ondisk.PartiallyPresent:
 		if !w.l.aligned(off, p) {
 			return false, nil
 		}
@@ -83,16 +84,16 @@ func (w *writer) overwrite(b, off int64, p []byte) (done bool, err error) {
 
 // aligned reports whether p covers whole sectors.
 func (l *layer) aligned(off int64, p []byte) bool {
-	return (off|int64(len(p)))&(l.geo.sectorSize-1) == 0
+	return (off|int64(len(p)))&(l.geo.SectorSize-1) == 0
 }
 
 // writePlace writes p into the place of the present block that has the given entry.
-func (w *writer) writePlace(entry batEntry, off int64, p []byte) error {
+func (w *writer) writePlace(entry ondisk.BATEntry, off int64, p []byte) error {
 	if err := w.announce(dataWrite); err != nil {
 		return err
 	}
 	defer w.changed()
-	_, err := w.file.WriteAt(p, entry.fileOff()+w.l.geo.inBlock(off))
+	_, err := w.file.WriteAt(p, entry.FileOff()+w.l.geo.InBlock(off))
 	return err
 }
 
@@ -103,15 +104,15 @@ func (w *writer) writeAlone(b, off int64, p []byte) error {
 		return err
 	}
 	whole := w.l.wholeBlock(b, off, int64(len(p)))
-	switch st := entry.state(); {
-	case st == FullyPresent:
+	switch st := entry.State(); {
+	case st == ondisk.FullyPresent:
 		return w.writePlace(entry, off, p)
-	case st == PartiallyPresent:
+	case st == ondisk.PartiallyPresent:
 		return w.writePartial(b, entry, off, p)
-	case st == NotPresent && w.l.geo.hasParent && !whole:
+	case st == ondisk.NotPresent && w.l.geo.HasParent && !whole:
 		return w.newPartial(b, off, p)
 	case w.detectZeroes && allZero(p):
-		if st == NotPresent && w.l.geo.hasParent || entry.offset() != 0 {
+		if st == ondisk.NotPresent && w.l.geo.HasParent || entry.Offset() != 0 {
 			return w.unmap(b, entry, dataWrite)
 		}
 		return nil // it reads as zero already
@@ -122,7 +123,7 @@ func (w *writer) writeAlone(b, off int64, p []byte) error {
 
 // wholeBlock reports whether the n bytes from off on are all of block b that the disk has.
 func (l *layer) wholeBlock(b, off, n int64) bool {
-	return l.geo.inBlock(off) == 0 && off+n == l.geo.blockEnd(b)
+	return l.geo.InBlock(off) == 0 && off+n == l.geo.BlockEnd(b)
 }
 
 // newFull gives block b a place that holds p at byte off and zeros elsewhere. Without p it only reserves the place,
@@ -138,24 +139,24 @@ func (w *writer) newFull(b, off int64, p []byte) error {
 		return err
 	}
 	defer e.end()
-	bat, word, err := e.batPage(g.payloadEntry(b))
+	bat, word, err := e.batPage(g.PayloadEntry(b))
 	if err == nil {
 		err = w.announce(kind)
 	}
 	if err != nil {
 		return err
 	}
-	at, err := e.allocate(g.blockSize)
+	at, err := e.allocate(g.BlockSize)
 	if err != nil {
 		return err
 	}
-	if err := w.fillBlock(at, g.inBlock(off), p); err != nil {
+	if err := w.fillBlock(at, g.InBlock(off), p); err != nil {
 		return err
 	}
 	e.apply(func() {
-		w.giveUp(batEntry(bat.Word(word)))
-		w.setEntry(bat, word, newBATEntry(FullyPresent, at.off))
-		w.barrier = w.barrier || !at.fresh || g.hasParent
+		w.giveUp(ondisk.BATEntry(bat.Word(word)))
+		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, at.off))
+		w.barrier = w.barrier || !at.fresh || g.HasParent
 	})
 	return nil
 }
@@ -179,16 +180,16 @@ func (w *writer) fillBlock(at place, in int64, p []byte) error {
 }
 
 // setEntry changes a BAT entry of a payload block. The caller is in an edit's apply.
-func (w *writer) setEntry(bat *cache.Page, word int, e batEntry) {
-	before := batEntry(bat.Word(word)).state()
+func (w *writer) setEntry(bat *cache.Page, word int, e ondisk.BATEntry) {
+	before := ondisk.BATEntry(bat.Word(word)).State()
 	w.l.count(before, -1)
-	w.l.count(e.state(), 1)
-	w.counters.block(before, e.state())
+	w.l.count(e.State(), 1)
+	w.counters.block(before, e.State())
 	bat.SetWord(word, uint64(e))
 }
 
 // writePartial writes p to byte off in the partially present block b.
-func (w *writer) writePartial(b int64, entry batEntry, off int64, p []byte) error {
+func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, p []byte) error {
 	off, p, err := w.wholeSectors(off, p)
 	if err != nil {
 		return err
@@ -205,18 +206,18 @@ func (w *writer) writePartial(b int64, entry batEntry, off int64, p []byte) erro
 		return err
 	}
 	defer e.end()
-	bits, err := e.bits(w.l.bitmaps[b>>w.l.geo.chunkShift].Load(), b)
+	bits, err := e.bits(w.l.bitmaps[b>>w.l.geo.ChunkShift].Load(), b)
 	if err != nil {
 		return err
 	}
-	bat, word, err := e.batPage(w.l.geo.payloadEntry(b))
+	bat, word, err := e.batPage(w.l.geo.PayloadEntry(b))
 	if err != nil {
 		return err
 	}
 	e.apply(func() {
-		bits.set(w.l.sectorInBlock(off), int64(len(p))>>w.l.geo.sectorShift)
+		bits.set(w.l.sectorInBlock(off), int64(len(p))>>w.l.geo.SectorShift)
 		if bits.all() {
-			w.setEntry(bat, word, newBATEntry(FullyPresent, entry.fileOff()))
+			w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, entry.FileOff()))
 		}
 		w.barrier = true
 	})
@@ -237,14 +238,14 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 		return err
 	}
 	defer e.end()
-	bat, word, err := e.batPage(g.payloadEntry(b))
+	bat, word, err := e.batPage(g.PayloadEntry(b))
 	if err == nil {
 		err = w.announce(dataWrite)
 	}
 	if err != nil {
 		return err
 	}
-	chunk := b >> g.chunkShift
+	chunk := b >> g.ChunkShift
 	bitmap := w.l.bitmaps[chunk].Load()
 	publish := func() {}
 	if bitmap == nil {
@@ -260,18 +261,18 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 	if err != nil {
 		return err
 	}
-	at, err := e.allocate(g.blockSize)
+	at, err := e.allocate(g.BlockSize)
 	if err != nil {
 		return err
 	}
-	if _, err := w.file.WriteAt(p, at.off+g.inBlock(off)); err != nil {
+	if _, err := w.file.WriteAt(p, at.off+g.InBlock(off)); err != nil {
 		return err
 	}
 	e.apply(func() {
 		publish()
 		bits.clear() // those of a block that is not partially present mean nothing, and may be set
-		bits.set(w.l.sectorInBlock(off), int64(len(p))>>g.sectorShift)
-		w.setEntry(bat, word, newBATEntry(PartiallyPresent, at.off))
+		bits.set(w.l.sectorInBlock(off), int64(len(p))>>g.SectorShift)
+		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.PartiallyPresent, at.off))
 		w.barrier = true
 	})
 	return nil
@@ -280,11 +281,11 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 // newBitmap makes a sector bitmap block for a chunk that has none. It exists when publish is called, in the
 // edit's apply.
 func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, publish func(), err error) {
-	bat, word, err := e.batPage(w.l.geo.bitmapEntry(chunk))
+	bat, word, err := e.batPage(w.l.geo.BitmapEntry(chunk))
 	if err != nil {
 		return nil, nil, err
 	}
-	at, err := e.allocate(bitmapBlockSize)
+	at, err := e.allocate(ondisk.BitmapBlockSize)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -293,10 +294,10 @@ func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, publish fu
 			return nil, nil, err
 		}
 	}
-	bitmap = w.l.cache.Span(w.file, at.off, bitmapBlockSize/pageSize)
-	bitmap.MarkZero(0, bitmapBlockSize/pageSize)
+	bitmap = w.l.cache.Span(w.file, at.off, ondisk.BitmapBlockSize/ondisk.PageSize)
+	bitmap.MarkZero(0, ondisk.BitmapBlockSize/ondisk.PageSize)
 	return bitmap, func() {
-		bat.SetWord(word, uint64(newBATEntry(bitmapPresent, at.off)))
+		bat.SetWord(word, uint64(ondisk.NewBATEntry(ondisk.BitmapPresent, at.off)))
 		w.l.bitmaps[chunk].Store(bitmap)
 		w.l.countBitmap()
 	}, nil
@@ -307,8 +308,8 @@ func (w *writer) wholeSectors(off int64, p []byte) (int64, []byte, error) {
 	if w.l.aligned(off, p) {
 		return off, p, nil
 	}
-	size := w.l.geo.sectorSize
-	start, end := off&^(size-1), roundUp(off+int64(len(p)), size)
+	size := w.l.geo.SectorSize
+	start, end := off&^(size-1), ondisk.RoundUp(off+int64(len(p)), size)
 	wide := make([]byte, end-start)
 	im := Image{top: w.l}
 	if _, err := im.ReadAt(wide[:size], start); err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"testing"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // openWritable opens the chain as chain.open does, its image for writing.
@@ -66,9 +67,9 @@ type model struct {
 
 func newModel(c chain) model {
 	m := model{newMemFile(c[0].diskSize)}
-	buf := make([]byte, mib)
-	for off := int64(0); off < c[0].diskSize; off += mib {
-		b := buf[:min(mib, c[0].diskSize-off)]
+	buf := make([]byte, ondisk.MiB)
+	for off := int64(0); off < c[0].diskSize; off += ondisk.MiB {
+		b := buf[:min(ondisk.MiB, c[0].diskSize-off)]
 		c.want(b, off)
 		m.WriteAt(b, off)
 	}
@@ -78,9 +79,9 @@ func newModel(c chain) model {
 // compare reads the whole disk and compares.
 func (m model) compare(t *testing.T, im *Image) {
 	t.Helper()
-	got, want := make([]byte, mib), make([]byte, mib)
-	for off := int64(0); off < m.size; off += mib {
-		n := min(mib, m.size-off)
+	got, want := make([]byte, ondisk.MiB), make([]byte, ondisk.MiB)
+	for off := int64(0); off < m.size; off += ondisk.MiB {
+		n := min(ondisk.MiB, m.size-off)
 		if _, err := im.ReadAt(got[:n], off); err != nil {
 			t.Fatalf("read %d bytes at %#x: %v", n, off, err)
 		}
@@ -100,29 +101,31 @@ func (m model) compare(t *testing.T, im *Image) {
 // modelSpecs are chains of all types, with small blocks and chunks crossed where that is cheap.
 func modelSpecs() map[string]func() chain {
 	const sector4K = 4096
-	blocks := []blockSpec{{1, FullyPresent}, {2, Zero}, {3, Unmapped}, {4, Undefined}}
+	blocks := []blockSpec{{1, ondisk.FullyPresent}, {2, ondisk.Zero}, {3, ondisk.Unmapped}, {4, ondisk.Undefined}}
 	return map[string]func() chain{
-		"dynamic": func() chain { return chain{build(spec{diskSize: 9*mib + 512*3, blocks: blocks})} },
+		"dynamic": func() chain { return chain{build(spec{diskSize: 9*ondisk.MiB + 512*3, blocks: blocks})} },
 		"dynamic 4K sectors": func() chain {
-			return chain{build(spec{diskSize: 7*mib + sector4K, sectorSize: sector4K, blocks: blocks})}
+			return chain{build(spec{diskSize: 7*ondisk.MiB + sector4K, sectorSize: sector4K, blocks: blocks})}
 		},
-		"dynamic 2 MiB": func() chain { return chain{build(spec{diskSize: 17 * mib, blockSize: 2 * mib, blocks: blocks})} },
+		"dynamic 2 MiB": func() chain {
+			return chain{build(spec{diskSize: 17 * ondisk.MiB, blockSize: 2 * ondisk.MiB, blocks: blocks})}
+		},
 		"fixed": func() chain {
 			var all []blockSpec
 			for b := int64(0); b < 5; b++ {
-				all = append(all, blockSpec{b, FullyPresent})
+				all = append(all, blockSpec{b, ondisk.FullyPresent})
 			}
-			return chain{build(spec{typ: Fixed, diskSize: 5 * mib, blocks: all})}
+			return chain{build(spec{typ: Fixed, diskSize: 5 * ondisk.MiB, blocks: all})}
 		},
 		"differencing": func() chain {
-			parent := build(spec{diskSize: 7 * mib, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {3, FullyPresent}, {5, FullyPresent}, {6, FullyPresent}}})
-			child := build(spec{typ: Differencing, diskSize: 9 * mib, blocks: []blockSpec{{1, PartiallyPresent}, {2, FullyPresent}, {3, Zero}, {4, Unmapped}}})
+			parent := build(spec{diskSize: 7 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {3, ondisk.FullyPresent}, {5, ondisk.FullyPresent}, {6, ondisk.FullyPresent}}})
+			child := build(spec{typ: Differencing, diskSize: 9 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.PartiallyPresent}, {2, ondisk.FullyPresent}, {3, ondisk.Zero}, {4, ondisk.Unmapped}}})
 			return chain{child, parent}
 		},
 		"three levels, 4K, mixed blocks": func() chain {
-			base := build(spec{diskSize: 16 * mib, blockSize: 4 * mib, sectorSize: sector4K, blocks: []blockSpec{{0, FullyPresent}, {1, FullyPresent}, {3, FullyPresent}}})
-			middle := build(spec{typ: Differencing, diskSize: 16 * mib, blockSize: mib, sectorSize: sector4K, blocks: []blockSpec{{0, PartiallyPresent}, {5, FullyPresent}, {6, Zero}}})
-			child := build(spec{typ: Differencing, diskSize: 14 * mib, blockSize: 2 * mib, sectorSize: sector4K, blocks: []blockSpec{{1, PartiallyPresent}}})
+			base := build(spec{diskSize: 16 * ondisk.MiB, blockSize: 4 * ondisk.MiB, sectorSize: sector4K, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {3, ondisk.FullyPresent}}})
+			middle := build(spec{typ: Differencing, diskSize: 16 * ondisk.MiB, blockSize: ondisk.MiB, sectorSize: sector4K, blocks: []blockSpec{{0, ondisk.PartiallyPresent}, {5, ondisk.FullyPresent}, {6, ondisk.Zero}}})
+			child := build(spec{typ: Differencing, diskSize: 14 * ondisk.MiB, blockSize: 2 * ondisk.MiB, sectorSize: sector4K, blocks: []blockSpec{{1, ondisk.PartiallyPresent}}})
 			return chain{child, middle, base}
 		},
 	}
@@ -158,7 +161,7 @@ func TestWriteModel(t *testing.T) {
 						t.Fatalf("open what was written: %v", err)
 					}
 					m.compare(t, ro)
-					if ro.top.headers.header().dirty() {
+					if ro.top.headers.header().Dirty() {
 						t.Error("the image is not clean after Close")
 					}
 				}
@@ -171,10 +174,10 @@ func TestWriteModel(t *testing.T) {
 func step(t *testing.T, im *Image, m model, rng *rand.Rand) {
 	t.Helper()
 	off := rng.Int64N(m.size)
-	n := min(m.size-off, []int64{1, 512, 4096, 70000, mib, 3 * mib}[rng.IntN(6)])
+	n := min(m.size-off, []int64{1, 512, 4096, 70000, ondisk.MiB, 3 * ondisk.MiB}[rng.IntN(6)])
 	if rng.IntN(2) == 0 { // aligned
 		off = off &^ 4095
-		n = min(roundUp(n, 4096), m.size-off)
+		n = min(ondisk.RoundUp(n, 4096), m.size-off)
 	}
 	switch k := rng.IntN(10); {
 	case k < 5:
@@ -190,8 +193,8 @@ func step(t *testing.T, im *Image, m model, rng *rand.Rand) {
 		m.WriteAt(p, off)
 	case k < 7:
 		if k == 5 { // blocks
-			off = off &^ (mib - 1)
-			n = min(4*mib, m.size-off)
+			off = off &^ (ondisk.MiB - 1)
+			n = min(4*ondisk.MiB, m.size-off)
 		}
 		if err := im.Zero(off, n); err != nil {
 			t.Fatalf("zero %d bytes at %#x: %v", n, off, err)

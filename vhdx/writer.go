@@ -16,6 +16,7 @@ import (
 	"vhdxfs/internal/fault"
 	"vhdxfs/journal"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A writer changes the image file of a chain, its top layer. What must never break:
@@ -57,12 +58,12 @@ type writer struct {
 	chunkMu sync.Mutex // held while a chunk gets its sector bitmap block
 
 	headerMu  sync.Mutex
-	announced atomic.Int32 // the widest kind of change that the headers tell of; changed with headerMu held
-	opened    bool         // they have told of one at least once; guarded by headerMu
-	repaired  bool         // damaged region tables are in the log; guarded by headerMu
-	dataWrite uuid.UUID    // the DataWriteGuid to announce instead of a new one, if not zero; guarded by headerMu
-	header    header       // as in the current copy on disk; guarded by headerMu
-	slot      int          // of the current copy; guarded by headerMu
+	announced atomic.Int32  // the widest kind of change that the headers tell of; changed with headerMu held
+	opened    bool          // they have told of one at least once; guarded by headerMu
+	repaired  bool          // damaged region tables are in the log; guarded by headerMu
+	dataWrite uuid.UUID     // the DataWriteGuid to announce instead of a new one, if not zero; guarded by headerMu
+	header    ondisk.Header // as in the current copy on disk; guarded by headerMu
+	slot      int           // of the current copy; guarded by headerMu
 
 	lastUsed atomic.Int64  // time of the last change, ns since began
 	wake     chan struct{} // something is to be committed
@@ -80,12 +81,12 @@ type writer struct {
 	stuck    atomic.Bool // there was no space for what was changed before
 
 	metaMu   sync.Mutex
-	roomFree sync.Cond                 // claimed has become smaller
-	dirty    map[int64]dirtyPage       // by file offset: changed and not in the log yet
-	raw      map[int64]*[pageSize]byte // likewise, pages that no cache holds: region tables to repair
-	claimed  int                       // pages that operations under way may still make dirty
-	barrier  bool                      // the payload of what is dirty must be durable before it is logged
-	unmapped []place                   // by what is dirty
+	roomFree sync.Cond                        // claimed has become smaller
+	dirty    map[int64]dirtyPage              // by file offset: changed and not in the log yet
+	raw      map[int64]*[ondisk.PageSize]byte // likewise, pages that no cache holds: region tables to repair
+	claimed  int                              // pages that operations under way may still make dirty
+	barrier  bool                             // the payload of what is dirty must be durable before it is logged
+	unmapped []place                          // by what is dirty
 
 	settled atomic.Bool // the space that is free is known; see settle
 	spaceMu sync.Mutex
@@ -132,7 +133,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		quit:         make(chan struct{}),
 		ended:        make(chan struct{}),
 		dirty:        make(map[int64]dirtyPage),
-		raw:          make(map[int64]*[pageSize]byte),
+		raw:          make(map[int64]*[ondisk.PageSize]byte),
 	}
 	w.use(l)
 	w.roomFree.L, w.rounds.cond.L = &w.metaMu, &w.rounds.mu
@@ -202,7 +203,7 @@ func (w *writer) settle() (err error) {
 func (w *writer) useSpace() {
 	w.space, w.size, w.freed = w.l.space, w.l.fileSize, nil
 	// Behind the last MiB of the file, and behind a last block that the end of the file cuts.
-	w.fresh = max(roundUp(w.size, mib), w.space.n*mib)
+	w.fresh = max(ondisk.RoundUp(w.size, ondisk.MiB), w.space.n*ondisk.MiB)
 	w.space.grow(w.fresh)
 }
 
@@ -335,15 +336,15 @@ func (w *writer) changed() {
 // updateHeaders makes h the current header: first in the place of the other copy, which becomes the current one
 // when it is durable, then in the place of this one, so that either may be lost (MS-VHDX 2.2.2). Where the host copies
 // on write there may be no space for a header; then h may be there all the same or not. The caller holds headerMu.
-func (w *writer) updateHeaders(h header) error {
+func (w *writer) updateHeaders(h ondisk.Header) error {
 	h.SequenceNumber = w.header.SequenceNumber
-	if h.SequenceNumber > math.MaxUint64-uint64(len(headerOffsets)) {
+	if h.SequenceNumber > math.MaxUint64-uint64(len(ondisk.HeaderOffsets)) {
 		return w.fail(errors.New("the headers have no sequence numbers left"))
 	}
-	for copies := range headerOffsets {
+	for copies := range ondisk.HeaderOffsets {
 		h.SequenceNumber++
 		slot := 1 - w.slot
-		if _, err := w.file.WriteAt(h.encode()[:], headerOffsets[slot]); outOfSpace(err) {
+		if _, err := w.file.WriteAt(h.Encode()[:], ondisk.HeaderOffsets[slot]); outOfSpace(err) {
 			if copies > 0 {
 				break // the other one is current and durable, and the next update begins with this one
 			}
@@ -369,12 +370,12 @@ func (w *writer) repairTables() {
 		return
 	}
 	w.repaired = true
-	b := encodeRegionTable(t.regions)
+	b := ondisk.EncodeRegionTable(t.regions)
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()
-	for _, off := range regionTableOffsets {
-		for i := int64(0); i < regionTableSize; i += pageSize {
-			w.raw[off+i] = (*[pageSize]byte)(b[i:])
+	for _, off := range ondisk.RegionTableOffsets {
+		for i := int64(0); i < ondisk.RegionTableSize; i += ondisk.PageSize {
+			w.raw[off+i] = (*[ondisk.PageSize]byte)(b[i:])
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"vhdxfs/internal/draw"
 	"vhdxfs/internal/newfile"
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A mapCommand shows where the bytes of a disk are.
@@ -140,7 +141,7 @@ func eachExtent(im *vhdx.Image, do func(mapEntry) error) error {
 			if e.Layer < len(files) {
 				m.File = files[e.Layer]
 			}
-		case e.State == vhdx.NotPresent:
+		case e.State == ondisk.NotPresent:
 			m.Kind = "hole"
 		default:
 			m.Kind = "zero"

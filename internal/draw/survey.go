@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A Kind is what a byte of the disk can be.
@@ -90,7 +91,7 @@ func NewSurvey(im *vhdx.Image, diskCells, fileCells int) (*Survey, error) {
 			}
 			last = e.FileOff + e.Len
 			f.mark(e.FileOff, e.Len, InBlock, e.DiskOff)
-			if e.State == vhdx.PartiallyPresent {
+			if e.State == ondisk.PartiallyPresent {
 				// The extent may lie in several blocks, one behind the other.
 				before := e.DiskOff % in.BlockSize
 				n := (before + e.Len + in.BlockSize - 1) / in.BlockSize * in.BlockSize
@@ -116,7 +117,7 @@ func kindOf(e vhdx.Extent) Kind {
 	switch {
 	case e.File != nil:
 		return min(Data+Kind(e.Layer), kinds-1)
-	case e.State == vhdx.NotPresent:
+	case e.State == ondisk.NotPresent:
 		return Hole
 	}
 	return Zero

@@ -1,4 +1,4 @@
-package vhdx
+package ondisk
 
 import (
 	"errors"
@@ -20,8 +20,8 @@ func decodeUTF16(b []byte) (string, error) {
 	return string(runes), nil
 }
 
-// decodeCreator decodes the Creator field (MS-VHDX 2.2.1) as well as it goes: it is for people only.
-func decodeCreator(b []byte) string {
+// DecodeCreator decodes the Creator field (MS-VHDX 2.2.1) as well as it goes: it is for people only.
+func DecodeCreator(b []byte) string {
 	units := utf16Units(b)
 	if i := slices.Index(units, 0); i >= 0 {
 		units = units[:i]
@@ -29,10 +29,10 @@ func decodeCreator(b []byte) string {
 	return string(utf16.Decode(units))
 }
 
-func encodeUTF16(s string) []byte {
+func EncodeUTF16(s string) []byte {
 	var b []byte
 	for _, u := range utf16.Encode([]rune(s)) {
-		b = le.AppendUint16(b, u)
+		b = LE.AppendUint16(b, u)
 	}
 	return b
 }
@@ -40,7 +40,7 @@ func encodeUTF16(s string) []byte {
 func utf16Units(b []byte) []uint16 {
 	units := make([]uint16, len(b)/2)
 	for i := range units {
-		units[i] = le.Uint16(b[2*i:])
+		units[i] = LE.Uint16(b[2*i:])
 	}
 	return units
 }

@@ -27,3 +27,21 @@ func (e *FormatError) Error() string {
 
 // Unwrap makes the error match ErrCorrupt as well as its cause.
 func (e *FormatError) Unwrap() []error { return []error{ErrCorrupt, e.Err} }
+
+// Finding returns what was found, without the words that say where: for lists of several findings.
+func Finding(err error) error {
+	var fe *FormatError
+	if errors.As(err, &fe) {
+		return fe.Err
+	}
+	return err
+}
+
+// RuleOf returns the rule that err says is broken, and 0 if it says none.
+func RuleOf(err error) Rule {
+	var fe *FormatError
+	if errors.As(err, &fe) {
+		return fe.Rule
+	}
+	return 0
+}
