@@ -1,4 +1,4 @@
-// Command manpages writes the manual pages of vhdxfs into a directory. It is for who packages the program.
+// Command manpages writes the manual pages of vhdxfs into a directory. Packages are built with it.
 package main
 
 import (
