@@ -313,9 +313,6 @@ func (ct *crashTest) run(cut int) (powered bool, err error) {
 	return disk.Powered(), nil
 }
 
-// runAll cuts the power at every operation.
-func (ct *crashTest) runAll() error { return ct.runFrom(1, 1) }
-
 // runFrom cuts the power at the first operation given, and at every step-th after it.
 func (ct *crashTest) runFrom(first, step int) error {
 	return untilDone(first, step, ct.run)

@@ -52,7 +52,7 @@ func Hold(mountPoint string) (release func()) {
 		err = json.NewEncoder(c).Encode(request{Hold: true})
 	}
 	if err == nil {
-		err = json.NewDecoder(io.LimitReader(c, maxAnswer)).Decode(&a) // where it fails nothing is held
+		_ = json.NewDecoder(io.LimitReader(c, maxAnswer)).Decode(&a) // where it fails nothing is held
 	}
 	return func() { c.Close() }
 }
