@@ -14,6 +14,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/journal"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // A hostileImage is made to cost as much as it can. Offsets and states are those of MS-VHDX 2.5.
@@ -39,6 +44,69 @@ var hostileImages = []hostileImage{
 		return img
 	}},
 	{"every second block is zero", hostileTable(func(n uint64) uint64 { return n % 2 * 2 })},
+	{"sixty layers", func(t *testing.T, dir string) string {
+		img := hostileTable(func(n uint64) uint64 { return n % 2 * 2 })(t, dir)
+		for i := range 60 {
+			child := filepath.Join(dir, fmt.Sprintf("child%d.vhdx", i))
+			mustVhdxfs(t, "create", "--parent", img, child)
+			img = child
+		}
+		return img
+	}},
+	{"every second sector is the parent's", func(t *testing.T, dir string) string {
+		img := hostileTable(func(n uint64) uint64 { return 0 })(t, dir)
+		child := filepath.Join(dir, "child.vhdx")
+		mustVhdxfs(t, "create", "--parent", img, child)
+		end, err := os.Stat(child)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const blocks = 32
+		bitmap := (end.Size() + mib - 1) &^ (mib - 1)
+		for n := range int64(blocks) {
+			writeAt(t, child, binary.LittleEndian.AppendUint64(nil, uint64(bitmap+(n+1)*mib|7)), regionOffset(t, child, batRegion)+n*8)
+		}
+		writeAt(t, child, binary.LittleEndian.AppendUint64(nil, uint64(bitmap|6)), regionOffset(t, child, batRegion)+4096*8)
+		writeAt(t, child, bytes.Repeat([]byte{0x55}, blocks*mib/512/8), bitmap)
+		if err := os.Truncate(child, bitmap+(blocks+1)*mib); err != nil {
+			t.Fatal(err)
+		}
+		return child
+	}},
+	{"the log zeroes all of a large file again and again", hostileLog(func(i uint64) journal.Update {
+		return journal.Update{FileOffset: 1<<40 + i<<12, ZeroLength: 1 << 44}
+	}, 1<<46)},
+	{"the log zeroes every second page", hostileLog(func(i uint64) journal.Update {
+		return journal.Update{FileOffset: 1<<30 + i<<13, ZeroLength: 1 << 12}
+	}, 1<<31)},
+	{"the log changes the same page again and again", hostileLog(func(i uint64) journal.Update {
+		return journal.Update{FileOffset: 1 << 30, Data: new([4096]byte)}
+	}, 1<<31)},
+}
+
+// hostileLog returns a function that makes an image whose log has one entry that fills it, of the given updates.
+func hostileLog(update func(i uint64) journal.Update, last uint64) func(t *testing.T, dir string) string {
+	return func(t *testing.T, dir string) string {
+		t.Helper()
+		img := filepath.Join(dir, "hostile.vhdx")
+		mustVhdxfs(t, "create", "--size", "1GiB", img)
+		e := journal.Entry{LogGUID: uuid.New(), SequenceNumber: 1, FlushedFileOffset: mib, LastFileOffset: last}
+		for i := uint64(0); ; i++ {
+			e.Updates = append(e.Updates, update(i))
+			if e.Length() > mib {
+				e.Updates = e.Updates[:i]
+				break
+			}
+		}
+		log := readAt(t, img, 64<<10+72, 8)
+		writeAt(t, img, journal.AppendEntry(nil, &e), int64(binary.LittleEndian.Uint64(log)))
+		for _, off := range []int64{64 << 10, 128 << 10} {
+			header := readAt(t, img, off, 4096)
+			ondisk.PutGUID(header[48:], e.LogGUID)
+			writeAt(t, img, stamp(header), off)
+		}
+		return img
+	}
 }
 
 // hostileTable returns a function that makes an image of many blocks with the given BAT entries.
@@ -100,7 +168,7 @@ func TestHostileImagesCostLittle(t *testing.T) {
 			dir := t.TempDir()
 			img := h.make(t, dir)
 			for _, args := range [][]string{
-				{"info", "--json", img}, {"check", "--json", img}, {"check", "--repair", "--dry-run", img}, {"map", "--json", img}, {"chain", img},
+				{"info", "--json", img}, {"check", "--json", img}, {"check", "--repair", "--dry-run", img}, {"check", "--repair", img}, {"check", "--undo", img + ".undo"}, {"map", "--json", img}, {"chain", img},
 				{"convert", "--skip-errors", img, filepath.Join(dir, "copy.vhdx")}, {"compare", img, img}, {"diff", img, img},
 				{"resize", img, "+1G"}, {"compact", img},
 			} {

@@ -44,22 +44,24 @@ func (l *layer) warnLostPage() error {
 }
 
 // unusedData returns the file offset of the first MiB before end that nothing uses and that is not zero, where there are so
-// many, and 0 where there are not.
+// many, and 0 where there are not. What a log adds behind the end of the file is no data that a block has lost.
 func (l *layer) unusedData(end, need int64) (first int64, err error) {
 	found, left := int64(0), int64(lostSearch)
 	buf := make([]byte, ondisk.MiB)
-	for at := int64(0); at < min(end, l.size) && left > 0; at += ondisk.MiB {
+	end = min(end, l.fileSize)
+	for at := int64(0); at < end && left > 0; at += ondisk.MiB {
 		if i := at / ondisk.MiB; l.space.words[i/64]&(1<<(i%64)) != 0 {
 			continue
 		}
-		n := min(ondisk.MiB, l.size-at)
-		if hole, err := l.hole(at, n); err != nil {
+		n := min(ondisk.MiB, l.fileSize-at)
+		if hole, err := l.hole(at, end-at); err != nil {
 			return 0, err
 		} else if hole >= n {
+			at += max(0, hole/ondisk.MiB-1) * ondisk.MiB // a file may be one large hole
 			continue
 		}
 		left -= n
-		if err := readFull(l.file, buf[:n], at, "unused space"); err != nil {
+		if err := readFull(l.src, buf[:n], at, "unused space"); err != nil {
 			return 0, err
 		}
 		if allZero(buf[:n]) {

@@ -337,3 +337,18 @@ func TestManyFindingsCostLittle(t *testing.T) {
 		}
 	}
 }
+
+// A repair copies no more than the image has and a block of the largest kind, however many blocks lie in one place. Before,
+// an image of some MiB grew by terabytes.
+func TestRepairCopiesLittle(t *testing.T) {
+	for _, blocks := range []int64{250, 600} {
+		im := build(spec{diskSize: blocks * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}}})
+		for b := int64(1); b < blocks; b++ {
+			im.setBlockEntry(b, im.entries[0])
+		}
+		r := planLeft(t, im.memFile)
+		if few := blocks < 256; few != (len(r.left) == 0) || r.d.size > 2*im.size+ondisk.MaxBlockSize || !few && (len(r.fixes) > 0 || len(r.advice) != 1) {
+			t.Errorf("%d blocks: %d findings left, %d fixes, a file of %d bytes, advice %q", blocks, len(r.left), len(r.fixes), r.d.size, r.advice)
+		}
+	}
+}

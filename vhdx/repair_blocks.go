@@ -148,8 +148,13 @@ func (r *repairer) dropKeptPlaces(l *layer, list []Finding) error {
 }
 
 // separate gives blocks that share a place with others one of their own, with a copy of what is there. Whose bytes
-// these are nobody can tell, so both are suspect.
+// these are nobody can tell, so both are suspect. It leaves them where the copies would be larger than the image and a block
+// of the largest kind: entries that all name one place are no accident, and cost terabytes.
 func (r *repairer) separate(l *layer, list []Finding) error {
+	if need := int64(len(list)) * l.geo.BlockSize; need > r.d.old+ondisk.MaxBlockSize {
+		r.advice = []string{fmt.Sprintf("%d blocks lie in the place of others; copies of their own would need %d MiB, more than the image has", len(list), need/ondisk.MiB)}
+		return nil
+	}
 	others, err := r.partners(l, list)
 	if err != nil {
 		return err
