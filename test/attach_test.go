@@ -557,7 +557,7 @@ func TestAttachAfterKill(t *testing.T) {
 	}
 	defer user.Close()
 	r := vhdxfs(t, "attach", img)
-	if r.status != 0 || !strings.Contains(r.stderr, "it stays, since "+again.Devices[0].Device+" is open in") {
+	if r.status != 0 || !strings.Contains(r.stderr, "its server has died; not cleared: "+again.Devices[0].Device+" is open in") {
 		t.Errorf("while the device is in use: status %d, %s", r.status, r.stderr)
 	}
 	if now := mine(); !slices.Equal(now, []string{l.MountPoint, l.MountPoint + "-2"}) {
