@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -104,7 +102,7 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 	case isImageName(output):
 		format = disk.VHDX
 	default:
-		if err := checkRawName(output); err != nil && !isDevice(output) {
+		if err := checkRawName(output); err != nil && !convert.IsDevice(output) {
 			return err
 		}
 		format = disk.Raw
@@ -137,7 +135,7 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 // toImage copies input to a new image. What the options leave open is as in an input that is an image; with keepID
 // it stands for the same disk.
 func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.CreateOptions, keepID bool) error {
-	if isDevice(output) {
+	if convert.IsDevice(output) {
 		return usageError("%s is a block device; an image must be a file. To write the disk itself to the device, use convert -O raw", output)
 	}
 	return c.copy(cmd, input, output, disk.VHDX, func(ctx context.Context, in convert.Input) (convert.Target, error) {
@@ -233,16 +231,10 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 
 // left says what an interrupted copy has left.
 func left(output string) string {
-	if isDevice(output) {
+	if convert.IsDevice(output) {
 		return output + " holds part of the disk"
 	}
 	return "no file is left"
-}
-
-// isDevice reports whether there is a block device at path.
-func isDevice(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.Mode().Type() == fs.ModeDevice
 }
 
 // A copyReport is what the JSON of a copy says.
@@ -301,7 +293,7 @@ func (c *copyFlags) foretell(cmd *cobra.Command, in convert.Input, input, output
 	if in.Disk != nil {
 		r.InputSize, r.DiskSize = in.Disk.Size(), in.Disk.Size()
 	}
-	if isDevice(output) {
+	if convert.IsDevice(output) {
 		warnSectors(c.warner(cmd), in, output, output, disk.DeviceSectors(output))
 	}
 	r.Warnings = c.warnings

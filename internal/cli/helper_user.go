@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"github.com/sirupsen/logrus"
+
+	"vhdxfs/internal/safefile"
 )
 
 // becomeUser makes the process one of the user whom setuid= names. It opens the image and mounts with no more
@@ -56,26 +58,57 @@ func (o *options) becomeUser() error {
 	return nil
 }
 
-// writePIDFile writes the number of a process into the file that pidfile= names, "" for none.
-func writePIDFile(path string, pid int) error {
-	if path == "" {
-		return nil
-	}
-	err := os.WriteFile(path, fmt.Appendln(nil, pid), 0o644)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT): // it is there, and empty
-		err = errors.Join(err, os.Remove(path))
-	}
-	return fmt.Errorf("option pidfile: %w", err)
+// A pidFile is the file that pidfile= names, and what it was when it was written.
+type pidFile struct {
+	path string
+	info os.FileInfo
 }
 
-func removePIDFile(path string, log logrus.FieldLogger) {
+// writePIDFile writes the number of a process into the file at path. It is nil for "", which is none.
+func writePIDFile(path string, pid int) (_ *pidFile, err error) {
 	if path == "" {
+		return nil, nil
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("option pidfile: %w", err)
+		}
+	}()
+	d, name, err := safefile.Reach(path)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	fd, err := d.OpenToWrite(name, path, 0, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && info.Mode().IsRegular() {
+		err = f.Truncate(0)
+	}
+	if err == nil {
+		_, err = fmt.Fprintln(f, pid)
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) { // it is there, and empty
+		err = errors.Join(err, d.RemoveFile(name, f))
+	}
+	return &pidFile{path, info}, err
+}
+
+// remove removes the file, unless another has its name by now.
+func (p *pidFile) remove(log logrus.FieldLogger) {
+	if p == nil {
 		return
 	}
-	if err := os.Remove(path); err != nil {
+	d, name, err := safefile.Reach(p.path)
+	if err == nil {
+		defer d.Close()
+		err = d.RemoveSame(name, p.info)
+	}
+	if err != nil {
 		log.WithError(err).Warn("cannot remove the pidfile")
 	}
 }

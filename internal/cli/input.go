@@ -205,7 +205,7 @@ func peek(ctx context.Context, in *bufio.Reader) ([]byte, error) {
 // spool copies a stream into a file without a name, beside the output where that is a file: there is likely room.
 func spool(ctx context.Context, in io.Reader, output string) (*os.File, error) {
 	dir := filepath.Dir(output)
-	if isDevice(output) {
+	if convert.IsDevice(output) {
 		dir = overlayDir()
 	}
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
@@ -283,7 +283,7 @@ func warnSectors(warn func(format string, args ...any), in convert.Input, out, o
 	case has == 0:
 	case asked != 0 && asked != has:
 		warn("the disk has sectors of %d bytes, but %s gets sectors of %d bytes: its partitions will not be found, because the partition table counts in sectors", has, out, asked)
-	case asked == 0 && has == 4096 && !isDevice(output):
+	case asked == 0 && has == 4096 && !convert.IsDevice(output):
 		warn("the disk has sectors of 4096 bytes, which a raw file does not record: attach it with losetup --sector-size 4096, " +
 			"and convert it back with --logical-sector-size 4096")
 	}

@@ -50,9 +50,9 @@ type localKeeper struct {
 	pid    int      // of the process that serves the mount
 	folder *os.File // the lock of the mount point, if attach has made it, and this is the process that serves
 
-	dir       string // the mount point, as the mount table has it; "" until something is mounted
-	announced bool
-	end       sync.Once
+	dir     string   // the mount point, as the mount table has it; "" until something is mounted
+	pidFile *pidFile // nil where none was written
+	end     sync.Once
 }
 
 func newLocalKeeper(o *options, pid int, log logrus.FieldLogger) *localKeeper {
@@ -89,8 +89,10 @@ func (k *localKeeper) removeOverlayDir() {
 
 func (k *localKeeper) Announce(bool) error {
 	noteForUmount(k.dir, k.log)
-	err := writePIDFile(k.o.pidFile, k.pid)
-	k.announced = err == nil
+	f, err := writePIDFile(k.o.pidFile, k.pid)
+	if err == nil {
+		k.pidFile = f
+	}
 	return err
 }
 
@@ -115,9 +117,7 @@ func (k *localKeeper) killed() { k.end.Do(k.takeAway) }
 
 func (k *localKeeper) takeAway() {
 	k.removeOverlayDir()
-	if k.announced {
-		removePIDFile(k.o.pidFile, k.log)
-	}
+	k.pidFile.remove(k.log)
 	if k.dir != "" {
 		forgetForUmount(k.dir, k.log)
 	}

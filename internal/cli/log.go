@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/newfile"
+	"vhdxfs/internal/safefile"
 )
 
 // Values of the option log, besides a path.
@@ -58,14 +58,16 @@ func openLogFile(path string) (logFile, error) {
 	if err := newfile.RefuseDevice(path); err != nil {
 		return 0, err
 	}
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0o640)
-	if err == nil {
-		return logFile(fd), nil
+	d, name, err := safefile.Reach(path)
+	if err != nil {
+		return 0, err
 	}
-	if st, serr := os.Stat(path); errors.Is(err, unix.ENXIO) && serr == nil && st.Mode()&fs.ModeNamedPipe != 0 {
+	defer d.Close()
+	fd, err := d.OpenToWrite(name, path, unix.O_APPEND|unix.O_NONBLOCK, 0o640)
+	if errors.Is(err, unix.ENXIO) {
 		return 0, fmt.Errorf("no program reads the FIFO %s; start the reader first, or use a file", path)
 	}
-	return 0, &os.PathError{Op: "open", Path: path, Err: err}
+	return logFile(fd), err
 }
 
 // Write writes a line. One that a FIFO or a terminal has no room for now is lost.

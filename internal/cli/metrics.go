@@ -8,7 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -19,6 +19,7 @@ import (
 
 	mount "vhdxfs/fs"
 	"vhdxfs/internal/fault"
+	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx"
 )
 
@@ -36,8 +37,14 @@ func parseMetrics(v string) (string, error) {
 	if limit := len(unix.RawSockaddrUnix{}.Path) - 1; err == nil && len(path) > limit {
 		err = fmt.Errorf("the path of a socket has at most %d bytes; %s has %d", limit, path, len(path))
 	}
+	if name := filepath.Base(path); err == nil && len(name) > maxSocketName {
+		err = fmt.Errorf("the name of a socket has at most %d bytes; %s has %d", maxSocketName, name, len(name))
+	}
 	return path, err
 }
+
+// maxSocketName leaves room for a path through the descriptor of the folder, by which the socket is made.
+const maxSocketName = 80
 
 // A metricsServer answers HTTP requests for /metrics at a Unix socket that only its owner can use.
 type metricsServer struct {
@@ -55,14 +62,22 @@ func listenMetrics(path string) (*metricsServer, error) {
 		}
 		return err
 	}}
-	socket, err := l.Listen(context.Background(), "unix", path)
+	d, name, err := safefile.Reach(path)
+	if err != nil {
+		return nil, fmt.Errorf("option metrics: %w", err)
+	}
+	defer d.Close()
+	socket, err := l.Listen(context.Background(), "unix", d.At(name))
 	if errors.Is(err, unix.EADDRINUSE) {
-		if err := removeStaleSocket(path); err != nil {
+		if err := removeStaleIn(d, name, path); err != nil {
 			return nil, fmt.Errorf("option metrics: %w", err)
 		}
-		socket, err = l.Listen(context.Background(), "unix", path)
+		socket, err = l.Listen(context.Background(), "unix", d.At(name))
 	}
 	if err != nil {
+		if e, ok := errors.AsType[unix.Errno](err); ok { // the rest names the folder by its descriptor
+			err = &fs.PathError{Op: "listen", Path: path, Err: e}
+		}
 		return nil, fmt.Errorf("option metrics: %w", err)
 	}
 	if u, ok := socket.(*net.UnixListener); ok {
@@ -71,18 +86,27 @@ func listenMetrics(path string) (*metricsServer, error) {
 	return &metricsServer{socket: socket}, nil
 }
 
-// removeStaleSocket removes a socket at which nobody listens.
+// removeStaleSocket removes a socket at which no program listens.
 func removeStaleSocket(path string) error {
-	st, err := os.Lstat(path)
+	d, name, err := safefile.Reach(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return removeStaleIn(d, name, path)
+}
+
+func removeStaleIn(d *safefile.Folder, name, path string) error {
+	st, err := d.Stat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
 		return err
-	case st.Mode().Type() != fs.ModeSocket:
+	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
 		return fmt.Errorf("%s exists and is not a socket; choose another path", path)
 	}
-	c, err := net.Dial("unix", path)
+	c, err := net.Dial("unix", d.At(name))
 	if err == nil {
 		c.Close()
 		return fmt.Errorf("another program listens on %s; choose another path", path)
@@ -90,7 +114,7 @@ func removeStaleSocket(path string) error {
 	if !errors.Is(err, unix.ECONNREFUSED) {
 		return err
 	}
-	return os.Remove(path)
+	return d.Remove(name)
 }
 
 // serve answers requests from here on, with the statistics of the mount and of the process.

@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"vhdxfs/vhdx"
 )
 
@@ -26,7 +24,8 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 		path, parent = filepath.Join(o.overlayDir, "overlay.vhdx"), o.overlayParent()
 		child.Commit, child.IdleClean = 0, 0 // nobody will ever open it again
 	}
-	switch err := createOverlay(path, parent, io); {
+	// As any child, it is never more open than the image, since both hold parts of the same disk.
+	switch err := vhdx.Create(path, vhdx.CreateOptions{Parent: parent, Open: io}); {
 	case err == nil:
 	case !errors.Is(err, fs.ErrExist):
 		return nil, fmt.Errorf("overlay: %w", err)
@@ -68,20 +67,6 @@ func (o *options) makeOverlayDir() error {
 
 // overlayParent is the image's name in the folder of an overlay that is gone with the mount.
 func (o *options) overlayParent() string { return filepath.Join(o.overlayDir, "image.vhdx") }
-
-// createOverlay makes a child of the image. Nobody may read it who may not read the image, since both hold parts of the
-// same disk.
-func createOverlay(path, image string, io vhdx.Options) error {
-	st, err := os.Stat(image)
-	if err != nil {
-		return err
-	}
-	mask := unix.Umask(0o077)
-	unix.Umask(mask | int(^st.Mode().Perm()&0o077))
-	defer unix.Umask(mask)
-	io.Writable = false
-	return vhdx.Create(path, vhdx.CreateOptions{Parent: image, Open: io})
-}
 
 // overlayDir is where temporary overlays are. They may be large, and /tmp is often held in memory.
 func overlayDir() string {

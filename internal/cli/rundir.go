@@ -16,6 +16,7 @@ import (
 	mount "vhdxfs/fs"
 
 	"vhdxfs/internal/mounts"
+	"vhdxfs/internal/safefile"
 )
 
 // Mount points that attach makes, and what becomes of them. A name below the folder belongs to the holders of the lock of
@@ -52,6 +53,9 @@ func makeRunDir(image string, keepStale bool) (dir string, lock *os.File, err er
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return "", nil, fmt.Errorf("%w; name a mount point", err)
 	}
+	if err := refuseShared(parent); err != nil {
+		return "", nil, err
+	}
 	sweepRunDir(parent)
 	name := strings.TrimSuffix(filepath.Base(image), filepath.Ext(image))
 	if name == "" || name == "." || name == ".." {
@@ -77,6 +81,21 @@ func makeRunDir(image string, keepStale bool) (dir string, lock *os.File, err er
 		}
 		dir = filepath.Join(parent, fmt.Sprintf("%s-%d", name, i))
 	}
+}
+
+// refuseShared returns an error if others can put something into the folder for mount points. Names in it are used again
+// and again.
+func refuseShared(parent string) error {
+	d, err := safefile.OpenFolder(parent)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	shared, err := d.Shared()
+	if err == nil && shared {
+		err = fmt.Errorf("other users can write to %s; make it yours alone, or name a mount point", parent)
+	}
+	return err
 }
 
 // newRunDir makes a directory below parent under a name that no other program chooses, and locks it. It gets the name of

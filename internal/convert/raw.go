@@ -14,6 +14,7 @@ import (
 	"vhdxfs/internal/disk"
 	"vhdxfs/internal/loop"
 	"vhdxfs/internal/newfile"
+	"vhdxfs/internal/safefile"
 	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx"
 	"vhdxfs/vhdx/imagefile"
@@ -23,7 +24,7 @@ import (
 // set, and has to be large enough; a regular file is replaced when the new one is complete.
 func NewRaw(path string, size int64, o newfile.Options) (Target, error) {
 	replace := o.Replace
-	if st, err := os.Stat(path); err == nil && st.Mode().Type() == fs.ModeDevice {
+	if IsDevice(path) {
 		return newDevice(path, size, replace)
 	}
 	lock, err := io.Closer(io.NopCloser(nil)), error(nil)
@@ -95,11 +96,16 @@ func newDevice(path string, size int64, replace bool) (Target, error) {
 		return nil, fmt.Errorf("%s is a block device: %w; --force overwrites everything on it", path, fs.ErrExist)
 	}
 	// Exclusive, so that the kernel refuses a device that is mounted or part of another one.
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	f, err := safefile.Open(path, os.O_RDWR|unix.O_EXCL)
 	if err != nil {
 		return nil, err
 	}
-	err = imagefile.Of(f).Lock(imagefile.LockOn, imagefile.Exclusive)
+	if !isDevice(f) { // another user may have exchanged it
+		err = fmt.Errorf("%s is no block device any more", path)
+	}
+	if err == nil {
+		err = imagefile.Of(f).Lock(imagefile.LockOn, imagefile.Exclusive)
+	}
 	has := int64(0)
 	if err == nil {
 		has, err = f.Seek(0, io.SeekEnd)
@@ -111,6 +117,17 @@ func newDevice(path string, size int64, replace bool) (Target, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return &device{File: f, path: path, size: size}, nil
+}
+
+// IsDevice reports whether there is a block device at path.
+func IsDevice(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().Type() == fs.ModeDevice
+}
+
+func isDevice(f *os.File) bool {
+	st, err := f.Stat()
+	return err == nil && st.Mode().Type() == fs.ModeDevice
 }
 
 func (t *device) Reserve(int64, int64) error { return nil }
@@ -149,10 +166,14 @@ func (t *device) SetSize(size int64) (int64, error) {
 func (t *device) Finish() error { return t.Sync() }
 
 func (t *device) Open() (*disk.Disk, error) {
-	if err := dropCache(t.path); err != nil {
+	path, ok := safefile.Path(t.File)
+	if !ok { // there is no /proc
+		path = t.path
+	}
+	if err := dropCache(path); err != nil {
 		return nil, err
 	}
-	d, err := disk.Open(t.path, disk.Raw, vhdx.Options{Lock: vhdx.LockOff}) // it is locked
+	d, err := disk.Open(path, disk.Raw, vhdx.Options{Lock: vhdx.LockOff}) // it is locked
 	if err == nil {
 		d.Limit(t.size)
 	}
@@ -182,8 +203,7 @@ func dropCache(path string) error {
 // Overwritten returns what a copy of size bytes to path would overwrite, and "" where it would make a new file. It returns an
 // error where that is refused, or a device is in use or too small.
 func Overwritten(path string, size int64, replace bool) (string, error) {
-	st, err := os.Stat(path)
-	switch {
+	switch _, err := os.Stat(path); {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", newfile.RefuseDevice(path)
 	case err != nil:
@@ -191,14 +211,20 @@ func Overwritten(path string, size int64, replace bool) (string, error) {
 	case !replace:
 		return "", fmt.Errorf("%s: %w; --force replaces it", path, fs.ErrExist)
 	}
-	flags := os.O_RDONLY | unix.O_NONBLOCK
-	device := st.Mode().Type() == fs.ModeDevice
-	if device {
-		flags |= unix.O_EXCL // fails where it is mounted or part of another one
-	}
-	f, err := os.OpenFile(path, flags, 0)
+	f, err := safefile.Open(path, os.O_RDONLY)
 	if err != nil {
 		return "", err
+	}
+	device := isDevice(f)
+	if at, ok := safefile.Path(f); ok && device { // once more, which fails where it is mounted or part of another one
+		used, err := safefile.Open(at, os.O_RDONLY|unix.O_EXCL)
+		if err != nil {
+			if e, ok := errors.AsType[unix.Errno](err); ok {
+				err = &fs.PathError{Op: "open", Path: path, Err: e}
+			}
+			return "", errors.Join(err, f.Close())
+		}
+		defer used.Close()
 	}
 	defer f.Close()
 	has, err := f.Seek(0, io.SeekEnd)

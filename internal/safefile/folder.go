@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -250,6 +251,18 @@ func (d *Folder) Remove(name string) error {
 func (d *Folder) RemoveFile(name string, f Descriptor) error {
 	if !d.Has(name, f) {
 		return nil
+	}
+	return d.Remove(name)
+}
+
+// RemoveSame removes name if it is one of the file that info tells of, and fails if it is not.
+func (d *Folder) RemoveSame(name string, info fs.FileInfo) error {
+	there, err := d.Stat(name)
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || uint64(st.Dev) != uint64(there.Dev) || st.Ino != there.Ino {
+		return &fs.PathError{Op: "remove", Path: d.Join(name), Err: errors.New("another file took its place")}
 	}
 	return d.Remove(name)
 }

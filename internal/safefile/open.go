@@ -34,20 +34,34 @@ func Open(path string, flags int) (*os.File, error) {
 // reopen opens for use what fd, of O_PATH, stands for, and closes fd. Name, in the folder dir, is where it was a moment
 // ago, which serves where /proc is not mounted; noFollow is unix.O_NOFOLLOW if name was not followed. Errors and the
 // file itself name it path.
-func reopen(fd, dir int, name, path string, flags, noFollow int) (_ *os.File, err error) {
-	defer unix.Close(fd)
+func reopen(fd, dir int, name, path string, flags, noFollow int) (*os.File, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
+	err := unix.Fstat(fd, &st)
+	if err != nil {
+		err = &fs.PathError{Op: "stat", Path: path, Err: err}
+	} else {
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG, unix.S_IFBLK:
+		case unix.S_IFDIR:
+			err = &fs.PathError{Op: "open", Path: path, Err: unix.EISDIR}
+		default:
+			err = fmt.Errorf("%s is %w", path, ErrKind)
+		}
 	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFREG, unix.S_IFBLK:
-	case unix.S_IFDIR:
-		return nil, &fs.PathError{Op: "open", Path: path, Err: unix.EISDIR}
-	default:
-		return nil, fmt.Errorf("%s is %w", path, ErrKind)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
 	}
-	flags |= unix.O_CLOEXEC | unix.O_NOCTTY
+	new, err := openAgain(fd, &st, dir, name, path, flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, noFollow)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(new), path), nil
+}
+
+// openAgain opens what fd stands for with the flags, and closes fd. Its status was st. The rest is as in reopen.
+func openAgain(fd int, st *unix.Stat_t, dir int, name, path string, flags, noFollow int) (int, error) {
+	defer unix.Close(fd)
 	open := func(flags int) (int, error) {
 		for {
 			new, err := unix.Open(descriptorPath(fd), flags, 0)
@@ -59,12 +73,12 @@ func reopen(fd, dir int, name, path string, flags, noFollow int) (_ *os.File, er
 			}
 		}
 	}
-	new, err := open(flags | unix.O_NONBLOCK)
-	if errors.Is(err, unix.EWOULDBLOCK) { // a lease is on the file; only a regular one can have any
-		new, err = open(flags)
+	new, err := open(flags)
+	if errors.Is(err, unix.EWOULDBLOCK) && st.Mode&unix.S_IFMT == unix.S_IFREG { // a lease is on the file
+		new, err = open(flags &^ unix.O_NONBLOCK)
 	}
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		return -1, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	var now unix.Stat_t
 	if err = unix.Fstat(new, &now); err == nil && (now.Dev != st.Dev || now.Ino != st.Ino) {
@@ -72,9 +86,9 @@ func reopen(fd, dir int, name, path string, flags, noFollow int) (_ *os.File, er
 	}
 	if err != nil {
 		unix.Close(new)
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		return -1, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	return os.NewFile(uintptr(new), path), nil
+	return new, nil
 }
 
 // descriptorPath is the path by which this process opens anew what a descriptor stands for.
