@@ -64,7 +64,11 @@ func Create(path string, o Options) (_ *File, err error) {
 	case old != nil:
 		f.path = f.dir.Join(f.name)
 	default:
-		if f.dir, f.name, err = safefile.Split(path); err != nil {
+		f.dir.Close()
+		if f.dir, f.name, err = safefile.ReachName(path); err != nil {
+			if errors.Is(err, safefile.ErrForeign) {
+				return nil, err
+			}
 			return nil, &fs.PathError{Op: "create", Path: path, Err: errors.Unwrap(err)}
 		}
 	}

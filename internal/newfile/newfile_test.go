@@ -395,3 +395,19 @@ func nameTakenMeanwhile(t *testing.T) {
 		holds(t, other, want)
 	}
 }
+
+// A file that is replaced by a symbolic link to it is named where it is.
+func TestReplaceByLink(t *testing.T) {
+	dir, there := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.WriteFile(filepath.Join(there, "file"), nil, 0o600), os.Symlink(there, filepath.Join(dir, "folder")), os.Symlink("folder/file", filepath.Join(dir, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Create(filepath.Join(dir, "link"), Options{Replace: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Discard()
+	if f.Path() != filepath.Join(there, "file") {
+		t.Errorf("it is named %s", f.Path())
+	}
+}

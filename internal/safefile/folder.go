@@ -45,30 +45,41 @@ func Split(path string) (*Folder, string, error) {
 	return d, name, err
 }
 
-// Find finds the regular file at path, and follows symbolic links as open(2) does: the folder in which it has a name, that
-// name, and who may use the file, which is not opened. Without an error the access is nil where something else is there.
+// Find finds the regular file at path, as Reach does: the folder in which it has a name, that name, and who may use the
+// file, which is not opened. Without an error the access is nil where something else is there.
 func Find(path string) (_ *Folder, name string, _ *Access, err error) {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	d, name, err := Reach(path)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	defer func() {
+		if err != nil {
+			d.Close()
+		}
+	}()
+	how := unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if onProc(d.fd) {
+		how &^= unix.O_NOFOLLOW
+	}
+	fd, err := unix.Openat(d.fd, name, how, 0)
 	if err != nil {
 		return nil, "", nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(fd)
 	if !isKind(fd, unix.S_IFREG) {
-		return nil, "", nil, nil
+		return d, name, nil, nil
 	}
 	a, err := accessOf(fd)
 	if err != nil {
 		return nil, "", nil, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
-	d, name, err := Split(path)
-	if err != nil {
-		return nil, "", nil, err
-	}
-	if !d.has(name, fd) { // it is a symbolic link
-		d.Close()
-		if d, name, err = realFolder(fd); err != nil {
+	if !d.has(name, fd) { // it is a symbolic link of /proc
+		real, base, err := realFolder(fd)
+		if err != nil {
 			return nil, "", nil, fmt.Errorf("%s is a symbolic link; name the file that it leads to: %w", path, err)
 		}
+		d.Close()
+		d, name = real, base
 	}
 	return d, name, &a, nil
 }

@@ -18,7 +18,12 @@ var ErrForeign = errors.New("another user could have put it there")
 // Reach opens the folder of a file that the caller names, to make, change or remove the file, and returns the file's name
 // in the folder. The name is no symbolic link, except for those of /proc. On the way, only symbolic links of root and of
 // the caller are followed: another user could lead by one to any file of the caller. The error for one matches ErrForeign.
-func Reach(path string) (_ *Folder, name string, err error) {
+func Reach(path string) (*Folder, string, error) { return reach(path, true) }
+
+// ReachName is Reach for a name that stands for itself, also where it is a symbolic link.
+func ReachName(path string) (*Folder, string, error) { return reach(path, false) }
+
+func reach(path string, follow bool) (_ *Folder, name string, err error) {
 	start := "."
 	if filepath.IsAbs(path) {
 		start = "/"
@@ -33,12 +38,20 @@ func Reach(path string) (_ *Folder, name string, err error) {
 			d.Close()
 		}
 	}()
-	move := func(fd int) {
+	at := start // the path of d without symbolic links
+	move := func(fd int, to string) {
 		unix.Close(d.fd)
-		d.fd = fd
+		d.fd, at = fd, to
 	}
 	rest := strings.Split(path, "/")
-	for links := 0; len(rest) > 0; {
+	links := 0
+	arrive := func() *Folder {
+		if d.path = filepath.Dir(path); links > 0 {
+			d.path = at
+		}
+		return d
+	}
+	for len(rest) > 0 {
 		element, last := rest[0], len(rest) == 1
 		rest = rest[1:]
 		switch {
@@ -49,8 +62,7 @@ func Reach(path string) (_ *Folder, name string, err error) {
 		}
 		fd, err := unix.Openat(d.fd, element, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if last && errors.Is(err, unix.ENOENT) {
-			d.path = filepath.Dir(path)
-			return d, element, nil
+			return arrive(), element, nil
 		}
 		var st unix.Stat_t
 		if err == nil {
@@ -62,40 +74,41 @@ func Reach(path string) (_ *Folder, name string, err error) {
 			return nil, "", &fs.PathError{Op: "open", Path: path, Err: err}
 		}
 		isLink, magic := st.Mode&unix.S_IFMT == unix.S_IFLNK, onProc(fd)
-		if last && (!isLink || magic) {
+		if last && (!isLink || magic || !follow) {
 			unix.Close(fd)
-			d.path = filepath.Dir(path)
-			return d, element, nil
+			return arrive(), element, nil
 		}
 		if !isLink {
 			if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 				unix.Close(fd)
 				return nil, "", &fs.PathError{Op: "open", Path: path, Err: unix.ENOTDIR}
 			}
-			move(fd)
+			move(fd, filepath.Join(at, element))
 			continue
 		}
 		to, err := readLink(fd)
 		unix.Close(fd)
 		if err == nil && !trusted(st.Uid) {
-			err = fmt.Errorf("%q on the way is a symbolic link of user %d: %w", element, st.Uid, ErrForeign)
+			err = fmt.Errorf("%q on the way is a symbolic link of user %d: %w; name the path that it leads to", element, st.Uid, ErrForeign)
 		}
 		if links++; err == nil && links > maxLinks {
 			err = unix.ELOOP
 		}
-		next := -1
+		next, start := -1, at
 		switch {
 		case err != nil:
 		case magic: // its text need not be where it leads
+			start = filepath.Join(at, element)
 			next, err = unix.Openat(d.fd, element, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		case filepath.IsAbs(to):
+			start = "/"
 			next, err = unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		}
 		if err != nil {
 			return nil, "", &fs.PathError{Op: "open", Path: path, Err: err}
 		}
 		if next >= 0 {
-			move(next)
+			move(next, start)
 		}
 		if !magic {
 			rest = append(strings.Split(to, "/"), rest...)

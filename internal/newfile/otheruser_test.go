@@ -1,0 +1,82 @@
+package newfile
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"vhdxfs/internal/otheruser"
+	"vhdxfs/internal/safefile"
+)
+
+// Another user, who puts links to a file of root in the place of unfinished files, gets no hold of that file.
+func TestLinksOfAnotherUser(t *testing.T) { eachWay(t, linksOfAnotherUser) }
+
+func linksOfAnotherUser(t *testing.T) {
+	dir, secret := otheruser.Folder(t), filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := access(t, secret)
+	otheruser.Replace(t, dir, secret)
+	path := filepath.Join(dir, "new")
+	open := safefile.Access{UID: otheruser.UID, GID: otheruser.UID, Perm: 0o666}
+	for i := range 100 {
+		f, err := Create(path, Options{Replace: i > 0})
+		if errors.Is(err, safefile.ErrForeign) { // the last one was exchanged when it got its name
+			err = os.Remove(path)
+			if err == nil {
+				f, err = Create(path, Options{})
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := open.Give(f.File, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteString("content"); err != nil {
+			t.Fatal(err)
+		}
+		_ = f.Commit() // it fails where the file was exchanged
+		if now := access(t, secret); now.UID != before.UID || now.Perm != before.Perm {
+			t.Fatalf("the file of root has owner %d and permissions %o after %d files", now.UID, now.Perm, i+1)
+		}
+		if b, err := os.ReadFile(secret); err != nil || string(b) != "secret" {
+			t.Fatalf("the file of root holds %q, %v", b, err)
+		}
+		links, _ := filepath.Glob(filepath.Join(dir, ".*.part"))
+		for _, l := range links {
+			_ = os.Remove(l)
+		}
+	}
+}
+
+// What is made of a private file cannot be read by another user at any moment, in a folder of that user's.
+func TestPrivateBesideAnotherUser(t *testing.T) { eachWay(t, privateBesideAnotherUser) }
+
+func privateBesideAnotherUser(t *testing.T) {
+	dir := otheruser.Folder(t)
+	end := otheruser.Peek(t, dir)
+	private := Options{Inputs: []safefile.Access{{Perm: 0o600}}}
+	for range 100 {
+		f, err := Create(filepath.Join(dir, "new"), private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteString("content"); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(dir, "new")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if read := end(); read != "" {
+		t.Errorf("the other user could read %s", strings.Fields(read)[0])
+	}
+}
