@@ -110,10 +110,13 @@ func TestSharedRunDir(t *testing.T) {
 	if err := refuseShared(otheruser.Folder(t)); err == nil {
 		t.Error("a folder of another user is taken")
 	}
-	if err := refuseShared(os.TempDir()); err == nil {
-		t.Error("a folder for all is taken")
-	}
-	if err := refuseShared(t.TempDir()); err != nil {
-		t.Error(err)
+	dir := t.TempDir()
+	for mode, refused := range map[os.FileMode]bool{0o777: true, 0o775: true, 0o777 | os.ModeSticky: false, 0o755: false} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := refuseShared(dir); (err != nil) != refused {
+			t.Errorf("mode %v: %v", mode, err)
+		}
 	}
 }

@@ -83,7 +83,7 @@ func makeRunDir(image string, keepStale bool) (dir string, lock *os.File, err er
 	}
 }
 
-// refuseShared returns an error if others can put something into the folder for mount points. Names in it are used again
+// refuseShared returns an error if others can exchange what is in the folder for mount points, whose names are used again
 // and again.
 func refuseShared(parent string) error {
 	d, err := safefile.OpenFolder(parent)
@@ -91,9 +91,9 @@ func refuseShared(parent string) error {
 		return err
 	}
 	defer d.Close()
-	shared, err := d.Shared()
+	_, shared, err := d.Shared()
 	if err == nil && shared {
-		err = fmt.Errorf("other users can write to %s; make it yours alone, or name a mount point", parent)
+		err = fmt.Errorf("%s: other users can rename what is in it; make it yours alone, or name a mount point", parent)
 	}
 	return err
 }

@@ -71,9 +71,9 @@ func TestOpenToWrite(t *testing.T) {
 	if b, err := os.ReadFile(secret); err != nil || string(b) != "secretx" { // by its second name in the own folder
 		t.Errorf("the file of root holds %q, %v", b, err)
 	}
-	for path, want := range map[string]bool{theirs: true, ours: false, os.TempDir(): true} {
-		if shared, err := folder(t, path).Shared(); err != nil || shared != want {
-			t.Errorf("%s: shared %v, %v", path, shared, err)
+	for path, want := range map[string][2]bool{theirs: {true, true}, ours: {}, os.TempDir(): {true, false}} {
+		if put, remove, err := folder(t, path).Shared(); err != nil || put != want[0] || remove != want[1] {
+			t.Errorf("%s: shared %v, %v, %v", path, put, remove, err)
 		}
 	}
 }

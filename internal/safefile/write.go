@@ -120,13 +120,15 @@ func reach(path string, follow bool) (_ *Folder, name string, err error) {
 // trusted reports whether what a user has put somewhere leads the caller nowhere that the caller would not go.
 func trusted(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
 
-// Shared reports whether other users than root can put files into the folder.
-func (d *Folder) Shared() (bool, error) {
+// Shared reports whether other users than root can put files into the folder, and whether they can also remove or rename
+// what the caller has put there.
+func (d *Folder) Shared() (put, remove bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(d.fd, &st); err != nil {
-		return false, &fs.PathError{Op: "stat", Path: d.path, Err: err}
+		return false, false, &fs.PathError{Op: "stat", Path: d.path, Err: err}
 	}
-	return !trusted(st.Uid) || st.Mode&0o022 != 0, nil
+	foreign, open := !trusted(st.Uid), st.Mode&0o022 != 0
+	return foreign || open, foreign || open && st.Mode&unix.S_ISVTX == 0, nil
 }
 
 // OpenToWrite opens a file in the folder for writing, with flags such as unix.O_APPEND, and makes it where there is none.
@@ -162,7 +164,7 @@ func (d *Folder) openOld(name, path string, flags int) (int, error) {
 	var st unix.Stat_t
 	if err = unix.Fstat(fd, &st); err == nil {
 		var shared bool
-		if shared, err = d.Shared(); err == nil {
+		if shared, _, err = d.Shared(); err == nil {
 			err = refuseForeign(&st, shared)
 		}
 	}
