@@ -13,6 +13,7 @@ import (
 	"vhdxfs/internal/newfile"
 	"vhdxfs/internal/otheruser"
 	"vhdxfs/internal/safefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // secretCopy returns a copy of a file, in a folder of root's, whose disk begins with "secret".
@@ -48,7 +49,7 @@ func TestParentOfAnotherUser(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := otheruser.Folder(t)
 			good := filepath.Join(dir, "p.vhdx")
-			parent := build(spec{blocks: []blockSpec{{0, FullyPresent}}})
+			parent := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 			parent.put([]byte("public"), 0)
 			parent.writeTo(t, good)
 			swapped := good
@@ -122,7 +123,7 @@ func TestSnapshotBesideAnotherUser(t *testing.T) {
 	defer func(was func(*safefile.Folder, string, fs.FileMode) (*os.File, error)) { newfile.Unnamed = was }(newfile.Unnamed)
 	newfile.Unnamed = func(*safefile.Folder, string, fs.FileMode) (*os.File, error) { return nil, unix.EOPNOTSUPP }
 	dir, secret := otheruser.Folder(t), filepath.Join(t.TempDir(), "secret")
-	image := chain{build(spec{blocks: []blockSpec{{0, FullyPresent}}})}.writeTo(t, dir)
+	image := chain{build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})}.writeTo(t, dir)
 	if err := errors.Join(os.WriteFile(secret, nil, 0o600), os.Chmod(image, 0o666), os.Chown(image, otheruser.UID, otheruser.UID)); err != nil {
 		t.Fatal(err)
 	}
