@@ -62,7 +62,7 @@ func TestParentOfAnotherUser(t *testing.T) {
 			}
 			secret := secretCopy(t, good)
 			child := filepath.Join(dir, "child.vhdx")
-			build(spec{typ: Differencing, locator: [][2]string{linkage, {keyRelativePath, c.rel}}}).writeTo(t, child)
+			build(spec{typ: Differencing, locator: [][2]string{linkage, {ondisk.KeyRelativePath, c.rel}}}).writeTo(t, child)
 			if err := errors.Join(c.make(filepath.Join(dir, "bad"), secret), os.Lchown(filepath.Join(dir, "bad"), otheruser.UID, otheruser.UID), os.Lchown(swapped, otheruser.UID, otheruser.UID)); err != nil {
 				t.Fatal(err)
 			}
