@@ -165,6 +165,31 @@ func (b *Builder) limit() int64 {
 	return b.o.Size
 }
 
+// File returns the file that is written, to share space with others.
+func (b *Builder) File() File { return b.file }
+
+// Place returns where in the file the bytes of the disk from byte off on are, and how many of the n bytes lie together
+// there. Blocks get places as by Reserve.
+func (b *Builder) Place(off, n int64) (fileOff, together int64, err error) {
+	if limit := b.limit(); off < 0 || n <= 0 || n > limit-off {
+		return 0, 0, fmt.Errorf("%d bytes at %d are not inside a disk of %d", n, off, limit)
+	}
+	for together < n {
+		at, err := b.place((off + together) >> b.l.geo.BlockShift)
+		if err != nil {
+			return 0, 0, b.wrap(err)
+		}
+		in := b.l.geo.InBlock(off + together)
+		if together == 0 {
+			fileOff = at + in
+		} else if at+in != fileOff+together {
+			break
+		}
+		together = min(n, together+b.o.BlockSize-in)
+	}
+	return fileOff, together, nil
+}
+
 // place returns where payload block n is in the file, after giving it a place if it has none.
 func (b *Builder) place(n int64) (int64, error) {
 	switch b.o.Type {

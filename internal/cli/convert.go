@@ -27,6 +27,7 @@ type copyFlags struct {
 	mayRescue     bool   // the command has the rescue flags
 	formatFlag    string // that says the format of the input; "" is none
 	workers       int
+	reflink       string
 	force, dryRun bool
 	input, output string   // formats
 	warnings      []string // that were printed
@@ -36,9 +37,14 @@ func (c *copyFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&c.verify, "verify", false, "read the output from the disk again and compare it")
 	f.IntVar(&c.workers, "workers", convert.DefaultWorkers, "copy `N` pieces of the disk at once")
+	f.StringVar(&c.reflink, "reflink", string(convert.ReflinkAuto), "share space with the input instead of copying: `WHEN` is auto, always or never")
+	f.Lookup("reflink").NoOptDefVal = string(convert.ReflinkAlways) // as in cp
+	completeFlag(cmd, "reflink", reflinks...)
 	addJSON(cmd, &c.json)
 	addImageOptions(cmd, &c.options)
 }
+
+var reflinks = []string{string(convert.ReflinkAuto), string(convert.ReflinkAlways), string(convert.ReflinkNever)}
 
 type convertCommand struct {
 	layout layoutFlags
@@ -54,6 +60,10 @@ func newConvert() *cobra.Command {
 standard input. Its format is detected by its contents; images of other formats and compressed files are refused. OUTPUT
 becomes a VHDX image if its name ends in .vhdx or .avhdx, otherwise a raw file. To choose the formats yourself, use -f
 and -O, as in qemu-img. Zeros take no space in OUTPUT.
+
+Where the file system can (XFS, Btrfs), OUTPUT shares the space of INPUT instead of copying it, as with cp --reflink. Zeros
+in what is shared are kept. A fixed image is shared only with --reflink=always. What OUTPUT shares takes space when it is
+overwritten.
 
 A new file appears under its name when it is complete and durable. If the command fails, no file is left. An existing file
 is kept unless --force is given. A block device is overwritten only with --force, and only if it is not mounted.
@@ -186,6 +196,12 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if c.workers < 1 || c.workers > 256 {
 		return usageError("--workers %d: give 1 to 256", c.workers)
 	}
+	if err := oneOf(c.reflink, reflinks...); err != nil {
+		return usageError("--reflink=%s: %v", c.reflink, err)
+	}
+	if c.rescue.skipErrors && c.reflink == string(convert.ReflinkAlways) {
+		return usageError("--reflink=always does not apply with --skip-errors, which has to read everything")
+	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	in, err := c.openInput(ctx, input, output)
@@ -204,7 +220,8 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	}
 	p := newProgress(cmd)
 	r, err := convert.Run(ctx, in, t, convert.Options{
-		Workers: c.workers, Verify: c.verify, SkipErrors: c.rescue.skipErrors, Phase: p.phase, Progress: p.add,
+		Workers: c.workers, Verify: c.verify, SkipErrors: c.rescue.skipErrors, Reflink: convert.Reflink(c.reflink),
+		Phase: p.phase, Progress: p.add, Shared: p.share,
 	})
 	p.end()
 	if err != nil {
@@ -270,11 +287,14 @@ func (c *copyFlags) report(cmd *cobra.Command, r copyReport) error {
 			return err
 		}
 	}
-	verified := ""
-	if r.Verified {
-		verified = ", verified"
+	notes := ""
+	if r.Shared > 0 {
+		notes = fmt.Sprintf(", %s of it shared with %s", size(r.Shared), printable(r.Input))
 	}
-	_, err := fmt.Fprintf(w, "%s: %s disk, %s used%s\n", printable(r.Output), size(r.DiskSize), size(r.Data), verified)
+	if r.Verified {
+		notes += ", verified"
+	}
+	_, err := fmt.Fprintf(w, "%s: %s disk, %s used%s\n", printable(r.Output), size(r.DiskSize), size(r.Data), notes)
 	return err
 }
 

@@ -28,7 +28,9 @@ type progress struct {
 	total int64  // bytes, -1 if unknown
 	begun time.Time
 	done  atomic.Int64 // bytes
-	told  atomic.Int64 // when the time that is left was told last, in nanoseconds since begun
+	// Bytes of the copy that were shared instead.
+	shared atomic.Int64
+	told   atomic.Int64 // when the time that is left was told last, in nanoseconds since begun
 }
 
 // newProgress shows progress on standard error if that is a terminal, and -q was not given.
@@ -47,6 +49,7 @@ func (p *progress) phase(name string, total int64) {
 	}
 	p.name, p.total, p.begun = name, total, time.Now()
 	p.done.Store(0)
+	p.shared.Store(0)
 	p.told.Store(0)
 	p.bar = progressbar.NewOptions64(total,
 		progressbar.OptionSetWriter(p.out),
@@ -73,9 +76,16 @@ func (p *progress) add(n int64) {
 	done, now, told := p.done.Add(n), int64(time.Since(p.begun)), p.told.Load()
 	if p.total > 0 && done > 0 && now-told > int64(time.Second) && p.told.CompareAndSwap(told, now) {
 		left := time.Duration(float64(now) * float64(max(p.total-done, 0)) / float64(done))
-		p.bar.Describe(p.name + ", " + size.Duration(left) + " left")
+		name := p.name
+		if shared := p.shared.Load(); shared > 0 {
+			name += ", " + size.Text(shared) + " shared"
+		}
+		p.bar.Describe(name + ", " + size.Duration(left) + " left")
 	}
 }
+
+// share says that n of the bytes are shared, not copied. Any number of goroutines may call it.
+func (p *progress) share(n int64) { p.shared.Add(n) }
 
 // end clears the line.
 func (p *progress) end() {

@@ -112,19 +112,19 @@ func (c *comparer) run(ctx context.Context) error {
 // eachPiece calls do for every piece in which one of the disks holds data, in order.
 func (c *comparer) eachPiece(do func(off, n int64) error) error {
 	size := max(c.a.Size(), c.b.Size())
-	var from, to [2]int64
+	var runs [2]disk.Run
 	for off := int64(0); off < size; {
 		first := size
 		for i, d := range []*disk.Disk{c.a, c.b} {
-			if to[i] <= off {
+			if runs[i].To <= off {
 				var err error
-				if from[i], to[i], err = d.Data(off); err == io.EOF {
-					from[i], to[i] = size, size+pieceSize // nothing more
+				if runs[i], err = d.Data(off); err == io.EOF {
+					runs[i] = disk.Run{From: size, To: size + pieceSize} // nothing more
 				} else if err != nil {
 					return fmt.Errorf("%s: %w", d.Path, err)
 				}
 			}
-			first = min(first, max(from[i], off))
+			first = min(first, max(runs[i].From, off))
 		}
 		if first >= size {
 			return nil

@@ -40,12 +40,15 @@ func (in Input) Access() ([]safefile.Access, error) {
 type Options struct {
 	Workers    int  // that read and write at once; 0 is DefaultWorkers
 	Verify     bool // read the output again and compare
-	SkipErrors bool // zeros for what cannot be read
+	SkipErrors bool // zeros for what cannot be read; nothing is shared
+	Reflink    Reflink
 
 	// Phase, if not nil, is told what begins, "copy" or "verify", and how many bytes it is going to be, -1 where
-	// nobody knows. Progress is told how many more bytes are done, by several goroutines at once.
+	// nobody knows. Progress is told how many more bytes are done, by several goroutines at once, and Shared how many more
+	// are shared with the input, which are among those or will be.
 	Phase    func(name string, total int64)
 	Progress func(n int64)
+	Shared   func(n int64)
 }
 
 // DefaultWorkers keeps a disk of some queue depth busy without taking much memory.
@@ -55,7 +58,8 @@ const DefaultWorkers = 8
 type Result struct {
 	InputSize int64     `json:"input_size"`
 	DiskSize  int64     `json:"disk_size"`  // of the output: larger where the last sector was filled up, or on request
-	Data      int64     `json:"data_bytes"` // written; the rest is zero
+	Data      int64     `json:"data_bytes"` // written or shared; the rest is zero
+	Shared    int64     `json:"shared_bytes"`
 	Verified  bool      `json:"verified"`
 	Skipped   []Skipped `json:"skipped,omitempty"`
 	Dropped   int       `json:"skipped_more,omitempty"` // skipped ranges that are not listed
@@ -87,7 +91,13 @@ func Run(ctx context.Context, in Input, t Target, o Options) (r *Result, err err
 	if o.Progress == nil {
 		o.Progress = func(int64) {}
 	}
+	if o.Shared == nil {
+		o.Shared = func(int64) {}
+	}
 	c := &copier{target: t, o: o, result: &Result{}}
+	if c.sharer, err = newSharer(in, t, o); err != nil {
+		return nil, err
+	}
 	if o.Verify {
 		c.sum = newSum()
 	}
@@ -126,7 +136,7 @@ func (c *copier) verify(ctx context.Context) error {
 	if d.Size() < c.result.DiskSize {
 		return ErrVerify
 	}
-	v := &copier{target: nothing{}, o: Options{Workers: c.o.Workers, Phase: c.o.Phase, Progress: c.o.Progress}, result: &Result{}, sum: c.sum.again(), phase: "verify"}
+	v := &copier{target: nothing{}, o: Options{Workers: c.o.Workers, Phase: c.o.Phase, Progress: c.o.Progress}, sharer: new(sharer), result: &Result{}, sum: c.sum.again(), phase: "verify"}
 	if err := v.copy(ctx, Input{Disk: d}); err != nil {
 		return err
 	}

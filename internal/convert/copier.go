@@ -1,7 +1,6 @@
 package convert
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -32,6 +31,7 @@ func zero(p []byte) bool { return string(p) == string(zeros[:len(p)]) }
 type copier struct {
 	target Target
 	o      Options
+	sharer *sharer
 	phase  string // "" is "copy"
 	sum    *sum   // of what was copied, or nil
 
@@ -44,6 +44,8 @@ type job struct {
 	off           int64
 	p             []byte // of the piece's length
 	read          bool   // p holds the bytes
+	shared        bool   // the output has the bytes, which are only wanted for the sum
+	counts        int64  // bytes that are done with it, for the progress
 	before, after chan struct{}
 }
 
@@ -61,11 +63,11 @@ func (c *copier) copy(ctx context.Context, in Input) error {
 	go func() {
 		defer close(jobs)
 		defer fault.Then(func(err error) { produced <- err })
-		p := producer{ctx: ctx, jobs: jobs, buffers: buffers, turn: closed()}
+		p := producer{ctx: ctx, c: c, jobs: jobs, buffers: buffers, turn: closed()}
 		if in.Disk != nil {
-			produced <- p.disk(in.Disk, c)
+			produced <- p.disk(in.Disk)
 		} else {
-			produced <- p.stream(in.Stream, c)
+			produced <- p.stream(in.Stream)
 		}
 	}()
 	for range c.o.Workers {
@@ -106,12 +108,16 @@ func (c *copier) total(in Input) int64 {
 	if in.Disk == nil {
 		return -1
 	}
-	total := int64(0)
+	counts, total := counter{size: in.Disk.Size()}, int64(0)
 	var skip func(int64, int64, error)
 	if c.o.SkipErrors {
 		skip = func(int64, int64, error) {}
 	}
-	if err := eachPiece(in.Disk, skip, func(_, n int64) error { total += n; return nil }); err != nil {
+	err := eachRun(in.Disk, skip, func(r disk.Run) (int64, error) {
+		total += counts.add(r.From, r.To)
+		return counts.end, nil
+	})
+	if err != nil {
 		return -1 // whoever copies will see it
 	}
 	return total
@@ -127,24 +133,39 @@ func (c *copier) do(ctx context.Context, d *disk.Disk, j job) error {
 	n := int64(len(j.p))
 	empty := zero(j.p)
 	if c.sum != nil && !empty {
-		c.sum.add(j.off, bytes.TrimRight(j.p, "\x00")) // the output may have padding behind the last byte
+		c.sum.add(j.off, j.p)
 	}
 	select {
 	case <-j.before:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if !empty {
+	if !empty && !j.shared {
 		if err := c.target.Reserve(j.off, n); err != nil {
 			return err
 		}
 	}
 	close(j.after)
-	if err := c.write(j.p, j.off); err != nil {
-		return err
+	if !j.shared {
+		if err := c.write(j.p, j.off); err != nil {
+			return err
+		}
 	}
-	c.o.Progress(n)
+	c.o.Progress(j.counts)
 	return nil
+}
+
+// held notes that the output has n more bytes.
+func (c *copier) held(n int64, shared bool) {
+	c.mu.Lock()
+	c.result.Data += n
+	if shared {
+		c.result.Shared += n
+	}
+	c.mu.Unlock()
+	if shared {
+		c.o.Shared(n)
+	}
 }
 
 // write writes the parts of p that are not zero.
@@ -160,9 +181,7 @@ func (c *copier) write(p []byte, off int64) error {
 			err = c.target.Zero(off, int64(n))
 		} else {
 			_, err = c.target.WriteAt(p[:n], off)
-			c.mu.Lock()
-			c.result.Data += int64(n)
-			c.mu.Unlock()
+			c.held(int64(n), false)
 		}
 		if err != nil {
 			return err

@@ -19,9 +19,14 @@ func closed() chan struct{} {
 // A producer cuts the input into jobs.
 type producer struct {
 	ctx     context.Context
+	c       *copier
 	jobs    chan<- job
 	buffers <-chan []byte
 	turn    chan struct{} // closed when the job before has taken its room
+
+	// Of a disk: where the part of it ends that was sent, shared, or is known to be zero.
+	end    int64
+	counts counter
 }
 
 // buffer waits for a free buffer.
@@ -45,38 +50,37 @@ func (p *producer) send(j job) error {
 	}
 }
 
-// disk sends the pieces of a disk that hold data.
-func (p *producer) disk(d *disk.Disk, c *copier) error {
-	c.result.InputSize = d.Size()
-	end := int64(0)
-	skip := c.skip
-	if !c.o.SkipErrors {
+// disk shares with the output what it can, and sends the other pieces of a disk that hold data.
+func (p *producer) disk(d *disk.Disk) error {
+	p.c.result.InputSize = d.Size()
+	p.counts.size = d.Size()
+	skip := p.c.skip
+	if !p.c.o.SkipErrors {
 		skip = nil
 	}
-	err := eachPiece(d, skip, func(off, n int64) error {
-		if off > end {
-			if err := c.target.Zero(end, off-end); err != nil {
-				return err
-			}
+	err := eachRun(d, skip, func(r disk.Run) (int64, error) {
+		shared, err := p.c.sharer.shares(r.File)
+		switch {
+		case err != nil:
+		case shared:
+			err = p.share(r)
+		default:
+			err = p.pieces(r.From, r.To)
 		}
-		end = off + n
-		b, err := p.buffer()
-		if err != nil {
-			return err
-		}
-		return p.send(job{off: off, p: b[:n]})
+		return p.end, err
 	})
-	if err == nil && end < d.Size() {
-		err = c.target.Zero(end, d.Size()-end)
+	if err != nil {
+		return err
 	}
-	return err
+	return p.gap(d.Size())
 }
 
-// eachPiece calls do for every piece that holds data, in order. With skip, a piece of which nobody can tell counts
-// as one, unless nobody can tell anything of it: then skip is called for it, since there may be millions.
-func eachPiece(d *disk.Disk, skip func(off, n int64, err error), do func(off, n int64) error) error {
+// eachRun calls do for every run that holds data, in order. It returns where to go on, which may be behind the run. With
+// skip, a piece of which nobody can tell counts as a run, unless nobody can tell anything of it: then skip is called for it,
+// since there may be millions.
+func eachRun(d *disk.Disk, skip func(off, n int64, err error), do func(disk.Run) (int64, error)) error {
 	for off := int64(0); ; {
-		from, to, err := d.Data(off)
+		r, err := d.Data(off)
 		switch {
 		case err == io.EOF:
 			return nil
@@ -89,21 +93,69 @@ func eachPiece(d *disk.Disk, skip func(off, n int64, err error), do func(off, n 
 				off += n
 				continue
 			}
-			from, to = off, min(off+pieceSize, d.Size())
+			r = disk.Run{From: off, To: min(off+pieceSize, d.Size())}
 		case err != nil:
 			return err
 		}
-		for at := max(from/pieceSize*pieceSize, off); at < to; at += pieceSize {
-			if err := do(at, min(pieceSize, d.Size()-at)); err != nil {
-				return err
-			}
-			off = at + pieceSize
+		if off, err = do(r); err != nil {
+			return err
 		}
 	}
 }
 
+// pieces sends whole pieces that hold the bytes between from and to, but what was dealt with before.
+func (p *producer) pieces(from, to int64) error {
+	return p.copy(from/pieceSize*pieceSize, min(padded(to, pieceSize), p.counts.size), false)
+}
+
+// copy sends the bytes between from and to, but what was dealt with before. What is shared already is only added to the sum.
+func (p *producer) copy(from, to int64, shared bool) error {
+	if !shared {
+		from = max(from, p.end)
+		if err := p.gap(from); err != nil {
+			return err
+		}
+	}
+	for from < to {
+		n := min(to, (from/pieceSize+1)*pieceSize) - from
+		b, err := p.buffer()
+		if err != nil {
+			return err
+		}
+		if err := p.send(job{off: from, p: b[:n], shared: shared, counts: p.counts.add(from, from+n)}); err != nil {
+			return err
+		}
+		from += n
+		p.end = from
+	}
+	return nil
+}
+
+// gap makes the disk read as zero from where something was last dealt with up to the given byte.
+func (p *producer) gap(to int64) error {
+	from := p.end
+	if to <= from {
+		return nil
+	}
+	p.end = to
+	return p.c.target.Zero(from, to-from)
+}
+
+// A counter counts the bytes of those pieces that were come upon, in the order of the disk, each piece once.
+type counter struct{ size, end int64 }
+
+// add returns by how many bytes the pieces with those between from and to make the count larger.
+func (c *counter) add(from, to int64) int64 {
+	from, to = max(from/pieceSize*pieceSize, c.end), min(padded(to, pieceSize), c.size)
+	if to <= from {
+		return 0
+	}
+	c.end = to
+	return to - from
+}
+
 // stream sends the pieces of a stream, and then says how large the disk is.
-func (p *producer) stream(r io.Reader, c *copier) error {
+func (p *producer) stream(r io.Reader) error {
 	for off := int64(0); ; {
 		b, err := p.buffer()
 		if err != nil {
@@ -111,16 +163,16 @@ func (p *producer) stream(r io.Reader, c *copier) error {
 		}
 		n, err := io.ReadFull(r, b)
 		if n > 0 {
-			if err := p.send(job{off: off, p: b[:n], read: true}); err != nil {
+			if err := p.send(job{off: off, p: b[:n], read: true, counts: int64(n)}); err != nil {
 				return err
 			}
 			off += int64(n)
 		}
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			c.mu.Lock()
-			c.result.InputSize = off
-			c.mu.Unlock()
+			p.c.mu.Lock()
+			p.c.result.InputSize = off
+			p.c.mu.Unlock()
 			return nil
 		case err != nil:
 			return fmt.Errorf("read the input at %d: %w", off, err)

@@ -75,6 +75,10 @@ func (t *rawFile) Finish() error              { return t.Sync() }
 func (t *rawFile) Commit() error              { return errors.Join(t.File.Commit(), t.lock.Close()) }
 func (t *rawFile) Discard() error             { return errors.Join(t.File.Discard(), t.lock.Close()) }
 
+func (t *rawFile) Shares(Reflink) imagefile.File { return imagefile.Of(t.File.File) }
+
+func (t *rawFile) Place(off, n int64) (fileOff, together int64, err error) { return off, n, nil }
+
 func (t *rawFile) SetSize(size int64) (int64, error) { return size, t.Truncate(size) }
 
 func (t *rawFile) Open() (*disk.Disk, error) {
@@ -155,6 +159,12 @@ func (t *device) writeZeros(off, n int64) error {
 		off, n = off+step, n-step
 	}
 	return nil
+}
+
+func (t *device) Shares(Reflink) imagefile.File { return nil }
+
+func (t *device) Place(int64, int64) (fileOff, together int64, err error) {
+	return 0, 0, errors.ErrUnsupported
 }
 
 // SetSize is late for a stream that is too long: its end was not written, and that was an error.

@@ -6,6 +6,7 @@ import (
 
 	"vhdxfs/internal/disk"
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // A Target is where a disk is copied to. WriteAt and Zero may be called by several goroutines at once, for ranges
@@ -17,6 +18,11 @@ type Target interface {
 	WriteAt(p []byte, off int64) (int, error)
 	// Zero makes n bytes from off on read as zero.
 	Zero(off, n int64) error
+	// Shares returns the file in which the disk lies, and nil where it is not to share space with the input.
+	Shares(mode Reflink) imagefile.File
+	// Place returns where in that file the bytes from off on lie for which room was reserved, and how many of those n lie
+	// there together.
+	Place(off, n int64) (fileOff, together int64, err error)
 	// SetSize says how large the disk was in the end, and returns how large it is in the target.
 	SetSize(size int64) (int64, error)
 
@@ -54,6 +60,13 @@ func NewImage(ctx context.Context, path string, o vhdx.CreateOptions) (Target, e
 func padded(size, sector int64) int64 { return (size + sector - 1) / sector * sector }
 
 func (t image) Zero(int64, int64) error { return nil } // as a new image reads
+
+func (t image) Shares(mode Reflink) imagefile.File {
+	if t.o.Type == vhdx.Fixed && mode != ReflinkAlways {
+		return nil // an overwrite of what is shared may find no space
+	}
+	return t.File()
+}
 
 func (t image) SetSize(size int64) (int64, error) {
 	if !t.o.SizeLater {

@@ -103,38 +103,47 @@ func (d *Disk) Damaged(off int64) int64 {
 	return min(d.Image.Damaged(off), d.size-off)
 }
 
-// Data returns the first run of bytes at or after off that something holds: from its first byte to the one behind
-// its last. All other bytes read as zero. It returns io.EOF when none follows.
-func (d *Disk) Data(off int64) (from, to int64, err error) {
+// A Run is a run of bytes of the disk that something holds: from its first byte to the one behind its last.
+type Run struct {
+	From, To int64
+	File     imagefile.File // where the bytes lie together
+	FileOff  int64          // that of the first one
+}
+
+// Data returns the first run of bytes at or after off that something holds. All other bytes read as zero. It returns
+// io.EOF when none follows.
+func (d *Disk) Data(off int64) (Run, error) {
 	if off >= d.size {
-		return 0, 0, io.EOF
+		return Run{}, io.EOF
 	}
 	for d.Image != nil {
 		// Not by SeekData: what the image file knows of its own holes changes while it is read.
 		e, err := d.Image.Extent(off)
 		switch {
 		case err != nil:
-			return 0, 0, err
+			return Run{}, err
 		case e.DiskOff >= d.size:
-			return 0, 0, io.EOF
+			return Run{}, io.EOF
 		case e.File != nil:
-			return e.DiskOff, min(e.End(), d.size), nil
+			return Run{e.DiskOff, min(e.End(), d.size), e.File, e.FileOff}, nil
 		}
 		off = e.End()
 	}
-	if from, err = d.raw.NextData(off); err == nil {
+	from, err := d.raw.NextData(off)
+	to := from
+	if err == nil {
 		to, err = d.raw.NextHole(from)
 	}
 	if err == io.EOF {
-		return 0, 0, err
+		return Run{}, err
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("find data in %s: %w", d.Path, err)
+		return Run{}, fmt.Errorf("find data in %s: %w", d.Path, err)
 	}
 	if from >= d.size {
-		return 0, 0, io.EOF
+		return Run{}, io.EOF
 	}
-	return from, min(to, d.size), nil
+	return Run{from, min(to, d.size), d.raw, from}, nil
 }
 
 // Holds reports whether the file at path is the disk's, or that of one of its parents.

@@ -75,10 +75,11 @@ func TestRaw(t *testing.T) {
 	}
 	found := ""
 	for off := int64(0); ; {
-		from, to, err := d.Data(off)
+		run, err := d.Data(off)
 		if err == io.EOF {
 			break
 		}
+		from, to := run.From, run.To
 		if err != nil || from < off || to <= from || to > size {
 			t.Fatalf("Data(%d) = %d, %d, %v", off, from, to, err)
 		}
@@ -93,8 +94,8 @@ func TestRaw(t *testing.T) {
 		t.Errorf("found %q", found)
 	}
 	d.Limit(5 << 20)
-	if _, to, err := d.Data(2 << 20); err != io.EOF && to > 5<<20 {
-		t.Errorf("behind the limit: %d, %v", to, err)
+	if run, err := d.Data(2 << 20); err != io.EOF && run.To > 5<<20 {
+		t.Errorf("behind the limit: %d, %v", run.To, err)
 	}
 }
 

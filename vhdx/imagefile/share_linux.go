@@ -1,0 +1,68 @@
+package imagefile
+
+import (
+	"errors"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+)
+
+// Clone makes n bytes of dst, from dstOff on, share the space of those of src from srcOff on: no byte moves, and what is
+// written to either file later gets space of its own. Offsets and n are multiples of ShareUnit; the range lies inside src.
+// Where it fails, the bytes of dst are old or new, as after a failed write.
+func Clone(dst File, dstOff int64, src File, srcOff, n int64) error {
+	to, ok := dst.Fd()
+	from, also := src.Fd()
+	if !ok || !also {
+		return errors.ErrUnsupported
+	}
+	r := unix.FileCloneRange{Src_fd: int64(from), Src_offset: uint64(srcOff), Src_length: uint64(n), Dest_offset: uint64(dstOff)}
+	err := unix.IoctlFileCloneRange(int(to), &r)
+	for err == unix.EINTR {
+		err = unix.IoctlFileCloneRange(int(to), &r)
+	}
+	if err != nil {
+		return &fs.PathError{Op: "share space with", Path: pathOf(src), Err: err}
+	}
+	return nil
+}
+
+func pathOf(f File) string {
+	if named, ok := f.(interface{ Name() string }); ok {
+		return named.Name()
+	}
+	return "a file"
+}
+
+// CanClone returns an error if dst cannot share space with src, as where they are on two file systems or their file system
+// shares none. It changes nothing. That it returns nil promises nothing for a range.
+func CanClone(dst, src File) error {
+	if dst.IsDevice() || src.IsDevice() {
+		return errors.ErrUnsupported
+	}
+	size, err := src.Size()
+	if err != nil {
+		return err
+	}
+	// A range behind the end, and in the middle of a block, is invalid for each file system that could share it.
+	err = Clone(dst, 0, src, size|1, 1)
+	if errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	return err
+}
+
+// ShareUnit returns the size in bytes of the blocks of which the host of f can share whole ones: a power of two from 4 KiB
+// to 64 KiB.
+func ShareUnit(f File) int64 {
+	const least, most = 4 << 10, 64 << 10
+	fd, ok := f.Fd()
+	if !ok {
+		return least
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(fd), &st); err != nil || st.Bsize&(st.Bsize-1) != 0 {
+		return least
+	}
+	return min(max(st.Bsize, least), most) // a network file system says how much it transfers at once
+}
