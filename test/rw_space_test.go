@@ -24,7 +24,11 @@ func smallFS(t *testing.T, fstype string, mibs string) string {
 		requireTools(t, "mkfs."+fstype)
 		back := filepath.Join(t.TempDir(), "back")
 		must(t, "truncate", "--size", mibs+"M", back)
-		must(t, "mkfs."+fstype, "-q", "-F", "-m", "0", back)
+		if fstype == "ext4" {
+			must(t, "mkfs.ext4", "-q", "-F", "-m", "0", back)
+		} else {
+			mkfs(t, fstype, back)
+		}
 		must(t, "mount", "-t", fstype, "-o", "loop", back, dir)
 	}
 	t.Cleanup(func() { unmount(t, dir) })

@@ -76,6 +76,8 @@ func TestToolsRefuse(t *testing.T) {
 		{[]string{"convert", "-f", "qcow2", raw, filepath.Join(dir, "new.raw")}, statusUsage, "raw or vhdx"},
 		{[]string{"convert", "-O", "vmdk", raw, filepath.Join(dir, "new")}, statusUsage, "raw or vhdx"},
 		{[]string{"convert", "--workers", "0", raw, filepath.Join(dir, "new")}, statusUsage, "1 to 256"},
+		{[]string{"convert", "--reflink=maybe", raw, filepath.Join(dir, "new")}, statusUsage, "auto, always or never"},
+		{[]string{"convert", "--reflink", "--skip-errors", raw, filepath.Join(dir, "new")}, statusUsage, "--skip-errors"},
 		{[]string{"convert", "--block-size", "3M", raw, filepath.Join(dir, "new.vhdx")}, statusUsage, "power of two"},
 		{[]string{"convert", "-f", "vhdx", "-", filepath.Join(dir, "new.vhdx")}, statusUsage, "standard input"},
 		{[]string{"flatten", raw, filepath.Join(dir, "new.vhdx")}, statusDamaged, "R2"},

@@ -172,13 +172,17 @@ func TestFailuresLeaveNothing(t *testing.T) {
 	want, path := rawDisk(t, 0)
 	full := errors.New("no space")
 	for name, tc := range map[string]struct {
-		spoil spoiler
-		in    func(ctx context.Context, cancel func(error)) Input
-		want  error
+		spoil   spoiler
+		reflink Reflink
+		in      func(ctx context.Context, cancel func(error)) Input
+		want    error
 	}{
 		"verify": {spoil: spoiler{spoil: true}, want: ErrVerify},
 		"write":  {spoil: spoiler{fail: full}, want: full},
 		"read":   {in: func(context.Context, func(error)) Input { return Input{Stream: failing(want, full)} }, want: full},
+		"share a stream": {reflink: ReflinkAlways, in: func(context.Context, func(error)) Input {
+			return Input{Stream: bytes.NewReader(want)}
+		}, want: ErrReflink},
 		"cancel": {in: func(_ context.Context, cancel func(error)) Input {
 			return Input{Stream: cancelling(want, cancel, full, false)}
 		}, want: full},
@@ -207,7 +211,7 @@ func TestFailuresLeaveNothing(t *testing.T) {
 				if tc.in != nil {
 					in = tc.in(ctx, cancel)
 				}
-				if r, err := Run(ctx, in, spoil, Options{Verify: true}); !errors.Is(err, tc.want) {
+				if r, err := Run(ctx, in, spoil, Options{Verify: true, Reflink: tc.reflink}); !errors.Is(err, tc.want) {
 					t.Errorf("%s: %+v, %v; want %v", kind, r, err, tc.want)
 				}
 				if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
