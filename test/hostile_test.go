@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"vhdxfs/journal"
 	"vhdxfs/vhdx/ondisk"
@@ -195,4 +197,109 @@ func TestHostileImagesCostLittle(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A user may change the image beneath a mount of root. Whatever is written there, the process goes on to serve: requests
+// succeed or fail, none hangs, and the mount can be ended.
+func TestImageChangesBeneathAMount(t *testing.T) {
+	requireFUSE(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to unmount what is left behind")
+	}
+	for _, v := range []variant{variants[0], variants[3]} {
+		good := v.create(t, "16GiB")
+		s := serve(t, good)
+		f := openDisk(t, s.disk, 0)
+		for off := int64(0); off < 16<<30; off += 1<<30 + 3*mib {
+			if _, err := f.WriteAt(fill(7), off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Close()
+		s.end(t)
+		for round := range uint64(4) {
+			t.Run(fmt.Sprintf("%s %d", v.name, round), func(t *testing.T) {
+				img := filepath.Join(filepath.Dir(good), "changed.vhdx")
+				must(t, "cp", "--sparse=always", good, img)
+				changeBeneath(t, img, rand.New(rand.NewPCG(*seed, round)))
+			})
+		}
+	}
+}
+
+func changeBeneath(t *testing.T, img string, rng *rand.Rand) {
+	bat := regionOffset(t, img, batRegion)
+	log := int64(binary.LittleEndian.Uint64(readAt(t, img, 64<<10+72, 8)))
+	owner, err := os.OpenFile(img, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer owner.Close()
+	s := serveToKill(t, img, "-o", "cache_size=64K,commit=1,idle_clean=1")
+	f, err := os.OpenFile(s.disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	buf := make([]byte, 70_000)
+	failed, ops := 0, 0
+	for range 60 {
+		// What the owner writes: an entry, random bytes, or zeros, most of it in the BAT.
+		at := bat + rng.Int64N(16<<10)*8
+		p := binary.LittleEndian.AppendUint64(nil, []uint64{1 << 63, 1<<64 - mib, 3 << 20, 1 << 48, 0}[rng.IntN(5)]|rng.Uint64N(8))
+		switch rng.IntN(4) {
+		case 0:
+			at = []int64{64 << 10, 128 << 10, 192 << 10, log, mib, 2 * mib, 3 * mib, 4 * mib}[rng.IntN(8)] + rng.Int64N(8<<10)
+			fallthrough
+		case 1:
+			p = make([]byte, 1+rng.IntN(4096))
+			for i := range p {
+				p[i] = byte(rng.Uint32())
+			}
+		}
+		if _, err := owner.WriteAt(p, at); err != nil {
+			t.Fatal(err)
+		}
+		if rng.IntN(40) == 0 {
+			if err := owner.Truncate(bat + rng.Int64N(8*mib)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 3 {
+			off := rng.Int64N(16<<30 - int64(len(buf)))
+			ops++
+			var err error
+			switch rng.IntN(7) {
+			case 0, 1:
+				_, err = f.ReadAt(buf, off)
+			case 2, 3:
+				_, err = f.WriteAt(buf, off)
+			case 4:
+				err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, 3*mib)
+			case 5:
+				err = f.Sync()
+			case 6:
+				_, err = f.Seek(off, unix.SEEK_DATA)
+			}
+			if err != nil {
+				failed++
+			}
+			if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) || !s.running() {
+				t.Fatalf("the process has ended after %d operations: %v\n%s", ops, err, s.log.String())
+			}
+		}
+	}
+	vhdxfs(t, "compact", s.dir) // may fail, but not by a fault
+	vhdxfs(t, "stats", s.dir)
+	f.Close()
+	if !s.running() {
+		t.Fatalf("the process has ended\n%s", s.log.String())
+	}
+	unmount(t, s.dir)
+	s.wait(t)
+	checkLog(t, s.log.String())
+	if strings.Contains(s.log.String(), "a fault of this program") {
+		t.Errorf("a fault of the program:\n%s", s.log.String())
+	}
+	t.Logf("%d of %d operations failed", failed, ops)
 }

@@ -7,9 +7,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/safefile"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // damagedForUndo is an image whose repair changes all that a repair can: pages, the size, and, without the lost block,
@@ -318,23 +320,70 @@ func TestUndoFileDamaged(t *testing.T) {
 	im.undo(t, path, r)
 }
 
-// What an undo file says is checked, whoever has written it.
+// stampUndo makes the checksums of an undo file right, as far as it is one.
+func stampUndo(b []byte) {
+	stamp := func(b []byte, at int) { ondisk.LE.PutUint32(b[at:], ondisk.Checksum(b, at)) }
+	if len(b) < undoHeaderSize {
+		return
+	}
+	n := undoHeaderSize + int64(ondisk.LE.Uint32(b[56:]))
+	if n > int64(len(b)) {
+		return
+	}
+	stamp(b[:n], undoHeaderSum)
+	for b = b[n:]; len(b) >= undoRecordSize; b = b[n:] {
+		old, states := int64(ondisk.LE.Uint32(b[8:])), int64(ondisk.LE.Uint32(b[12:]))
+		if n = undoRecordSize + (old+undoSector-1)/undoSector*sumSize*min(states, maxUndoStates+1) + old; n > int64(len(b)) {
+			return
+		}
+		stamp(b[:n], undoRecordSum)
+	}
+}
+
+// What an undo file says is checked, whoever has written it: one with good checksums, too. The image that it names is one
+// beside it, and nothing is written before all of it was read.
 func FuzzUndo(f *testing.F) {
-	var b bytes.Buffer
-	u := &undoWriter{w: &b}
-	h := undoHeader{oldSize: 3 * ondisk.PageSize, newSize: 2 * ondisk.PageSize, path: "/image.vhdx"}
-	if err := errors.Join(u.write(h.encode()), u.record(ondisk.PageSize, make([]byte, 1000), sectorSums(make([]byte, 1000))), u.end()); err != nil {
+	base := build(spec{})
+	for _, path := range []string{"/image.vhdx", "..", "/x/../..", "", "/link.vhdx", "/x/\x00"} {
+		var b bytes.Buffer
+		u := &undoWriter{w: &b}
+		h := undoHeader{oldSize: base.size, newSize: base.size - ondisk.PageSize, path: path}
+		if err := errors.Join(u.write(h.encode()), u.record(ondisk.HeaderOffsets[0], make([]byte, 1000), sectorSums(make([]byte, 1000))), u.end()); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b.Bytes(), true)
+		f.Add(b.Bytes(), false)
+	}
+	dir := f.TempDir()
+	image := filepath.Join(dir, "image.vhdx")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Symlink("/dev/null", filepath.Join(dir, "link.vhdx"))); err != nil {
 		f.Fatal(err)
 	}
-	f.Add(b.Bytes())
-	f.Fuzz(func(t *testing.T, in []byte) {
+	f.Fuzz(func(t *testing.T, in []byte, force bool) {
+		in = bytes.Clone(in)
+		stampUndo(in)
 		u, err := newUndoReader(bytes.NewReader(in), int64(len(in)))
 		if err != nil {
 			return
 		}
-		file := newMemFile(2 * ondisk.PageSize)
-		if _, err := u.restore(t.Context(), file, true); err == nil && file.size != u.oldSize {
+		folder, _, err := safefile.Split(filepath.Join(dir, "image.vhdx.undo"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer folder.Close()
+		if named, path, err := u.image(folder, ""); err == nil {
+			named.Close()
+			if path != image {
+				t.Errorf("the undo file of %q is let write %s", u.path, path)
+			}
+		}
+		file := base.clone()
+		_, err = u.restore(t.Context(), file, force)
+		if err == nil && file.size != u.oldSize {
 			t.Errorf("the file has %d bytes, the undo file says %d", file.size, u.oldSize)
+		}
+		if err != nil && !sameBytes(file, base.memFile) {
+			t.Errorf("the image was changed: %v", err)
 		}
 	})
 }
