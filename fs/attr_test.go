@@ -3,9 +3,15 @@ package fs
 import (
 	"os"
 	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
 	"testing"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
+
 	"vhdxfs/internal/safefile"
+	"vhdxfs/vhdx"
 )
 
 // Owner and permissions of disk.raw are those of the open file, whatever has its name by now, and are closed to those whom
@@ -59,19 +65,73 @@ func TestAttributesOfTheOpenFile(t *testing.T) {
 	}
 }
 
-// A name that nobody knows costs no look at the image and its parents; every name that is told is known.
-func TestUnknownXAttr(t *testing.T) {
+// A name that there cannot be costs no look at anything, one that there is costs one look at what tells it, and of the
+// parents nothing is put together twice.
+func TestXAttrWork(t *testing.T) {
 	d := newFakeDisk(t)
-	f := newTestFileSystem(t, d, Options{})
-	last, asked := len(f.xattrs)-1, 0
-	image := f.xattrs[last]
-	f.xattrs[last] = func() map[string]string { asked++; return image() }
-	if v, ok := f.xattr("nosuch"); ok || asked > 0 {
-		t.Errorf("%q, %v; the image was looked at %d times", v, ok, asked)
+	d.writable = true
+	for i := range 200 {
+		p := &vhdx.Info{Path: strconv.Itoa(i), Parent: d.info.Parent}
+		d.info.Parent = &vhdx.ParentInfo{Image: p}
 	}
-	for name, want := range image() {
-		if v, ok := f.xattr(name); !ok || v != want {
-			t.Errorf("%s: %q, %v; want %q", name, v, ok, want)
+	f := newTestFileSystem(t, d, Options{})
+	looks := 0
+	for i := range f.xattrs {
+		look := f.xattrs[i].look
+		f.xattrs[i].look = func() map[string]string { looks++; return look() }
+	}
+	for _, name := range []string{"nosuch", "stat", "image", "", "type2"} {
+		if v, ok := f.xattr(name); ok || looks > 0 {
+			t.Errorf("%s: %q, %v; there were %d looks", name, v, ok, looks)
+		}
+	}
+	for i, group := range f.xattrs {
+		for name, want := range group.look() {
+			looks = 0
+			d.infos.Store(0)
+			v, ok := f.xattr(name)
+			if !ok || v != want && !strings.HasPrefix(name, "stats") || looks != 1 {
+				t.Errorf("%s: %q, %v after %d looks; want %q", name, v, ok, looks, want)
+			}
+			if n := d.infos.Load(); i < len(f.xattrs)-1 && n > 0 || n > 1 {
+				t.Errorf("%s: the image was asked %d times", name, n)
+			}
+		}
+	}
+	d.infos.Store(0)
+	caller := &fuse.InHeader{NodeId: rootNode}
+	if _, s := f.ListXAttr(nil, caller, make([]byte, 1<<16)); !s.Ok() || d.infos.Load() != 1 {
+		t.Errorf("list: %v, the image was asked %d times", s, d.infos.Load())
+	}
+
+	teller := imageTeller{disk: d}
+	address := func(m map[string]string) uintptr { return reflect.ValueOf(m).Pointer() }
+	first := teller.xattrs()
+	chain := teller.parents
+	if again := teller.xattrs(); address(again) != address(first) {
+		t.Error("what did not change was put together again")
+	}
+	d.info.DiskSize++
+	if now := teller.xattrs(); now["disk_size"] == first["disk_size"] || teller.parents != chain {
+		t.Errorf("after a change: size %s, before %s; the parents were put together again: %v", now["disk_size"], first["disk_size"], teller.parents != chain)
+	}
+}
+
+// Names are listed to those who may read disk.raw, as values are read.
+func TestListXAttrAccess(t *testing.T) {
+	d := newFakeDisk(t)
+	for mode, want := range map[uint32][4]bool{ // to root, the owner, the group, others
+		0o600: {true, true, false, false}, 0o644: {true, true, true, true}, 0o640: {true, true, true, false},
+		0o604: {true, true, false, true}, 0o000: {true, false, false, false}, 0o200: {true, false, false, false},
+	} {
+		f := newTestFileSystem(t, d, Options{Mode: &mode})
+		for i, c := range []fuse.Owner{{}, {Uid: 7, Gid: 99}, {Uid: 99, Gid: 8}, {Uid: 99, Gid: 99}} {
+			for _, node := range []uint64{rootNode, diskNode} {
+				h := &fuse.InHeader{NodeId: node, Caller: fuse.Caller{Owner: c, Pid: uint32(os.Getpid())}}
+				if _, s := f.ListXAttr(nil, h, make([]byte, 1<<16)); s.Ok() != want[i] || !s.Ok() && s != fuse.EACCES {
+					t.Errorf("mode %o, user %d, group %d: %v", mode, c.Uid, c.Gid, s)
+				}
+			}
 		}
 	}
 }

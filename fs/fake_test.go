@@ -36,6 +36,7 @@ type fakeDisk struct {
 	writable  bool
 
 	seekFault bool          // SeekData and SeekHole panic
+	infos     atomic.Int64  // calls of Info
 	reading   atomic.Int64  // reads that have not ended
 	snapshots chan struct{} // one for each Snapshot that may go on; nil for all
 
@@ -166,7 +167,7 @@ func (d *fakeDisk) Validated() error {
 	return d.fail["Validated"]
 }
 
-func (d *fakeDisk) Info() *vhdx.Info  { return &d.info }
+func (d *fakeDisk) Info() *vhdx.Info  { d.infos.Add(1); return &d.info }
 func (d *fakeDisk) SectorSize() int64 { return d.info.LogicalSectorSize }
 
 func (d *fakeDisk) Stats() vhdx.Stats { return vhdx.Stats{CacheHits: 5, DirtyPages: 2} }

@@ -60,6 +60,9 @@ func (w *nameWatcher) look() map[string]string {
 	return w.values
 }
 
+// nameXAttrs are the names that now returns.
+var nameXAttrs = []string{"image_id", "image_state", "image_path", "image_now"}
+
 // now returns the attributes as they are at this moment.
 func (w *nameWatcher) now() map[string]string {
 	f, err := w.file()

@@ -75,12 +75,15 @@ func (f *fileSystem) stats() Stats {
 	}
 }
 
+// statPrefix begins the names of attributes that hold one number.
+const statPrefix = "stats."
+
 // statXAttrs are the statistics as extended attributes: each number by itself, and all of them as JSON.
 func (f *fileSystem) statXAttrs() map[string]string {
 	stats := f.stats()
 	values := make(map[string]string, len(stats)+1)
 	for _, s := range stats {
-		values["stats."+s.Name] = strconv.FormatInt(s.Value, 10)
+		values[statPrefix+s.Name] = strconv.FormatInt(s.Value, 10)
 	}
 	if b, err := json.Marshal(stats.Map()); err == nil {
 		values["stats"] = string(b)

@@ -3,6 +3,7 @@ package fs
 import (
 	"encoding/json"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,23 +17,38 @@ import (
 	"vhdxfs/vhdx"
 )
 
-// An xattrGroup returns extended attributes, by their names without the prefix. Both nodes have the same ones: a
-// caller who has only the mount point, or who must not touch disk.raw, learns as much.
-type xattrGroup func() map[string]string
+// An xattrGroup is extended attributes, by their names without the prefix. Both nodes have the same ones: a caller who has
+// only the mount point, or who must not touch disk.raw, learns as much.
+type xattrGroup struct {
+	has  func(name string) bool // whether look may return an attribute of that name; it costs nothing
+	look func() map[string]string
+}
 
-// xattrGroups returns the groups in the order in which a name is looked for. Who serves the mount comes first: that
-// can be asked while a write hangs, and with it what else there is to know of the image.
+// named returns a check for one of the names.
+func named(names ...string) func(string) bool {
+	return func(name string) bool { return slices.Contains(names, name) }
+}
+
+// xattrGroups returns all groups.
 func (f *fileSystem) xattrGroups(o *Options) []xattrGroup {
 	served := servedXAttrs(o, f.writable)
-	path := func() map[string]string { return map[string]string{"path": f.disk.Path()} } // which a snapshot may change
+	path := f.disk.Path // which a snapshot may change
 	if o.Overlay != "" {
-		path = func() map[string]string { return map[string]string{"path": o.Image} }
+		path = func() string { return o.Image }
 	}
-	image := func() map[string]string { return imageXAttrs(f.disk.Info()) }
+	image := (&imageTeller{disk: f.disk}).xattrs
 	if !f.writable {
 		image = sync.OnceValue(image)
 	}
-	return []xattrGroup{func() map[string]string { return served }, path, f.name.look, f.compactor.xattrs, f.snapshotter.xattrs, f.statXAttrs, image}
+	return []xattrGroup{
+		{func(name string) bool { _, ok := served[name]; return ok }, func() map[string]string { return served }},
+		{named("path"), func() map[string]string { return map[string]string{"path": path()} }},
+		{named(nameXAttrs...), f.name.look},
+		{named(mounts.CompactXAttr), f.compactor.xattrs},
+		{named(mounts.SnapshotXAttr), f.snapshotter.xattrs},
+		{func(name string) bool { return name == "stats" || strings.HasPrefix(name, statPrefix) }, f.statXAttrs},
+		{named(imageNames...), image},
+	}
 }
 
 // servedXAttrs tell which process serves which image, and how. With an overlay, all others tell of the child.
@@ -58,8 +74,45 @@ func servedXAttrs(o *Options, writable bool) map[string]string {
 	return values
 }
 
+// An imageTeller tells of an image. What it told is told again as long as the image is the same; what it has to say of the
+// parents, which do not change, is put together once.
+type imageTeller struct {
+	disk Disk
+
+	mu      sync.Mutex // guards what follows
+	told    vhdx.Info
+	values  map[string]string // nil before the first time
+	parents parentsText
+}
+
+// parentsText is what is told of the parents of an image.
+type parentsText struct {
+	of    *vhdx.Info
+	chain string
+	json  int // bytes
+}
+
+func (t *imageTeller) xattrs() map[string]string {
+	info := t.disk.Info()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.values != nil && reflect.DeepEqual(t.told, *info) { // parents are the same where they are at the same address
+		return t.values
+	}
+	var nearest *vhdx.Info
+	if info.Parent != nil {
+		nearest = info.Parent.Image
+	}
+	if t.parents.of != nearest {
+		b, _ := json.Marshal(nearest) // it fails for no Info
+		t.parents = parentsText{nearest, strings.Join(parentChain(info), "\n"), len(b)}
+	}
+	t.told, t.values = *info, imageXAttrs(info, t.parents)
+	return t.values
+}
+
 // imageXAttrs tell of an image what a program that has only the mount may want to know.
-func imageXAttrs(info *vhdx.Info) map[string]string {
+func imageXAttrs(info *vhdx.Info, parents parentsText) map[string]string {
 	values := map[string]string{
 		"creator":              info.Creator,
 		"type":                 string(info.Type),
@@ -77,7 +130,10 @@ func imageXAttrs(info *vhdx.Info) map[string]string {
 		values["data_write_guid"] = info.Headers[n-1].DataWriteGUID.String()
 	}
 	if info.Parent != nil {
-		values["parent_chain"] = strings.Join(parentChain(info), "\n")
+		values["parent_chain"] = parents.chain
+	}
+	if parents.json > mounts.MaxXAttrSize {
+		return values // there is no room for the whole
 	}
 	if b, err := json.Marshal(info); err == nil {
 		values["json"] = string(b)
@@ -108,33 +164,66 @@ func (f *fileSystem) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, 
 	return 0, fuse.ENOATTR
 }
 
-// xattr returns the attribute with a name, without the prefix.
+// xattr returns the attribute with a name, without the prefix. It looks at nothing for a name that there cannot be.
 func (f *fileSystem) xattr(name string) (string, bool) {
-	for i, group := range f.xattrs {
-		if i == len(f.xattrs)-1 && !imageNames[name] {
-			break // a name that nobody knows is not worth a look at the whole chain
-		}
-		if v, ok := group()[name]; ok {
-			return v, true
+	for _, group := range f.xattrs {
+		if group.has(name) {
+			v, ok := group.look()[name]
+			return v, ok
 		}
 	}
 	return "", false
 }
 
 // imageNames are the names that imageXAttrs returns.
-var imageNames = map[string]bool{
-	"creator": true, "type": true, "disk_size": true, "block_size": true, "logical_sector_size": true, "physical_sector_size": true,
-	"log_state": true, "disk_id": true, "file_write_guid": true, "data_write_guid": true, "parent_chain": true, "json": true,
+var imageNames = []string{
+	"creator", "type", "disk_size", "block_size", "logical_sector_size", "physical_sector_size",
+	"log_state", "disk_id", "file_write_guid", "data_write_guid", "parent_chain", "json",
+}
+
+// mayRead reports whether the caller may read disk.raw. The kernel asks that of one who reads an attribute, and nothing of
+// one who lists their names.
+func (f *fileSystem) mayRead(h *fuse.InHeader) bool {
+	perm := f.file.Mode
+	switch {
+	case h.Uid == 0:
+		return true
+	case h.Uid == f.file.Uid:
+		return perm&0o400 != 0
+	case perm&0o040 == perm<<3&0o040: // it is the same for the group and for others
+		return perm&0o004 != 0
+	case h.Gid == f.file.Gid:
+		return perm&0o040 != 0
+	}
+	member, known := inGroup(h.Pid, f.file.Gid)
+	if member || !known && perm&0o040 != 0 { // the names are no secret that would be worth to keep the members out
+		return perm&0o040 != 0
+	}
+	return perm&0o004 != 0
+}
+
+// inGroup reports whether a process is in a group besides its own, if that can be known: not from within the sandbox.
+func inGroup(pid, gid uint32) (member, known bool) {
+	status, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/status")
+	if err != nil {
+		return false, false
+	}
+	for line := range strings.Lines(string(status)) {
+		if groups, ok := strings.CutPrefix(line, "Groups:"); ok {
+			return slices.Contains(strings.Fields(groups), strconv.FormatUint(uint64(gid), 10)), true
+		}
+	}
+	return false, false
 }
 
 // ListXAttr lists the names in order, each with a zero byte behind it.
 func (f *fileSystem) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	if !f.access(h) {
+	if !f.access(h) || !f.mayRead(h) {
 		return 0, fuse.EACCES
 	}
 	var names []string
 	for _, group := range f.xattrs {
-		for name, v := range group() {
+		for name, v := range group.look() {
 			if len(v) <= mounts.MaxXAttrSize {
 				names = append(names, mounts.XAttrPrefix+name+"\x00")
 			}

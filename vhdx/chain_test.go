@@ -138,3 +138,31 @@ func TestFreeRanges(t *testing.T) {
 		t.Errorf("free %v, %d bytes, want %d", got, total, im.Info().FreeBytes)
 	}
 }
+
+// What Info tells of the parents of a long chain is put together once.
+func TestInfoOfParentsOnce(t *testing.T) {
+	p := newChain(t, 50)
+	im, err := Open(p[len(p)-1], Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	first := im.Info()
+	if _, err := im.WriteAt([]byte("data"), 0); err != nil {
+		t.Fatal(err)
+	}
+	again := im.Info()
+	if again == first || again.AllocatedBytes == first.AllocatedBytes {
+		t.Error("the image itself is told of as it was")
+	}
+	if again.Parent.Image != first.Parent.Image {
+		t.Error("its parents are looked at again")
+	}
+	n := 0
+	for in := again; in.Parent != nil; in = in.Parent.Image {
+		n++
+	}
+	if n != len(p)-1 {
+		t.Errorf("%d parents, want %d", n, len(p)-1)
+	}
+}

@@ -246,6 +246,22 @@ func (l *layer) logInfo() LogInfo {
 	return in
 }
 
+// asParent returns what info tells of a parent. Nothing changes a parent, so that it is put together once, when the BATs
+// below it are validated: a chain can be long.
+func (l *layer) asParent() *Info {
+	if in := l.told.Load(); in != nil {
+		return in
+	}
+	in := l.info()
+	for p := l; p.wasValidated(); p = p.parent {
+		if p.parent == nil {
+			l.told.Store(in)
+			break
+		}
+	}
+	return in
+}
+
 func (l *layer) parentInfo() *ParentInfo {
 	p := l.meta.locator
 	if p == nil || l.parent == nil && l.unfound == nil {
@@ -258,7 +274,7 @@ func (l *layer) parentInfo() *ParentInfo {
 		AbsoluteWin32Path: p.Values[ondisk.KeyAbsolutePath],
 	}
 	if l.parent != nil {
-		in.Image = l.parent.info()
+		in.Image = l.parent.asParent()
 	} else {
 		in.Missing = l.unfound.name()
 	}

@@ -49,7 +49,8 @@ type layer struct {
 	counts BlockCounts
 
 	parent *layer
-	below  atomic.Uint64 // an absence: blocks of which no parent holds anything
+	told   atomic.Pointer[Info] // see asParent
+	below  atomic.Uint64        // an absence: blocks of which no parent holds anything
 
 	warnings []Finding
 	errors   []Finding // with collect: the broken rules
