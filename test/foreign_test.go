@@ -199,23 +199,49 @@ func TestAskerHoldsNothing(t *testing.T) {
 	released = true
 }
 
-// A mount is unmounted at once, however often other commands look at what is mounted.
-func TestUmountBesideList(t *testing.T) {
-	img := create(t, "16MiB")
-	stop := make(chan struct{})
-	ended := make(chan struct{})
+// beside runs the program again and again until the function that it returns is called.
+func beside(t *testing.T, args ...string) (stop func()) {
+	t.Helper()
+	path, done, ended := program.path(t), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
 		for {
 			select {
-			case <-stop:
+			case <-done:
 				return
 			default:
-				exec.Command(program.path(t), "list").Run()
+				exec.Command(path, args...).Run()
 			}
 		}
 	}()
-	defer func() { close(stop); <-ended }()
+	return func() { close(done); <-ended }
+}
+
+// What is detached beside other commands that look at devices goes all the same, and so does the mount below.
+func TestDetachBesideList(t *testing.T) {
+	requireLoop(t)
+	img := create(t, "16MiB")
+	for range 2 { // of which one may keep what the other has just let go
+		defer beside(t, "list")()
+	}
+	for round := range 15 {
+		l := attachImage(t, img)
+		if round%3 > 0 {
+			mustVhdxfs(t, "detach", img)
+			checkDetached(t, l)
+			continue
+		}
+		must(t, "losetup", "--detach", l.Devices[0].Device)
+		must(t, "umount", l.MountPoint)
+		eventually(t, "the end of the server", func() bool { return len(daemons(l.MountPoint)) == 0 })
+		checkDetached(t, l)
+	}
+}
+
+// A mount is unmounted at once, however often other commands look at what is mounted.
+func TestUmountBesideList(t *testing.T) {
+	img := create(t, "16MiB")
+	defer beside(t, "list")()
 	dir := newDir(t)
 	for range 12 {
 		mustVhdxfs(t, "-o", "log=/dev/null", img, dir)

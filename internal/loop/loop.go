@@ -90,6 +90,12 @@ func At(path string) (*Device, error) {
 	return &devices[0], nil
 }
 
+// Going reports whether the device at path is detached when the last who has it open closes it, as one is that somebody has
+// detached, or mount(8) has attached. Who opens it in passing would keep it.
+func Going(path string) bool {
+	return number(filepath.Join(sysBlock, filepath.Base(path)), "loop", "autoclear") != 0
+}
+
 // list returns the devices that are wanted by their paths and files.
 func list(want func(*Device) bool) ([]Device, error) {
 	dirs, err := filepath.Glob(filepath.Join(sysBlock, "loop*"))

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/fault"
+	"vhdxfs/internal/loop"
 )
 
 // ErrNoAnswer says that the program that serves a mount runs, but does not answer.
@@ -29,6 +30,13 @@ var ErrForeign = errors.New("it belongs to another user")
 
 // patience is how long a mount may take to answer.
 const patience = 5 * time.Second
+
+// A mount is there a moment before the socket of its server. A question to the mount itself at that moment would keep it from
+// being unmounted right after, so the socket is waited for.
+const (
+	socketPatience = 300 * time.Millisecond
+	socketPause    = 20 * time.Millisecond
+)
 
 // maxAnswer bounds what is read of an answer, in bytes.
 const maxAnswer = 4 << 20
@@ -105,6 +113,9 @@ func setAttribute(mountPoint, name, value string) (e syscall.Errno) {
 func getBackings(devices []string) answer {
 	a := answer{Values: make(map[string][]byte)}
 	for _, path := range devices {
+		if loop.Going(path) {
+			continue
+		}
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 		if err != nil {
 			continue
@@ -179,6 +190,13 @@ func Ask(m *mountinfo.Info, names ...string) (map[string]string, error) {
 		return nil, ErrForeign
 	}
 	a, err := askServer(m, request{Names: names})
+	for end := time.Now().Add(socketPatience); errors.Is(err, errNoServer) && time.Now().Before(end); {
+		time.Sleep(socketPause)
+		if top, terr := At(m.Mountpoint); terr != nil || top == nil || top.ID != m.ID {
+			break // what is there now is another, or none
+		}
+		a, err = askServer(m, request{Names: names})
+	}
 	if errors.Is(err, errNoServer) {
 		a, err = runHidden(nil, append([]string{askCommand, m.Mountpoint}, names...)...)
 		if err == nil {
