@@ -24,7 +24,7 @@ func (c *checkCommand) mend(cmd *cobra.Command, path string, o vhdx.Options) err
 	r, err := vhdx.Repair(ctx, path, c.repair)
 	p.end()
 	if err != nil {
-		return createError(interrupted(err, path+" is unchanged"))
+		return createError(interrupted(explainLock(err), path+" is unchanged"))
 	}
 	if c.json {
 		err = writeJSON(cmd.OutOrStdout(), r)
@@ -117,7 +117,7 @@ func (c *checkCommand) takeBack(cmd *cobra.Command, args []string, o vhdx.Option
 		return &statusError{statusUsage, err}
 	}
 	if err != nil {
-		return interrupted(err, "run the same command to continue")
+		return interrupted(explainLock(err), "run the same command to continue")
 	}
 	if c.json {
 		return writeJSON(cmd.OutOrStdout(), r)

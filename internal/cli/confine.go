@@ -38,13 +38,7 @@ func (o *options) confine(k keeper) error {
 	if o.sandbox == sandboxOff || !o.ownProcess {
 		return nil
 	}
-	// What has to ask others is done now, or by the keeper.
-	if written := o.written(); written != "" && (o.image.Lock == vhdx.LockTry || o.image.Lock == vhdx.LockOff) {
-		if err := checkOnlyWriter(written); err != nil {
-			return err
-		}
-	}
-	imagefile.LockHolders, servedBy = k.LockHolders, k.MountServedBy
+	imagefile.LockHolders, imagefile.Writers, servedBy = k.LockHolders, k.Writers, k.MountServedBy
 	_ = time.Now().String() // which reads the time zone, if nothing has yet
 	state := sandbox.Confine(o.reach())
 	if o.sandbox == sandboxOn && !state.Complete() {
@@ -52,17 +46,6 @@ func (o *options) confine(k keeper) error {
 	}
 	o.mount.Sandbox = state.String()
 	return nil
-}
-
-// written returns the file that takes what is written, "" where nothing is, or another has no name for it.
-func (o *options) written() string {
-	switch {
-	case o.readOnly, o.mount.Overlay == overlayTmp:
-		return ""
-	case o.mount.Overlay != "":
-		return o.mount.Overlay
-	}
-	return o.mount.Image
 }
 
 // confineOpened gives up what was needed to open the image for reading.

@@ -24,6 +24,8 @@ type keeper interface {
 	End()
 	// LockHolders names the programs that hold locks on a file.
 	LockHolders(imagefile.FileID) (names string, pids []int)
+	// Writers names the servers of other mounts that have a file open for writing.
+	Writers(imagefile.FileID) (names string, pids []int)
 	// MountServedBy returns the mount that one of the processes serves, and nil where there is none.
 	MountServedBy(pids []int) *activeMount
 	// DialSyslog returns the descriptor of a connection to syslog.
@@ -126,6 +128,8 @@ func (k *localKeeper) takeAway() {
 func (k *localKeeper) LockHolders(f imagefile.FileID) (names string, pids []int) {
 	return imagefile.FindLockHolders(f)
 }
+
+func (k *localKeeper) Writers(f imagefile.FileID) (names string, pids []int) { return findWriters(f) }
 
 func (k *localKeeper) MountServedBy(pids []int) *activeMount { return mountServedBy(pids) }
 func (k *localKeeper) DialSyslog() (int, error)              { return dialSyslog() }

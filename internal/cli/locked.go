@@ -6,11 +6,13 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/moby/sys/mountinfo"
 
 	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
+	"vhdxfs/vhdx/imagefile"
 )
 
 // explainLock says of an error that matches vhdx.ErrLocked which mount of this program holds the image, if one does. It
@@ -78,12 +80,40 @@ func mountServedBy(pids []int) *activeMount {
 	return m
 }
 
-// checkOnlyWriter returns an error where the image at path is mounted for writing.
-func checkOnlyWriter(path string) error {
-	if m, err := findMounted(path); err == nil && m.State == stateServing && m.Mode == "rw" && m.Overlay == "" {
-		return alreadyMountedError(path, m, vhdx.ErrLocked)
+func init() { imagefile.Writers = findWriters }
+
+// findWriters names the servers of this host's mounts that have a file open for writing, with locks or without. It asks a
+// mount only where the kernel does not tell what its server has open: that may hang.
+func findWriters(file imagefile.FileID) (names string, pids []int) {
+	var found []string
+	hidden := make(map[int]bool)
+	servers := mounts.Servers()
+	for _, pid := range servers {
+		if pid == file.PID {
+			continue
+		}
+		writes, err := imagefile.WrittenBy(pid, file)
+		if hidden[pid] = err != nil; writes {
+			found, pids = append(found, imagefile.ProcessName(pid)), append(pids, pid)
+		}
 	}
-	return nil
+	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.FSType != mounts.Type || m.Root != "/" || mounts.ReadOnly(m) || !mounts.Trusted(m), false
+	})
+	if err != nil {
+		return strings.Join(found, ", "), pids
+	}
+	for _, m := range table {
+		if pid := mounts.ListenerPID(m); pid != 0 && !hidden[pid] {
+			continue
+		}
+		d, err := describeMount(m, loopTable{})
+		if err != nil || d.State != stateServing || d.PID == file.PID || d.Overlay != "" || d.imageID != mounts.NameOf(file) {
+			continue
+		}
+		found, pids = append(found, "the mount on "+d.MountPoint), append(pids, d.PID)
+	}
+	return strings.Join(found, ", "), pids
 }
 
 // openLocked opens an image as the options want it locked. A second program that writes an image destroys it, so with
@@ -93,14 +123,11 @@ func openLocked(path string, o vhdx.Options, warn io.Writer) (*vhdx.Image, error
 		im, err := openUnlocked(path, o)
 		return im, explainLock(err)
 	}
-	if err := checkOnlyWriter(path); err != nil {
-		return nil, err
-	}
 	if o.Lock == vhdx.LockTry {
 		o.Lock = vhdx.LockOn
 		im, err := openUnlocked(path, o)
-		if !errors.Is(err, vhdx.ErrLocked) {
-			return im, err
+		if locked, ok := errors.AsType[*vhdx.LockedError](err); !ok || locked.Writes {
+			return im, explainLock(err)
 		}
 		fmt.Fprintf(warn, "vhdxfs: warning: %s; it is opened for writing all the same, because of lock=try, and two programs that write an image destroy it\n", oneLine(err.Error()))
 		o.Lock = vhdx.LockTry

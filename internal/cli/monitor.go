@@ -48,6 +48,7 @@ const (
 	wordMakeReadOnly word = "make-read-only"
 	wordDetachDead   word = "detach-dead"
 	wordHolders      word = "holders"
+	wordWriters      word = "writers"
 	wordServedBy     word = "served-by"
 	wordSyslog       word = "syslog"
 	wordEnd          word = "end"
@@ -267,6 +268,10 @@ func answerEngine(socket *net.UnixConn, k *localKeeper, log *logCollector, q mon
 	case wordHolders:
 		q.File.PID = os.Getppid() // whatever it says
 		names, pids := imagefile.FindLockHolders(q.File)
+		a.Text, a.PIDs = []byte(names), pids
+	case wordWriters:
+		q.File.PID = os.Getppid()
+		names, pids := findWriters(q.File)
 		a.Text, a.PIDs = []byte(names), pids
 	case wordServedBy:
 		if a.Mount = mountServedBy(q.PIDs); a.Mount != nil {

@@ -190,7 +190,15 @@ func (c *monitorClient) DetachDead() error     { return c.tell(wordDetachDead) }
 func (c *monitorClient) Gone() <-chan struct{} { return c.gone }
 
 func (c *monitorClient) LockHolders(f imagefile.FileID) (names string, pids []int) {
-	r, err := c.question(monitorQuestion{Word: wordHolders, File: f})
+	return c.usersOf(wordHolders, f)
+}
+
+func (c *monitorClient) Writers(f imagefile.FileID) (names string, pids []int) {
+	return c.usersOf(wordWriters, f)
+}
+
+func (c *monitorClient) usersOf(w word, f imagefile.FileID) (names string, pids []int) {
+	r, err := c.question(monitorQuestion{Word: w, File: f})
 	if err != nil {
 		return "", nil
 	}

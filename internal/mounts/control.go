@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,8 +23,35 @@ import (
 // what to do without a step into it: that would keep it from being unmounted at that moment. The kernel says who is at
 // either end. The server answers root and its own user, and a program believes the user whose mount it is.
 
+const socketPrefix = "@vhdxfs/"
+
 // socketName is the name of the socket for the mount with a device, major:minor.
-func socketName(device string) string { return "@vhdxfs/" + device }
+func socketName(device string) string { return socketPrefix + device }
+
+// Servers returns the processes that serve mounts over their sockets, whoever has made those and in whatever mount namespace
+// they are. It waits for no answer. A process that only says that it does so is among them.
+func Servers() (pids []int) {
+	table, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(table)) {
+		words := strings.Fields(line)
+		name := words[len(words)-1]
+		if !strings.HasPrefix(name, socketPrefix) {
+			continue
+		}
+		c, err := net.DialTimeout("unix", name, patience)
+		if err != nil {
+			continue // it is the other end of a connection, or has ended
+		}
+		if peer, err := peerOf(c); err == nil && peer.Pid > 0 && !slices.Contains(pids, int(peer.Pid)) {
+			pids = append(pids, int(peer.Pid))
+		}
+		c.Close()
+	}
+	return pids
+}
 
 // A request is one question or order. A connection carries one, and then the answer.
 type request struct {

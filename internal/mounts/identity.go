@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/vhdx/imagefile"
 )
 
 // What became of the name by which a mount's image was opened, as the attribute image_state says it.
@@ -26,6 +28,14 @@ func FileID(info fs.FileInfo) string {
 		return fmt.Sprintf("device %d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	}
 	return fmt.Sprintf("file %d:%d %d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+}
+
+// NameOf is FileID of a file that is open.
+func NameOf(f imagefile.FileID) string {
+	if f.Inode == 0 {
+		return fmt.Sprintf("device %d:%d", f.Major, f.Minor)
+	}
+	return fmt.Sprintf("file %d:%d %d", f.Major, f.Minor, f.Inode)
 }
 
 // FileState returns what became of the name of an open file.

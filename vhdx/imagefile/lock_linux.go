@@ -57,8 +57,15 @@ var (
 // Lock takes the locks of kind k until the file is closed. Two programs that try at the same moment may both
 // fail, but cannot both succeed, since each takes its own locks before it looks for those of others.
 func (f *hostFile) Lock(mode LockMode, k LockKind) error {
+	writes := slices.Contains(k.used, permWrite)
+	if writes && Writers != nil {
+		c := &LockedError{Path: f.Name(), Writes: true, what: "has it open to write it"}
+		if c.holders, c.Holders = f.ask(Writers); c.holders != "" {
+			return c
+		}
+	}
 	if mode == LockOff {
-		if !slices.Contains(k.used, permWrite) {
+		if !writes {
 			return nil
 		}
 		// A second writer destroys the image. But a lock may also be what a dead client of a server has left.
@@ -153,6 +160,7 @@ func permVerb(p int64) string {
 type LockedError struct {
 	Path    string
 	Holders []int // the processes that hold locks on it, as far as they can be found
+	Writes  bool  // one of Writers: no mode lets another in
 	holders string
 	what    string // they do with it
 }
@@ -198,8 +206,20 @@ func (f *hostFile) lockHeld(off int64) (held bool, err error) {
 // in its place that asks one that may, before any file is opened.
 var LockHolders = FindLockHolders
 
+// Writers names the programs that write a file and need not hold a lock on it, and returns "" where there are none. It is
+// called before a file is locked to be written, if it is not nil. It has to be set before any file is opened.
+var Writers func(FileID) (names string, pids []int)
+
 // lockHolder names the programs that hold locks on the file, as far as they can be found.
 func (f *hostFile) lockHolder() (names string, pids []int) {
+	if names, pids = f.ask(LockHolders); names == "" {
+		names = "another program"
+	}
+	return names, pids
+}
+
+// ask calls one of the functions that find out who uses a file.
+func (f *hostFile) ask(who func(FileID) (names string, pids []int)) (names string, pids []int) {
 	var own FileID
 	err := f.control("look at", func(fd int) (err error) {
 		own, err = cachedFileID(fmt.Sprintf("/proc/self/fd/%d", fd))
@@ -208,10 +228,7 @@ func (f *hostFile) lockHolder() (names string, pids []int) {
 	})
 	if err == nil {
 		own.PID = os.Getpid()
-		names, pids = LockHolders(own)
-	}
-	if names == "" {
-		names = "another program"
+		names, pids = who(own)
 	}
 	return names, pids
 }
@@ -232,30 +249,70 @@ func FindLockHolders(file FileID) (names string, pids []int) {
 		if fd == self || !fdHasLock(filepath.Join(process, "fdinfo", filepath.Base(fd))) {
 			continue
 		}
-		if id, err := cachedFileID(fd); err != nil || id.Major != file.Major || id.Minor != file.Minor || id.Inode != file.Inode {
+		if id, err := cachedFileID(fd); err != nil || !id.is(file) {
 			continue
 		}
-		name, _ := os.ReadFile(filepath.Join(process, "comm"))
-		holders = append(holders, fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), pid))
-		if n, err := strconv.Atoi(pid); err == nil {
-			pids = append(pids, n)
+		n, err := strconv.Atoi(pid)
+		if err != nil {
+			continue
 		}
+		holders, pids = append(holders, ProcessName(n)), append(pids, n)
 	}
 	return strings.Join(holders, ", "), pids
 }
 
-// A FileID says which file is meant, and by which descriptor of which process it is open.
+// ProcessName names a process for people.
+func ProcessName(pid int) string {
+	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return fmt.Sprintf("%s (process %d)", strings.TrimSpace(string(name)), pid)
+}
+
+// WrittenBy reports whether a process has a file open for writing. The error says that it does not let this process look.
+func WrittenBy(pid int, file FileID) (bool, error) {
+	dir := fmt.Sprintf("/proc/%d", pid)
+	if _, err := os.ReadDir(dir + "/fd"); err != nil {
+		return false, err
+	}
+	fds, _ := filepath.Glob(dir + "/fd/*") // the pattern is a good one
+	for _, fd := range fds {
+		info, err := os.ReadFile(filepath.Join(dir, "fdinfo", filepath.Base(fd)))
+		if err != nil {
+			continue
+		}
+		_, text, _ := strings.Cut(string(info), "flags:")
+		text, _, _ = strings.Cut(text, "\n")
+		flags, err := strconv.ParseUint(strings.TrimSpace(text), 8, 64)
+		if err != nil || flags&unix.O_ACCMODE == unix.O_RDONLY || flags&unix.O_PATH != 0 {
+			continue
+		}
+		if id, err := cachedFileID(fd); err == nil && id.is(file) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// A FileID says which file is meant, and by which descriptor of which process it is open. Of a block device Major and Minor
+// are its own numbers, whatever its name is, and Inode is 0.
 type FileID struct {
 	Major, Minor    uint32
 	Inode           uint64
 	PID, Descriptor int
 }
 
+// is reports whether f and g are of the same file.
+func (f FileID) is(g FileID) bool {
+	return f.Major == g.Major && f.Minor == g.Minor && f.Inode == g.Inode
+}
+
 // cachedFileID tells which file the path leads to, as far as that is known on this machine.
 func cachedFileID(path string) (FileID, error) {
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_INO, &st); err != nil {
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_INO|unix.STATX_TYPE, &st); err != nil {
 		return FileID{}, err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		return FileID{Major: st.Rdev_major, Minor: st.Rdev_minor}, nil
 	}
 	return FileID{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino}, nil
 }
