@@ -59,13 +59,15 @@ func TestOneWriter(t *testing.T) {
 		must(t, "ln", img, hard)
 		s := serve(t, img, "-o", first)
 		for _, second := range []string{"lock=on", "lock=try", "lock=off"} {
-			if first == "lock=off" && second == "lock=on" {
-				continue // nothing is locked, and only who passes the locks by is looked for
-			}
 			r := vhdxfs(t, "-f", "-o", second, hard, newDir(t))
 			want := fmt.Sprintf("already mounted read/write on %s (process %d)", s.dir, s.cmd.Process.Pid)
 			if r.status != mountStatus || !strings.Contains(r.stderr, want) || strings.Contains(r.stderr, "lock=off") {
 				t.Errorf("%s beside %s: status %d, %q; want 32 and %q", second, first, r.status, r.stderr, want)
+			}
+		}
+		for _, args := range [][]string{{"resize", hard, "32MiB"}, {"check", "--repair", hard}} {
+			if r := vhdxfs(t, args...); r.status == 0 || !strings.Contains(r.stderr, s.dir) {
+				t.Errorf("%s beside %s: status %d, %q; want an error that names %s", args, first, r.status, r.stderr, s.dir)
 			}
 		}
 		s.end(t)
@@ -140,4 +142,24 @@ func TestLookAtMountedImage(t *testing.T) {
 	if out := mustVhdxfs(t, "chain", filepath.Dir(kid)); !strings.Contains(out, "kid.avhdx") || !strings.Contains(out, "linked") {
 		t.Errorf("chain of the folder: %s", out)
 	}
+	other := create(t, "64MiB")
+	s := serve(t, other)
+	for _, args := range [][]string{{"compare", kid, other}, {"compare", other, l.MountPoint}, {"diff", base, kid}, {"diff", "--json", kid, other}, {"info", kid, other}} {
+		if r := vhdxfs(t, args...); r.status > 1 || r.stderr != "" {
+			t.Errorf("%s: status %d, %s", args, r.status, r.stderr)
+		}
+	}
+	s.end(t)
+}
+
+// A parent that is mounted is one that can be examined.
+func TestChainOfMountedParent(t *testing.T) {
+	base := create(t, "16MiB")
+	kid := filepath.Join(filepath.Dir(base), "kid.avhdx")
+	mustVhdxfs(t, "snapshot", base, kid)
+	s := serve(t, base, "-o", "orphan_children")
+	if out := mustVhdxfs(t, "chain", kid); !strings.Contains(out, ": linked") || !strings.Contains(out, "dynamic, disk 16 MiB") {
+		t.Errorf("chain: %s", out)
+	}
+	s.end(t)
 }

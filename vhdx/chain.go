@@ -43,6 +43,18 @@ type Link struct {
 	State   LinkState  `json:"link,omitempty"`           // "" where there is no parent
 	Problem string     `json:"problem,omitempty"`        // what is wrong with the link, or with the file
 	Parent  *Link      `json:"parent,omitempty"`         // the file that is the parent, or is where it should be
+
+	err error // of the file that is Parent
+}
+
+// Locked returns the error of the first parent that another program keeps from being examined, and nil where there is none.
+func (k *Link) Locked() *LockedError {
+	for ; k != nil; k = k.Parent {
+		if locked, ok := errors.AsType[*LockedError](k.err); ok {
+			return locked
+		}
+	}
+	return nil
 }
 
 // LinkState says whether a differencing image and its parent fit.
@@ -151,7 +163,7 @@ func (o *opener) nextLink(l *layer, link *Link) *layer {
 		if best != nil {
 			_ = best.abandon()
 		}
-		best, link.State, link.Parent, link.Problem = p, state, k, ""
+		best, link.State, link.Parent, link.Problem, link.err = p, state, k, "", err
 		if err != nil {
 			link.Problem = err.Error()
 		}

@@ -48,11 +48,14 @@ created; "parent unusable" if the parent is damaged or in use.`,
 			f := newForest()
 			for _, path := range paths {
 				var k *vhdx.Link
-				err := beside(cmd, o.image, func(o vhdx.Options) (err error) {
+				err := beside(cmd, o.image, []string{path}, func(o vhdx.Options) (err error) {
 					k, err = vhdx.Chain(path, o)
+					if locked := k.Locked(); err == nil && locked != nil {
+						return locked
+					}
 					return err
 				})
-				if err != nil {
+				if err != nil && k.Locked() == nil { // else the tree says it
 					if len(args) == 1 && args[0] == path {
 						return err
 					}

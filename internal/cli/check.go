@@ -96,7 +96,7 @@ func (c *checkCommand) run(cmd *cobra.Command, args []string) error {
 	}
 	confineReader(cmd.Context(), []string{path}, o.image)
 	var r *vhdx.Report
-	err = beside(cmd, o.image, func(o vhdx.Options) (err error) {
+	err = beside(cmd, o.image, []string{path}, func(o vhdx.Options) (err error) {
 		r, err = vhdx.Check(path, o)
 		return err
 	})

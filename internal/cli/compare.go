@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -33,8 +34,9 @@ func (c *compareFlags) add(cmd *cobra.Command) {
 	completeFlag(cmd, "second-format", string(disk.Raw), string(disk.VHDX))
 }
 
-// withDisks opens both disks for do.
-func (c *compareFlags) withDisks(ctx context.Context, paths []string, do func(a, b *disk.Disk) error) (err error) {
+// withDisks opens both disks for do, which may be called more than once; see beside. A disk.raw or a device on one is read as
+// it is.
+func (c *compareFlags) withDisks(cmd *cobra.Command, names []string, do func(a, b *disk.Disk) error) error {
 	if c.workers < 1 || c.workers > 256 {
 		return usageError("--workers %d: give 1 to 256", c.workers)
 	}
@@ -42,15 +44,26 @@ func (c *compareFlags) withDisks(ctx context.Context, paths []string, do func(a,
 	if err != nil {
 		return err
 	}
-	confineReader(ctx, paths, o.image)
-	var disks [2]*disk.Disk
-	for i, path := range paths {
-		if disks[i], err = disk.Open(path, disk.Format(c.formats[i]), o.image); err != nil {
-			return createError(rawAdvice(withAdvice(err), []string{"-f", "-F"}[i]))
+	paths := slices.Clone(names)
+	for i, name := range names {
+		if !isDir(name) {
+			continue
 		}
-		defer func() { err = errors.Join(err, disks[i].Close()) }()
+		if paths[i], err = imageNamed(name); err != nil {
+			return err
+		}
 	}
-	return do(disks[0], disks[1])
+	return beside(cmd, o.image, paths, func(o vhdx.Options) (err error) {
+		confineReader(cmd.Context(), paths, o)
+		var disks [2]*disk.Disk
+		for i, path := range paths {
+			if disks[i], err = disk.Open(path, disk.Format(c.formats[i]), o); err != nil {
+				return createError(rawAdvice(withAdvice(err), []string{"-f", "-F"}[i]))
+			}
+			defer func() { err = errors.Join(err, disks[i].Close()) }()
+		}
+		return do(disks[0], disks[1])
+	})
 }
 
 // ranges compares the disks and shows the progress.
@@ -82,7 +95,7 @@ smaller disk counts as zeros.`,
   vhdxfs compare --json old.vhdx new.vhdx`,
 		Args: exactArgs("FIRST", "SECOND"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.withDisks(cmd.Context(), args, func(a, b *disk.Disk) error {
+			return c.withDisks(cmd, args, func(a, b *disk.Disk) error {
 				ctx, stop := interruptible(cmd.Context())
 				defer stop()
 				r := comparison{Sizes: [2]int64{a.Size(), b.Size()}, Ranges: []compare.Range{}}
@@ -160,11 +173,13 @@ Each range is data, or zero if there is nothing to copy.`,
 			ctx, stop := interruptible(cmd.Context())
 			defer stop()
 			if len(args) == 2 {
-				list := newRangeList(cmd, c.json)
-				if err := c.withDisks(cmd.Context(), args, func(a, b *disk.Disk) error { return c.ranges(cmd, ctx, a, b, list.add) }); err != nil {
-					return interrupted(err, "the list is incomplete")
-				}
-				return list.end()
+				return c.withDisks(cmd, args, func(a, b *disk.Disk) error {
+					list := newRangeList(cmd, c.json)
+					if err := c.ranges(cmd, ctx, a, b, list.add); err != nil {
+						return interrupted(err, "the list is incomplete")
+					}
+					return list.end()
+				})
 			}
 			path, err := imageNamed(args[0])
 			if err != nil {
@@ -174,7 +189,7 @@ Each range is data, or zero if there is nothing to copy.`,
 			if err != nil {
 				return err
 			}
-			return beside(cmd, o.image, func(o vhdx.Options) error {
+			return beside(cmd, o.image, []string{path}, func(o vhdx.Options) error {
 				confineReader(ctx, []string{path}, o)
 				list := newRangeList(cmd, c.json)
 				if err := c.changes(cmd, ctx, path, o, depth, content, list.add); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -90,41 +91,90 @@ const (
 	besidePause = 50 * time.Millisecond
 )
 
-// beside calls read, which reads images with the given options and prints what it finds. Where one is mounted by this
-// program for writing, read is called again without locks until it has met no change, and only what it prints then appears.
-func beside(cmd *cobra.Command, o vhdx.Options, read func(vhdx.Options) error) error {
+// beside calls read, which reads the images at the paths with the given options and prints what it finds. Where one of them, or
+// a parent, is mounted by this program for writing, read is called again without locks until it has met no change, and only
+// what it prints then appears.
+func beside(cmd *cobra.Command, o vhdx.Options, paths []string, read func(vhdx.Options) error) error {
 	err := read(o)
-	var locked *vhdx.LockedError
-	if !errors.As(err, &locked) || o.Writable || o.Lock != "" && o.Lock != vhdx.LockOn {
+	locked, ok := errors.AsType[*vhdx.LockedError](err)
+	if !ok || o.Writable || o.Lock != "" && o.Lock != vhdx.LockOn {
 		return err
 	}
-	m := mountServedBy(locked.Holders)
-	st, serr := os.Stat(locked.Path)
-	if m == nil || serr != nil || m.State != stateServing || m.imageID != mounts.FileID(st) {
-		return explainLock(err)
+	served, serr := servedImages(locked, o, paths)
+	if serr != nil {
+		return explainLock(serr)
 	}
 	out := cmd.OutOrStdout()
 	defer cmd.SetOut(out)
 	o.Lock = vhdx.LockOff
 	for try := range besideTries {
 		time.Sleep(time.Duration(try) * besidePause)
-		_ = mounts.Clean(m.MountPoint) // else it has a log, which is as good
-		release := func() {}
-		if try >= besideHold {
-			release = mounts.Hold(m.MountPoint)
+		var releases []func()
+		for _, m := range served {
+			_ = mounts.Clean(m.MountPoint) // else it has a log, which is as good
+			if try >= besideHold {
+				releases = append(releases, mounts.Hold(m.MountPoint))
+			}
 		}
 		var printed bytes.Buffer
 		cmd.SetOut(&printed)
-		before, berr := fingerprint(locked.Path)
+		before, berr := fingerprints(served)
 		err = read(o)
-		after, aerr := fingerprint(locked.Path)
-		release()
-		if berr == nil && aerr == nil && before == after {
+		after, aerr := fingerprints(served)
+		for _, release := range releases {
+			release()
+		}
+		if berr == nil && aerr == nil && maps.Equal(before, after) {
 			_, werr := out.Write(printed.Bytes())
 			return errors.Join(err, werr)
 		}
 	}
-	return fmt.Errorf("%s is mounted on %s and written all the time; try again when less is written", locked.Path, m.MountPoint)
+	for path, m := range served {
+		return fmt.Errorf("%s is mounted on %s and written all the time; try again when less is written", path, m.MountPoint)
+	}
+	return err
+}
+
+// servedImages returns the mounts of this program that keep the images at the paths from being read, by the paths of their
+// images, of which locked is the first. The error is that of a program that is none of them.
+func servedImages(locked *vhdx.LockedError, o vhdx.Options, paths []string) (map[string]*activeMount, error) {
+	all := []*vhdx.LockedError{locked}
+	o.LateScan = true
+	for _, path := range paths {
+		im, err := vhdx.Open(path, o)
+		if err == nil {
+			_ = im.Close() // only read
+		}
+		if also, ok := errors.AsType[*vhdx.LockedError](err); ok {
+			all = append(all, also)
+		}
+	}
+	served := make(map[string]*activeMount)
+	for _, l := range all {
+		if served[l.Path] != nil {
+			continue
+		}
+		m := mountServedBy(l.Holders)
+		st, err := os.Stat(l.Path)
+		if m == nil || err != nil || m.State != stateServing || m.imageID != mounts.FileID(st) {
+			return nil, l
+		}
+		served[l.Path] = m
+	}
+	return served, nil
+}
+
+// fingerprints returns the fingerprint of each of the images.
+func fingerprints(images map[string]*activeMount) (map[string][sha256.Size]byte, error) {
+	sums := make(map[string][sha256.Size]byte)
+	for path := range images {
+		sum, err := fingerprint(path)
+		if err != nil {
+			return nil, err
+		}
+		sums[path] = sum
+	}
+	return sums, nil
 }
 
 // headersEnd is where headers and region tables end, in bytes (MS-VHDX 2.2).
