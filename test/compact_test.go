@@ -312,7 +312,7 @@ func TestCompactMountEnds(t *testing.T) {
 	cmd.Wait() // it may have been done before
 	switch status := cmd.ProcessState.ExitCode(); {
 	case status == 0:
-	case !strings.Contains(out.String(), "what was done stays") && !strings.Contains(out.String(), "was stopped"):
+	case !strings.Contains(out.String(), "completed work is kept") && !strings.Contains(out.String(), "was stopped"):
 		t.Errorf("status %d, %s", status, out.String())
 	}
 	checkClean(t, img)
@@ -331,7 +331,7 @@ func TestCompactRefuses(t *testing.T) {
 		}
 		must(t, "chmod", "755", root, filepath.Dir(filepath.Dir(s.dir)), filepath.Dir(s.dir))
 		args = asNobody(program.path(t), "compact", s.dir)
-		if out, err := command(args[0], args[1:]...); err == nil || !strings.Contains(out, "only root and who mounted") {
+		if out, err := command(args[0], args[1:]...); err == nil || !strings.Contains(out, "only root and the owner of the mount") {
 			t.Errorf("compact by another user: %v, %s", err, out)
 		}
 	}

@@ -71,7 +71,7 @@ func TestDamageFarBehind(t *testing.T) {
 	if status := s.cmd.ProcessState.ExitCode(); status != mountStatus {
 		t.Errorf("exit status %d at the unmount, want %d", status, mountStatus)
 	}
-	for _, want := range []string{"the image is damaged: nothing is written", "R47", "vhdxfs check"} {
+	for _, want := range []string{"the image is damaged; it is read-only", "R47", "vhdxfs check"} {
 		if !strings.Contains(s.log.String(), want) {
 			t.Errorf("logged:\n%swant %q", s.log.String(), want)
 		}

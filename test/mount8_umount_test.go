@@ -97,14 +97,14 @@ var umountRows = []row{
 	}},
 	{"-f says why it does not", func(t *testing.T, p *place) {
 		p.mount(t)
-		p.run(t, 0, "would cut the connection and lose", "umount", "-f", p.dir)
+		p.run(t, 0, "aborting the connection would lose", "umount", "-f", p.dir)
 		p.unmounted(t)
 		checkClean(t, p.img)
 	}},
 	{"-r makes a mount in use read-only", func(t *testing.T, p *place) {
 		p.mount(t)
 		p.user(t, `exec 3<"$1"`)
-		p.run(t, 0, "made read-only", "umount.fuse.vhdxfs", p.dir, "-r")
+		p.run(t, 0, "it is now read-only", "umount.fuse.vhdxfs", p.dir, "-r")
 		p.mounted(t, "ro", "nosuid", "nodev")
 	}},
 	{"the dead mount of a killed process", func(t *testing.T, p *place) {
@@ -119,7 +119,7 @@ var umountRows = []row{
 		p.killServer(t)
 		p.run(t, 32, "has died; remove it with: umount", "mount", "-t", "vhdx", "-o", "noclean_stale", p.img, p.dir)
 		p.mounted(t, "rw")
-		p.run(t, 0, "whose program has died; it has been removed", "mount", "-t", "vhdx", p.img, p.dir)
+		p.run(t, 0, "removed the dead mount of", "mount", "-t", "vhdx", p.img, p.dir)
 		p.mounted(t, "rw")
 		p.run(t, 0, "", "cat", p.disk)
 	}},

@@ -371,7 +371,7 @@ func TestSnapshotByOthers(t *testing.T) {
 	s := serve(t, img, "-o", "allow_other,umask=0")
 	must(t, "chmod", "755", filepath.Dir(s.dir))
 	refuses("not permitted", asNobody("setfattr", "-n", "user.vhdx.snapshot", "-v", `{"id":"x"}`, s.disk)...)
-	refuses("only root and who mounted", asNobody(program.path(t), "snapshot", s.dir)...)
+	refuses("only root and the owner of the mount", asNobody(program.path(t), "snapshot", s.dir)...)
 	refuses("Invalid", "setfattr", "-n", "user.vhdx.snapshot", "-v", "now", s.dir)
 	s.end(t)
 
