@@ -606,8 +606,8 @@ func TestListNotAnswering(t *testing.T) {
 	if err := syscall.Kill(l.PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	goOn := func() { syscall.Kill(l.PID, syscall.SIGCONT) }
-	t.Cleanup(goOn) // before the image is detached
+	resume := func() { syscall.Kill(l.PID, syscall.SIGCONT) }
+	t.Cleanup(resume) // before the image is detached
 	all := listAll(t)
 	if got, ok := listedOf(all, img); !ok || got.State != "not answering" || got.PID != 0 || len(got.Devices) != 1 {
 		t.Errorf("list: %+v, want one that does not answer", got)
@@ -618,7 +618,7 @@ func TestListNotAnswering(t *testing.T) {
 	if r := vhdxfs(t, "detach", img); r.status != 32 || !strings.Contains(r.stderr, "does not answer") {
 		t.Errorf("detach: status %d, %q; want 32", r.status, r.stderr)
 	}
-	goOn()
+	resume()
 	mustVhdxfs(t, "detach", img)
 	checkDetached(t, l)
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // compact says where it wins nothing since the file system inside was not trimmed, and with --trim it trims that, also where
-// it is mounted. What --dry-run foretells changes nothing.
+// it is mounted. --dry-run changes nothing.
 func TestCompactTrim(t *testing.T) {
 	requireFUSE(t)
 	requireLoop(t)

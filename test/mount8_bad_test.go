@@ -19,7 +19,7 @@ var badRows = []row{
 		p.bad(t, 32, "not a VHDX file", "mount", "-t", "vhdx", text, p.dir)
 	}},
 	{"an empty file", func(t *testing.T, p *place) {
-		p.bad(t, 32, "a VHDX file at least 1 MiB", "mount", "-t", "vhdx", p.file(t, ""), p.dir)
+		p.bad(t, 32, "not a VHDX file", "mount", "-t", "vhdx", p.file(t, ""), p.dir)
 	}},
 	{"a damaged image", func(t *testing.T, p *place) {
 		writeAt(t, p.img, []byte("HEAD"), 64<<10)

@@ -235,7 +235,7 @@ func TestOverlayRefused(t *testing.T) {
 	refuse("overlay="+img, mountStatus, "is the parent")
 	refuse("overlay="+link, mountStatus, "is the parent")
 	refuse("overlay="+plain, mountStatus, "is not an overlay: it has no parent")
-	refuse("overlay="+text, mountStatus, "a VHDX file at least")
+	refuse("overlay="+text, mountStatus, "a VHDX file has at least")
 	refuse("overlay="+folder, mountStatus, "is a directory")
 	refuse("overlay="+filepath.Join(dir, "none", "over.vhdx"), mountStatus, "no such file or directory")
 	refuse("overlay="+"/proc/over.vhdx", mountStatus, "overlay:")

@@ -190,14 +190,14 @@ func TestRefusedWhileAnotherMountHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Nothing ends a program that waits for the mount, so it goes on even when the test fails.
-	goOn := sync.OnceFunc(func() { syscall.Kill(pid, syscall.SIGCONT) })
+	resume := sync.OnceFunc(func() { syscall.Kill(pid, syscall.SIGCONT) })
 	timeout := time.AfterFunc(time.Minute, func() {
 		t.Error("a command asked the mount that hangs")
-		goOn()
+		resume()
 	})
 	t.Cleanup(func() {
 		timeout.Stop()
-		goOn()
+		resume()
 	})
 	eventually(t, "all threads to stop", func() bool { return stopped(pid) })
 	refusedBy(t, s.cmd.Process.Pid, img, img, newDir(t))

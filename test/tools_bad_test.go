@@ -149,7 +149,7 @@ func TestToolsRefuseBadInput(t *testing.T) {
 		{"pipe", systemStatus, "neither a regular file nor a block device"},
 		{"/dev/null", systemStatus, "neither a regular file nor a block device"},
 		{"", usageStatus, "is empty"},
-		{"text", damagedStatus, "a VHDX file at least 1 MiB"},
+		{"text", damagedStatus, "a VHDX file has at least 1 MiB"},
 		{"raw", damagedStatus, "not a VHDX file"},
 		{"no-headers.vhdx", damagedStatus, "neither header is valid"},
 		{"no-regions.vhdx", damagedStatus, "region table"},
@@ -225,9 +225,9 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 			w.refuses(t, usageStatus, "is also an input", "convert", force, "child.vhdx", same)
 			w.refuses(t, usageStatus, "is also an input", "convert", force, "-f", "raw", "-O", "raw", "full.vhdx", same)
 			w.refuses(t, usageStatus, "is also an input", "flatten", force, "child.vhdx", same)
-			w.refuses(t, usageStatus, "is the parent or one of its parents", "create", force, "--parent", "full.vhdx", same)
-			w.refuses(t, usageStatus, "is the parent or one of its parents", "create", force, "--parent", "child.vhdx", same)
-			w.refuses(t, usageStatus, "is the image or one of its parents", "map", force, "--svg", same, "child.vhdx")
+			w.refuses(t, usageStatus, "is also the parent, or one of its parents", "create", force, "--parent", "full.vhdx", same)
+			w.refuses(t, usageStatus, "is also the parent, or one of its parents", "create", force, "--parent", "child.vhdx", same)
+			w.refuses(t, usageStatus, "is also the image, or one of its parents", "map", force, "--svg", same, "child.vhdx")
 		}
 	}
 	w.refuses(t, usageStatus, "standard output", "convert", "full.vhdx", "-")

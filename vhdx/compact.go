@@ -17,8 +17,8 @@ type CompactOptions struct {
 	Progress  func(n int64)                  // n more bytes of it are done
 }
 
-// orNothing has those of the functions that are nil do nothing, for who shows no progress.
-func orNothing(phase *func(name string, total int64), progress *func(n int64)) {
+// withoutNil replaces functions that are nil by functions that do nothing, so that progress is optional.
+func withoutNil(phase *func(name string, total int64), progress *func(n int64)) {
 	if *phase == nil {
 		*phase = func(string, int64) {}
 	}
@@ -59,7 +59,7 @@ func (im *Image) Compact(ctx context.Context, o CompactOptions) (r *CompactResul
 	if err := w.settle(); err != nil {
 		return nil, err
 	}
-	orNothing(&o.Phase, &o.Progress)
+	withoutNil(&o.Phase, &o.Progress)
 	c := &compaction{im: im, w: w, ctx: ctx, o: o}
 	r, c.result.Before = &c.result, w.fileSize()
 	err = c.run()
@@ -78,7 +78,7 @@ type compaction struct {
 }
 
 func (c *compaction) run() error {
-	if err := c.giveUp(); err != nil {
+	if err := c.releaseBlocks(); err != nil {
 		return err
 	}
 	// What was given up can be taken by blocks that move when that is durable and nobody reads it any more.

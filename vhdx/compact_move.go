@@ -28,7 +28,7 @@ func (m movable) kind() int {
 	return 0
 }
 
-// move moves blocks and the BAT into free space below them. What a packing foretells of it is what it does.
+// move moves blocks and the BAT into free space below them. A packing computes the same moves.
 func (c *compaction) move() error {
 	c.o.Phase("moving blocks", c.w.misplaced())
 	if err := c.moveBlocks(); err != nil {

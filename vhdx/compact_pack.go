@@ -6,7 +6,7 @@ import (
 	"vhdxfs/vhdx/ondisk"
 )
 
-// A packing foretells where a file ends when it has been compacted, without the file: the moves that a compaction would
+// A packing computes where a file ends when it has been compacted, without the file: the moves that a compaction would
 // make are made in maps with a bit for each MiB.
 type packing struct {
 	space   *spaceMap

@@ -33,7 +33,7 @@ func (w *writer) moveBlock(b, from int64) (bool, error) {
 		return false, err
 	}
 	err = w.copyBelow(g.BlockSize, from, g.PayloadEntry(b), w.copyPlace, func(bat *cache.Page, word int, to place) {
-		w.giveUp(entry)
+		w.releaseEntry(entry)
 		w.setEntry(bat, word, ondisk.NewBATEntry(entry.State(), to.off))
 	})
 	return err == nil, err

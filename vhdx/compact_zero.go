@@ -6,8 +6,8 @@ import (
 	"vhdxfs/vhdx/ondisk"
 )
 
-// giveUp gives up the places of blocks that need none.
-func (c *compaction) giveUp() error {
+// releaseBlocks releases the places of blocks that need none.
+func (c *compaction) releaseBlocks() error {
 	l := c.w.l
 	if l.keepsBlocks() {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"vhdxfs/internal/newfile"
@@ -38,7 +39,7 @@ type Builder struct {
 func NewBuilder(ctx context.Context, path string, o CreateOptions) (*Builder, error) {
 	o, release, err := o.withParent(path)
 	if err != nil {
-		return nil, fmt.Errorf("create %s: %w", path, err)
+		return nil, named(path, err)
 	}
 	defer release() // the locks of the parents, which are to stay as they are until they were looked at
 	return newBuilder(ctx, path, o)
@@ -65,11 +66,19 @@ func newBuilder(ctx context.Context, path string, o CreateOptions) (_ *Builder, 
 	return b, nil
 }
 
+// named puts the path of the new image before an error that does not begin with it.
+func named(path string, err error) error {
+	if strings.HasPrefix(err.Error(), path+": ") {
+		return err
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
 func (b *Builder) wrap(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("create %s: %w", b.path, err)
+	return named(b.path, err)
 }
 
 // begin prepares the empty file f.

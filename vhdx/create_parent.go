@@ -102,9 +102,9 @@ func (o CreateOptions) childOf(im *Image, path string) (CreateOptions, error) {
 	case o.LogicalSectorSize != like.LogicalSectorSize:
 		return o, fmt.Errorf("invalid logical sector size %d: must be %d, as in the parent", o.LogicalSectorSize, like.LogicalSectorSize)
 	case o.Size < like.Size:
-		return o, fmt.Errorf("invalid disk size %s: must be at least %s, as the parent", sizes.Exact(o.Size), sizes.Exact(like.Size))
+		return o, fmt.Errorf("invalid disk size %s: must be at least %s, the size of the parent", sizes.Exact(o.Size), sizes.Exact(like.Size))
 	case im.Holds(path):
-		return o, fmt.Errorf("%s is the parent or one of its parents", path)
+		return o, fmt.Errorf("output is also the parent, or one of its parents")
 	case im.layers() == maxLayers:
 		return o, fmt.Errorf("the chain already has %d images, the maximum; merge some of them", maxLayers)
 	}

@@ -127,13 +127,13 @@ func (w *writer) unmap(b int64, entry ondisk.BATEntry, kind writeKind) error {
 	e.apply(func() {
 		// A set offset in this state makes Hyper-V refuse the image.
 		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.Zero, 0))
-		w.giveUp(entry)
+		w.releaseEntry(entry)
 	})
 	return nil
 }
 
-// giveUp gives up the place of a block that had the given entry. The caller is in an edit's apply.
-func (w *writer) giveUp(entry ondisk.BATEntry) {
+// releaseEntry releases the place of a block that had the given entry. The caller is in an edit's apply.
+func (w *writer) releaseEntry(entry ondisk.BATEntry) {
 	switch st := entry.State(); {
 	case st == ondisk.FullyPresent || st == ondisk.PartiallyPresent:
 	case mayKeepPlace(st) && entry.Offset() != 0 && !w.l.keptShared:

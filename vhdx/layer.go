@@ -139,17 +139,17 @@ func (l *layer) load() error {
 	if l.creator, err = readIdentifier(l.file); errors.Is(err, ondisk.ErrNoIdentifier) {
 		err = l.noIdentifier()
 	}
-	if err := l.goOn(err); err != nil {
+	if err := l.tolerate(err); err != nil {
 		return err
 	}
-	if err := l.goOn(l.loadHeaders()); err != nil {
+	if err := l.tolerate(l.loadHeaders()); err != nil {
 		return err
 	}
-	if err := l.goOn(l.replayLog()); err != nil {
+	if err := l.tolerate(l.replayLog()); err != nil {
 		return err
 	}
 	l.tables, err = readRegionTables(l.src)
-	if err := l.goOn(err); err != nil {
+	if err := l.tolerate(err); err != nil {
 		return err
 	}
 	if l.tables == nil { // to salvage
@@ -163,10 +163,10 @@ func (l *layer) load() error {
 	if l.tables.differ {
 		l.warn("region table", ondisk.RegionTableOffsets[1], "copy 2 differs from copy 1, which is used")
 	}
-	if err := l.goOn(l.validateRegions()); err != nil {
+	if err := l.tolerate(l.validateRegions()); err != nil {
 		return err
 	}
-	if err := l.goOn(l.readMetadata()); err != nil {
+	if err := l.tolerate(l.readMetadata()); err != nil {
 		return err
 	}
 	if l.salvage {
@@ -188,13 +188,12 @@ func (l *layer) tooSmall() error {
 	case err != nil:
 		return err
 	case kind.IsVHDX():
-		return ondisk.Corrupt(ondisk.RuleFileTooSmall, "file", 0, "the file has only %s, a VHDX file at least 1 MiB; was the file cut off?", sizes.Text(l.size))
+		return ondisk.Corrupt(ondisk.RuleFileTooSmall, "file", 0, "the file has only %s, but a VHDX file has at least 1 MiB; was the file cut off?", sizes.Text(l.size))
 	}
-	msg := ""
-	if !kind.IsDisk() {
-		msg = "; " + kind.NotVHDX(l.path)
+	if !kind.IsDisk() || kind == content.Empty {
+		return ondisk.Corrupt(ondisk.RuleFileTooSmall, "file", 0, "%s", kind.NotVHDX(l.path))
 	}
-	return ondisk.Corrupt(ondisk.RuleFileTooSmall, "file", 0, "the file has only %s, a VHDX file at least 1 MiB%s", sizes.Text(l.size), msg)
+	return ondisk.Corrupt(ondisk.RuleFileTooSmall, "file", 0, "not a VHDX file: it has only %s, a VHDX file has at least 1 MiB", sizes.Text(l.size))
 }
 
 // noIdentifier says of a file that does not begin as an image what it is.

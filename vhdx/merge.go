@@ -56,7 +56,7 @@ const mergePiece = 4 * ondisk.MiB
 // Run again after a cut, all of this is done again, from whatever DataWriteGuid P has. Where a run of images is merged,
 // the one above C then names P as its parent, whose DataWriteGuid it knows from C; also one entry of the log.
 func Merge(ctx context.Context, path string, o MergeOptions) (_ *MergeResult, err error) {
-	orNothing(&o.Phase, &o.Progress)
+	withoutNil(&o.Phase, &o.Progress)
 	// Nothing in the background: what is done, and when, is said above.
 	o.Open.Commit, o.Open.IdleClean, o.Open.AnyParent, o.Open.DetectZeroes = 0, 0, false, true
 	layers, err := planMerge(path, o)
@@ -64,7 +64,7 @@ func Merge(ctx context.Context, path string, o MergeOptions) (_ *MergeResult, er
 		return nil, err
 	}
 	if o.DryRun {
-		return foretellMerge(path, layers, o)
+		return mergeDryRun(path, layers, o)
 	}
 	run, closeFiles, err := openRun(path, o.Open, len(layers))
 	if err != nil {

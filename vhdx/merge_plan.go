@@ -96,9 +96,9 @@ func checkRun(run []*Image, layers []string) error {
 	return nil
 }
 
-// foretellMerge says what a merge of the layers would do. How many bytes it would write is told by the blocks that are there,
+// mergeDryRun says what a merge of the layers would do. How many bytes it would write is told by the blocks that are there,
 // and may be less.
-func foretellMerge(path string, layers []string, o MergeOptions) (r *MergeResult, err error) {
+func mergeDryRun(path string, layers []string, o MergeOptions) (r *MergeResult, err error) {
 	im, err := Open(path, o.Open)
 	if err != nil {
 		return nil, err

@@ -296,7 +296,7 @@ func (o *opener) checkParent(l, p *layer) error {
 		return noParent(ondisk.RuleParentUnreadable, err)
 	}
 	if got := p.headers.header().DataWriteGUID; !o.AnyParent && !l.meta.locator.Accepts(got) {
-		return noParent(ondisk.RuleParentChanged, fmt.Errorf("its DataWriteGuid is %v: it has changed since the child was created, or is another disk", got))
+		return noParent(ondisk.RuleParentChanged, fmt.Errorf("it has changed since the child was created, or is another disk (DataWriteGuid %v)", got))
 	}
 	if p.geo.SectorSize != l.geo.SectorSize {
 		return noParent(ondisk.RuleParentSectorSize, fmt.Errorf("its logical sector size is %d, that of the child %d", p.geo.SectorSize, l.geo.SectorSize))

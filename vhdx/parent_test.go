@@ -202,7 +202,7 @@ func TestParentErrorKnowsWhatWasTried(t *testing.T) {
 	}
 	places := strings.Join(why.places(), "\n")
 	for _, want := range []string{
-		f.path("vm/r.vhdx") + " (relative_path): its DataWriteGuid is " + otherGUID.String(),
+		f.path("vm/r.vhdx") + " (relative_path): it has changed since the child was created, or is another disk (DataWriteGuid " + otherGUID.String(),
 		f.path("base/r.vhdx") + " (parent_dir= option): open",
 		f.path("vm/v.vhdx") + " (name in volume_path): its logical sector size is 4096, that of the child 512",
 		f.path("vm/a.vhdx") + " (name in absolute_win32_path): open",
@@ -230,7 +230,7 @@ func TestParentErrorIsOneSentence(t *testing.T) {
 		"outside":          {`..\base\p.vhdx`, nil, "parent p.vhdx is outside the folder of the image; to allow it, use -o parent_dir="},
 		"a link out": {`p.vhdx`, func(f *family) error { return os.Symlink("../base/p.vhdx", f.path("vm/p.vhdx")) },
 			"parent p.vhdx is a symbolic link out of its folder, which is not followed; name the file with -o parent=FILE"},
-		"another disk": {`p.vhdx`, func(f *family) error { f.other("vm/p.vhdx"); return nil }, "parent p.vhdx cannot be used: its DataWriteGuid is"},
+		"another disk": {`p.vhdx`, func(f *family) error { f.other("vm/p.vhdx"); return nil }, "parent p.vhdx cannot be used: it has changed since"},
 	} {
 		f := newFamily(t)
 		f.parent("base/p.vhdx")

@@ -39,7 +39,7 @@ func readHeaders(r io.ReaderAt) (*headers, error) {
 	a, b := hs.copies[0], hs.copies[1]
 	switch {
 	case hs.err[0] != nil && hs.err[1] != nil:
-		return nil, ondisk.Corrupt(ondisk.RuleNoValidHeader, "header", ondisk.HeaderOffsets[0], "neither header is valid: %w; %w",
+		return nil, ondisk.Corrupt(ondisk.RuleNoValidHeader, "header", ondisk.HeaderOffsets[0], "neither header is valid: the first has %w, the second %w",
 			ondisk.Finding(hs.err[0]), ondisk.Finding(hs.err[1]))
 	case hs.err[0] != nil:
 		hs.current = 1

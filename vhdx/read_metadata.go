@@ -133,13 +133,13 @@ func (l *layer) item(id uuid.UUID) (b []byte, off int64, err error) {
 // readItems reads the known items and checks their values.
 func (l *layer) readItems() error {
 	for _, read := range []func() error{l.readFileParameters, l.readSectorSizes, l.readDiskID, l.readDiskSize} {
-		if err := l.goOn(read()); err != nil {
+		if err := l.tolerate(read()); err != nil {
 			return err
 		}
 	}
 	err := l.readLocator()
 	if err != nil && l.orphan { // where nobody follows it
-		err = l.goOn(err)
+		err = l.tolerate(err)
 	}
 	return err
 }

@@ -11,7 +11,7 @@ import (
 
 // ErrParentMismatch is matched by the error for a parent that was changed since its child was made, or is another
 // disk.
-var ErrParentMismatch = errors.New("not the parent that the image was created from")
+var ErrParentMismatch = errors.New("the parent does not fit")
 
 // SetParentOptions says how to name another parent.
 type SetParentOptions struct {
@@ -47,7 +47,7 @@ func SetParent(path, parent string, o SetParentOptions) (_ *SetParentResult, err
 	defer func() { err = errors.Join(err, p.Close()) }()
 
 	if p.Holds(path) {
-		return nil, optionsError{fmt.Errorf("%s is %s itself, or based on it", parent, path)}
+		return nil, optionsError{fmt.Errorf("%s cannot become the parent of %s: it is the same image, or a child of it", parent, path)}
 	}
 	linkage := p.top.headers.header().DataWriteGUID
 	keys, err := parentKeys(path, parent, o.ParentPaths, linkage)
@@ -99,7 +99,7 @@ func checkNewParent(l, p *layer, unsafe bool) (foreign bool, err error) {
 	}
 	if !unsafe {
 		why := ondisk.Corrupt(ondisk.RuleParentChanged, "parent locator", l.meta.locatorOffset,
-			"%s has the DataWriteGuid %v, and %v is expected: it has changed since the child was created, or is another disk", p.path, got, l.meta.locator.Linkage)
+			"%s has changed since the child was created, or is another disk: its DataWriteGuid is %v, not %v", p.path, got, l.meta.locator.Linkage)
 		return true, fmt.Errorf("%s: %w", l.path, errors.Join(ErrParentMismatch, why))
 	}
 	return true, nil

@@ -43,7 +43,7 @@ func newRepairer(ctx context.Context, op *opener, top *layer, o RepairOptions) (
 	if err != nil {
 		return nil, err
 	}
-	orNothing(&o.Phase, &o.Progress)
+	withoutNil(&o.Phase, &o.Progress)
 	r := &repairer{ctx: ctx, op: op, top: top, o: o, d: d}
 	if d.old < ondisk.HeaderSectionSize {
 		r.headless = true

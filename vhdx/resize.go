@@ -73,15 +73,15 @@ func (im *Image) CanResize(size int64) error { return im.current().canResize(siz
 
 func (l *layer) canResize(size int64) error {
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w: %s", ErrSize, fmt.Sprintf(format, args...))
+		return fmt.Errorf("%w%s", ErrSize, fmt.Sprintf(format, args...))
 	}
 	switch {
 	case size <= 0 || size > ondisk.MaxDiskSize:
-		return bad("%s, must be at most 64 TiB", sizes.Exact(size))
+		return bad(" %s: must be at most 64 TiB", sizes.Exact(size))
 	case size%l.geo.SectorSize != 0:
-		return bad("%s, must be a multiple of %d bytes", sizes.Exact(size), l.geo.SectorSize)
+		return bad(" %s: must be a multiple of %d bytes", sizes.Exact(size), l.geo.SectorSize)
 	case l.parent != nil && size > l.geo.DiskSize && l.parent.geo.DiskSize > l.geo.DiskSize:
-		return bad("its parent is larger, and parent data beyond the current end would become visible; flatten it first")
+		return bad(": its parent is larger, and parent data beyond the current end would become visible; flatten it first")
 	}
 	return nil
 }

@@ -54,9 +54,9 @@ type Assumed struct {
 	BAT        int64 // file offset
 }
 
-// goOn takes an error that ends the loading of an image. It returns it, or, where the image is to be salvaged, writes it
+// tolerate takes an error that ends the loading of an image. It returns it, or, where the image is to be salvaged, writes it
 // down and returns nil.
-func (l *layer) goOn(err error) error {
+func (l *layer) tolerate(err error) error {
 	if err == nil || !l.salvage {
 		return err
 	}

@@ -18,7 +18,7 @@ func (l *layer) loadBAT() error {
 	entries := l.geo.BATEntries()
 	if need := entries * ondisk.BATEntrySize; need > int64(r.Length) {
 		err := ondisk.Corrupt(ondisk.RuleBATTooSmall, "BAT", int64(r.Offset), "the region has %s, but %d entries need %s", sizes.Text(int64(r.Length)), entries, sizes.Text(int64(need)))
-		if l.goOn(err) != nil || r.Length < ondisk.PageSize {
+		if l.tolerate(err) != nil || r.Length < ondisk.PageSize {
 			return err
 		}
 		l.geo.DiskSize = l.geo.BlocksOf(int64(r.Length)/ondisk.BATEntrySize) << l.geo.BlockShift
@@ -327,7 +327,7 @@ func (s *batScan) place(i, b int64, e ondisk.BATEntry) error {
 	// QEMU cuts the file behind the last sector of the disk, inside the last block.
 	need := min(size, l.geo.DiskSize-b<<l.geo.BlockShift)
 	if off > uint64(l.size) || need > l.size-int64(off) {
-		return s.bad(i, ondisk.RuleBlockBeyondFile, "block %d of %#x bytes at %#x in a file of %#x bytes", b, size, int64(off), l.size)
+		return s.bad(i, ondisk.RuleBlockBeyondFile, "block %d (%d MiB at %#x) ends beyond the end of the file (%#x); was the file cut off?", b, size>>20, int64(off), l.size)
 	}
 	l.space.grow(int64(off) + size) // a last block that the end of the file cuts is a whole block all the same
 	if l.space.mark(int64(off), size) {
@@ -392,7 +392,7 @@ func (s *batScan) bitmap(i int64, e ondisk.BATEntry) error {
 	s.counts.SectorBitmaps++
 	off := e.Offset()
 	if off < ondisk.HeaderSectionSize || off > uint64(l.size) || ondisk.BitmapBlockSize > l.size-int64(off) {
-		return s.bad(i, ondisk.RuleBitmapPlace, "sector bitmap block of chunk %d at %#x in a file of %#x bytes", s.chunk, int64(off), l.size)
+		return s.bad(i, ondisk.RuleBitmapPlace, "the sector bitmap block of chunk %d (1 MiB at %#x) ends beyond the end of the file (%#x); was the file cut off?", s.chunk, int64(off), l.size)
 	}
 	if !l.space.mark(int64(off), ondisk.BitmapBlockSize) {
 		return s.overlaps(i, ondisk.RuleBitmapPlace, int64(off), ondisk.BitmapBlockSize, "sector bitmap block of chunk %d at %#x", s.chunk, int64(off))

@@ -59,7 +59,7 @@ func (st *snapshotTest) run(cut int) (done bool, err error) {
 		}
 		disks, named = append([]*powercut.Disk{d}, disks...), c.count()
 		h.synced()
-		im.writer.goOn(child)
+		im.writer.switchTo(child)
 		im.top = child
 		return nil
 	}

@@ -177,7 +177,7 @@ func (s *liveSnapshot) freeze() error {
 	if err != nil {
 		return errors.Join(err, own.Close(), below.Close())
 	}
-	w.goOn(child)
+	w.switchTo(child)
 	if err := below.Share(); err != nil {
 		w.log.WithError(err).Warnf("%s stays locked against readers until the unmount", s.frozen)
 	}
@@ -231,7 +231,7 @@ func (s *liveSnapshot) open() (own, below File, err error) {
 	return own, below, nil
 }
 
-// load loads the child, and the image as its parent. Only reads use what it returns, before goOn.
+// load loads the child, and the image as its parent. Only reads use what it returns, before switchTo.
 func (s *liveSnapshot) load(own, below File) (*layer, error) {
 	l := s.w.l
 	child := &layer{path: s.child, file: own, cache: l.cache}
@@ -283,9 +283,9 @@ func (s *liveSnapshot) giveNames(child File) error {
 	return nil
 }
 
-// goOn makes the writer write to l, which reads as its own layer does. The image is clean; the caller holds the gate
+// switchTo makes the writer write to l, which reads as its own layer does. The image is clean; the caller holds the gate
 // alone, and roundMu.
-func (w *writer) goOn(l *layer) {
+func (w *writer) switchTo(l *layer) {
 	w.headerMu.Lock()
 	defer w.headerMu.Unlock()
 	w.metaMu.Lock()

@@ -127,7 +127,7 @@ func (u *undoWriter) record(off int64, old []byte, news ...[]byte) error {
 func (u *undoWriter) end() error { return u.write((&undoRecord{off: u.records}).encode()) }
 
 // errUndoDamaged is matched by the errors about an undo file that cannot be used.
-var errUndoDamaged = errors.New("not an undo file, or a damaged one")
+var errUndoDamaged = errors.New("not an undo file of vhdxfs, or damaged")
 
 // An undoReader reads an undo file. What it returns has been checked.
 type undoReader struct {
@@ -142,7 +142,7 @@ type undoReader struct {
 
 func newUndoReader(r io.ReaderAt, size int64) (*undoReader, error) {
 	u := &undoReader{r: r, size: size}
-	orNothing(&u.phase, &u.progress)
+	withoutNil(&u.phase, &u.progress)
 	b := make([]byte, min(size, undoHeaderSize+maxUndoPath))
 	if err := readFull(r, b, 0, "undo file"); err != nil {
 		return nil, err

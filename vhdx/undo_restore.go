@@ -70,7 +70,7 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 	if err := f.Lock(o.Lock, imagefile.Exclusive); err != nil {
 		return nil, err
 	}
-	orNothing(&o.Phase, &o.Progress)
+	withoutNil(&o.Phase, &o.Progress)
 	u.phase, u.progress = o.Phase, o.Progress
 	n, err := u.restore(ctx, f, o.Force)
 	if err != nil {

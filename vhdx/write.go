@@ -154,7 +154,7 @@ func (w *writer) newFull(b, off int64, p []byte) error {
 		return err
 	}
 	e.apply(func() {
-		w.giveUp(ondisk.BATEntry(bat.Word(word)))
+		w.releaseEntry(ondisk.BATEntry(bat.Word(word)))
 		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, at.off))
 		w.barrier = w.barrier || !at.fresh || g.HasParent
 	})

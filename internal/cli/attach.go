@@ -62,7 +62,7 @@ The loop device bypasses the page cache of disk.raw (losetup --direct-io=on). Th
 	cmd.Flags().BoolVar(&a.allowOther, "allow-other", false, "same as -o allow_other")
 	cmd.Flags().StringArrayVarP(&a.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
 	addJSON(cmd, &a.json)
-	completeOptions(cmd, aboutMount|aboutImage)
+	completeOptions(cmd, forMount|forImage)
 	return cmd
 }
 
@@ -75,7 +75,7 @@ func imageAndMountPoint(cmd *cobra.Command, args []string) error {
 }
 
 func (a *attachCommand) run(cmd *cobra.Command, args []string) error {
-	o, err := parseOptions(a.options, aboutImage|aboutMount)
+	o, err := parseOptions(a.options, forImage|forMount)
 	if err != nil {
 		return err
 	}

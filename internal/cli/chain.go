@@ -32,7 +32,7 @@ created; "parent unusable" if the parent is damaged or in use.`,
   vhdxfs chain /srv/vm`,
 		Args: someArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, err := parseOptions(options, aboutImage)
+			o, err := parseOptions(options, forImage)
 			if err != nil {
 				return err
 			}

@@ -79,7 +79,7 @@ func (c *checkCommand) run(cmd *cobra.Command, args []string) error {
 	case c.force && !undo:
 		return usageError("--force needs --undo")
 	}
-	o, err := parseOptions(c.options, aboutImage)
+	o, err := parseOptions(c.options, forImage)
 	if err != nil {
 		return err
 	}

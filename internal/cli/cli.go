@@ -156,7 +156,7 @@ func (m *mountCommand) addFlags(cmd *cobra.Command) {
 	_ = f.MarkHidden("json") // for attach, which starts the program again
 	f.BoolVar(&m.allowOther, "allow-other", false, "same as -o allow_other")
 	f.StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
-	completeOptions(cmd, aboutMount|aboutImage)
+	completeOptions(cmd, forMount|forImage)
 }
 
 // refuseEmptyFlags returns an error where a flag has the value of a variable that is not set, which would count as a flag

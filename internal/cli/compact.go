@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -56,7 +57,7 @@ power cut. Blocks of a fixed disk stay allocated. Parents are not changed.`,
 }
 
 func (c *compactCommand) run(cmd *cobra.Command, path string) error {
-	o, err := parseOptions(c.options, aboutImage)
+	o, err := parseOptions(c.options, forImage)
 	if err != nil {
 		return err
 	}
@@ -82,7 +83,7 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 	case isDir(path):
 		return usageError("%w", notMounted)
 	case c.dryRun:
-		r, err = c.foretell(ctx, path, o.image, p)
+		r, err = c.dryRunReport(ctx, path, o.image, p)
 	default:
 		if c.trim {
 			if err := c.trimOffline(ctx, cmd, path); err != nil {
@@ -112,8 +113,8 @@ func (c *compactCommand) offline(ctx context.Context, path string, o vhdx.Option
 		r.Untrimmed = untrimmed(im)
 		return nil
 	})
-	if err != nil && !errors.Is(err, errInterrupted) {
-		err = fmt.Errorf("compact %s: %w", path, err)
+	if err != nil && !strings.Contains(err.Error(), path) && !errors.Is(err, errInterrupted) {
+		err = fmt.Errorf("%s: %w", path, err)
 	}
 	return r, err
 }
@@ -165,8 +166,8 @@ func untrimmed(im *vhdx.Image) int64 {
 	return free
 }
 
-// foretell tells what offline would win.
-func (c *compactCommand) foretell(ctx context.Context, path string, o vhdx.Options, p *progress) (r *compactReport, err error) {
+// dryRunReport tells what offline would reclaim.
+func (c *compactCommand) dryRunReport(ctx context.Context, path string, o vhdx.Options, p *progress) (r *compactReport, err error) {
 	err = withImage(path, o, func(im *vhdx.Image) error {
 		if err := c.checkLost(path, im); err != nil {
 			return err

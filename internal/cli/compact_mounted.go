@@ -43,7 +43,7 @@ func (c *compactCommand) online(ctx context.Context, m *activeMount, p *progress
 		case stopped && now.Error != "":
 			return nil, context.Cause(ctx)
 		case now.Error != "":
-			return nil, fmt.Errorf("compact %s: %s", m.Image, now.Error)
+			return nil, fmt.Errorf("%s: %s", m.Image, now.Error)
 		}
 		return now.Result, nil
 	}

@@ -40,7 +40,7 @@ func (c *compareFlags) withDisks(cmd *cobra.Command, names []string, do func(a, 
 	if c.workers < 1 || c.workers > 256 {
 		return usageError("--workers %d: give 1 to 256", c.workers)
 	}
-	o, err := parseOptions(c.options, aboutImage)
+	o, err := parseOptions(c.options, forImage)
 	if err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ Each range is data, or zero if there is nothing to copy.`,
 			if err != nil {
 				return err
 			}
-			o, err := parseOptions(c.options, aboutImage)
+			o, err := parseOptions(c.options, forImage)
 			if err != nil {
 				return err
 			}
@@ -213,8 +213,11 @@ func (c *compareFlags) changes(cmd *cobra.Command, ctx context.Context, path str
 		if len(chain) == 1 {
 			return usageError("%s has no parent; name two disks: vhdxfs diff OLD NEW", path)
 		}
-		if depth < 1 || depth >= len(chain) {
-			return usageError("--depth %d: %s has %s; give 1 to %[4]d", depth, path, plural(len(chain)-1, "parent"), len(chain)-1)
+		if depth < 1 {
+			return usageError("--depth %d: give 1 or more", depth)
+		}
+		if depth >= len(chain) {
+			return usageError("%s has only %s; --depth %d is too large", path, plural(len(chain)-1, "parent"), depth)
 		}
 		if !content {
 			return compare.Layers(im, depth, report)

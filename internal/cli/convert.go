@@ -212,7 +212,7 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 		defer func() { err = errors.Join(err, in.Disk.Close()) }()
 	}
 	if c.dryRun {
-		return c.foretell(cmd, in, input, output, format)
+		return c.dryRunReport(cmd, in, input, output, format)
 	}
 	t, err := open(ctx, in)
 	if err != nil {
@@ -307,8 +307,8 @@ func (c *copyFlags) warner(cmd *cobra.Command) func(format string, args ...any) 
 	}
 }
 
-// foretell says what the copy would create or overwrite.
-func (c *copyFlags) foretell(cmd *cobra.Command, in convert.Input, input, output string, format disk.Format) error {
+// dryRunReport says what the copy would create or overwrite.
+func (c *copyFlags) dryRunReport(cmd *cobra.Command, in convert.Input, input, output string, format disk.Format) error {
 	r := copyReport{Input: input, Output: output, OutputFormat: format, DryRun: true, Result: new(convert.Result)}
 	if in.Disk != nil {
 		r.InputSize, r.DiskSize = in.Disk.Size(), in.Disk.Size()

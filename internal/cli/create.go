@@ -72,7 +72,7 @@ func (c *createCommand) args(cmd *cobra.Command, args []string) error {
 }
 
 func (c *createCommand) run(cmd *cobra.Command, path string) error {
-	open, err := parseOptions(c.copy.options, aboutImage)
+	open, err := parseOptions(c.copy.options, forImage)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ func addJSON(cmd *cobra.Command, p *bool) { cmd.Flags().BoolVar(p, "json", false
 // addImageOptions adds -o with the options that concern opening an image.
 func addImageOptions(cmd *cobra.Command, p *[]string) {
 	cmd.Flags().StringArrayVarP(p, "options", "o", nil, imageOptionsHelp)
-	completeOptions(cmd, aboutImage)
+	completeOptions(cmd, forImage)
 }
 
 // isQuiet reports whether -q was given, which every command has.

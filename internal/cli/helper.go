@@ -59,7 +59,7 @@ writable. For all options, run: vhdxfs help options`,
 	cmd.Flags().BoolVarP(&m.fake, "fake", "f", false, "check everything, but do not mount")
 	cmd.Flags().BoolVarP(&m.readOnly, "read-only", "r", false, "same as -o ro")
 	cmd.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
-	completeOptions(cmd, aboutMount|aboutImage)
+	completeOptions(cmd, forMount|forImage)
 	helperFlags(cmd, "mount", &m.verbose, &m.namespace)
 	return cmd
 }

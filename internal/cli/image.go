@@ -21,7 +21,7 @@ func (c *imageCommand) command(cmd *cobra.Command, run func(cmd *cobra.Command, 
 	}
 	cmd.ValidArgsFunction = completeImage
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		o, err := parseOptions(c.options, aboutImage)
+		o, err := parseOptions(c.options, forImage)
 		if err != nil {
 			return err
 		}

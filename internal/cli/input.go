@@ -59,7 +59,7 @@ func rawAdvice(err error, flag string) error {
 
 // openInput opens what is copied.
 func (c *copyFlags) openInput(ctx context.Context, input, output string) (convert.Input, error) {
-	o, err := parseOptions(c.options, aboutImage)
+	o, err := parseOptions(c.options, forImage)
 	if err != nil {
 		return convert.Input{}, err
 	}
@@ -85,8 +85,8 @@ func (c *copyFlags) openDisk(input, output string, format disk.Format, o vhdx.Op
 	case !c.rescue.skipErrors && broken.Structure != "file type identifier":
 		err = fmt.Errorf("%w; convert --skip-errors may copy what is readable", err)
 	}
-	if broken != nil && format == disk.Auto && c.formatFlag != "" {
-		err = fmt.Errorf("%w; %s raw reads the file's bytes as a raw disk", err, c.formatFlag)
+	if broken != nil && broken.Structure != "parent locator" && format == disk.Auto && c.formatFlag != "" {
+		err = fmt.Errorf("%w; %s raw takes the file itself for a raw disk", err, c.formatFlag)
 	}
 	if err != nil {
 		return convert.Input{}, err

@@ -80,7 +80,7 @@ func TestContainersAreNoRawDisks(t *testing.T) {
 		{"wiped.raw", wiped, "other parts of a VHDX image"},
 		{"noidentifier", noIdentifier, "other parts of a VHDX image"},
 		{"zeros.vhdx", make([]byte, 2<<20), "nothing but zeros"},
-		{"noise.vhdx", noise, "no known disk image format"},
+		{"noise.vhdx", noise, "not a VHDX file, nor another image"},
 	} {
 		file := writeTo(t, path(tc.name), tc.bytes)
 		for _, args := range [][]string{

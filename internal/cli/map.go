@@ -226,7 +226,7 @@ func (c *mapCommand) paintFiles(out io.Writer, im *vhdx.Image) error {
 			continue
 		}
 		if im.Holds(p.path) {
-			return usageError("%s is the image or one of its parents", p.path)
+			return usageError("output %s is also the image, or one of its parents", p.path)
 		}
 		inputs, err := im.Access()
 		if err != nil {

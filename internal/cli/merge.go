@@ -57,7 +57,7 @@ func addChainFlags(cmd *cobra.Command, asJSON *bool, options *[]string) {
 
 // chainOptions parses the options of such a command.
 func chainOptions(list []string) (vhdx.Options, error) {
-	o, err := parseOptions(list, aboutImage)
+	o, err := parseOptions(list, forImage)
 	if err == nil && o.image.AnyParent {
 		err = usageError("option ignore_parent_mismatch applies only to reading; a chain can be changed only if its images fit")
 	}

@@ -82,7 +82,7 @@ func TestMergeLooksForChildren(t *testing.T) {
 		{[]string{"merge", "--into", path("base.vhdx"), path("two.avhdx")}, path("nephew.avhdx") + ", " + path("sibling.avhdx")},
 		{[]string{"merge", "--delete", "--force", path("one.avhdx")}, "is a child of " + path("one.avhdx")},
 		{[]string{"snapshot", "--keep-name", path("one.avhdx")}, path("two.avhdx")},
-		{[]string{"resize", path("base.vhdx"), "+1M"}, "it is the parent of " + path("one.avhdx") + ", " + path("sibling.avhdx") + ", which would become unusable"},
+		{[]string{"resize", path("base.vhdx"), "+1M"}, " is the parent of " + path("one.avhdx") + ", " + path("sibling.avhdx") + ", which would become unusable"},
 		{[]string{"snapshot", "--keep-name", link}, "two.avhdx"},
 	} {
 		r := run(t, tc.args...)

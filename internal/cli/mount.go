@@ -33,7 +33,7 @@ type mountCommand struct {
 }
 
 func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
-	about := aboutImage | aboutMount
+	about := forImage | forMount
 	if m.sloppy {
 		about |= sloppy
 	}

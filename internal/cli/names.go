@@ -24,7 +24,7 @@ func isImageName(path string) bool { return slices.Contains(imageExtensions, ext
 func checkImageName(path string) error {
 	ext := extension(path)
 	if ext == "raw" || slices.Contains(foreignExtensions, ext) {
-		return usageError("%s: the new file is a VHDX image, and its name says .%s; give it a name that ends in .vhdx", path, ext)
+		return usageError("%s: cannot write a .%s file; give the new image a name that ends in .vhdx", path, ext)
 	}
 	return nil
 }
@@ -32,8 +32,8 @@ func checkImageName(path string) error {
 // checkRawName refuses a name for a raw disk that says it is something else. Where that is meant, -O raw says so.
 func checkRawName(path string) error {
 	if ext := extension(path); slices.Contains(foreignExtensions, ext) {
-		return usageError("%s: vhdxfs writes VHDX images and raw disks, no .%s; give -O raw if you mean a raw disk of that name, or convert to disk.raw and "+
-			"that one with qemu-img convert", path, ext)
+		return usageError("%s: cannot write a .%s file; convert to a raw disk, such as disk.raw, and that with qemu-img convert. "+
+			"-O raw writes a raw disk under this name", path, ext)
 	}
 	return nil
 }

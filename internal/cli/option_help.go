@@ -7,7 +7,7 @@ import (
 )
 
 // optionNames lists the options about what is asked for, those of other programs left out.
-func optionNames(about aboutness) []string {
+func optionNames(about scope) []string {
 	var names []string
 	for _, t := range optionTable {
 		if t.about&about != 0 {
@@ -19,7 +19,7 @@ func optionNames(about aboutness) []string {
 
 // completeOptions has the shell complete -o by the options' names, and behind a name by those of its values that are
 // words.
-func completeOptions(cmd *cobra.Command, about aboutness) {
+func completeOptions(cmd *cobra.Command, about scope) {
 	complete := func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
 		done := typed[:strings.LastIndexByte(typed, ',')+1]
 		var words []string

@@ -10,23 +10,23 @@ import (
 	"vhdxfs/vhdx"
 )
 
-// aboutness says which commands an option concerns.
-type aboutness int
+// scope says which commands an option concerns.
+type scope int
 
 const (
-	aboutImage   aboutness = 1 << iota // all that open an image
-	aboutMount                         // mounting alone
-	aboutOther                         // another program that reads the same list: accepted and not used
-	aboutRefused                       // nothing, as it says when it is given
-	aboutRemount                       // what a remount can change
-	sloppy                             // what nobody knows: ignored, not refused
+	forImage      scope = 1 << iota // all that open an image
+	forMount                        // mounting alone
+	forOthers                       // another program that reads the same list: accepted and not used
+	refusedOption                   // nothing, as it says when it is given
+	forRemount                      // what a remount can change
+	sloppy                          // an unknown option is ignored, not refused
 )
 
 // An option is an entry of the table that parsing and help go by.
 type option struct {
 	name  string
 	value string // what stands behind the "=", "" for an option without a value
-	about aboutness
+	about scope
 	help  string // "" hides the option from the help, as one of a group that is explained as a whole
 	set   func(*options, string) error
 }
@@ -38,156 +38,154 @@ func (o *options) allowOther() {
 
 // optionTable has every option, in the order of the help.
 var optionTable = []option{
-	{"rw", "", aboutMount | aboutRemount, "mount read/write; the default", func(o *options, _ string) error {
+	{"rw", "", forMount | forRemount, "mount read/write; the default", func(o *options, _ string) error {
 		o.readOnly = false
 		return nil
 	}},
-	{"ro", "", aboutMount | aboutRemount, "mount read-only; no byte of the image changes, not even to replay its log", func(o *options, _ string) error {
+	{"ro", "", forMount | forRemount, "mount read-only; no byte of the image changes, not even to replay its log", func(o *options, _ string) error {
 		o.readOnly = true
 		return nil
 	}},
-	{"ro_fallback", "", aboutMount, "mount read-only if the image cannot be opened for writing", func(o *options, _ string) error {
+	{"ro_fallback", "", forMount, "mount read-only if the image cannot be opened for writing", func(o *options, _ string) error {
 		o.roFallback = true
 		return nil
 	}},
-	{"orphan_children", "", aboutMount, "allow writing to an image that has children in its folder; they become unusable", func(o *options, _ string) error {
+	{"orphan_children", "", forMount, "allow writing to an image that has children in its folder; they become unusable", func(o *options, _ string) error {
 		o.orphanChildren = true
 		return nil
 	}},
-	{"overlay", "FILE|" + overlayTmp, aboutMount, "leave the image unchanged and write to FILE, a differencing image that is created if it does not exist; with tmp, to a file that is removed with the mount", func(o *options, v string) (err error) {
+	{"overlay", "FILE|" + overlayTmp, forMount, "leave the image unchanged and write to FILE, a differencing image that is created if it does not exist; with tmp, to a file that is removed with the mount", func(o *options, v string) (err error) {
 		if o.mount.Overlay = v; v != overlayTmp {
 			o.mount.Overlay, err = absPath(v)
 		}
 		return err
 	}},
-	{"partition", "NUMBER", aboutMount, "show this partition of the GPT or MBR as disk.raw, not the whole disk", func(o *options, v string) error {
+	{"partition", "NUMBER", forMount, "show this partition of the GPT or MBR as disk.raw, not the whole disk", func(o *options, v string) error {
 		return parsePartition(&o.partition, v)
 	}},
-	{"replay", strings.Join(replayModes, "|"), aboutMount, "how to treat the log of an image that was not closed cleanly: auto (default) replays it in the file, or in memory with ro; memory replays it in memory and needs ro; no refuses the image", func(o *options, v string) error {
+	{"replay", strings.Join(replayModes, "|"), forMount, "how to treat the log of an image that was not closed cleanly: auto (default) replays it in the file, or in memory with ro; memory replays it in memory and needs ro; no refuses the image", func(o *options, v string) error {
 		o.replay = v
 		return oneOf(v, replayModes...)
 	}},
-	{"errors", "eio|remount-ro", aboutMount, "after a failed sync, changes fail with EIO (default), or with EROFS; then the mount becomes read-only when the last writer closes disk.raw", func(o *options, v string) error {
+	{"errors", "eio|remount-ro", forMount, "after a failed sync, changes fail with EIO (default), or with EROFS; then the mount becomes read-only when the last writer closes disk.raw", func(o *options, v string) error {
 		o.mount.ReadOnlyOnError = v == "remount-ro"
 		return oneOf(v, "eio", "remount-ro")
 	}},
-	{"discard", "auto|unmap|punch|off", aboutMount, "how to release discarded space, such as by fstrim: unmap reuses it for other blocks; punch also punches holes in the image; auto (default, also discard alone) is punch on file systems where holes are harmless, else unmap; off refuses discards", func(o *options, v string) error {
+	{"discard", "auto|unmap|punch|off", forMount, "how to release discarded space, such as by fstrim: unmap reuses it for other blocks; punch also punches holes in the image; auto (default, also discard alone) is punch on file systems where holes are harmless, else unmap; off refuses discards", func(o *options, v string) error {
 		if v == "" {
 			v = string(vhdx.DiscardAuto)
 		}
 		o.image.Discard = vhdx.DiscardMode(v)
 		return oneOf(v, string(vhdx.DiscardAuto), string(vhdx.DiscardUnmap), string(vhdx.DiscardPunch), string(vhdx.DiscardOff))
 	}},
-	{"detect_zeroes", "on|off", aboutMount, "do not allocate blocks for zeros; on by default", func(o *options, v string) error {
+	{"detect_zeroes", "on|off", forMount, "do not allocate blocks for zeros; on by default", func(o *options, v string) error {
 		o.image.DetectZeroes = v == "on"
 		return oneOf(v, "on", "off")
 	}},
-	{"sync", "", aboutMount, "make each write durable before it returns", func(o *options, _ string) error {
+	{"sync", "", forMount, "make each write durable before it returns", func(o *options, _ string) error {
 		o.mount.Flags |= unix.MS_SYNCHRONOUS
 		return nil
 	}},
-	{"commit", "SECONDS", aboutMount, "flush unsynced changes every SECONDS; 5 by default, 0 never", func(o *options, v string) error {
+	{"commit", "SECONDS", forMount, "flush unsynced changes every SECONDS; 5 by default, 0 never", func(o *options, v string) error {
 		return parseSeconds(&o.image.Commit, v)
 	}},
-	{"idle_clean", "SECONDS", aboutMount, "mark the image clean after SECONDS without changes; 5 by default, 0 only at unmount", func(o *options, v string) error {
+	{"idle_clean", "SECONDS", forMount, "mark the image clean after SECONDS without changes; 5 by default, 0 only at unmount", func(o *options, v string) error {
 		return parseSeconds(&o.image.IdleClean, v)
 	}},
-	{"direct_io", "", aboutMount, "do not cache disk.raw in the page cache", func(o *options, _ string) error {
+	{"direct_io", "", forMount, "do not cache disk.raw in the page cache", func(o *options, _ string) error {
 		o.mount.DirectIO = true
 		return nil
 	}},
-	{"writeback_cache", "", aboutMount, "let the kernel collect small writes: faster without O_DIRECT, but errors such as \"no space left\" are reported only by fsync or close", func(o *options, _ string) error {
+	{"writeback_cache", "", forMount, "let the kernel collect small writes: faster without O_DIRECT, but errors such as \"no space left\" are reported only by fsync or close", func(o *options, _ string) error {
 		o.mount.WritebackCache = true
 		return nil
 	}},
-	{"parent", "FILE", aboutImage, "the parent of a differencing image; repeat it for further levels", func(o *options, v string) error {
+	{"parent", "FILE", forImage, "the parent of a differencing image; repeat it for further levels", func(o *options, v string) error {
 		return appendPath(&o.image.Parents, v)
 	}},
-	{"parent_dir", "DIR", aboutImage, "another directory to search for parents; can be repeated", func(o *options, v string) error {
+	{"parent_dir", "DIR", forImage, "another directory to search for parents; can be repeated", func(o *options, v string) error {
 		return appendPath(&o.image.ParentDirs, v)
 	}},
-	{"ignore_parent_mismatch", "", aboutImage, "accept a parent that has changed since the child was created; for rescue, needs ro", func(o *options, _ string) error {
+	{"ignore_parent_mismatch", "", forImage, "accept a parent that has changed since the child was created; for rescue, needs ro", func(o *options, _ string) error {
 		o.image.AnyParent = true
 		return nil
 	}},
-	{"lock", "on|try|off", aboutImage, "lock the image and its parents against other programs; on by default; try proceeds even if another program holds the lock", func(o *options, v string) error {
+	{"lock", "on|try|off", forImage, "lock the image and its parents against other programs; on by default; try proceeds even if another program holds the lock", func(o *options, v string) error {
 		o.image.Lock = vhdx.LockMode(v)
 		return oneOf(v, string(vhdx.LockOn), string(vhdx.LockTry), string(vhdx.LockOff))
 	}},
-	{"cache_size", "SIZE", aboutImage, "memory for block tables, such as 64M; 32M by default", func(o *options, v string) error {
+	{"cache_size", "SIZE", forImage, "memory for block tables, such as 64M; 32M by default", func(o *options, v string) error {
 		var err error
 		o.image.CacheSize, err = parseSize(v)
 		return err
 	}},
 	refused("bat_cache", "one cache holds all block tables; set its size with cache_size="),
-	refused("loop", insideHelp), refused("offset", insideHelp), refused("sizelimit", insideHelp), refused("noload", insideHelp),
-	refused("norecovery", insideHelp), refused("subvol", insideHelp), refused("data", insideHelp),
-	{"allow_other", "", aboutMount, "let all users access the mount, as the mode of disk.raw permits; the default for root", func(o *options, _ string) error {
+	{"allow_other", "", forMount, "let all users access the mount, as the mode of disk.raw permits; the default for root", func(o *options, _ string) error {
 		o.allowOther()
 		return nil
 	}},
-	{"no_allow_other", "", aboutMount, "let only the user who mounts access the mount; the default for other users", func(o *options, _ string) error {
+	{"no_allow_other", "", forMount, "let only the user who mounts access the mount; the default for other users", func(o *options, _ string) error {
 		o.mount.AllowOther, o.mount.AllowRoot, o.allowAsked = false, false, true
 		return nil
 	}},
-	{"allow_root", "", aboutMount, "let only root and the user who mounts access the mount", func(o *options, _ string) error {
+	{"allow_root", "", forMount, "let only root and the user who mounts access the mount", func(o *options, _ string) error {
 		o.mount.AllowOther, o.mount.AllowRoot, o.allowAsked = false, true, true
 		return nil
 	}},
-	{"default_permissions", "", aboutMount, "let the kernel check the mode of disk.raw; always on", func(o *options, _ string) error {
+	{"default_permissions", "", forMount, "let the kernel check the mode of disk.raw; always on", func(o *options, _ string) error {
 		o.mount.DefaultPermissions = true
 		return nil
 	}},
-	{"uid", "USER", aboutMount, "owner of disk.raw, a name or a number; by default the owner of the image, with overlay= the user who mounts", func(o *options, v string) error {
+	{"uid", "USER", forMount, "owner of disk.raw, a name or a number; by default the owner of the image, with overlay= the user who mounts", func(o *options, v string) error {
 		return parseID(&o.mount.UID, v, userID)
 	}},
-	{"gid", "GROUP", aboutMount, "group of disk.raw, a name or a number; by default the group of the image", func(o *options, v string) error {
+	{"gid", "GROUP", forMount, "group of disk.raw, a name or a number; by default the group of the image", func(o *options, v string) error {
 		return parseID(&o.mount.GID, v, groupID)
 	}},
-	{"mode", "OCTAL", aboutMount, "permission bits of disk.raw; by default the read and write bits of the image", func(o *options, v string) error {
+	{"mode", "OCTAL", forMount, "permission bits of disk.raw; by default the read and write bits of the image", func(o *options, v string) error {
 		return parseMode(&o.mount.Mode, v)
 	}},
-	{"umask", "OCTAL", aboutMount, "permission bits to clear for disk.raw and the directory", func(o *options, v string) error {
+	{"umask", "OCTAL", forMount, "permission bits to clear for disk.raw and the directory", func(o *options, v string) error {
 		return parseMode(&o.mount.Umask, v)
 	}},
-	{"fsname", "NAME", aboutMount, "source in the mount table; IMAGE by default", func(o *options, v string) error {
+	{"fsname", "NAME", forMount, "source in the mount table; IMAGE by default", func(o *options, v string) error {
 		o.mount.Source = v
 		return nil
 	}},
-	{"nonempty", "", aboutMount, "mount even if the mount point is not empty; its files are hidden", func(o *options, _ string) error {
+	{"nonempty", "", forMount, "mount even if the mount point is not empty; its files are hidden", func(o *options, _ string) error {
 		o.mount.NonEmpty = true
 		return nil
 	}},
-	{"clean_stale", "", aboutMount, "remove the dead mount of a killed vhdxfs from the mount point; the default", func(o *options, _ string) error {
+	{"clean_stale", "", forMount, "remove the dead mount of a killed vhdxfs from the mount point; the default", func(o *options, _ string) error {
 		o.mount.KeepStale = false
 		return nil
 	}},
-	{"noclean_stale", "", aboutMount, "refuse a mount point with a dead mount", func(o *options, _ string) error {
+	{"noclean_stale", "", forMount, "refuse a mount point with a dead mount", func(o *options, _ string) error {
 		o.mount.KeepStale = true
 		return nil
 	}},
-	{"sandbox", strings.Join(sandboxModes, "|"), aboutMount, "the process that reads the image gives up all rights that it does not need: on fails\n" +
+	{"sandbox", strings.Join(sandboxModes, "|"), forMount, "the process that reads the image gives up all rights that it does not need: on fails\n" +
 		"where the kernel cannot take them all, try, the default, takes what it can", func(o *options, v string) error {
 		o.sandbox = v
 		return oneOf(v, sandboxModes...)
 	}},
-	{"setuid", "USER", aboutMount, "open the image and mount as this user, with fusermount3", func(o *options, v string) error {
+	{"setuid", "USER", forMount, "open the image and mount as this user, with fusermount3", func(o *options, v string) error {
 		o.user = v
 		return nil
 	}},
-	{"pidfile", "FILE", aboutMount, "write the process ID of the server to this file; it is removed when the server ends", func(o *options, v string) error {
+	{"pidfile", "FILE", forMount, "write the process ID of the server to this file; it is removed when the server ends", func(o *options, v string) error {
 		var err error
 		o.pidFile, err = absPath(v)
 		return err
 	}},
-	{"foreground", "", aboutMount, "same as -f", func(o *options, _ string) error {
+	{"foreground", "", forMount, "same as -f", func(o *options, _ string) error {
 		o.foreground = true
 		return nil
 	}},
-	{"oom_score_adj", "NUMBER|keep", aboutMount, "how likely the kernel is to kill the server when memory is short: -1000 (never; the default if permitted) to 1000; keep leaves it unchanged", func(o *options, v string) error {
+	{"oom_score_adj", "NUMBER|keep", forMount, "how likely the kernel is to kill the server when memory is short: -1000 (never; the default if permitted) to 1000; keep leaves it unchanged", func(o *options, v string) error {
 		return parseOOMScore(&o.oomScore, v)
 	}},
-	{"log", "stderr|syslog|FILE", aboutMount, "destination of messages once mounted; by default standard error in the foreground and syslog in the background; lines are lost while a FIFO is full", func(o *options, v string) error {
+	{"log", "stderr|syslog|FILE", forMount, "destination of messages once mounted; by default standard error in the foreground and syslog in the background; lines are lost while a FIFO is full", func(o *options, v string) error {
 		o.log = v
 		if v == logStderr || v == logSyslog {
 			return nil
@@ -196,7 +194,7 @@ var optionTable = []option{
 		o.log, err = absPath(v)
 		return err
 	}},
-	{"loglevel", strings.Join(logLevels, "|"), aboutMount, "the least severe messages to log; warn by default", func(o *options, v string) error {
+	{"loglevel", strings.Join(logLevels, "|"), forMount, "the least severe messages to log; warn by default", func(o *options, v string) error {
 		if err := oneOf(v, logLevels...); err != nil {
 			return err
 		}
@@ -204,7 +202,7 @@ var optionTable = []option{
 		o.logLevel, err = logrus.ParseLevel(v)
 		return err
 	}},
-	{"metrics", "unix:PATH", aboutMount, "serve statistics for Prometheus over HTTP at this socket: GET /metrics", func(o *options, v string) error {
+	{"metrics", "unix:PATH", forMount, "serve statistics for Prometheus over HTTP at this socket: GET /metrics", func(o *options, v string) error {
 		var err error
 		o.metrics, err = parseMetrics(v)
 		return err
@@ -216,19 +214,19 @@ var optionTable = []option{
 	setFlag("nodiratime", unix.MS_NODIRATIME), clearFlag("diratime", unix.MS_NODIRATIME),
 	atimeFlag("relatime", unix.MS_RELATIME), clearFlag("norelatime", unix.MS_RELATIME),
 	atimeFlag("strictatime", unix.MS_STRICTATIME), clearFlag("nostrictatime", unix.MS_STRICTATIME),
-	{"async", "", aboutMount, "", func(o *options, _ string) error {
+	{"async", "", forMount, "", func(o *options, _ string) error {
 		o.mount.Flags &^= unix.MS_SYNCHRONOUS
 		return nil
 	}},
 	setFlag("dirsync", unix.MS_DIRSYNC),
-	{"remount", "", aboutMount | aboutRemount, "", func(o *options, _ string) error {
+	{"remount", "", forMount | forRemount, "", func(o *options, _ string) error {
 		o.remount = true
 		return nil
 	}},
 
 	// Meant for mount(8), fstab or systemd.
 	unused("auto", ""), unused("noauto", ""), unused("defaults", ""),
-	{"nofail", "", aboutOther, "", func(o *options, _ string) error {
+	{"nofail", "", forOthers, "", func(o *options, _ string) error {
 		o.noFail = true
 		return nil
 	}},
@@ -240,7 +238,7 @@ var optionTable = []option{
 }
 
 func setFlag(name string, flag uintptr) option {
-	return option{name, "", aboutMount | aboutRemount, "", func(o *options, _ string) error {
+	return option{name, "", forMount | forRemount, "", func(o *options, _ string) error {
 		o.mount.Flags |= flag
 		return nil
 	}}
@@ -257,7 +255,7 @@ func atimeFlag(name string, flag uintptr) option {
 }
 
 func clearFlag(name string, flag uintptr) option {
-	return option{name, "", aboutMount | aboutRemount, "", func(o *options, _ string) error {
+	return option{name, "", forMount | forRemount, "", func(o *options, _ string) error {
 		o.mount.Flags &^= flag
 		return nil
 	}}
@@ -265,13 +263,14 @@ func clearFlag(name string, flag uintptr) option {
 
 // refused is an option of others that does not apply here.
 func refused(name, why string) option {
-	return option{name, "", aboutImage | aboutRefused, "", func(*options, string) error { return errors.New(why) }}
+	return option{name, "", forImage | refusedOption, "", func(*options, string) error { return errors.New(why) }}
 }
 
-// insideHelp is said of options that belong to the mount of a file system on the disk.
-const insideHelp = "it belongs to the file system on the disk. Mount the image without it, then run mount -o loop MOUNTPOINT/disk.raw DIR; " +
-	"or run vhdxfs attach IMAGE and mount the partition"
+// insideOptions are options for the mount of a file system on the disk, which users give to the mount of the image.
+var insideOptions = []string{"loop", "offset", "sizelimit", "noload", "norecovery", "subvol", "data"}
+
+const insideHelp = "mount the image without, then: mount -o loop,... MOUNTPOINT/disk.raw DIR; or run vhdxfs attach IMAGE and mount the partition"
 
 func unused(name, value string) option {
-	return option{name, value, aboutOther, "", func(*options, string) error { return nil }}
+	return option{name, value, forOthers, "", func(*options, string) error { return nil }}
 }

@@ -89,12 +89,15 @@ func defaultOptions() options {
 }
 
 // parseOptions reads lists of options, as -o has them, for a command that knows the options about what.
-func parseOptions(lists []string, about aboutness) (*options, error) {
+func parseOptions(lists []string, about scope) (*options, error) {
 	o := defaultOptions()
 	for _, list := range lists {
 		words, err := splitOptions(list)
 		if err != nil {
 			return nil, usageError("-o %s: %w", list, err)
+		}
+		if err := refuseInside(words); err != nil {
+			return nil, err
 		}
 		for _, word := range words {
 			if err := o.apply(word, about); err != nil {
@@ -108,6 +111,24 @@ func parseOptions(lists []string, about aboutness) (*options, error) {
 	}
 	o.image.ParentDirs = append(o.image.ParentDirs, dirs...)
 	return &o, nil
+}
+
+// refuseInside refuses options for the mount of a file system on the disk, and names all of them at once.
+func refuseInside(words []string) error {
+	var names []string
+	for _, word := range words {
+		name, _, _ := strings.Cut(word, "=")
+		if slices.Contains(insideOptions, name) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	switch len(names) {
+	case 0:
+		return nil
+	case 1:
+		return usageError("option %s is for the file system on the disk; %s", names[0], insideHelp)
+	}
+	return usageError("options %s and %s are for the file system on the disk; %s", strings.Join(names[:len(names)-1], ", "), names[len(names)-1], insideHelp)
 }
 
 // isForeign reports whether an option is anybody's, by the convention of mount(8).
@@ -125,7 +146,7 @@ func findOption(name string) *option {
 }
 
 // apply sets one option, a name or name=value.
-func (o *options) apply(word string, about aboutness) error {
+func (o *options) apply(word string, about scope) error {
 	name, value, hasValue := strings.Cut(word, "=")
 	if isForeign(name) {
 		return nil
@@ -135,16 +156,16 @@ func (o *options) apply(word string, about aboutness) error {
 		return nil
 	}
 	if t == nil {
-		hint := ""
+		hint := "; see vhdxfs help options"
 		if n := nearest(name, optionNames(about)); n != "" {
 			hint = fmt.Sprintf("; did you mean %s?", n)
 		}
 		return usageError("unknown option %q%s", name, hint)
 	}
 	switch {
-	case t.about&aboutRefused != 0:
+	case t.about&refusedOption != 0:
 		return usageError("option %s is not supported: %w", name, t.set(o, value))
-	case t.about&(about|aboutOther) == 0:
+	case t.about&(about|forOthers) == 0:
 		return usageError("option %s applies only to mounting", name)
 	case t.value == "" && hasValue:
 		return usageError("option %s takes no value, not %q", name, value)

@@ -70,7 +70,7 @@ func TestParseOptions(t *testing.T) {
 	} {
 		want := defaultOptions()
 		tc.want(&want)
-		got, err := parseOptions(tc.lists, aboutImage|aboutMount)
+		got, err := parseOptions(tc.lists, forImage|forMount)
 		if err != nil || !reflect.DeepEqual(*got, want) {
 			t.Errorf("%q: %+v, %v\nwant %+v", tc.lists, got, err, want)
 		}
@@ -80,37 +80,37 @@ func TestParseOptions(t *testing.T) {
 func TestParseOptionsErrors(t *testing.T) {
 	for _, tc := range []struct {
 		list  string
-		about aboutness
+		about scope
 		want  string
 	}{
-		{"xyzzy", aboutImage | aboutMount, `unknown option "xyzzy"`},
-		{"parent_dri=/x", aboutImage | aboutMount, "did you mean parent_dir?"},
-		{"loop", aboutImage | aboutMount, "run mount -o loop MOUNTPOINT/disk.raw DIR"},
-		{"offset=1048576", aboutImage | aboutMount, "option offset is not supported: it belongs to the file system on the disk"},
-		{"RO", aboutImage | aboutMount, `unknown option "RO"`},
-		{"uid=1", aboutImage, "option uid applies only to mounting"},
-		{"ui=1", aboutImage, `unknown option "ui"`},
-		{"ro=1", aboutImage | aboutMount, `option ro takes no value, not "1"`},
-		{"parent", aboutImage, "option parent needs a value: parent=FILE"},
-		{"parent=", aboutImage, "option parent needs a value"},
-		{"uid=no-such-user", aboutMount, "no such user"},
-		{"uid=4294967295", aboutMount, "a number from 0 to 4294967294"},
-		{"gid=-1", aboutMount, "a number from 0"},
-		{"mode=888", aboutMount, "an octal number from 0 to 777"},
-		{"umask=1777", aboutMount, "an octal number from 0 to 777"},
-		{"lock=yes", aboutImage, "must be on, try or off"},
-		{"loglevel=loud", aboutMount, "must be error, warn, info or debug"},
-		{"discard=on", aboutMount, "must be auto, unmap, punch or off"},
-		{"detect_zeroes=unmap", aboutMount, "must be on or off"},
-		{"commit=-1", aboutMount, "give whole seconds"},
-		{"commit=1h", aboutMount, "give whole seconds"},
-		{"idle_clean=99999999999", aboutMount, "give whole seconds"},
-		{"oom_score_adj=-1001", aboutMount, "give keep or a number from -1000 to 1000"},
-		{"discard=off", aboutImage, "option discard applies only to mounting"},
-		{"cache_size=0", aboutImage, "give a positive size"},
-		{"cache_size=-1M", aboutImage, "give a positive size"},
-		{"cache_size=many", aboutImage, "such as 64M"},
-		{`parent="/x`, aboutImage, "unclosed double quote"},
+		{"xyzzy", forImage | forMount, `unknown option "xyzzy"`},
+		{"parent_dri=/x", forImage | forMount, "did you mean parent_dir?"},
+		{"loop", forImage | forMount, "mount -o loop,... MOUNTPOINT/disk.raw DIR"},
+		{"offset=1048576", forImage | forMount, "option offset is for the file system on the disk"},
+		{"RO", forImage | forMount, `unknown option "RO"`},
+		{"uid=1", forImage, "option uid applies only to mounting"},
+		{"ui=1", forImage, `unknown option "ui"`},
+		{"ro=1", forImage | forMount, `option ro takes no value, not "1"`},
+		{"parent", forImage, "option parent needs a value: parent=FILE"},
+		{"parent=", forImage, "option parent needs a value"},
+		{"uid=no-such-user", forMount, "no such user"},
+		{"uid=4294967295", forMount, "a number from 0 to 4294967294"},
+		{"gid=-1", forMount, "a number from 0"},
+		{"mode=888", forMount, "an octal number from 0 to 777"},
+		{"umask=1777", forMount, "an octal number from 0 to 777"},
+		{"lock=yes", forImage, "must be on, try or off"},
+		{"loglevel=loud", forMount, "must be error, warn, info or debug"},
+		{"discard=on", forMount, "must be auto, unmap, punch or off"},
+		{"detect_zeroes=unmap", forMount, "must be on or off"},
+		{"commit=-1", forMount, "give whole seconds"},
+		{"commit=1h", forMount, "give whole seconds"},
+		{"idle_clean=99999999999", forMount, "give whole seconds"},
+		{"oom_score_adj=-1001", forMount, "give keep or a number from -1000 to 1000"},
+		{"discard=off", forImage, "option discard applies only to mounting"},
+		{"cache_size=0", forImage, "give a positive size"},
+		{"cache_size=-1M", forImage, "give a positive size"},
+		{"cache_size=many", forImage, "such as 64M"},
+		{`parent="/x`, forImage, "unclosed double quote"},
 	} {
 		_, err := parseOptions([]string{tc.list}, tc.about)
 		if err == nil || !strings.Contains(err.Error(), tc.want) || statusOf(err) != statusUsage {

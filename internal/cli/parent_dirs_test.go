@@ -33,7 +33,7 @@ func TestDefaultParentDirs(t *testing.T) {
 			}
 		}
 		t.Setenv(parentDirsVariable, c.variable)
-		o, err := parseOptions(c.options, aboutImage|aboutMount)
+		o, err := parseOptions(c.options, forImage|forMount)
 		switch {
 		case c.bad:
 			if err == nil || !strings.Contains(err.Error(), c.want) {

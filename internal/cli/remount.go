@@ -81,11 +81,11 @@ func remountOptions(m *mountinfo.Info, lists, given []string) (o *options, chang
 		for _, word := range words {
 			name, _, _ := strings.Cut(word, "=")
 			switch t := findOption(name); {
-			case t != nil && t.about&aboutRemount != 0:
-				err = o.apply(word, aboutMount)
-			case t != nil && t.about&aboutOther != 0, isForeign(name), slices.Contains(has, word):
+			case t != nil && t.about&forRemount != 0:
+				err = o.apply(word, forMount)
+			case t != nil && t.about&forOthers != 0, isForeign(name), slices.Contains(has, word):
 			case t == nil:
-				err = o.apply(word, aboutMount|aboutImage) // which says what is wrong with it
+				err = o.apply(word, forMount|forImage) // which says what is wrong with it
 			default:
 				changed = append(changed, word)
 			}
@@ -131,7 +131,7 @@ func serverOptions(dir string) []string {
 func flagsOf(m *mountinfo.Info) uintptr {
 	var o options
 	for _, word := range strings.Split(m.Options, ",") {
-		if t := findOption(word); t != nil && t.about&aboutRemount != 0 {
+		if t := findOption(word); t != nil && t.about&forRemount != 0 {
 			_ = t.set(&o, "") // a flag has no value that could be wrong
 		}
 	}

@@ -73,7 +73,7 @@ type resizeReport struct {
 }
 
 func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
-	o, err := parseOptions(c.options, aboutImage)
+	o, err := parseOptions(c.options, forImage)
 	if err != nil {
 		return err
 	}

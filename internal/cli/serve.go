@@ -18,7 +18,7 @@ import (
 // terminal as soon as it is mounted, and reports that.
 func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness, k keeper) (err error) {
 	o.mount.Mounter = k
-	statistics, err := newStatistician(o)
+	statistics, err := newStatsReporter(o)
 	if err != nil {
 		return err
 	}

@@ -128,6 +128,6 @@ func (c *snapshotCommand) checkChildren(path string, o vhdx.Options) error {
 	case c.o.KeepName:
 		return usageError("%s already has children that expect its name: %s; take the snapshot without --keep-name, or use --force and then set-parent", path, names)
 	default:
-		return usageError("%s already has a child: %s; take the snapshot of that, or use --branch to begin a second branch", path, names)
+		return usageError("%s already has a child: %s; take a snapshot of the child, or use --branch to start a second branch", path, names)
 	}
 }

@@ -13,18 +13,18 @@ import (
 	"vhdxfs/vhdx"
 )
 
-// A statistician tells the statistics of a mount: to the log, whenever SIGUSR1 comes, and to Prometheus.
-type statistician struct {
+// A statsReporter tells the statistics of a mount: to the log, whenever SIGUSR1 comes, and to Prometheus.
+type statsReporter struct {
 	signals chan os.Signal
 	metrics *metricsServer // nil where the option metrics is not given
 	once    sync.Once      // for end
 	ended   chan struct{}  // closed when no more is written to the log; nil before begin
 }
 
-// newStatistician catches the signal from here on, and takes the place of the socket. What can fail has then
+// newStatsReporter catches the signal from here on, and takes the place of the socket. What can fail has then
 // succeeded before anything is mounted.
-func newStatistician(o *options) (*statistician, error) {
-	s := &statistician{signals: make(chan os.Signal, 1)}
+func newStatsReporter(o *options) (*statsReporter, error) {
+	s := &statsReporter{signals: make(chan os.Signal, 1)}
 	if o.metrics != "" {
 		var err error
 		if s.metrics, err = listenMetrics(o.metrics); err != nil {
@@ -36,7 +36,7 @@ func newStatistician(o *options) (*statistician, error) {
 }
 
 // begin tells of the image im, which is served, until end.
-func (s *statistician) begin(server *mount.Server, im *vhdx.Image, log *logrus.Logger) {
+func (s *statsReporter) begin(server *mount.Server, im *vhdx.Image, log *logrus.Logger) {
 	if s.metrics != nil {
 		s.metrics.serve(server, im, log)
 	}
@@ -51,9 +51,9 @@ func (s *statistician) begin(server *mount.Server, im *vhdx.Image, log *logrus.L
 }
 
 // end may be called again.
-func (s *statistician) end() { s.once.Do(s.stop) }
+func (s *statsReporter) end() { s.once.Do(s.stop) }
 
-func (s *statistician) stop() {
+func (s *statsReporter) stop() {
 	signal.Stop(s.signals)
 	close(s.signals)
 	if s.ended != nil {

@@ -233,7 +233,7 @@ func (k *Kind) NotVHDX(path string) string {
 		looks = "its file type identifier is missing, but it has other parts of a VHDX image"
 		return looks + "; " + k.Advice(path)
 	case Raw:
-		looks = "it has " + k.name
+		return "not a VHDX file, nor another image that vhdxfs knows; if it is a raw disk, use it as it is, or vhdxfs convert makes a VHDX file of it"
 	case Empty:
 		looks = "it is " + k.name
 	case Zeros:

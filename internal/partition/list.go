@@ -59,7 +59,7 @@ func list(disk io.ReaderAt, size, sector int64) ([]Partition, error) {
 	}
 	entries, sound := mbrEntries(head)
 	if !sound {
-		return nil, fmt.Errorf("the disk has no partition table, no GPT and no MBR")
+		return nil, fmt.Errorf("the disk has no partition table (GPT or MBR)")
 	}
 	if !slices.ContainsFunc(entries, func(e mbrEntry) bool { return e.kind == protective }) {
 		return mbrList(disk, size, sector, entries)

@@ -20,9 +20,9 @@ func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) 
 		return Reclaimable{}, err
 	}
 	l := im.current()
-	r, pack, size := im.foretell()
+	r, pack, size := im.estimate()
 	keep := l.keepsBlocks()
-	orNothing(&o.Phase, &o.Progress)
+	withoutNil(&o.Phase, &o.Progress)
 	if zeros = zeros && !keep; zeros {
 		o.Phase("looking for zeros", l.allocated())
 	}
@@ -61,8 +61,8 @@ func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) 
 	return r, err
 }
 
-// foretell returns what is free already, what a compaction would be made of, and the size of the file in bytes.
-func (im *Image) foretell() (r Reclaimable, pack *packing, size int64) {
+// estimate returns what is free already, what a compaction would be made of, and the size of the file in bytes.
+func (im *Image) estimate() (r Reclaimable, pack *packing, size int64) {
 	l := im.current()
 	space, size := l.space, l.fileSize
 	if w := im.writer; w != nil {
