@@ -63,7 +63,7 @@ func look(m *activeMount) func() {
 // deviceContents reads what is on a loop device: nothing if this user may not read it, or if it goes when the last closes it,
 // which then should not be this process.
 func deviceContents(d loop.Device) partition.Content {
-	if loop.Going(d.Path) {
+	if d.Going() {
 		return partition.Content{}
 	}
 	f, err := os.OpenFile(d.Path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)

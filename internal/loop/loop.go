@@ -90,10 +90,14 @@ func At(path string) (*Device, error) {
 	return &devices[0], nil
 }
 
-// Going reports whether the device at path is detached when the last who has it open closes it, as one is that somebody has
-// detached, or mount(8) has attached. Who opens it in passing would keep it.
-func Going(path string) bool {
-	return number(filepath.Join(sysBlock, filepath.Base(path)), "loop", "autoclear") != 0
+// Going reports whether nothing uses the device, and it is detached when the last who has it open closes it, as one is that
+// was told to be detached meanwhile. Who opens it in passing would keep it.
+func (d *Device) Going() bool {
+	unused := len(d.Uses) == 0
+	for _, p := range d.Partitions {
+		unused = unused && len(p.Uses) == 0
+	}
+	return unused && number(filepath.Join(sysBlock, filepath.Base(d.Path)), "loop", "autoclear") != 0
 }
 
 // list returns the devices that are wanted by their paths and files.
