@@ -162,6 +162,7 @@ func (b *Builder) WriteAt(p []byte, off int64) (int, error) {
 		if err != nil {
 			return written, b.wrap(err)
 		}
+		imagefile.StartWriteback(b.file, at+in, n)
 		written, off, p = written+int(n), off+n, p[n:]
 	}
 	return written, nil

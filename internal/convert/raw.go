@@ -43,7 +43,7 @@ func NewRaw(path string, size int64, o newfile.Options) (Target, error) {
 	if err := f.Truncate(size); err != nil {
 		return nil, errors.Join(err, f.Discard(), lock.Close())
 	}
-	return &rawFile{File: f, lock: lock}, nil
+	return &rawFile{File: f, file: imagefile.Of(f.File), lock: lock}, nil
 }
 
 // notAttached returns an error if a loop device shows the file at path, if there is any: replaced, the file would have no
@@ -66,6 +66,7 @@ func notAttached(path string) error {
 // rawFile is a new raw file.
 type rawFile struct {
 	*newfile.File
+	file imagefile.File // the same
 	lock io.Closer
 }
 
@@ -75,7 +76,13 @@ func (t *rawFile) Finish() error              { return t.Sync() }
 func (t *rawFile) Commit() error              { return errors.Join(t.File.Commit(), t.lock.Close()) }
 func (t *rawFile) Discard() error             { return errors.Join(t.File.Discard(), t.lock.Close()) }
 
-func (t *rawFile) Shares(Reflink) imagefile.File { return imagefile.Of(t.File.File) }
+func (t *rawFile) WriteAt(p []byte, off int64) (int, error) {
+	n, err := t.File.WriteAt(p, off)
+	imagefile.StartWriteback(t.file, off, int64(n))
+	return n, err
+}
+
+func (t *rawFile) Shares(Reflink) imagefile.File { return t.file }
 
 func (t *rawFile) Place(off, n int64) (fileOff, together int64, err error) { return off, n, nil }
 
