@@ -42,11 +42,15 @@ test-vm: ## Boot a virtual machine with systemd, which is kept in the folder VM,
 	@internal/scripts/need $(test_needs) qemu-system-x86:qemu-system-x86_64 mmdebstrap:mmdebstrap
 	$(GO) test -count=1 -timeout 30m -v -run TestSystemdMachine ./test -vm $(VM)
 
-lint: ## Static analysis: gofmt, go vet, staticcheck, shellcheck
+# What reads images, undo files, logs and partition tables. Elsewhere 64-bit numbers are descriptors, statistics and sizes of the kernel.
+reading := ./vhdx/... ./journal ./cache ./internal/partition ./internal/content
+
+lint: ## Static analysis: gofmt, go vet, staticcheck, conversions of large numbers, shellcheck
 	@internal/scripts/need shellcheck:shellcheck
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	$(GO) run ./internal/conversions $(reading)
 	shellcheck $(scripts)
 
 fuzz: ## Run every fuzz target for FUZZTIME (10s)

@@ -173,8 +173,8 @@ func checkDataSector(b *[SectorSize]byte, seq uint64, off int64) error {
 func encodeDataSector(b, page *[SectorSize]byte, seq uint64) {
 	*b = *page
 	copy(b[:4], "data")
-	le.PutUint32(b[4:], uint32(seq>>32))
-	le.PutUint32(b[trailingStart:], uint32(seq))
+	le.PutUint32(b[4:], uint32(seq>>32))         // #nosec G115 -- one of the two halves that the format has
+	le.PutUint32(b[trailingStart:], uint32(seq)) // #nosec G115 -- one of the two halves that the format has
 }
 
 // Length returns the bytes that e takes in the log. It has to be at most the length of the log.

@@ -37,7 +37,7 @@ func (s *Sequence) replayed(size int64) (*outcome, error) {
 	if err := s.checkSizes(size); err != nil {
 		return nil, err
 	}
-	o := &outcome{size: max(size, int64(s.LastFileOffset))}
+	o := &outcome{size: max(size, int64(s.LastFileOffset))} // #nosec G115 -- checkSizes bounds it
 	var zeros []zeroUpdate
 	var order uint32
 	err := s.updates(func(u update) error {

@@ -129,7 +129,7 @@ func (s *Sequence) checkUpdate(u *update, off int64) error {
 		return ondisk.Corrupt(ondisk.RuleLogTarget, "log descriptor", off,
 			"writes %d bytes at %#x, past the largest file", n, u.fileOffset)
 	}
-	u.off, u.end = int64(u.fileOffset), int64(u.fileOffset+n)
+	u.off, u.end = int64(u.fileOffset), int64(u.fileOffset+n) // #nosec G115 -- bounded above
 	switch {
 	case u.off < headerSection:
 		return ondisk.Corrupt(ondisk.RuleLogTarget, "log descriptor", off, "writes into the headers, at %#x", u.off)

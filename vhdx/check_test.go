@@ -213,7 +213,7 @@ func TestInfo(t *testing.T) {
 	if p == nil || p.Linkage != parentGUID || p.Linkage2 != nil || p.RelativePath != `.\parent.vhdx` || p.Image.Type != Dynamic {
 		t.Errorf("parent %+v", p)
 	}
-	if len(in.Regions) != 2 || in.Regions[0].Name != "BAT" || in.Regions[0].Offset != child.batOff || !in.Regions[1].Required {
+	if len(in.Regions) != 2 || in.Regions[0].Name != "BAT" || int64(in.Regions[0].Offset) != child.batOff || !in.Regions[1].Required {
 		t.Errorf("regions %+v", in.Regions)
 	}
 	if len(in.Metadata) != 6 || in.Metadata[5].Name != "parent locator" || in.Metadata[5].GUID == uuid.Nil {

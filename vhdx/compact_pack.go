@@ -40,7 +40,7 @@ func (p *packing) give(off int64) bool { return p.space.clear(off, p.sizes[0]) }
 // run makes all moves.
 func (p *packing) run() {
 	p.moveBlocks()
-	off := int64(p.bat.Offset)
+	off := int64(p.bat.Offset) // #nosec G115 -- an image that is written has its BAT inside the file
 	to, ok := p.space.find(p.batNeed, off)
 	if !ok && p.batExcess() == 0 {
 		return

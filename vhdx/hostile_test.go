@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -350,5 +351,18 @@ func TestRepairCopiesLittle(t *testing.T) {
 		if few := blocks < 256; few != (len(r.left) == 0) || r.d.size > 2*im.size+ondisk.MaxBlockSize || !few && (len(r.fixes) > 0 || len(r.advice) != 1) {
 			t.Errorf("%d blocks: %d findings left, %d fixes, a file of %d bytes, advice %q", blocks, len(r.left), len(r.fixes), r.d.size, r.advice)
 		}
+	}
+}
+
+// The place of an optional region that nobody knows may be any, and is shown as it is.
+func TestFarRegionIsShown(t *testing.T) {
+	const far = 1<<63 + 4*ondisk.MiB
+	im := build(spec{regions: []ondisk.Region{{GUID: otherGUID, Offset: far, Length: ondisk.MiB}}})
+	disk, err := loadReadOnly(im.memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := disk.Info().Regions; !slices.ContainsFunc(r, func(r RegionInfo) bool { return r.Offset == far }) {
+		t.Errorf("%+v", r)
 	}
 }

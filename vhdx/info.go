@@ -69,7 +69,7 @@ const (
 type RegionInfo struct {
 	Name     string    `json:"name"` // "BAT", "metadata" or "unknown"
 	GUID     uuid.UUID `json:"guid"`
-	Offset   int64     `json:"offset"`
+	Offset   uint64    `json:"offset"` // of an optional region it may be any
 	Length   int64     `json:"length"`
 	Required bool      `json:"required"`
 }
@@ -185,7 +185,7 @@ func (l *layer) info() *Info {
 	}
 	for _, r := range l.tables.regions {
 		in.Regions = append(in.Regions, RegionInfo{
-			Name: r.Name(), GUID: r.GUID, Offset: int64(r.Offset), Length: int64(r.Length), Required: r.Flags&ondisk.RegionRequired != 0,
+			Name: r.Name(), GUID: r.GUID, Offset: r.Offset, Length: int64(r.Length), Required: r.Flags&ondisk.RegionRequired != 0,
 		})
 	}
 	for _, m := range l.items {

@@ -76,7 +76,7 @@ func (l *layer) log() journal.Region {
 	l.mu.Lock()
 	h := l.headers.header()
 	l.mu.Unlock()
-	return journal.Region{Offset: int64(h.LogOffset), Length: int64(h.LogLength), GUID: h.LogGUID}
+	return journal.Region{Offset: int64(h.LogOffset), Length: int64(h.LogLength), GUID: h.LogGUID} // #nosec G115 -- inside the file, or the validation has refused or reported it, and reads fail
 }
 
 // maxFindings bounds what an image can make us remember about it: warnings and errors, each.
@@ -174,7 +174,7 @@ func (l *layer) load() error {
 			return err
 		}
 	}
-	l.geo = ondisk.NewGeometry(int64(l.meta.diskSize), int64(l.meta.blockSize), int64(l.meta.logicalSectorSize), l.meta.hasParent)
+	l.geo = ondisk.NewGeometry(int64(l.meta.diskSize), int64(l.meta.blockSize), int64(l.meta.logicalSectorSize), l.meta.hasParent) // #nosec G115 -- at most 64 TiB, readItems has seen to it
 	if l.skim {
 		return nil
 	}

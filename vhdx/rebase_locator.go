@@ -139,7 +139,7 @@ func (l *layer) placeForItem(i int, n uint32) (at uint32, ok bool) {
 	}
 	for _, m := range others {
 		if end := uint64(m.Offset) + uint64(m.Length); free(end) {
-			return uint32(end), true
+			return uint32(end), true // #nosec G115 -- free has bounded it by the region
 		}
 	}
 	return 0, false

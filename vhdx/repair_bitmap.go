@@ -42,9 +42,9 @@ func (r *repairer) mendBitmap(l *layer, c int64, f Finding) error {
 		return r.setEntry(at, 0)
 	}
 	off, size := e.Offset(), r.d.size
-	if off >= ondisk.HeaderSectionSize && off < uint64(size) && l.space.mark(int64(off), ondisk.BitmapBlockSize) {
+	if off >= ondisk.HeaderSectionSize && off < uint64(size) && l.space.mark(int64(off), ondisk.BitmapBlockSize) { // #nosec G115 -- smaller than the file
 		// Nothing else is there, so it is what the entry meant: with a flipped bit in its state, or cut by the end of the file.
-		return r.keepBitmap(l, c, f, int64(off), blocks)
+		return r.keepBitmap(l, c, f, int64(off), blocks) // #nosec G115 -- smaller than the file
 	}
 	place, err := r.d.append(ondisk.BitmapBlockSize)
 	if err != nil {

@@ -59,18 +59,18 @@ func (r *repairer) mendBlock(l *layer, f Finding, b int64, e ondisk.BATEntry, si
 	case ondisk.RuleBlockState.Name():
 		// A flipped bit makes a reserved state of FULLY_PRESENT. Where it points to a place that nobody else has, the
 		// block's bytes are there.
-		if off := e.Offset(); off >= ondisk.HeaderSectionSize && off <= uint64(size) && l.geo.BlockSize <= size-int64(off) && l.space.mark(int64(off), l.geo.BlockSize) {
+		if off := e.Offset(); off >= ondisk.HeaderSectionSize && off <= uint64(size) && l.geo.BlockSize <= size-int64(off) && l.space.mark(int64(off), l.geo.BlockSize) { // #nosec G115 -- not larger than the file
 			r.hurt(f, Suspect, whole, "%s is now fully present, at %#x, which no other block uses", blockName(b), off)
-			return ondisk.NewBATEntry(ondisk.FullyPresent, int64(off))
+			return ondisk.NewBATEntry(ondisk.FullyPresent, int64(off)) // #nosec G115 -- not larger than the file
 		}
 	case ondisk.RuleBlockBeyondFile.Name():
-		if off := e.Offset(); off < uint64(size) && l.objectAt(int64(off), l.geo.BlockSize) == "" {
-			if err := r.d.Truncate(max(r.d.size, int64(off)+l.geo.BlockSize)); err != nil {
+		if off := e.Offset(); off < uint64(size) && l.objectAt(int64(off), l.geo.BlockSize) == "" { // #nosec G115 -- not larger than the file
+			if err := r.d.Truncate(max(r.d.size, int64(off)+l.geo.BlockSize)); err != nil { // #nosec G115 -- not larger than the file
 				break // as on a device
 			}
-			lost := l.diskRange(b, size-int64(off))
+			lost := l.diskRange(b, size-int64(off)) // #nosec G115 -- not larger than the file
 			r.hurt(f, Lost, []DiskRange{lost}, "the file ends inside %s: the data up to there is kept, the rest reads as zeros", blockName(b))
-			return ondisk.NewBATEntry(e.State(), int64(off))
+			return ondisk.NewBATEntry(e.State(), int64(off)) // #nosec G115 -- not larger than the file
 		}
 	}
 	r.hurt(f, Lost, whole, "%s has no data that can be found: its state is now %v, which reads as zeros", blockName(b), ondisk.Undefined)

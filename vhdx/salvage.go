@@ -36,7 +36,7 @@ func (l *layer) usable(e ondisk.BATEntry, diskOff int64) error {
 		return bad(ondisk.RulePartialWithoutParent, "block %d is partially present, but the disk has no parent", b)
 	}
 	need := min(g.BlockSize, g.BlockEnd(b)-b<<g.BlockShift)
-	if off := e.Offset(); off > uint64(l.size) || need > l.size-int64(off) && int64(off)+g.InBlock(diskOff) >= l.size {
+	if off := e.Offset(); off > uint64(l.size) || need > l.size-int64(off) && int64(off)+g.InBlock(diskOff) >= l.size { // #nosec G115 -- not larger than the file
 		return bad(ondisk.RuleBlockBeyondFile, "block %d (%#x) ends beyond the end of the file (%#x); was the file cut off?", b, off, l.size)
 	}
 	if other := l.objectAt(e.FileOff(), g.BlockSize); other != "" {
@@ -108,9 +108,9 @@ func (l *layer) complete() error {
 	}
 	m.diskSize -= m.diskSize % uint64(m.logicalSectorSize)
 	if m.diskSize > ondisk.MaxDiskSize {
-		return fmt.Errorf("%w: invalid disk size %s: must be at most 64 TiB", ErrOptions, sizes.Text(int64(min(m.diskSize, 1<<62))))
+		return fmt.Errorf("%w: invalid disk size %s: must be at most 64 TiB", ErrOptions, sizes.Text(int64(min(m.diskSize, 1<<62)))) // #nosec G115 -- bounded here
 	}
-	geo := ondisk.NewGeometry(int64(m.diskSize), int64(m.blockSize), int64(m.logicalSectorSize), m.hasParent)
+	geo := ondisk.NewGeometry(int64(m.diskSize), int64(m.blockSize), int64(m.logicalSectorSize), m.hasParent) // #nosec G115 -- bounded above
 	if m.diskSize == 0 {
 		geo.DiskSize = ondisk.MaxDiskSize
 	}
@@ -146,7 +146,7 @@ func (l *layer) firstBlock(off int64) int64 {
 	for i := int64(0); i < first-off && i < ondisk.MiB; i += ondisk.BATEntrySize {
 		e := ondisk.BATEntry(ondisk.LE.Uint64(b[i:]))
 		if s := e.State(); (s == ondisk.FullyPresent || s == ondisk.PartiallyPresent) && e.Offset() > uint64(off) && e.Offset() < uint64(first) {
-			first = int64(e.Offset())
+			first = int64(e.Offset()) // #nosec G115 -- smaller than the end of the file
 		}
 	}
 	return first
@@ -155,9 +155,9 @@ func (l *layer) firstBlock(off int64) int64 {
 // lastBlock returns how many payload blocks there are up to the last one that the BAT says something of.
 func (l *layer) lastBlock(g *ondisk.Geometry, bat ondisk.Region) (blocks int64, err error) {
 	b := make([]byte, ondisk.MiB)
-	for at := int64(0); at < min(int64(bat.Length), l.size-int64(bat.Offset)); at += int64(len(b)) {
+	for at := int64(0); at < min(int64(bat.Length), l.size-int64(bat.Offset)); at += int64(len(b)) { // #nosec G115 -- of a region that validateRegions or searchBAT has seen; else the read fails
 		b = b[:min(int64(len(b)), int64(bat.Length)-at)]
-		if err := readFull(l.src, b, int64(bat.Offset)+at, "BAT"); err != nil {
+		if err := readFull(l.src, b, int64(bat.Offset)+at, "BAT"); err != nil { // #nosec G115 -- of a region that validateRegions or searchBAT has seen; else the read fails
 			return 0, err
 		}
 		for i := 0; i+ondisk.BATEntrySize <= len(b); i += ondisk.BATEntrySize {

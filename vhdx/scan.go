@@ -17,14 +17,14 @@ func (l *layer) loadBAT() error {
 	r, _ := l.tables.find(ondisk.BATRegionGUID) // validateRegions has seen it
 	entries := l.geo.BATEntries()
 	if need := entries * ondisk.BATEntrySize; need > int64(r.Length) {
-		err := ondisk.Corrupt(ondisk.RuleBATTooSmall, "BAT", int64(r.Offset), "the region has %s, but %d entries need %s", sizes.Text(int64(r.Length)), entries, sizes.Text(int64(need)))
+		err := ondisk.Corrupt(ondisk.RuleBATTooSmall, "BAT", int64(r.Offset), "the region has %s, but %d entries need %s", sizes.Text(int64(r.Length)), entries, sizes.Text(int64(need))) // #nosec G115 -- validateRegions has seen it
 		if l.tolerate(err) != nil || r.Length < ondisk.PageSize {
 			return err
 		}
 		l.geo.DiskSize = l.geo.BlocksOf(int64(r.Length)/ondisk.BATEntrySize) << l.geo.BlockShift
 		entries = l.geo.BATEntries()
 	}
-	l.bat = l.cache.Span(l.src, int64(r.Offset), l.geo.BATPages())
+	l.bat = l.cache.Span(l.src, int64(r.Offset), l.geo.BATPages()) // #nosec G115 -- inside the file, or validateRegions has refused or reported it, and reads fail
 	if l.geo.HasParent {
 		l.bitmaps = make([]atomic.Pointer[cache.Span], l.geo.Chunks())
 	}
@@ -35,19 +35,19 @@ func (l *layer) loadBAT() error {
 	}
 	for _, r := range l.tables.regions {
 		if r.Offset < uint64(l.size) {
-			l.space.mark(int64(r.Offset), int64(r.Length))
+			l.space.mark(int64(r.Offset), int64(r.Length)) // #nosec G115 -- smaller than the file
 		}
 		if !r.Inside(l.size) { // as an optional region may
 			l.unwritable = "a region is outside the file"
 		}
 	}
-	return l.scanBAT(&batScan{layer: l, off: int64(r.Offset), entries: entries})
+	return l.scanBAT(&batScan{layer: l, off: int64(r.Offset), entries: entries}) // #nosec G115 -- inside the file, or validateRegions has refused or reported it, and reads fail
 }
 
 // batOffset returns the file offset of the BAT region.
 func (l *layer) batOffset() int64 {
 	r, _ := l.tables.find(ondisk.BATRegionGUID)
-	return int64(r.Offset)
+	return int64(r.Offset) // #nosec G115 -- inside the file, or validateRegions has refused or reported it, and reads fail
 }
 
 // run reads the BAT once, from its first entry to its last, and validates each. Holes of the file are skipped, so
@@ -220,7 +220,7 @@ func (s *batScan) entry(i int64, e ondisk.BATEntry) error {
 	case bitmap && l.geo.HasParent:
 		return s.bitmap(i, e)
 	case bitmap:
-		s.warn(i, "%#x for a sector bitmap block, only differencing disks have those", int64(e))
+		s.warn(i, "%#x for a sector bitmap block, only differencing disks have those", int64(e)) // #nosec G115 -- shown as the unsigned number that it is, see anys
 		return nil
 	case n < l.geo.PayloadBlocks():
 		return s.payload(i, n, e)
@@ -289,7 +289,7 @@ func anys(numbers []int64) []any {
 func (s *batScan) payload(i, b int64, e ondisk.BATEntry) error {
 	l := s.layer
 	if e.Reserved() != 0 {
-		s.warn(i, "reserved bits %#x", int64(e.Reserved()))
+		s.warn(i, "reserved bits %#x", int64(e.Reserved())) // #nosec G115 -- shown as the unsigned number that it is, see anys
 	}
 	if e.State() != ondisk.NotPresent { // which is counted as the rest
 		s.counts.add(e.State(), 1)
@@ -326,14 +326,14 @@ func (s *batScan) place(i, b int64, e ondisk.BATEntry) error {
 	}
 	// QEMU cuts the file behind the last sector of the disk, inside the last block.
 	need := min(size, l.geo.DiskSize-b<<l.geo.BlockShift)
-	if off > uint64(l.size) || need > l.size-int64(off) {
-		return s.bad(i, ondisk.RuleBlockBeyondFile, "block %d (%d MiB at %#x) ends beyond the end of the file (%#x); was the file cut off?", b, size>>20, int64(off), l.size)
+	if off > uint64(l.size) || need > l.size-int64(off) { // #nosec G115 -- not larger than the file
+		return s.bad(i, ondisk.RuleBlockBeyondFile, "block %d (%d MiB at %#x) ends beyond the end of the file (%#x); was the file cut off?", b, size>>20, int64(off), l.size) // #nosec G115 -- shown as the unsigned number that it is, see anys
 	}
-	l.space.grow(int64(off) + size) // a last block that the end of the file cuts is a whole block all the same
-	if l.space.mark(int64(off), size) {
+	l.space.grow(int64(off) + size)     // #nosec G115 -- not larger than the file; a last block that the end of the file cuts is a whole block all the same
+	if l.space.mark(int64(off), size) { // #nosec G115 -- not larger than the file
 		return nil
 	}
-	return s.overlaps(i, ondisk.RuleBlockOverlap, int64(off), size, "block %d at %#x", b, int64(off))
+	return s.overlaps(i, ondisk.RuleBlockOverlap, int64(off), size, "block %d at %#x", b, int64(off)) // #nosec G115 -- not larger than the file
 }
 
 // keptPlace looks at the file offset that a block which is not present has kept. Nothing is read there, but
@@ -345,7 +345,7 @@ func (s *batScan) keptPlace(i, b int64, e ondisk.BATEntry) error {
 		s.warnKept(i, b, e, "has the file offset")
 		return nil
 	}
-	if off > uint64(l.size) || l.geo.BlockSize > l.size-int64(off) {
+	if off > uint64(l.size) || l.geo.BlockSize > l.size-int64(off) { // #nosec G115 -- not larger than the file
 		s.warnKept(i, b, e, "refers to a place outside the file, at")
 		l.unwritable = "a block that is not present refers to a place outside the file"
 		return nil
@@ -353,7 +353,7 @@ func (s *batScan) keptPlace(i, b int64, e ondisk.BATEntry) error {
 	if s.kept == nil {
 		s.kept = newSpaceMap(l.size)
 	}
-	if !s.kept.mark(int64(off), l.geo.BlockSize) {
+	if !s.kept.mark(int64(off), l.geo.BlockSize) { // #nosec G115 -- not larger than the file
 		s.warnKept(i, b, e, "refers to the same place as another block, at")
 		l.keptShared = true
 	}
@@ -379,7 +379,7 @@ func (s *batScan) end() error {
 func (s *batScan) bitmap(i int64, e ondisk.BATEntry) error {
 	l := s.layer
 	if e.Reserved() != 0 {
-		s.warn(i, "reserved bits %#x", int64(e.Reserved()))
+		s.warn(i, "reserved bits %#x", int64(e.Reserved())) // #nosec G115 -- shown as the unsigned number that it is, see anys
 	}
 	switch e.State() {
 	case ondisk.BitmapNotPresent:
@@ -391,13 +391,13 @@ func (s *batScan) bitmap(i int64, e ondisk.BATEntry) error {
 	s.hasBitmap = true
 	s.counts.SectorBitmaps++
 	off := e.Offset()
-	if off < ondisk.HeaderSectionSize || off > uint64(l.size) || ondisk.BitmapBlockSize > l.size-int64(off) {
-		return s.bad(i, ondisk.RuleBitmapPlace, "the sector bitmap block of chunk %d (1 MiB at %#x) ends beyond the end of the file (%#x); was the file cut off?", s.chunk, int64(off), l.size)
+	if off < ondisk.HeaderSectionSize || off > uint64(l.size) || ondisk.BitmapBlockSize > l.size-int64(off) { // #nosec G115 -- not larger than the file
+		return s.bad(i, ondisk.RuleBitmapPlace, "the sector bitmap block of chunk %d (1 MiB at %#x) ends beyond the end of the file (%#x); was the file cut off?", s.chunk, int64(off), l.size) // #nosec G115 -- shown as the unsigned number that it is, see anys
 	}
-	if !l.space.mark(int64(off), ondisk.BitmapBlockSize) {
-		return s.overlaps(i, ondisk.RuleBitmapPlace, int64(off), ondisk.BitmapBlockSize, "sector bitmap block of chunk %d at %#x", s.chunk, int64(off))
+	if !l.space.mark(int64(off), ondisk.BitmapBlockSize) { // #nosec G115 -- not larger than the file
+		return s.overlaps(i, ondisk.RuleBitmapPlace, int64(off), ondisk.BitmapBlockSize, "sector bitmap block of chunk %d at %#x", s.chunk, int64(off)) // #nosec G115 -- not larger than the file
 	}
-	l.bitmaps[s.chunk].Store(l.cache.Span(l.src, int64(off), ondisk.BitmapBlockSize/ondisk.PageSize))
+	l.bitmaps[s.chunk].Store(l.cache.Span(l.src, int64(off), ondisk.BitmapBlockSize/ondisk.PageSize)) // #nosec G115 -- not larger than the file
 	return nil
 }
 

@@ -161,12 +161,12 @@ func newUndoReader(r io.ReaderAt, size int64) (*undoReader, error) {
 	if ondisk.Checksum(b, undoHeaderSum) != ondisk.LE.Uint32(b[undoHeaderSum:]) {
 		return nil, fmt.Errorf("%w: the checksum of its header is wrong", errUndoDamaged)
 	}
-	u.oldSize, u.newSize = int64(ondisk.LE.Uint64(b[16:])), int64(ondisk.LE.Uint64(b[24:]))
+	u.oldSize, u.newSize = int64(ondisk.LE.Uint64(b[16:])), int64(ondisk.LE.Uint64(b[24:])) // #nosec G115 -- checked below
 	if u.oldSize < 0 || u.newSize < 0 || u.oldSize > ondisk.MaxFileSize || u.newSize > ondisk.MaxFileSize {
 		return nil, fmt.Errorf("%w: sizes %d and %d", errUndoDamaged, u.oldSize, u.newSize)
 	}
 	u.fileWrite = ondisk.GUID(b[32:])
-	u.made = time.Unix(0, int64(ondisk.LE.Uint64(b[48:])))
+	u.made = time.Unix(0, int64(ondisk.LE.Uint64(b[48:]))) // #nosec G115 -- only shown
 	u.path = string(b[undoHeaderSize:])
 	u.start = int64(len(b))
 	return u, nil
@@ -190,7 +190,7 @@ func (u *undoReader) each(do func(rec *undoRecord) error) error {
 		if err := fill(head); err != nil {
 			return err
 		}
-		off, n, states := int64(ondisk.LE.Uint64(head)), int64(ondisk.LE.Uint32(head[8:])), int(ondisk.LE.Uint32(head[12:]))
+		off, n, states := int64(ondisk.LE.Uint64(head)), int64(ondisk.LE.Uint32(head[8:])), int(ondisk.LE.Uint32(head[12:])) // #nosec G115 -- checked below
 		if n > maxUndoRecord || states > maxUndoStates {
 			return fmt.Errorf("%w: record %d of %d bytes with %d states", errUndoDamaged, records, n, states)
 		}

@@ -269,7 +269,7 @@ func TestRescueWithoutStructures(t *testing.T) {
 	}
 	place := map[string]int64{}
 	for _, r := range decode[vhdx.Info](t, mustRun(t, "info", "--json", path("good.vhdx"))).Regions {
-		place[r.Name] = r.Offset
+		place[r.Name] = int64(r.Offset)
 	}
 	wipe := func(ranges ...[2]int64) []byte {
 		b := bytes.Clone(good)

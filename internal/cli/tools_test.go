@@ -301,7 +301,7 @@ func TestConvertSalvages(t *testing.T) {
 	bat := int64(0)
 	for _, r := range decode[vhdx.Info](t, mustRun(t, "info", "--json", image)).Regions {
 		if r.Name == "BAT" {
-			bat = r.Offset
+			bat = int64(r.Offset)
 		}
 	}
 	damage(t, image, bat+8+4, 4) // the place of block 1

@@ -150,7 +150,7 @@ func (f *fileSurvey) fixed(im *vhdx.Image, in *vhdx.Info) {
 	f.mark(in.Log.Offset, in.Log.Length, Tables, 0)
 	for _, r := range in.Regions {
 		if r.Name != "unknown" {
-			f.mark(r.Offset, r.Length, Tables, 0)
+			f.mark(int64(r.Offset), r.Length, Tables, 0) // inside the file
 		}
 	}
 }

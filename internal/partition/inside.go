@@ -118,7 +118,7 @@ func ntfsLabel(part io.ReaderAt, head []byte) string {
 		return ""
 	}
 	b := make([]byte, record)
-	if readAt(part, b, int64(mft)*cluster+volumeRecord*record) != nil || string(b[:4]) != "FILE" {
+	if readAt(part, b, int64(mft)*cluster+volumeRecord*record) != nil || string(b[:4]) != "FILE" { // #nosec G115 -- at most 2^40
 		return ""
 	}
 	for at := int64(le.Uint16(b[20:])); at+24 <= record && le.Uint32(b[at:]) != end; {

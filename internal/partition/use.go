@@ -77,7 +77,7 @@ func (l *Layout) add(kinds []kind, head []byte, size int64) {
 // span returns n units in bytes, or the most there can be where that is too much.
 func span(n, unit uint64) int64 {
 	if hi, lo := bits.Mul64(n, unit); hi == 0 && lo <= math.MaxInt64 {
-		return int64(lo)
+		return int64(lo) // #nosec G115 -- bounded above
 	}
 	return math.MaxInt64
 }
