@@ -303,7 +303,7 @@ func TestFewDescriptors(t *testing.T) {
 	for _, args := range [][]string{{"-f"}, {}, {"attach"}} {
 		dir := newDir(t)
 		out, err := command("prlimit", append(append([]string{"--nofile=12", program.path(t)}, args...), img, dir)...)
-		if err == nil || !strings.Contains(out, "may have 12 files open, and a mount needs 64") || !strings.Contains(out, "LimitNOFILE=") {
+		if err == nil || !strings.Contains(out, "may open only 12 files; a mount needs at least 64") || !strings.Contains(out, "LimitNOFILE=") {
 			t.Errorf("vhdxfs %v: %v\n%s", args, err, out)
 		}
 		if _, mounted := mountAt(dir); mounted {

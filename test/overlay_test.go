@@ -104,7 +104,7 @@ func TestOverlayIsThrownAway(t *testing.T) {
 	if got := mustVhdxfs(t, "list"); !strings.Contains(words(got), "rw, overlay tmp mounted at "+other.dir) || !strings.Contains(got, img) {
 		t.Errorf("the mount that is left is not listed by its image:\n%s", got)
 	}
-	if r := vhdxfs(t, "snapshot", img); r.status != usageStatus || !strings.Contains(r.stderr, "has no file that could be frozen") {
+	if r := vhdxfs(t, "snapshot", img); r.status != usageStatus || !strings.Contains(r.stderr, "its overlay has no file to freeze") {
 		t.Errorf("snapshot: status %d, %s", r.status, r.stderr)
 	}
 	other.end(t)
@@ -140,7 +140,7 @@ func TestOverlayOfOddPath(t *testing.T) {
 		unchanged(t, odd, before)
 	}
 	r := vhdxfs(t, "-o", "overlay="+filepath.Join(filepath.Dir(dir), "over.avhdx"), odd, newDir(t))
-	if r.status != mountStatus || !strings.Contains(r.stderr, "put the child into the folder of the parent") {
+	if r.status != mountStatus || !strings.Contains(r.stderr, "create the child in the folder of the parent") {
 		t.Errorf("an overlay elsewhere: status %d, %s", r.status, r.stderr)
 	}
 }
@@ -232,8 +232,8 @@ func TestOverlayRefused(t *testing.T) {
 	refuse("ro,overlay="+over, usageStatus, "exclude each other")
 	refuse("ro_fallback,overlay=tmp", usageStatus, "exclude each other")
 	refuse("overlay=", usageStatus, "needs a value")
-	refuse("overlay="+img, mountStatus, "is the parent")
-	refuse("overlay="+link, mountStatus, "is the parent")
+	refuse("overlay="+img, mountStatus, "this file is the parent")
+	refuse("overlay="+link, mountStatus, "this file is the parent")
 	refuse("overlay="+plain, mountStatus, "is not an overlay: it has no parent")
 	refuse("overlay="+text, mountStatus, "a VHDX file has at least")
 	refuse("overlay="+folder, mountStatus, "is a directory")

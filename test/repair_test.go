@@ -45,11 +45,11 @@ type repairCase struct {
 }
 
 var repairCases = []repairCase{
-	{"header 1", func(t *testing.T, img string) { writeAt(t, img, []byte{0xFF}, 64<<10+30) }, warningStatus, soundStatus, "header 1 is not valid", nil},
-	{"header 2", func(t *testing.T, img string) { writeAt(t, img, make([]byte, 4096), 128<<10) }, warningStatus, soundStatus, "header 2 is not valid", nil},
+	{"header 1", func(t *testing.T, img string) { writeAt(t, img, []byte{0xFF}, 64<<10+30) }, warningStatus, soundStatus, "header 1 is invalid", nil},
+	{"header 2", func(t *testing.T, img string) { writeAt(t, img, make([]byte, 4096), 128<<10) }, warningStatus, soundStatus, "header 2 is invalid", nil},
 	{"region table 1", func(t *testing.T, img string) { writeAt(t, img, []byte{0xFF}, 192<<10+40) }, warningStatus, soundStatus, "copy 1 is written from copy 2", nil},
 	{"region table 2", func(t *testing.T, img string) { writeAt(t, img, []byte{0xFF}, 256<<10+40) }, warningStatus, soundStatus, "copy 2 is written from copy 1", nil},
-	{"identifier", func(t *testing.T, img string) { writeAt(t, img, make([]byte, 512), 0) }, damagedStatus, soundStatus, "written anew", nil},
+	{"identifier", func(t *testing.T, img string) { writeAt(t, img, make([]byte, 512), 0) }, damagedStatus, soundStatus, "rewritten, because everything else is present", nil},
 	{"block outside the file", func(t *testing.T, img string) { setBATEntry(t, img, 1, 1<<50|6) }, damagedStatus, warningStatus,
 		"lost, on the disk at 0x100000 (1 MiB)", func(disk []byte) { clear(disk[mib : 2*mib]) }},
 	{"block in the metadata", func(t *testing.T, img string) { setBATEntry(t, img, 1, uint64(regionOffset(t, img, metadataRegion))|6) }, damagedStatus, warningStatus,
@@ -72,7 +72,7 @@ var repairCases = []repairCase{
 			t.Fatal(err)
 		}
 	}, damagedStatus, warningStatus, "the file ends inside block 2", func(disk []byte) { clear(disk[3*mib-mib/4 : 4*mib]) }},
-	{"longer", func(t *testing.T, img string) { writeAt(t, img, make([]byte, 5), stat(t, img).Size+3*mib+5) }, soundStatus, soundStatus, "cut off the end", nil},
+	{"longer", func(t *testing.T, img string) { writeAt(t, img, make([]byte, 5), stat(t, img).Size+3*mib+5) }, soundStatus, soundStatus, "3 MiB removed from the end of the file", nil},
 }
 
 // repairSample makes an image for a repairCase, and returns it with what its disk holds.
@@ -226,7 +226,7 @@ func TestRepairDropsALog(t *testing.T) {
 	unchanged(t, img, before)
 	noUndoFile(t, img)
 	r = vhdxfs(t, "check", "--repair", "--drop-log", img)
-	if r.status != warningStatus || !strings.Contains(r.stdout, "the log is given up") {
+	if r.status != warningStatus || !strings.Contains(r.stdout, "the log is discarded") {
 		t.Errorf("with --drop-log: exit status %d\n%s%s", r.status, r.stdout, r.stderr)
 	}
 	checkClean(t, img)
@@ -279,7 +279,7 @@ func TestRepairInUse(t *testing.T) {
 	writeAt(t, img, []byte{0xFF}, 128<<10+30)
 	before := sha256File(t, img)
 	s := serve(t, img, "-o", "ro")
-	if r := vhdxfs(t, "check", "--repair", img); r.status == 0 || !strings.Contains(r.stderr, "open") {
+	if r := vhdxfs(t, "check", "--repair", img); r.status == 0 || !strings.Contains(r.stderr, "already mounted") {
 		t.Errorf("mounted: exit status %d\n%s", r.status, r.stderr)
 	}
 	s.end(t)
@@ -289,7 +289,7 @@ func TestRepairInUse(t *testing.T) {
 		t.Fatalf("exit status %d\n%s%s", r.status, r.stdout, r.stderr)
 	}
 	s = serve(t, img)
-	if r := vhdxfs(t, "check", "--undo", img+".undo"); r.status == 0 || !strings.Contains(r.stderr, "open") {
+	if r := vhdxfs(t, "check", "--undo", img+".undo"); r.status == 0 || !strings.Contains(r.stderr, "already mounted") {
 		t.Errorf("undo while mounted: exit status %d\n%s", r.status, r.stderr)
 	}
 	f := openDisk(t, s.disk, 0)
@@ -314,7 +314,7 @@ func TestRepairWithoutRoomForTheUndoFile(t *testing.T) {
 	must(t, "mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", small)
 	t.Cleanup(func() { unmount(t, small) })
 	r := vhdxfs(t, "check", "--repair", "--free-leaks", "--undo-file", filepath.Join(small, "undo"), img)
-	if r.status != 2 || !strings.Contains(r.stderr, "not touched") || !strings.Contains(r.stderr, "no space left") {
+	if r.status != 2 || !strings.Contains(r.stderr, "the image is unchanged") || !strings.Contains(r.stderr, "no space left") {
 		t.Errorf("exit status %d\n%s%s", r.status, r.stdout, r.stderr)
 	}
 	unchanged(t, img, before)
