@@ -214,12 +214,16 @@ func (f *fileSystem) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 	return fuse.OK
 }
 
+// minFreeShare is the least part of the disk, one in that many, that StatFs shows as free.
+const minFreeShare = 4
+
 func (f *fileSystem) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	*out = f.statfs
 	size := f.disk.Size()
 	out.Blocks = uint64(size) / uint64(out.Frsize)
-	// What no file holds counts as free. Monitors would take a mount without free space for a full one.
-	out.Bfree = uint64(max(size-f.disk.AllocatedBytes(), 0)) / uint64(out.Frsize)
+	// Unallocated space counts as free. The disk itself is never full: a disk whose blocks are all allocated can still be
+	// written. So at least a quarter is shown as free, or monitors would warn of it.
+	out.Bfree = uint64(max(size-f.disk.AllocatedBytes(), size/minFreeShare)) / uint64(out.Frsize)
 	out.Bavail = out.Bfree
 	return fuse.OK
 }

@@ -149,6 +149,20 @@ func TestStatFs(t *testing.T) {
 	}
 }
 
+// fullDisk is a disk with all its blocks allocated.
+type fullDisk struct{ *fakeDisk }
+
+func (d fullDisk) AllocatedBytes() int64 { return d.Size() }
+
+// A monitor does not take a disk for full whose blocks are all allocated.
+func TestStatFsFullDisk(t *testing.T) {
+	f := newTestFileSystem(t, fullDisk{newFakeDisk(t)}, Options{})
+	var out fuse.StatfsOut
+	if s := f.StatFs(nil, &fuse.InHeader{}, &out); !s.Ok() || out.Bfree < out.Blocks/4 || out.Bavail != out.Bfree {
+		t.Errorf("%v, %+v; want a quarter free", s, out)
+	}
+}
+
 func TestXAttrs(t *testing.T) {
 	d := newFakeDisk(t)
 	d.info.Parent = &vhdx.ParentInfo{Image: &vhdx.Info{

@@ -183,6 +183,9 @@ func mountedText(path string) string {
 	for _, d := range m.Devices {
 		text += ", " + d.Path
 	}
+	if m.Sandbox != "" {
+		text += ", sandbox " + printable(m.Sandbox)
+	}
 	return text
 }
 

@@ -19,16 +19,16 @@ type LockMode string
 // ErrLocked says that another program uses a file in a way that does not go with ours.
 var ErrLocked = errors.New("another program has the image open")
 
-// The modes of locking. Where a file system knows no locks, all of them go on without.
+// The modes of locking. On a file system without locks, all of them proceed without locks.
 const (
 	LockOn  LockMode = "on"  // an image that another program uses is refused
-	LockTry LockMode = "try" // such an image is used all the same
-	LockOff LockMode = "off" // nothing is locked and nobody is asked
+	LockTry LockMode = "try" // such an image is used anyway
+	LockOff LockMode = "off" // no lock is taken or looked for
 )
 
 // The locks are QEMU's, byte for byte, so that its programs and ours keep each other out. They are open file
-// description locks for reading, on single bytes: the byte at usedLocks plus a permission says "I use it",
-// the byte at unsharedLocks plus a permission "nobody else may use it".
+// description locks for reading, on single bytes: the byte at usedLocks plus a permission says "in use",
+// the byte at unsharedLocks plus a permission "not shared with others".
 const (
 	usedLocks     = 100
 	unsharedLocks = 200
@@ -59,7 +59,7 @@ var (
 func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 	writes := slices.Contains(k.used, permWrite)
 	if writes && Writers != nil {
-		c := &LockedError{Path: f.Name(), Writes: true, what: "has it open to write it"}
+		c := &LockedError{Path: f.Name(), Writes: true, what: "has it open for writing"}
 		if c.holders, c.Holders = f.ask(Writers); c.holders != "" {
 			return c
 		}
@@ -73,7 +73,7 @@ func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 		if err != nil || !held {
 			return nil
 		}
-		if c := f.conflict("has it open to write it"); len(c.Holders) > 0 {
+		if c := f.conflict("has it open for writing"); len(c.Holders) > 0 {
 			return c
 		}
 		return nil
@@ -85,7 +85,7 @@ func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 	if err == nil {
 		return nil
 	}
-	// No locks at all, or another program's: ours are of no use to anyone.
+	// No locks at all, or another program's: ours protect nothing.
 	if dropErr := f.setLock(unix.F_UNLCK, 0, unsharedLocks+permRename+1); dropErr != nil && errors.Is(err, ErrLocked) {
 		err = errors.Join(err, dropErr)
 	}
@@ -95,8 +95,7 @@ func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 	return err
 }
 
-// Share turns the locks of a file that nobody else may use into those of one that is read. At no moment others could
-// write it.
+// Share turns exclusive locks into those of a file that is read. Others cannot write to the file in between.
 func (f *hostFile) Share() error {
 	for _, p := range Exclusive.used {
 		if slices.Contains(Shared.used, p) {
@@ -133,27 +132,27 @@ func (f *hostFile) takeLocks(k LockKind) error {
 func (f *hostFile) findConflict(k LockKind) error {
 	for _, p := range k.used {
 		if held, err := f.lockHeld(unsharedLocks + p); err != nil || held {
-			return f.conflictOr(err, "does not let others "+permVerb(p)+" it")
+			return f.conflictOr(err, "has it open and does not share it for "+permNoun(p))
 		}
 	}
 	for _, p := range k.unshared {
 		if held, err := f.lockHeld(usedLocks + p); err != nil || held {
-			return f.conflictOr(err, "has it open to "+permVerb(p)+" it")
+			return f.conflictOr(err, "has it open for "+permNoun(p))
 		}
 	}
 	return nil
 }
 
-func permVerb(p int64) string {
+func permNoun(p int64) string {
 	switch p {
 	case permWrite:
-		return "write"
+		return "writing"
 	case permResize:
-		return "resize"
+		return "resizing"
 	case permRename:
-		return "rename"
+		return "renaming"
 	}
-	return "read"
+	return "reading"
 }
 
 // A LockedError says which program keeps a file from being opened. It matches ErrLocked.
