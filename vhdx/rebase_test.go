@@ -119,8 +119,8 @@ func TestSetParentRefuses(t *testing.T) {
 		want                string
 	}{
 		{"no child", plain, p[0], SetParentOptions{Unsafe: true}, ErrOptions, "has no parent"},
-		{"itself", p[1], p[1], SetParentOptions{Unsafe: true}, ErrOptions, "itself"},
-		{"a loop", p[1], p[2], SetParentOptions{Unsafe: true}, ErrOptions, "based on it"},
+		{"itself", p[1], p[1], SetParentOptions{Unsafe: true}, ErrOptions, "same image"},
+		{"a loop", p[1], p[2], SetParentOptions{Unsafe: true}, ErrOptions, "a child of it"},
 		{"missing", p[1], filepath.Join(dir, "missing"), SetParentOptions{}, os.ErrNotExist, "parent: "},
 		{"damaged parent", p[1], broken, SetParentOptions{Unsafe: true}, ErrCorrupt, "R2"},
 		{"damaged child", broken, p[0], SetParentOptions{Unsafe: true}, ErrCorrupt, "R2"},
