@@ -93,8 +93,8 @@ var processRows = []row{
 		p.that(t, "after the second he gets errors", fmt.Sprint(err), err != nil)
 		checkClean(t, p.img)
 		said, _ := os.ReadFile(log)
-		p.that(t, "the log tells", meaningful(lastLine(said)), bytes.Contains(said, []byte("is in use; it is detached")) &&
-			bytes.Contains(said, []byte("asked to end a second time")) && bytes.Contains(said, []byte("is clean")))
+		p.that(t, "the log tells", meaningful(lastLine(said)), bytes.Contains(said, []byte("is in use; the mount point is detached")) &&
+			bytes.Contains(said, []byte("second signal: closing")) && bytes.Contains(said, []byte("is clean")))
 	}},
 	{"SIGTERM after the mount was moved", func(t *testing.T, p *place) {
 		dir := newDir(t)
@@ -132,7 +132,7 @@ var processRows = []row{
 		p.eventuallyEnded(t, pid)
 		p.unmounted(t)
 		said, _ := os.ReadFile(log)
-		p.that(t, "the log tells", meaningful(lastLine(said)), bytes.Contains(said, []byte("was cut, as by umount -f")))
+		p.that(t, "the log tells", meaningful(lastLine(said)), bytes.Contains(said, []byte("was aborted (umount -f)")))
 		p.mount(t)
 	}},
 	{"killed before it could report", func(t *testing.T, p *place) {

@@ -117,7 +117,7 @@ var umountRows = []row{
 	{"a mount over the dead one", func(t *testing.T, p *place) {
 		p.mount(t)
 		p.killServer(t)
-		p.run(t, 32, "has died; remove it with: umount", "mount", "-t", "vhdx", "-o", "noclean_stale", p.img, p.dir)
+		p.run(t, 32, "holds a dead FUSE mount; remove it with: umount", "mount", "-t", "vhdx", "-o", "noclean_stale", p.img, p.dir)
 		p.mounted(t, "rw")
 		p.run(t, 0, "removed the dead mount of", "mount", "-t", "vhdx", p.img, p.dir)
 		p.mounted(t, "rw")
@@ -130,13 +130,13 @@ var umountRows = []row{
 		t.Cleanup(func() { syscall.Kill(pid, syscall.SIGCONT) })
 		eventually(t, "all threads to stop", func() bool { return stopped(pid) })
 		p.run(t, 32, "does not answer", "mount.vhdx", p.img, p.dir)
-		p.run(t, 0, "does not answer; it is unmounted without waiting", "umount.fuse.vhdxfs", p.dir)
+		p.run(t, 0, "does not answer; unmounting without waiting for it", "umount.fuse.vhdxfs", p.dir)
 		p.unmounted(t)
 		syscall.Kill(pid, syscall.SIGCONT)
 		p.eventuallyEnded(t, pid)
 	}},
 	{"no mount of ours", func(t *testing.T, p *place) {
-		p.run(t, 32, "no mount point of a VHDX image", "umount.fuse.vhdxfs", p.dir)
+		p.run(t, 32, "is not a mount point of a VHDX image", "umount.fuse.vhdxfs", p.dir)
 		p.run(t, 32, "not mounted", "umount", p.dir)
 		p.run(t, 1, "missing MOUNTPOINT", "umount.fuse.vhdxfs")
 	}},
@@ -145,7 +145,7 @@ var umountRows = []row{
 		server := p.server(t)
 		again := newDir(t)
 		p.run(t, 0, "", "mount", "--bind", p.dir, again)
-		p.run(t, 0, "mounted at "+again+", too", "umount", p.dir)
+		p.run(t, 0, "also mounted on "+again, "umount", p.dir)
 		p.run(t, 0, "", "umount", again)
 		p.eventuallyEnded(t, server)
 		checkClean(t, p.img)
@@ -154,7 +154,7 @@ var umountRows = []row{
 		p.mount(t)
 		server := p.server(t)
 		other := p.process(t, "unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec sleep infinity")
-		p.run(t, 0, "served on: process", "umount", p.dir)
+		p.run(t, 0, "still has it mounted in another namespace", "umount", p.dir)
 		p.unmounted(t)
 		other.Process.Kill()
 		other.Wait()
