@@ -148,7 +148,7 @@ func TestCreateChildRefuses(t *testing.T) {
 	}{
 		{"no such parent", "", CreateOptions{Parent: filepath.Join(dir, "missing.vhdx")}, "no such file"},
 		{"damaged parent", "", CreateOptions{Parent: broken}, "R2"},
-		{"smaller", "", CreateOptions{Parent: path, Size: 4 * ondisk.MiB}, "must be at least 5 MiB, as the parent"},
+		{"smaller", "", CreateOptions{Parent: path, Size: 4 * ondisk.MiB}, "must be at least 5 MiB, the size of the parent"},
 		{"other sectors", "", CreateOptions{Parent: path, LogicalSectorSize: 4096}, "must be 512, as in the parent"},
 		{"dynamic", "", CreateOptions{Parent: path, Type: Dynamic}, "has no parent"},
 		{"over the parent", path, CreateOptions{Parent: path, Replace: true}, "is also the parent"},
