@@ -249,7 +249,7 @@ func TestSnapshotOfAMountFails(t *testing.T) {
 		{[]string{s.dir, "ballast"}, usageStatus, "exists"},
 		{[]string{"--keep-name", s.dir, "ballast"}, usageStatus, "exists"},
 		{[]string{"--keep-name", s.dir, filepath.Join(t.TempDir(), "x.vhdx")}, usageStatus, "in its folder"},
-		{[]string{"-o", "lock=off", s.dir}, usageStatus, "without -o"},
+		{[]string{"-o", "lock=off", s.dir}, usageStatus, "omit -o"},
 	} {
 		r := vhdxfs(t, append([]string{"snapshot"}, tc.args...)...)
 		if r.status != tc.status || !strings.Contains(r.stderr, tc.want) || strings.Count(r.stderr, "\n") != 1 {
@@ -331,7 +331,7 @@ func TestSnapshotOfAMountedFile(t *testing.T) {
 	refuses := func() {
 		t.Helper()
 		for _, args := range [][]string{{img}, {"--keep-name", img}} {
-			if r := vhdxfs(t, append([]string{"snapshot"}, args...)...); r.status != usageStatus || !strings.Contains(r.stderr, "a mount by itself") {
+			if r := vhdxfs(t, append([]string{"snapshot"}, args...)...); r.status != usageStatus || !strings.Contains(r.stderr, "a mount of its own") {
 				t.Errorf("%v: exit status %d, %q", args, r.status, r.stderr)
 			}
 		}

@@ -274,7 +274,7 @@ func TestMetricsSocketInTheWay(t *testing.T) {
 		status       int
 		want         string
 	}{
-		{"in use", option, 32, "another program listens at " + socket},
+		{"in use", option, 32, "another program listens on " + socket},
 		{"a file", "metrics=unix:" + file, 32, "is not a socket"},
 		{"no folder", "metrics=unix:" + dir + "/no/metrics.sock", 32, "no such file or directory"},
 		{"too long", "metrics=unix:" + long, 1, "at most 107 bytes"},

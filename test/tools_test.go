@@ -334,7 +334,7 @@ func TestConvertBlockDevices(t *testing.T) {
 	small := filepath.Join(t.TempDir(), "small.raw")
 	writeFile(t, small, bytes.Repeat([]byte{0xFF}, 4*mib))
 	before := sha256File(t, small)
-	if r := vhdxfs(t, "convert", "--force", img, loopDeviceOf(t, small)); r.status != 2 || !strings.Contains(r.stderr, "4194304") {
+	if r := vhdxfs(t, "convert", "--force", img, loopDeviceOf(t, small)); r.status != 2 || !strings.Contains(r.stderr, "too small: it has 4 MiB, the disk 20 MiB") {
 		t.Errorf("a device that is too small: exit status %d, %q", r.status, r.stderr)
 	}
 	unchanged(t, small, before)
