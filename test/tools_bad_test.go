@@ -225,8 +225,8 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 			w.refuses(t, usageStatus, "is also an input", "convert", force, "child.vhdx", same)
 			w.refuses(t, usageStatus, "is also an input", "convert", force, "-f", "raw", "-O", "raw", "full.vhdx", same)
 			w.refuses(t, usageStatus, "is also an input", "flatten", force, "child.vhdx", same)
-			w.refuses(t, usageStatus, "is also the parent, or one of its parents", "create", force, "--parent", "full.vhdx", same)
-			w.refuses(t, usageStatus, "is also the parent, or one of its parents", "create", force, "--parent", "child.vhdx", same)
+			w.refuses(t, usageStatus, "is the parent itself, or one of its parents", "create", force, "--parent", "full.vhdx", same)
+			w.refuses(t, usageStatus, "is the parent itself, or one of its parents", "create", force, "--parent", "child.vhdx", same)
 			w.refuses(t, usageStatus, "is also the image, or one of its parents", "map", force, "--svg", same, "child.vhdx")
 		}
 	}

@@ -104,7 +104,7 @@ func (o CreateOptions) childOf(im *Image, path string) (CreateOptions, error) {
 	case o.Size < like.Size:
 		return o, fmt.Errorf("invalid disk size %s: must be at least %s, the size of the parent", sizes.Exact(o.Size), sizes.Exact(like.Size))
 	case im.Holds(path):
-		return o, fmt.Errorf("output is also the parent, or one of its parents")
+		return o, fmt.Errorf("the file is the parent itself, or one of its parents")
 	case im.layers() == maxLayers:
 		return o, fmt.Errorf("the chain already has %d images, the maximum; merge some of them", maxLayers)
 	}

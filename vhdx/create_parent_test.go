@@ -151,7 +151,7 @@ func TestCreateChildRefuses(t *testing.T) {
 		{"smaller", "", CreateOptions{Parent: path, Size: 4 * ondisk.MiB}, "must be at least 5 MiB, the size of the parent"},
 		{"other sectors", "", CreateOptions{Parent: path, LogicalSectorSize: 4096}, "must be 512, as in the parent"},
 		{"dynamic", "", CreateOptions{Parent: path, Type: Dynamic}, "has no parent"},
-		{"over the parent", path, CreateOptions{Parent: path, Replace: true}, "is also the parent"},
+		{"over the parent", path, CreateOptions{Parent: path, Replace: true}, "is the parent itself"},
 		{"name", "", CreateOptions{Parent: colon}, "colon"},
 		{"path", "", CreateOptions{Parent: path, ParentPaths: []string{"base.vhdx"}}, "such as D:"},
 		{"two drives", "", CreateOptions{Parent: path, ParentPaths: []string{`C:\a`, `D:\a`}}, "given twice"},

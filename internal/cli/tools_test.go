@@ -89,7 +89,7 @@ func TestToolsRefuse(t *testing.T) {
 		{[]string{"create", "--from", raw, "--parent", image, filepath.Join(dir, "new.vhdx")}, statusUsage, "exclude each other"},
 		{[]string{"create", "--from", raw, "--size", "1M", filepath.Join(dir, "new.vhdx")}, statusUsage, "cannot hold"},
 		{[]string{"create", "--parent", image, "--size", "1M", filepath.Join(dir, "new.vhdx")}, statusUsage, "must be at least 3 MiB"},
-		{[]string{"create", "--parent", image, image}, statusUsage, "this file is the parent"},
+		{[]string{"create", "--parent", image, image}, statusUsage, "the file is the parent itself"},
 		{[]string{"create", "--parent", qcow, filepath.Join(dir, "new.vhdx")}, statusDamaged, "parent: "},
 		{[]string{"compare", raw}, statusUsage, "missing SECOND"},
 		{[]string{"compare", raw, filepath.Join(dir, "missing")}, statusSystem, "no such file"},
