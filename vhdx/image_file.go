@@ -2,9 +2,7 @@ package vhdx
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
-	"os"
 	"vhdxfs/internal/safefile"
 )
 
@@ -28,9 +26,7 @@ func (im *Image) File(level int) (*ImageFile, error) {
 	if f.Info, err = l.file.Identity(); err != nil {
 		return nil, err
 	}
-	if fd, ok := l.file.Fd(); ok {
-		f.Now, _ = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-	}
+	f.Now = l.file.PathNow()
 	return f, nil
 }
 

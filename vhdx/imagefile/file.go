@@ -48,6 +48,11 @@ type File interface {
 	Fd() (uintptr, bool)
 	// Identity returns what os.SameFile compares, with the owner and the permissions.
 	Identity() (fs.FileInfo, error)
+
+	// PathNow returns the path of the file as the kernel knows it at this moment: another than that by which it was opened
+	// where it was renamed, one with " (deleted)" behind it where it has no name, and "" where the file has no path or is
+	// closed. It may be called while the file is closed.
+	PathNow() string
 	// Named returns another descriptor of the same open file, with its locks, whose errors name it so. Either may be
 	// closed before the other.
 	Named(path string) (File, error)
@@ -72,6 +77,7 @@ func (Plain) Sparse() bool                            { return false }
 func (Plain) IsDevice() bool                          { return false }
 func (Plain) Fd() (uintptr, bool)                     { return 0, false }
 func (Plain) Identity() (fs.FileInfo, error)          { return nil, errors.ErrUnsupported }
+func (Plain) PathNow() string                         { return "" }
 func (Plain) Named(path string) (File, error)         { return nil, errors.ErrUnsupported }
 func (Plain) Lock(mode LockMode, kind LockKind) error { return errors.ErrUnsupported }
 func (Plain) Share() error                            { return errors.ErrUnsupported }

@@ -2,6 +2,7 @@ package imagefile
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math"
@@ -55,6 +56,17 @@ func (f *hostFile) Fd() (uintptr, bool) { return f.File.Fd(), true }
 
 // Identity returns what the kernel knows of the file.
 func (f *hostFile) Identity() (fs.FileInfo, error) { return f.Stat() }
+
+// PathNow returns the path of the file as the kernel knows it now.
+func (f *hostFile) PathNow() (path string) {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return ""
+	}
+	// Unlike Fd, this keeps the descriptor from being closed, and its number from being that of another file, meanwhile.
+	_ = c.Control(func(fd uintptr) { path, _ = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)) })
+	return path
+}
 
 // Size returns the size in bytes, of a block device too.
 func (f *hostFile) Size() (int64, error) {
