@@ -203,10 +203,12 @@ func (w *writer) anyFreed() bool {
 	return len(w.freed) > 0
 }
 
-// reclaimStep is how many bytes whoever wants space waits for at a time, until the host's file system has them back.
+// reclaimStep is how many bytes one step of reclaim gives back to the host's file system. An allocation waits for one
+// such step at a time.
 const reclaimStep = 64 * ondisk.MiB
 
-// giveBack does what reclaim does, for an image that nobody allocates from; somebody may meanwhile.
+// giveBack does what reclaim does, in steps, so that an allocation that comes meanwhile waits for one of
+// them only.
 func (w *writer) giveBack() {
 	for w.reclaimStep() {
 	}
@@ -224,7 +226,7 @@ func (w *writer) reclaim(n int64) bool {
 	places := w.takeFreed(n)
 	for _, p := range places {
 		if w.punch {
-			// Only a favour to the host's file system: it may fail, since nobody relies on the zeros.
+			// The hole only saves space on the host. It may fail: the next block in this place zeroes it anew.
 			_ = w.file.PunchHole(p.off, p.size)
 		}
 	}
@@ -252,7 +254,7 @@ func (w *writer) takeFreed(n int64) (places []place) {
 	return places
 }
 
-// putBack undoes takeFreed for places that nobody was given since. The caller holds spaceMu.
+// putBack undoes takeFreed for places that were not allocated since. The caller holds spaceMu.
 func (w *writer) putBack(places []place) {
 	again := make([]freed, 0, len(places)+len(w.freed))
 	for _, p := range places {

@@ -2,8 +2,8 @@ package vhdx
 
 import "sync"
 
-// blockLocks serialise what happens to a payload block: writes into a present block share its lock, and whatever
-// changes its BAT entry or the meaning of its bits holds it alone. Blocks share locks, so nobody takes two.
+// blockLocks serialise what happens to a payload block: writes into a present block share its lock, and a change
+// of its BAT entry or of the meaning of its bits holds it alone. Blocks share locks, so a goroutine never takes two.
 // Reads take none.
 type blockLocks [256]sync.RWMutex
 

@@ -33,18 +33,18 @@ type CompactResult struct {
 	After    int64 `json:"file_size_after"`
 	Zero     int64 `json:"zero_bytes"`     // of blocks given up because they read as zero
 	Unmapped int64 `json:"unmapped_bytes"` // of places given up that blocks kept without being present
-	Moved    int64 `json:"moved_bytes"`    // of blocks moved towards the begin of the file
+	Moved    int64 `json:"moved_bytes"`    // of blocks moved towards the start of the file
 }
 
-// syncEvery is how many bytes of blocks are moved before they are made durable, so that whoever syncs the disk
+// syncEvery is how many bytes of blocks are moved before they are made durable, so that a sync of the disk
 // meanwhile does not have to wait for more.
 const syncEvery = 64 * ondisk.MiB
 
 // Compact makes the image file smaller: blocks that read as zero, and places that blocks keep without being present,
 // are given up, blocks at the end of the file move to free space before them, and the end is cut off. What the disk
 // reads as stays the same, and so does DataWriteGuid; no block of a differencing disk comes to show its parent.
-// Reads and writes may go on. Each block is a step by itself, after which ctx is looked at; whatever ends the work,
-// an error, ctx, or a power cut, no data is lost and what was done is kept. The blocks of a fixed disk are only
+// Reads and writes may go on. Each block is a step by itself, after which ctx is looked at; when an error,
+// ctx or a power cut ends the work, no data is lost and what was done is kept. The blocks of a fixed disk are only
 // moved.
 func (im *Image) Compact(ctx context.Context, o CompactOptions) (r *CompactResult, err error) {
 	w := im.writer
@@ -81,7 +81,7 @@ func (c *compaction) run() error {
 	if err := c.releaseBlocks(); err != nil {
 		return err
 	}
-	// What was given up can be taken by blocks that move when that is durable and nobody reads it any more.
+	// Blocks can move to the space that was given up once its unmapping is durable and no read uses it any more.
 	if err := c.settle(); err != nil {
 		return err
 	}

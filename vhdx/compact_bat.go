@@ -41,7 +41,7 @@ func (c *compaction) moveBAT() (moved bool, err error) {
 	return err == nil, err
 }
 
-// copyBAT copies the BAT to another place, which nobody looks at before the log says so.
+// copyBAT copies the BAT to another place, which nothing looks at before the log says so.
 func (r *resizing) copyBAT(to place) error {
 	if err := r.begin(); err != nil {
 		return err
@@ -52,7 +52,7 @@ func (r *resizing) copyBAT(to place) error {
 	return r.changeEntries(true)
 }
 
-// cutBAT has the region of the BAT end size bytes after its begin.
+// cutBAT has the region of the BAT end size bytes after its start.
 func (r *resizing) cutBAT(size int64) error {
 	if err := r.begin(); err != nil {
 		return err
@@ -61,8 +61,8 @@ func (r *resizing) cutBAT(size int64) error {
 	return nil
 }
 
-// begin makes the image clean, or pages of the BAT might be newer in the log, and announces a change that nobody who
-// reads the disk can tell.
+// begin makes the image clean, or pages of the BAT might be newer in the log, and announces a change that no reader
+// of the disk can see.
 func (r *resizing) begin() error {
 	if err := r.w.makeClean(); err != nil {
 		return err

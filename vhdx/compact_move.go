@@ -44,7 +44,7 @@ func (c *compaction) move() error {
 // finds any.
 func (c *compaction) moveBlocks() error {
 	counts := c.w.l.blockCounts()
-	// Who writes meanwhile may put blocks at the end as fast as they are moved: each block is moved once.
+	// Writes may put blocks at the end as fast as they are moved away from there. So each block is moved once only.
 	left := counts.FullyPresent + counts.PartiallyPresent + counts.SectorBitmaps
 	for {
 		blocks, err := c.highest()

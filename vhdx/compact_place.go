@@ -40,7 +40,7 @@ func (w *writer) moveBlock(b, from int64) (bool, error) {
 }
 
 // moveBitmap moves the sector bitmap block of a chunk, as moveBlock does a payload block. Its pages may be in the log
-// or on their way there, so nobody changes anything meanwhile, and they are put into their places first.
+// or on their way there, so no change is made meanwhile, and they are put into their places first.
 func (w *writer) moveBitmap(chunk, from int64) (ok bool, err error) {
 	defer w.catch(&err)
 	w.gate.Lock()
@@ -77,7 +77,7 @@ func (w *writer) copyBelow(size, from, i int64, copyTo func(from int64, to place
 			w.release(to)
 		}
 	}()
-	if err := w.announce(fileWrite); err != nil { // nobody who reads the disk can tell
+	if err := w.announce(fileWrite); err != nil { // no reader of the disk can see the change
 		return err
 	}
 	if err := copyTo(from, to); err != nil {

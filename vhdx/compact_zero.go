@@ -34,7 +34,7 @@ func (c *compaction) releaseBlocks() error {
 	})
 }
 
-// keepsBlocks reports whether the disk is one whose blocks keep their places whatever they hold.
+// keepsBlocks reports whether the blocks of the disk keep their places even if they hold zeros.
 func (l *layer) keepsBlocks() bool { return l.meta.leaveBlockAllocated && !l.geo.HasParent }
 
 // giveUpBlock gives up the place of block b, whose lock the caller holds alone, if it is needless still.
@@ -47,7 +47,7 @@ func (c *compaction) giveUpBlock(b int64) error {
 	if needless, err := c.needless(b, e); err != nil || !needless {
 		return err
 	}
-	if err := c.w.unmap(b, e, fileWrite); err != nil { // nobody who reads the disk can tell
+	if err := c.w.unmap(b, e, fileWrite); err != nil { // no reader of the disk can see the change
 		return err
 	}
 	if mayKeepPlace(e.State()) {

@@ -16,8 +16,8 @@ import (
 	"vhdxfs/vhdx/ondisk"
 )
 
-// maxDiskItems bounds the metadata of a virtual disk that new images inherit, in bytes. Nobody is known to have more
-// than some hundred.
+// maxDiskItems bounds the metadata of a virtual disk that new images inherit, in bytes. Known images have some
+// hundred at most.
 const maxDiskItems = 4 * ondisk.MiB
 
 // Like returns options for a new image of the same disk: its size, block and sector sizes, its id and the further
@@ -117,7 +117,7 @@ func (o CreateOptions) childOf(im *Image, path string) (CreateOptions, error) {
 	return o, err
 }
 
-// Access returns who may use each file of the chain, the image's own first.
+// Access returns the owner, permissions and ACL of each file of the chain, the image's own first.
 func (im *Image) Access() ([]safefile.Access, error) {
 	var list []safefile.Access
 	for l := im.current(); l != nil; l = l.parent {
@@ -130,7 +130,7 @@ func (im *Image) Access() ([]safefile.Access, error) {
 	return list, nil
 }
 
-// AccessOf returns who may use the open file, and nothing for one that is in no file system.
+// AccessOf returns the owner, permissions and ACL of the open file, and nothing for one that is in no file system.
 func AccessOf(f File, path string) ([]safefile.Access, error) {
 	d, ok := descriptorOf(f, path)
 	if !ok {
@@ -179,8 +179,8 @@ const (
 // \\?\Volume{GUID}\folder\parent.vhdx, one of a drive or server and one of a volume at the most.
 //
 // Where no path of a drive is given, the one here stands in as one of drive C: there are readers, libvhdi among
-// them, that know no other key and look for its last part. Whoever follows it to another file finds that the
-// linkage differs.
+// them, that know no other key and look for its last part. A reader that follows it to another file finds
+// that the linkage differs.
 func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([][2]string, error) {
 	rel, err := relativePath(child, parent)
 	if err != nil {

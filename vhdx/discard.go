@@ -40,7 +40,7 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 			off = e.End()
 			continue
 		}
-		// The block may begin with what reads as zero, and is to be treated as a whole all the same.
+		// The block may begin with what reads as zero, and still has to be treated as a whole.
 		g := &im.current().geo
 		b := off >> g.BlockShift
 		from, to := max(first, b<<g.BlockShift), min(end, g.BlockEnd(b))
@@ -52,8 +52,8 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 	return nil
 }
 
-// alone calls do with the lock of block b held alone, and the gate. Whoever works through many blocks takes both
-// anew for each, so that others get their turn.
+// alone calls do with the lock of block b held alone, and the gate. A caller with many blocks takes both anew
+// for each, so that other changes get their turn.
 func (w *writer) alone(b int64, do func() error) (err error) {
 	defer w.catch(&err)
 	w.gate.RLock()

@@ -39,7 +39,7 @@ func (w *writer) editFreeing(kind writeKind, claim int) (*edit, error) {
 			return &edit{w: w, kind: kind, claim: claim}, nil
 		}
 		if dirty == 0 {
-			w.roomFree.Wait() // for those who hold the claims
+			w.roomFree.Wait() // until an edit under way gives up its claim
 			continue
 		}
 		w.metaMu.Unlock()
@@ -65,8 +65,8 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 		return nil, err
 	}
 	if !p.HasSpace() {
-		// Held until the page is pinned and known to have space: nobody changes it before, and what is written to its
-		// place is what it holds there.
+		// Held until the page is pinned and known to have space. No other edit changes the page before, so what is
+		// written to its place is what it holds there.
 		e.w.fillMu.Lock()
 		defer e.w.fillMu.Unlock()
 		if p, err = span.Page(i); err != nil {

@@ -4,7 +4,8 @@ import "sync/atomic"
 
 // readEpochs tells when every read has ended that may have found a block where it no longer is. Space that a
 // block gave up is given to another only then. Readers never wait: they announce themselves in the counter of
-// the current epoch, and whoever gives space away turns the epoch and waits for the old counter to drain.
+// the current epoch, and the writer turns the epoch before it gives space away, and waits for the
+// old counter to drain.
 type readEpochs struct {
 	current atomic.Uint64
 	readers [2]struct {
@@ -18,7 +19,8 @@ func (r *readEpochs) enter() uint64 {
 	for {
 		e := r.current.Load()
 		r.readers[e&1].n.Add(1)
-		// If the epoch turned in between, nobody may have seen us in time.
+		// If the epoch turned in between, the writer may have read the counter before this read was in it: the space
+		// that this read is about to use might be given away. So it announces itself again.
 		if r.current.Load() == e {
 			return e
 		}

@@ -29,7 +29,7 @@ const (
 type Options struct {
 	Parents    []string // files to take as parents, for the levels of the chain in turn
 	ParentDirs []string // further folders in which parents may be looked for
-	AnyParent  bool     // take a parent that was changed since the child was made; what the disk reads as is then anybody's guess
+	AnyParent  bool     // take a parent that was changed since the child was made; what the disk reads as is then unknown
 	CacheSize  int64    // bytes of BAT and sector bitmap pages to keep, for the whole chain; 0 is the default
 	Lock       LockMode // "" is LockOn
 	Salvage    bool     // open a damaged image, too, to read what can be read of it; see Image.Damage
@@ -43,7 +43,7 @@ type Options struct {
 	Writable     bool               // open the image for writing; its parents are never written
 	Discard      DiscardMode        // "" is DiscardAuto
 	DetectZeroes bool               // writing zeros to what reads as zero allocates nothing
-	Commit       time.Duration      // after which changes are made durable that nobody syncs; 0 is never
+	Commit       time.Duration      // after which changes without a sync are made durable; 0 is never
 	IdleClean    time.Duration      // without changes, after which the image is made clean; 0 is never
 	Log          logrus.FieldLogger // for what happens in the background; nil is nowhere
 }
@@ -155,8 +155,8 @@ func (im *Image) Path() string { return im.current().path }
 // Size returns the size of the virtual disk in bytes.
 func (im *Image) Size() int64 { return im.current().geo.DiskSize }
 
-// current returns the image's own layer as it is now: a disk that grows while it is in use gets another one. Whoever
-// goes on to use it has to have called BeginRead, unless nothing can grow meanwhile.
+// current returns the image's own layer as it is now: a disk that grows while it is in use gets another one. A caller
+// that goes on to use it must have called BeginRead, unless nothing can grow meanwhile.
 func (im *Image) current() *layer {
 	if im.writer != nil {
 		return im.writer.current.Load()
@@ -239,8 +239,8 @@ func (o *opener) open(path string) (*layer, error) {
 
 // openLayer opens and locks the image file at path, and reads nothing yet.
 func (o *opener) openLayer(path string, flags int, kind imagefile.LockKind) (*layer, error) {
-	// The folder first, and the file by it: whatever others do to the names meanwhile, the image is in the folder in which
-	// its parent is looked for.
+	// Open the folder first, and the file through it. Even if other programs change names meanwhile, the image is in the
+	// folder in which its parent is looked for.
 	d, name, err := safefile.Split(path)
 	if err != nil {
 		return nil, err

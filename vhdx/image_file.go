@@ -6,7 +6,7 @@ import (
 	"vhdxfs/internal/safefile"
 )
 
-// An ImageFile is the open file of an image, which keeps its identity whatever becomes of its name.
+// An ImageFile is the open file of an image, which keeps its identity even if its name changes or goes.
 type ImageFile struct {
 	Path string      // by which it was opened
 	Now  string      // by which the kernel knows it now; "" where that cannot be told

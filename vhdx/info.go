@@ -129,7 +129,7 @@ type ParentInfo struct {
 
 // Info describes the image and its chain, as they are now. It waits for the BAT to be validated; see Image.Validated.
 func (im *Image) Info() *Info {
-	_ = im.Validated() // what is wrong is told to those whom it concerns
+	_ = im.Validated() // reads and changes return its error where it concerns them
 	w := im.writer
 	if w == nil {
 		return im.current().info()

@@ -3,8 +3,8 @@ package vhdx
 import "vhdxfs/vhdx/ondisk"
 
 // InMemory reports whether Resolve can tell what holds the n bytes from byte off, which lie inside the disk, without
-// reading metadata: whether the pages of BATs and sector bitmap blocks that it needs are cached. Resolve may have to
-// read all the same, where a page is given up in between. It takes no lock.
+// reading metadata: whether the pages of BATs and sector bitmap blocks that it needs are cached. Resolve may still
+// have to read, where a page is given up in between. It takes no lock.
 func (im *Image) InMemory(off, n int64) bool {
 	last := off + n - 1
 	for l := im.current(); l != nil && off < l.geo.DiskSize; l = l.parent {

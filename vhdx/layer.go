@@ -84,8 +84,8 @@ const maxFindings = 1000
 
 func (l *layer) findingsBound() int { return cmp.Or(l.maxFindings, maxFindings) }
 
-// room reports whether one more finding of a list would be kept, and counts it as dropped if not. Whoever may have millions
-// asks before the text is made.
+// room reports whether one more finding of a list would be kept, and counts it as dropped if not. A check that may have
+// millions of findings asks before it makes the text.
 func (l *layer) room(list *[]Finding) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -208,7 +208,7 @@ func (l *layer) noIdentifier() error {
 func (l *layer) loadHeaders() error {
 	var err error
 	if l.headers, err = readHeaders(l.file); err != nil {
-		if l.headers == nil { // to salvage; nobody else looks at them after an error
+		if l.headers == nil { // to salvage; nothing else looks at them after an error
 			l.headers = &headers{err: [2]error{err, err}}
 		}
 		return err
@@ -274,8 +274,8 @@ func (v view) Sync() error                              { return nil }
 func (v view) Size() (int64, error)                     { return v.size, nil }
 func (v view) Close() error                             { return v.file.Close() }
 
-// logGap says what is lost where a log is damaged in its middle, and "" where it is not. Who waits for an entry before the
-// next is written, as this package does, leaves none behind one that a power cut tore.
+// logGap says what is lost where a log is damaged in its middle, and "" where it is not. A writer that
+// waits for an entry before it writes the next, as this package does, leaves none behind one that a power cut tore.
 func (l *layer) logGap() string {
 	if l.sequence.Newer == 0 {
 		return ""

@@ -53,7 +53,7 @@ const mergePiece = 4 * ondisk.MiB
 //     take P as their parent from here on.
 //  6. C loses its parent_linkage2. It still reads as before, through P, until it is removed.
 //
-// Run again after a cut, all of this is done again, from whatever DataWriteGuid P has. Where a run of images is merged,
+// Run again after a cut, merge does all of this again, with the DataWriteGuid that P has then. Where a run of images is merged,
 // the one above C then names P as its parent, whose DataWriteGuid it knows from C; also one entry of the log.
 func Merge(ctx context.Context, path string, o MergeOptions) (_ *MergeResult, err error) {
 	withoutNil(&o.Phase, &o.Progress)

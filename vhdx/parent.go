@@ -71,7 +71,7 @@ type candidate struct {
 	similar  bool             // its name differs in case, so that only its identity shows that it is meant
 	refused  error            // why it may not even be looked at
 
-	missing bool // there is no such file; set by who has tried it
+	missing bool // there is no such file; set by the code that has tried it
 }
 
 // errOutside says why a path of an image is not followed.
@@ -270,8 +270,8 @@ func (o *opener) openCandidate(c *candidate, flags int, kind imagefile.LockKind)
 	return o.openBeneath(c.dir, c.rel, c.path, flags, kind)
 }
 
-// checkCandidate is checkParent for the file of a candidate. One whose name is not the one that the image has has to have
-// the right identity, whatever the options say.
+// checkCandidate is checkParent for the file of a candidate. If its name is not the one that the image gives, its identity
+// must be right, even if the options allow another.
 func (o *opener) checkCandidate(l, p *layer, c *candidate) error {
 	if any := o.AnyParent; any && c.similar {
 		o.AnyParent = false

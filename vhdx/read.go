@@ -107,7 +107,7 @@ func (im *Image) Extent(off int64) (Extent, error) {
 	return e, nil
 }
 
-// look does what run does, for a caller who has not called BeginRead: the metadata that run reads stay where they are
+// look does what run does, for a caller that has not called BeginRead: the metadata that run reads stay where they are
 // until it has read them.
 func (im *Image) look(off, end int64) (Extent, error) {
 	defer im.EndRead(im.BeginRead())

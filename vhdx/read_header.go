@@ -25,8 +25,8 @@ func (hs *headers) dropLog() {
 }
 
 // readHeaders reads both headers and chooses the current one: the only valid one, or the one with the larger
-// sequence number. Two that are alike in every byte are one (Disk2vhd writes them so). With the error that both could
-// be it returns them all the same, the first as the current one, for a repair.
+// sequence number. Two that are alike in every byte are one (Disk2vhd writes them so). Where either
+// could be the current one, it returns an error, and also both headers, the first as the current one, for a repair.
 func readHeaders(r io.ReaderAt) (*headers, error) {
 	var hs headers
 	var raw [2][ondisk.HeaderSize]byte

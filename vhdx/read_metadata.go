@@ -138,7 +138,7 @@ func (l *layer) readItems() error {
 		}
 	}
 	err := l.readLocator()
-	if err != nil && l.orphan { // where nobody follows it
+	if err != nil && l.orphan { // where nothing follows it
 		err = l.tolerate(err)
 	}
 	return err

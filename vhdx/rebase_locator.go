@@ -169,7 +169,7 @@ func (w *writer) linkParent(keys [][2]string) error {
 	return w.rewriteLocator(values)
 }
 
-// setDataWrite makes id the DataWriteGuid, durably. It remains that whatever this writer writes.
+// setDataWrite makes id the DataWriteGuid, durably. The later writes of this writer keep it.
 func (w *writer) setDataWrite(id uuid.UUID) error {
 	if err := w.clean(); err != nil {
 		return err

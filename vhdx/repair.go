@@ -53,7 +53,7 @@ type Fix struct {
 	Ranges []DiskRange `json:"ranges,omitempty"` // of the virtual disk, that are lost or suspect
 }
 
-// Effect says what a repair means for those who read the disk.
+// Effect says what a repair means for the readers of the disk.
 type Effect string
 
 // The effects of a repair.
@@ -71,12 +71,12 @@ type DiskRange struct {
 
 // Repair repairs the image at path, but not its parents. All of the work is planned on a draft in memory first, and
 // the draft is examined as Check does it: where a broken rule of the image remains, nothing is changed. Then every
-// byte that is going to change goes into the undo file, which has its name only when it is complete and durable, and
-// only then the image changes. So Undo restores it from there byte for byte, also after a power cut. What fails
-// halfway, as on a full disk, is undone at once.
+// byte that is going to change goes into the undo file. That gets its name when it is complete and durable, and the
+// image changes after that. So Undo can restore the image from there byte for byte, also after a power cut. A repair
+// that fails halfway, as on a full disk, is undone at once.
 //
 // The undo file is PATH.undo, or PATH.undo2 and so on where that is taken; of a device it has to be named. It is never
-// written over another file, and who may not read the image may not read it.
+// written over another file, and only users that may read the image may read it.
 // An image with nothing to repair is not touched, and there is no undo file. One whose repair was interrupted is to be
 // restored first.
 //

@@ -19,7 +19,7 @@ func (r *repairer) undoSize() (int64, error) {
 	return r.writeUndo(io.Discard)
 }
 
-// finish has the headers tell of the change, whatever it is, with a new FileWriteGuid.
+// finish has the headers tell of the change, of any kind, with a new FileWriteGuid.
 func (r *repairer) finish() error {
 	if r.copies[r.slot].SequenceNumber > math.MaxUint64-3 {
 		return errors.New("the headers have no sequence numbers left")
@@ -42,7 +42,7 @@ func (r *repairer) apply(undo undoPlace) (int64, error) {
 		return size, nil
 	}
 	if uerr := r.rollBack(undo); uerr != nil {
-		// Not what has ended it: who was interrupted must not be told that nothing was changed.
+		// Do not return the reason for the end: an interrupted user must not read that nothing was changed.
 		return 0, fmt.Errorf("the image is partly repaired; restore it from the undo file %v: %v: %w", undo, err, uerr)
 	}
 	return 0, fmt.Errorf("%w; the image is unchanged", err)
@@ -65,7 +65,7 @@ func (r *repairer) rollBack(undo undoPlace) error {
 	if err != nil {
 		return err
 	}
-	// Nobody else has written meanwhile, and a user who interrupts wants just this.
+	// No other program has written meanwhile, and a user that interrupts the repair wants just this.
 	u.phase, u.progress = r.o.Phase, r.o.Progress
 	_, err = u.restore(context.WithoutCancel(r.ctx), r.top.file, true)
 	if err := errors.Join(err, c.Close()); err != nil {

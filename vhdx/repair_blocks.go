@@ -57,8 +57,8 @@ func (r *repairer) mendBlock(l *layer, f Finding, b int64, e ondisk.BATEntry, si
 		r.hurt(f, Suspect, whole, "%s is now fully present", blockName(b))
 		return ondisk.NewBATEntry(ondisk.FullyPresent, 0) | e&ondisk.BATEntry(ondisk.BATOffsetMask)
 	case ondisk.RuleBlockState.Name():
-		// A flipped bit makes a reserved state of FULLY_PRESENT. Where it points to a place that nobody else has, the
-		// block's bytes are there.
+		// A flipped bit makes a reserved state of FULLY_PRESENT. Where it points to a place that no other block has,
+		// the block's bytes are there.
 		if off := e.Offset(); off >= ondisk.HeaderSectionSize && off <= uint64(size) && l.geo.BlockSize <= size-int64(off) && l.space.mark(int64(off), l.geo.BlockSize) { // #nosec G115 -- not larger than the file
 			r.hurt(f, Suspect, whole, "%s is now fully present, at %#x, which no other block uses", blockName(b), off)
 			return ondisk.NewBATEntry(ondisk.FullyPresent, int64(off)) // #nosec G115 -- not larger than the file
@@ -147,8 +147,8 @@ func (r *repairer) dropKeptPlaces(l *layer, list []Finding) error {
 	return err
 }
 
-// separate gives blocks that share a place with others one of their own, with a copy of what is there. Whose bytes
-// these are nobody can tell, so both are suspect. It leaves them where the copies would be larger than the image and a block
+// separate gives blocks that share a place with others one of their own, with a copy of what is there. It is
+// unknown whose bytes these are, so both are suspect. It leaves them where the copies would be larger than the image and a block
 // of the largest kind: entries that all name one place are no accident, and cost terabytes.
 func (r *repairer) separate(l *layer, list []Finding) error {
 	if need := int64(len(list)) * l.geo.BlockSize; need > r.d.old+ondisk.MaxBlockSize {

@@ -17,11 +17,11 @@ import (
 // maxDraftPages bounds the memory of a draft: 256 MiB of pages. It is the BAT of a disk of 32 TiB, all of it changed.
 const maxDraftPages = 64 << 10
 
-// errLargeDraft says that a repair would change too much. Who replays a log by opening the image needs no draft.
+// errLargeDraft says that a repair would change too much. To replay a log by opening the image needs no draft.
 var errLargeDraft = errors.New("the repair would change more than 256 MiB of block tables or log, which is not supported; " +
 	"to replay only the log, mount the image read/write")
 
-// A draft is an image file with changes that nobody has made yet. It reads as the file would with them, and leaves the
+// A draft is an image file with changes that are planned only. It reads as the file would with them, and leaves the
 // file as it is. It is for one goroutine.
 //
 // The file grows or is cut, not both: once it was cut below its old size it cannot grow again.

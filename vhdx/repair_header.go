@@ -36,7 +36,7 @@ func (r *repairer) announcement() *[ondisk.HeaderSize]byte {
 	return h.Encode()
 }
 
-// mendIdentifier writes the identifier anew, which somebody has written over: the headers are there.
+// mendIdentifier writes the identifier anew, which was overwritten: the headers are there.
 func (r *repairer) mendIdentifier(_ *layer, list []Finding) error {
 	r.fixed(list[0], "rewritten, because everything else is present; an interrupted creation looks the same")
 	_, err := r.d.WriteAt([]byte(ondisk.IdentifierSignature), 0)
@@ -44,7 +44,7 @@ func (r *repairer) mendIdentifier(_ *layer, list []Finding) error {
 }
 
 // mendEqualHeaders takes the first of two headers that both count. Where they differ in how the image is to be read
-// nobody can tell which is right.
+// it is unknown which is right.
 func (r *repairer) mendEqualHeaders(_ *layer, list []Finding) error {
 	a, b := r.copies[0], r.copies[1]
 	if a.LogGUID != b.LogGUID || a.LogVersion != b.LogVersion || a.Version != b.Version || a.LogLength != b.LogLength || a.LogOffset != b.LogOffset {

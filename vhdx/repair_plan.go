@@ -121,7 +121,7 @@ func (p *repair) takes(list []Finding) []Finding {
 	return mine
 }
 
-// maxRepairs bounds the findings of one round. Where there are more, so much is damaged that to repair the image is of no use.
+// maxRepairs bounds the findings of one round. Where there are more, so much is damaged that a repair does not help.
 const maxRepairs = 64_000
 
 // maxRounds bounds the rounds, each of which mends all that one stage can.

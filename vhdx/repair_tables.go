@@ -36,7 +36,7 @@ func (r *repairer) copyTable(from, to int) error {
 	return err
 }
 
-// mendRegions clears reserved flags, and takes out regions that nobody has to know and that lie where none can be:
+// mendRegions clears reserved flags, and takes out optional regions that lie where none can be:
 // until then no block can be put into the file.
 func (r *repairer) mendRegions(l *layer, list []Finding) error {
 	before := len(r.fixes)

@@ -26,7 +26,7 @@ func (im *Image) Resize(ctx context.Context, size int64) error {
 	return im.resize(ctx, size, math.MaxInt64)
 }
 
-// Grow is Resize for a disk that is in use: it does not make it smaller, whoever else resizes it at the same time.
+// Grow is Resize for a disk that is in use: it does not make it smaller, even if another Resize runs at the same time.
 func (im *Image) Grow(ctx context.Context, size int64) error { return im.resize(ctx, size, size) }
 
 // resize does what Resize does, unless the disk has more than most bytes.
@@ -111,7 +111,7 @@ func newResizing(ctx context.Context, w *writer, size int64) *resizing {
 
 func (r *resizing) shrinks() bool { return r.new.DiskSize < r.old.DiskSize }
 
-// prepare does everything that nobody can see before the disk has its new size.
+// prepare does everything that no reader can see before the disk has its new size.
 func (r *resizing) prepare() error {
 	if err := r.w.announce(dataWrite); err != nil {
 		return err
@@ -249,7 +249,7 @@ func (r *resizing) commit() error {
 		return w.fail(err)
 	}
 	if r.shrinks() {
-		// Nobody looks at these entries any more, but a program that lets the disk grow may.
+		// Nothing looks at these entries any more, but a program that lets the disk grow may.
 		if err := r.clearEntries(); err != nil {
 			return w.fail(err)
 		}
@@ -269,7 +269,7 @@ func (r *resizing) clearEntries() error {
 	return r.w.makeClean()
 }
 
-// reload loads the layer anew from the file, which is clean and nobody else uses.
+// reload loads the layer anew from the file, which is clean and used by nothing else.
 func (w *writer) reload() error {
 	l := &layer{path: w.l.path, file: w.l.file, cache: w.l.cache, parent: w.l.parent}
 	if err := l.load(); err != nil {

@@ -169,7 +169,7 @@ func (l *layer) lastBlock(g *ondisk.Geometry, bat ondisk.Region) (blocks int64, 
 	return blocks, nil
 }
 
-// batSearch is how far from the begin of the file the BAT is looked for, in bytes.
+// batSearch is how far from the start of the file the BAT is looked for, in bytes.
 const batSearch = 256 * ondisk.MiB
 
 // searchBAT returns the offset of what looks like a BAT, and 0 where nothing does: whose entries are all valid, at least
@@ -230,7 +230,7 @@ func (im *Image) LeftToParent() (n int64, err error) {
 		switch {
 		case err == io.EOF:
 			return n, nil
-		case err != nil: // a block of which nobody can tell, in an image that is salvaged
+		case err != nil: // a block whose content is unknown, in an image that is salvaged
 			off = im.top.geo.BlockEnd(off >> im.top.geo.BlockShift)
 			continue
 		case e.File == nil && (e.State == ondisk.NotPresent || e.State == ondisk.PartiallyPresent):
@@ -255,8 +255,8 @@ func (l *layer) badEntry(b int64, r ondisk.Rule, format string, args ...any) err
 	return ondisk.Corrupt(r, "BAT entry", l.batOffset()+l.geo.PayloadEntry(b)*ondisk.BATEntrySize, format, args...)
 }
 
-// Damaged returns how many bytes from byte off on nobody can tell, since one entry of a BAT is wrong, and 0 where off is not
-// among such bytes.
+// Damaged returns how many bytes from byte off on are unknown because one entry of a BAT is wrong, and 0 where off is
+// not among such bytes.
 func (im *Image) Damaged(off int64) int64 {
 	if off < 0 || off >= im.Size() {
 		return 0

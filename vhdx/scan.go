@@ -329,7 +329,7 @@ func (s *batScan) place(i, b int64, e ondisk.BATEntry) error {
 	if off > uint64(l.size) || need > l.size-int64(off) { // #nosec G115 -- not larger than the file
 		return s.bad(i, ondisk.RuleBlockBeyondFile, "block %d (%d MiB at %#x) ends beyond the end of the file (%#x); was the file cut off?", b, size>>20, int64(off), l.size) // #nosec G115 -- shown as the unsigned number that it is, see anys
 	}
-	l.space.grow(int64(off) + size)     // #nosec G115 -- not larger than the file; a last block that the end of the file cuts is a whole block all the same
+	l.space.grow(int64(off) + size)     // #nosec G115 -- not larger than the file; a last block that the end of the file cuts counts as a whole block
 	if l.space.mark(int64(off), size) { // #nosec G115 -- not larger than the file
 		return nil
 	}

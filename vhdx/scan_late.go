@@ -12,7 +12,7 @@ import (
 	"vhdxfs/vhdx/ondisk"
 )
 
-// promptScan is how many bytes of a BAT are validated before the image is open, whatever the options. It is the BAT of
+// promptScan is how many bytes of a BAT are validated before the image is open, under all options. It is the BAT of
 // 1 TiB in blocks of 1 MiB, and of 64 TiB, the largest disk there is, in blocks of 64 MiB, which is what other programs
 // make of such disks.
 const promptScan = 8 * ondisk.MiB
@@ -22,9 +22,9 @@ const promptScan = 8 * ondisk.MiB
 // finds all that is wrong with it by itself; that two blocks overlap is seen by the end, so nothing is written before.
 type lateScan struct {
 	scan    *batScan
-	started bool          // before anybody else has the image
+	started bool          // before any other goroutine has the image
 	warned  int           // how many warnings there were before
-	stop    atomic.Bool   // nobody waits for it any more
+	stop    atomic.Bool   // nothing waits for it any more
 	done    chan struct{} // closed when it has ended
 	err     error         // why the BAT is not valid, or is not known to be; to be read when done is closed
 }
@@ -61,7 +61,7 @@ func (im *Image) startLateScan(log logrus.FieldLogger) {
 	go l.late.run(l, im.Writable(), log)
 }
 
-// run validates what is left, and logs what it finds, since nobody may be waiting for it.
+// run validates what is left, and logs what it finds, since there may be no caller that waits for it.
 func (s *lateScan) run(l *layer, writable bool, log logrus.FieldLogger) {
 	defer close(s.done)
 	defer fault.Then(func(err error) { s.fail(l, err, log) })

@@ -53,7 +53,7 @@ func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (
 	if err := s.begin(); err != nil {
 		return nil, err
 	}
-	if err := w.clean(); err != nil { // most of what is to be synced is before anybody has to wait
+	if err := w.clean(); err != nil { // most of it is synced before any change has to wait
 		return nil, err
 	}
 	if err := s.freeze(); err != nil {
@@ -181,7 +181,7 @@ func (s *liveSnapshot) freeze() error {
 	if err := below.Share(); err != nil {
 		w.log.WithError(err).Warnf("%s stays locked against readers until the unmount", s.frozen)
 	}
-	// Who still reads may do so from the file by the name it was opened with.
+	// Reads that are still under way may use the file by the name it was opened with.
 	w.awaitReads()
 	s.im.top = child
 	_ = s.file.Close() // what was written by it is durable, and another descriptor remains
@@ -193,7 +193,7 @@ func (s *liveSnapshot) settle() error {
 	if err := s.w.makeCleanThen(s.w.shrinkChanged); err != nil || !s.w.opened {
 		return err
 	}
-	s.w.giveBack() // nobody can do it later
+	s.w.giveBack() // later there is no writer that could do it
 	return nil
 }
 

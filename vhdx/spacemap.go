@@ -107,7 +107,7 @@ func (m *spaceMap) firstFree() int64 {
 }
 
 // clear gives the n bytes at file offset off back, and reports whether all of them were taken. If not, it gives nothing
-// back: who says so does not know what is in use.
+// back: a caller that is wrong about this does not know what is in use.
 func (m *spaceMap) clear(off, n int64) bool {
 	if !m.taken(off, n) {
 		return false

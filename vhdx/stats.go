@@ -71,7 +71,7 @@ type counters struct {
 	fileSyncs                                           atomic.Int64 // of the image file
 	headerUpdates, logEntries, loggedPages, checkpoints atomic.Int64
 	allocated, freed                                    atomic.Int64 // payload blocks
-	inLog                                               atomic.Int64 // len(session.logged), for who does not hold roundMu
+	inLog                                               atomic.Int64 // len(session.logged), for reading without roundMu
 }
 
 // entry counts a log entry of so many pages.

@@ -172,8 +172,8 @@ func newUndoReader(r io.ReaderAt, size int64) (*undoReader, error) {
 	return u, nil
 }
 
-// each calls do for every record. The record is do's until it returns. Whoever relies on the file being complete lets
-// each run to its end once before.
+// each calls do for every record. The record is do's until it returns. A caller that relies on the file being complete
+// runs each to its end once before.
 func (u *undoReader) each(do func(rec *undoRecord) error) error {
 	in := bufio.NewReaderSize(io.NewSectionReader(u.r, u.start, u.size-u.start), ondisk.MiB)
 	fill := func(b []byte) error {

@@ -34,7 +34,7 @@ type undoFile interface {
 // others may be able to write its folder.
 type undoPath struct {
 	path   string
-	access []safefile.Access // of the image: who may not read that may not read bytes of it in the undo file
+	access []safefile.Access // of the image: only users that may read that may read bytes of it in the undo file
 	place  *location         // nil before create
 }
 

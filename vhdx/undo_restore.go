@@ -187,7 +187,7 @@ func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 			c.repaired[i] = ondisk.GUID(h[16:]) == u.fileWrite
 		}
 	}
-	if headers == 0 && c.foreign == nil { // whatever the undo file says: it may come from anyone, and name any file
+	if headers == 0 && c.foreign == nil { // even if the undo file says otherwise: it may come from anyone, and name any file
 		c.foreign = fmt.Errorf("%w: it has no header of a VHDX image. It was overwritten, or is another file; --force restores anyway", ErrChanged)
 	}
 	u.phase("compare", u.size)

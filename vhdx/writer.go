@@ -26,7 +26,7 @@ import (
 //   - Metadata reaches the file through the log alone: first a durable log entry, then, later, its place.
 //   - A mapping that must not be durable before its bytes are has them synced before its log entry is written:
 //     where the space is recycled, and where the disk has a parent.
-//   - Space given up is given away only when the entry that unmaps it is durable and nobody reads it any more.
+//   - Space given up is given away only when the entry that unmaps it is durable and no read uses it any more.
 //   - After a failed sync nothing more is written.
 //
 // Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headerMu, metaMu, spaceMu.
@@ -72,7 +72,7 @@ type writer struct {
 	ended    chan struct{}
 	stopOnce sync.Once
 
-	rounds   sharedRun   // of those who sync
+	rounds   sharedRun   // one serves all callers of sync that came before it
 	roundMu  sync.Mutex  // held by a sync round; guards what follows
 	session  *session    // nil while no header names a log
 	begun    *session    // a log with an entry, which no header names for certain; nil but after a failure
@@ -163,7 +163,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 // use makes l the layer that is written to.
 func (w *writer) use(l *layer) { w.l, w.file = l, meteredFile{l.file, &w.counters.fileSyncs} }
 
-// nowhere returns a log that nobody reads.
+// nowhere returns a log that discards its entries.
 func nowhere() logrus.FieldLogger {
 	return &logrus.Logger{Out: io.Discard, Formatter: new(logrus.TextFormatter)}
 }
@@ -199,7 +199,8 @@ func (w *writer) settle() (err error) {
 	return nil
 }
 
-// useSpace has the writer use the space of its layer's file. The caller holds spaceMu, if anybody else has the writer.
+// useSpace has the writer use the space of its layer's file. The caller holds spaceMu, if any other goroutine has
+// the writer.
 func (w *writer) useSpace() {
 	w.space, w.size, w.freed = w.l.space, w.l.fileSize, nil
 	// Behind the last MiB of the file, and behind a last block that the end of the file cuts.
@@ -247,7 +248,7 @@ func (w *writer) fail(err error) error {
 	return err
 }
 
-// catch is to be deferred by whatever changes something. After a panic, which is a fault of this program, the image is
+// catch is to be deferred by each function that changes something. After a panic, which is a fault of this program, the image is
 // read-only: what the change has left half done is in memory alone, and stays there.
 func (w *writer) catch(err *error) {
 	if e := fault.New(recover()); e != nil {
@@ -264,13 +265,13 @@ func (w *writer) err() error {
 	return nil
 }
 
-// A writeKind says who can see a change (MS-VHDX 2.2.2).
+// A writeKind says how visible a change is (MS-VHDX 2.2.2).
 type writeKind int32
 
 const (
 	noWrite   writeKind = iota
-	fileWrite           // who looks at the file's bytes
-	dataWrite           // whoever reads the disk
+	fileWrite           // visible in the bytes of the file only
+	dataWrite           // visible to readers of the disk
 )
 
 // announce has to be called before every change, with the gate held. The first change renews FileWriteGuid, the first
@@ -335,7 +336,7 @@ func (w *writer) changed() {
 
 // updateHeaders makes h the current header: first in the place of the other copy, which becomes the current one
 // when it is durable, then in the place of this one, so that either may be lost (MS-VHDX 2.2.2). Where the host copies
-// on write there may be no space for a header; then h may be there all the same or not. The caller holds headerMu.
+// on write there may be no space for a header; then h may or may not be there. The caller holds headerMu.
 func (w *writer) updateHeaders(h ondisk.Header) error {
 	h.SequenceNumber = w.header.SequenceNumber
 	if h.SequenceNumber > math.MaxUint64-uint64(len(ondisk.HeaderOffsets)) {
