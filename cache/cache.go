@@ -7,7 +7,7 @@ import (
 	"vhdxfs/internal/tally"
 )
 
-// minPages is the least number of pages that a cache keeps, whatever its bound.
+// minPages is the least number of pages that a cache keeps, even if its bound is smaller.
 const minPages = 16
 
 // A Cache bounds the pages of all its spans together.

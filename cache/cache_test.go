@@ -189,8 +189,8 @@ func TestMarkZeroOfCachedPages(t *testing.T) {
 	s.Unpin(leafPages + 1)
 }
 
-// Pages are marked while others are read, pinned and given up. A zero page stands for one that holds zeros, so whoever
-// looks sees either of both.
+// Pages are marked while others are read, pinned and given up. A zero page stands for one that holds zeros, so a
+// reader sees either of both.
 func TestMarkZeroWhilePagesComeAndGo(t *testing.T) {
 	const pages = 3*leafPages + 7
 	c := New(0)

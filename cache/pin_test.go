@@ -42,7 +42,7 @@ func TestPinnedPageStays(t *testing.T) {
 	}
 }
 
-// When all pages are pinned, others find room all the same: to refuse them would stop the disk.
+// When all pages are pinned, others still find room: to refuse them would stop the disk.
 func TestPinsBeyondTheBound(t *testing.T) {
 	c := New(0)
 	s := c.Span(newCountingFile(100), 0, 100)
@@ -199,7 +199,7 @@ func TestReadersOfAFullCacheReadOnce(t *testing.T) {
 	}
 }
 
-// Writers and readers of a small cache: what was set is never lost, whatever comes and goes.
+// Writers and readers of a small cache: what was set is never lost, while pages come and go.
 func TestPinAndEvictRace(t *testing.T) {
 	const pages = 64
 	f := &storedFile{}

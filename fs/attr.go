@@ -19,7 +19,7 @@ const (
 	statUnit    = 512  // bytes: the unit of st_blocks
 )
 
-// imageAttr is what the mount shows of the image file: who owns it, who may read it, and its times.
+// imageAttr is what the mount shows of the image file: its owner, its permissions, and its times.
 type imageAttr struct {
 	uid, gid            uint32
 	perm                uint32
@@ -51,9 +51,9 @@ func (o *Options) statImage(disk Disk) (imageAttr, error) {
 	return a, nil
 }
 
-// closeOff takes the permissions away from those who could not open the image, since a folder on the way to it does not let
-// them pass. Where the way is not known, only the owner keeps them. A mounter who is not root keeps the access that he has
-// to the image, as the owner of disk.raw.
+// closeOff takes the permissions away from users that could not open the image, since a folder on the way to it does not let
+// them pass. Where the way is not known, only the owner keeps them. A mounting user other than root keeps the access to the
+// image, as the owner of disk.raw.
 func (a *imageAttr) closeOff(o *Options, way safefile.Way, known bool) {
 	perm := a.perm
 	if !known || !way.LetsOthers() {
@@ -89,14 +89,14 @@ func groupsOf(uid uint32) []uint32 {
 }
 
 // attributes returns what stat(2) says of the directory and of the file. Without options of its own the file can be
-// read by those who can read the image, and written by those who can write it: a mount by root, open to all users,
+// read by users that can read the image, and written by users that can write it: a mount by root, open to all users,
 // must not show them a disk whose image is closed to them, by its own permissions or by those of a folder. With an overlay the mounter owns the file.
 func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
 	possible := uint32(0o444)
 	if disk.Writable() {
 		possible = 0o666
 	}
-	if o.Overlay != "" { // what is written is the mounter's own, who need not own the image, nor be able to write it
+	if o.Overlay != "" { // what is written belongs to the mounting user, who need not own the image or be able to write it
 		im.uid, im.gid, im.perm = uint32(os.Geteuid()), uint32(os.Getegid()), im.perm|0o600
 	}
 	file = fuse.Attr{Ino: diskNode, Mode: syscall.S_IFREG | im.perm&possible, Nlink: 1}
@@ -107,8 +107,8 @@ func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
 	if o.Mode != nil {
 		file.Mode = syscall.S_IFREG | *o.Mode&0o777
 	}
-	// The extended attributes of the directory tell of the image what those of disk.raw tell. The kernel lets users read
-	// them who may read the directory.
+	// The extended attributes of the directory tell of the image what those of disk.raw tell. The kernel lets users
+	// read them that may read the directory.
 	root = fuse.Attr{Ino: rootNode, Mode: syscall.S_IFDIR | 0o111 | file.Mode&0o444, Nlink: 2}
 	if o.Umask != nil {
 		root.Mode &^= *o.Umask

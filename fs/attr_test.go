@@ -14,8 +14,8 @@ import (
 	"vhdxfs/vhdx"
 )
 
-// Owner and permissions of disk.raw are those of the open file, whatever has its name by now, and are closed to those whom
-// a folder on the way to it does not let pass.
+// Owner and permissions of disk.raw are those of the open file, even if another file has its name by now. They are closed to
+// users that a folder on the way to it does not let pass.
 func TestAttributesOfTheOpenFile(t *testing.T) {
 	dir := t.TempDir()
 	image, other := filepath.Join(dir, "image"), filepath.Join(dir, "other")

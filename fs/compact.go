@@ -27,7 +27,7 @@ const remountWatch = time.Second
 // A compactor runs one compaction at a time.
 type compactor struct {
 	disk     Disk
-	readOnly func() bool // reports whether the mount was made read-only; nil where nobody can tell
+	readOnly func() bool // reports whether the mount was made read-only; nil where that cannot be known
 	running  sync.WaitGroup
 
 	mu     sync.Mutex // guards what follows

@@ -21,7 +21,7 @@
 //	WRITE         -> Disk.WriteAt, which is done with the request's buffer when it returns
 //	FALLOCATE     -> Disk.Discard (PUNCH_HOLE), Zero (ZERO_RANGE) or Allocate
 //	FSYNC         -> Disk.Sync; so does a WRITE with O_SYNC or O_DSYNC, or on a mount with sync
-//	last RELEASE  -> Disk.Clean, of those who had the file open for writing
+//	last RELEASE  -> Disk.Clean, of the handles that are open for writing
 //
 // Writes pass through the kernel's page cache, and are delayed in it only on request; see capabilities. What a program wrote
 // is durable after fsync(2). sync(2) and syncfs(2) do not reach a FUSE server: the kernel has no request for them.

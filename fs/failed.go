@@ -12,7 +12,7 @@ import (
 )
 
 // A failedMount makes a mount read-only when the disk refuses all further changes after a failed sync, as
-// errors=remount-ro wants it. The kernel does so only while nobody has disk.raw open for writing; until then each
+// errors=remount-ro wants it. The kernel does so only while no program has disk.raw open for writing; until then each
 // refused change asks again.
 type failedMount struct {
 	log     logrus.FieldLogger

@@ -76,5 +76,5 @@ func (d *fencedDisk) Snapshot(ctx context.Context, name string, o vhdx.SnapshotO
 	return r, err
 }
 
-// A sync that waits behind a closed fence would have nothing to do, but a caller who then writes must learn of it.
+// A sync that waits behind a closed fence would have nothing to do, but a caller that then writes must learn of it.
 func (d *fencedDisk) Sync() error { return d.change(d.Disk.Sync) }

@@ -19,7 +19,7 @@ const (
 	diskNode = 2
 )
 
-// cacheTimeout is how long the kernel may keep names and attributes: in effect for ever. Nobody else changes the
+// cacheTimeout is how long the kernel may keep names and attributes: in effect for ever. Nothing else changes the
 // image while it is mounted, and after a write the kernel asks by itself for what that changes of a file. How much is
 // allocated may be known only later; see attrTimeout.
 const cacheTimeout = 365 * 24 * time.Hour
@@ -88,7 +88,7 @@ var _ Disk = (*vhdx.Image)(nil)
 // fileSystem answers the kernel's requests. Its fields are set before the first one and not changed later, but for
 // those that say so, so the handlers need no lock.
 type fileSystem struct {
-	fuse.RawFileSystem // ENOSYS for what this mount has no use for
+	fuse.RawFileSystem // ENOSYS for requests that this mount does not serve
 
 	disk     Disk
 	writable bool

@@ -22,7 +22,7 @@ const maxBackground = 64
 // capabilities are what is asked of the kernel beyond what go-fuse asks for:
 //
 //   - requests of one O_DIRECT read or write are under way at once;
-//   - with FOPEN_DIRECT_IO, disk.raw can be mapped all the same;
+//   - with FOPEN_DIRECT_IO, disk.raw can still be mapped;
 //   - there are no set-user-ID bits and file capabilities to remove at a write. Else the kernel asks before each
 //     write for the extended attribute security.capability.
 //
@@ -43,7 +43,7 @@ type Options struct {
 	Overlay string  // what takes the writes in place of the image; "" if nothing does
 	Window  *Window // what disk.raw shows of the disk; nil is all
 
-	AllowOther         bool // users other than the one who mounts may use the mount
+	AllowOther         bool // users other than the mounting one may use the mount
 	AllowRoot          bool // root may use it, and no other user
 	DefaultPermissions bool // the kernel checks the permissions of disk.raw
 	NonEmpty           bool // the mount point may hold files, which the mount then hides

@@ -230,7 +230,7 @@ func unmountDir(t *testing.T, dir string) {
 	}
 }
 
-// Unmount does not take away what somebody mounted on top.
+// Unmount does not take away what was mounted on top.
 func TestUnmountHidden(t *testing.T) {
 	s := mountTest(t, newFakeDisk(t), Options{})
 	if err := unix.Mount("on-top", s.MountPoint(), "tmpfs", 0, ""); err != nil {

@@ -123,7 +123,7 @@ func (m *mounter) unmountAt(path string) error {
 		err = mounts.Unmount(path, true)
 	}
 	if errors.Is(err, unix.EINVAL) {
-		return nil // no longer a mount point: somebody was faster
+		return nil // no longer a mount point: another program was faster
 	}
 	return err
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // CheckMountPoint makes o.MountPoint what the mount table will have, and returns an error where nothing can be
-// mounted there. Mount does so by itself; who calls it before learns of the error before the image is touched.
+// mounted there. Mount does so by itself; an earlier call returns the error before the image is touched.
 //
 // The dead mount of a program that was killed is taken away, unless o.KeepStale is set.
 func (o *Options) CheckMountPoint() error {
@@ -48,7 +48,7 @@ func (o *Options) CheckMountPoint() error {
 // clearStale takes away the dead mount at the mount point.
 func (o *Options) clearStale(source string) error {
 	err := mounts.Unmount(o.MountPoint, false)
-	if errors.Is(err, unix.EBUSY) { // who has it open gets nothing but errors from it
+	if errors.Is(err, unix.EBUSY) { // programs that have it open get nothing but errors from it
 		err = mounts.Unmount(o.MountPoint, true)
 	}
 	if err != nil {

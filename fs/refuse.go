@@ -6,7 +6,7 @@ import (
 )
 
 // The requests that would change more than the bytes of disk.raw. A kernel that was told the mount is read-only
-// sends none of them; they are answered all the same.
+// sends none of them; they are still answered.
 
 // refusal is why nothing can be made, removed or renamed here.
 func (f *fileSystem) refusal() fuse.Status {

@@ -14,7 +14,7 @@ const (
 	minZeroRun = 4 << 10 // bytes: shorter zeros are cleared in the buffer, which keeps the parts of a reply few
 )
 
-// zeros answers for what nothing holds. Nobody writes it, so all of it is the kernel's one page of zeros.
+// zeros answers for what nothing holds. No code writes to it, so all of it is the kernel's one page of zeros.
 var zeros [maxRequest]byte
 
 // endOfFile is the reply to a read at or behind the end of the disk.

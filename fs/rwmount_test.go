@@ -235,7 +235,7 @@ func fsyncDirectory(path string) error {
 	return unix.Fsync(fd)
 }
 
-// Each kind of sync reaches the disk, and so does a close by who could write.
+// Each kind of sync reaches the disk, and so does a close of a file that was open for writing.
 func TestMountedSyncs(t *testing.T) {
 	sector := directBuffer(t, 512)
 	for i := range sector {
@@ -289,7 +289,7 @@ func TestMountedSyncs(t *testing.T) {
 	}
 }
 
-// An error of the disk reaches who caused it, with its number, and no other.
+// An error of the disk reaches the program that caused it, with its number, and no other.
 func TestMountedWriteErrors(t *testing.T) {
 	for _, tc := range []struct {
 		fail        map[string]error

@@ -14,11 +14,11 @@ import (
 	"vhdxfs/vhdx"
 )
 
-// maxEarlier is how many outcomes are kept besides the last. Who waits for one asks at least twice a second.
+// maxEarlier is how many outcomes are kept besides the last. A program that waits for one asks at least twice a second.
 const maxEarlier = 8
 
 // A snapshotter makes one snapshot at a time. Like that of a compaction, its work is not done in the request: the
-// kernel would hold who has asked, also where the image is on a disk that hangs.
+// kernel would hold the program that has asked, also where the image is on a disk that hangs.
 type snapshotter struct {
 	disk    Disk
 	running sync.WaitGroup

@@ -70,7 +70,7 @@ func TestSnapshotAttribute(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
-	// Whoever asks finds his own outcome, also behind others; there is a bound, and long names take the oldest away.
+	// Each request finds its own outcome, also behind others; there is a bound, and long names take the oldest away.
 	d.fail["snapshot"] = nil
 	for i, name := range []string{"x", strings.Repeat("y", mounts.MaxXAttrSize/2), strings.Repeat("z", mounts.MaxXAttrSize/2)} {
 		for n := range 2 * maxEarlier {

@@ -171,7 +171,7 @@ func TestWorkersAreFew(t *testing.T) {
 	}
 }
 
-// A worker that steps aside while another is about to leave, and so finds no room, has somebody wait in its place.
+// A worker that steps aside while another is about to leave, and so finds no room, has another worker wait in its place.
 func TestWorkerLeavesRoom(t *testing.T) {
 	slow := newSlowFile(1)
 	k := newFakeKernel(t, halfZeros(slow))
@@ -194,7 +194,7 @@ type panickyFile struct{ memory }
 
 func (panickyFile) ReadAt([]byte, int64) (int, error) { panic("out of order") }
 
-// A read that panics ends all the same, or the space that blocks give up would never be used again.
+// A read that panics still ends, or the space that blocks give up would never be used again.
 func TestReadThatPanicsEnds(t *testing.T) {
 	d := halfZeros(panickyFile{})
 	k := newFakeKernel(t, d)

@@ -8,7 +8,7 @@ import (
 )
 
 // Unmount takes the mount away, also one that was moved or is bound to other places. While something still uses
-// it, only its name goes: who has disk.raw open, as a loop device does, is served until the last of them lets go,
+// it, only its name goes. Programs and loop devices that have disk.raw open are served until the last of them closes it,
 // and then Wait returns.
 func (s *Server) Unmount() error {
 	if s.ended() {
@@ -27,7 +27,7 @@ func (s *Server) ended() bool {
 	}
 }
 
-// Stop ends the service for who still uses the disk after Unmount: changes under way are finished, later ones
+// Stop ends the service for programs that still use the disk after Unmount: changes under way are finished, later ones
 // fail, and the image is left clean. The process is to end then; until it does, reads are answered.
 func (s *Server) Stop() error {
 	s.fs.compactor.end()

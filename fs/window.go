@@ -71,8 +71,8 @@ func (d *window) inside(off, n int64) (int64, error) {
 
 func (d *window) Size() int64 { return d.size }
 
-// AllocatedBytes goes by what the window held at first, and what the disk holds more or less since: as long as the mount
-// lasts, nobody writes outside of the window.
+// AllocatedBytes goes by what the window held at first, and what the disk holds more or less since: while the mount
+// lasts, nothing writes outside of the window.
 func (d *window) AllocatedBytes() int64 {
 	return min(max(d.Disk.AllocatedBytes()-d.elsewhere.Load(), 0), d.size)
 }

@@ -15,7 +15,7 @@ import (
 // takes, and no queue lies between the kernel and the image.
 //
 // There is always a worker that waits for a request, as long as there are fewer than maxWorkers. A worker that has
-// one which may take long, as it waits for a disk, steps aside: if nobody else waits it starts another worker. What
+// one which may take long, as it waits for a disk, steps aside: if no other worker waits, it starts one. What
 // can be answered from memory it answers at once, and counts as waiting all the while. To start or wake another
 // thread for each of those would take longer than they do.
 type worker struct {
@@ -82,7 +82,7 @@ func (w *worker) run() {
 	}
 }
 
-// leave makes room for another worker. Those for whom w is not needed may have stepped aside since w asked, and found
+// leave makes room for another worker. Workers that make w needless may have stepped aside since w asked, and found
 // no room.
 func (t *transport) leave() {
 	t.workers.Add(-1)

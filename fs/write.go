@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeHandle is the file handle of those who opened disk.raw for writing; all others have 0.
+// writeHandle is the file handle of programs that opened disk.raw for writing; all others have 0.
 const writeHandle = 1
 
 // Writev serves WRITE. The data is the kernel's again when it returns. A write that begins inside the disk and
@@ -59,7 +59,7 @@ func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) 
 }
 
 // tooLong answers a write that ends beyond the disk. Where the kernel has collected it, the program that made it has
-// heard of no error, and the kernel holds disk.raw to be longer than the disk, whatever it is told.
+// heard of no error, and the kernel takes disk.raw to be longer than the disk, for any answer to the write.
 func (f *fileSystem) tooLong(in *fuse.WriteIn) fuse.Status {
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
 		err := fmt.Errorf("a program wrote beyond the end of the disk; disk.raw shows the wrong size until truncate -s %d corrects it", f.disk.Size())
@@ -87,12 +87,12 @@ func (f *fileSystem) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 // FsyncDir has nothing to sync: the directory never changes.
 func (f *fileSystem) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
 
-// Flush makes durable what was written, at each close of disk.raw by who could write: the last chance to tell a program
-// that does not sync of an error. And a mount that is taken away next, whose end the kernel lets nobody wait for, has little
-// left to do. It costs nothing after a sync.
+// Flush makes durable what was written, at each close of a disk.raw that was open for writing. It is the last chance to tell
+// a program that does not sync of an error. It also leaves little to do to a mount that is taken away next: the kernel lets no
+// program wait for the end of that. It costs nothing after a sync.
 func (f *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if in.NodeId != diskNode || in.Fh != writeHandle {
-		return fuse.OK // of who reads only kernels before 5.18 tell
+		return fuse.OK // only kernels before 5.18 send a FLUSH for readers
 	}
 	if err := f.disk.Sync(); err != nil {
 		return f.errno("sync at close", 0, err)
@@ -100,7 +100,7 @@ func (f *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	return fuse.OK
 }
 
-// Release makes the image clean when nobody has disk.raw open for writing any more. It is all that is heard when
+// Release makes the image clean when no program has disk.raw open for writing any more. It is all that is heard when
 // a loop device is detached, which neither syncs nor closes as a program does.
 func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if in.NodeId != diskNode || in.Fh != writeHandle || f.writers.Add(-1) > 0 {

@@ -221,7 +221,7 @@ func TestFallocate(t *testing.T) {
 	}
 }
 
-// The image is made clean when the last of those who may write lets go, and not for one who only reads.
+// The image is made clean when the last file open for writing is closed, and not when one open for reading is.
 func TestLastRelease(t *testing.T) {
 	d := newWritable(nil)
 	f := newTestFileSystem(t, d, Options{})

@@ -17,8 +17,8 @@ import (
 	"vhdxfs/vhdx"
 )
 
-// An xattrGroup is extended attributes, by their names without the prefix. Both nodes have the same ones: a caller who has
-// only the mount point, or who must not touch disk.raw, learns as much.
+// An xattrGroup is extended attributes, by their names without the prefix. Both nodes have the same ones: a caller that has
+// only the mount point, or that must not touch disk.raw, learns as much.
 type xattrGroup struct {
 	has  func(name string) bool // whether look may return an attribute of that name; it costs nothing
 	look func() map[string]string
@@ -181,8 +181,8 @@ var imageNames = []string{
 	"log_state", "disk_id", "file_write_guid", "data_write_guid", "parent_chain", "json",
 }
 
-// mayRead reports whether the caller may read disk.raw. The kernel asks that of one who reads an attribute, and nothing of
-// one who lists their names.
+// mayRead reports whether the caller may read disk.raw. The kernel checks that when a program reads an attribute, and
+// nothing when it lists their names.
 func (f *fileSystem) mayRead(h *fuse.InHeader) bool {
 	perm := f.file.Mode
 	switch {

@@ -29,7 +29,7 @@
 // A reader calls Find, then NewOverlay to replay in memory, or Apply to replay into the file. A writer calls
 // Start and appends batches of pages. AppendEntry encodes an entry.
 //
-// Whatever bytes a log holds, the time to find and to replay it grows with the length of the log and with
+// For any bytes in a log, the time to find and to replay it grows with the length of the log and with
 // the bytes that the file really holds. Memory stays below 128 bytes for each log sector, which is 32 KiB
 // for a log of 1 MiB, plus 1 MiB of buffers and 72 bytes for each zero descriptor, of which a replay takes a
 // million at most.

@@ -10,7 +10,7 @@ import (
 // Find finds the active sequence of the log reg in r. An error matches ondisk.ErrCorrupt and names rule R11
 // if there is none; others are of reading.
 //
-// No part of the log is read more than three times, whatever it holds. MS-VHDX 2.3.2 describes a search that
+// No part of the log is read more than three times, for any content. MS-VHDX 2.3.2 describes a search that
 // tries every sector as the start of a sequence; this one collects all valid entries first, then joins them.
 func Find(r io.ReaderAt, reg Region) (*Sequence, error) {
 	if err := reg.check(); err != nil {

@@ -238,7 +238,7 @@ func (f *bytesFile) Truncate(size int64) error { // to more
 	return nil
 }
 
-// The power goes at every operation of several runs. Whatever is left, the log has an active sequence, and
+// The power goes at every operation of several runs. For every state that is left, the log has an active sequence, and
 // replaying it gives the pages as they were after one batch: the last one that was synced, or one after it.
 func TestWriterLosesPower(t *testing.T) {
 	const outcomes = 6

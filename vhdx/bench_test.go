@@ -37,7 +37,7 @@ func BenchmarkResolve(b *testing.B) {
 	}
 }
 
-// A write of one page, and its sync, with other writers beside it: each round of syncs serves all who wait.
+// A write of one page, and its sync, with other writers beside it: each round of syncs serves all that wait.
 func BenchmarkSync(b *testing.B) {
 	for _, writers := range []int{1, 4, 16} {
 		b.Run(fmt.Sprint(writers), func(b *testing.B) {

@@ -395,7 +395,7 @@ func (im *image) logEntry(updates ...journal.Update) journal.Entry {
 }
 
 // logPages makes the image dirty: the pages at the given file offsets move into the log, and junk takes
-// their place, for which nobody may fall.
+// their place, which no reader may use.
 func (im *image) logPages(offs ...int64) {
 	var updates []journal.Update
 	for _, off := range offs {

@@ -77,7 +77,7 @@ func TestCheckBoundsItsReport(t *testing.T) {
 }
 
 func TestCheckCountsLeaks(t *testing.T) {
-	im := build(spec{dataOff: 7 * ondisk.MiB, blocks: oneBlock}) // 4 to 7 MiB are nobody's
+	im := build(spec{dataOff: 7 * ondisk.MiB, blocks: oneBlock}) // 4 to 7 MiB are unused
 	if r := (chain{im}).check(t); r.Leaked != 3*ondisk.MiB || !r.Clean() || r.Info.FreeBytes != 3*ondisk.MiB {
 		t.Errorf("%d bytes are leaked, %d free; want 3 MiB", r.Leaked, r.Info.FreeBytes)
 	}
@@ -152,7 +152,7 @@ func TestCheckNoticesNewerLogEntries(t *testing.T) {
 	if r := check("a damaged entry"); len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0].Message, "2 newer entries") {
 		t.Errorf("with a damaged entry: %+v", r.Warnings)
 	}
-	// Who mounts it hears of it, too.
+	// A mount reports it, too.
 	im, err = Open(path, Options{})
 	if err != nil {
 		t.Fatal(err)

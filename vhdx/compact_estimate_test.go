@@ -42,7 +42,7 @@ func scattered(rng *rand.Rand) chain {
 	return c
 }
 
-// What Reclaimable says is what Compact wins, to the byte, whatever gaps have to stay.
+// What Reclaimable says is what Compact wins, to the byte, also where gaps have to stay.
 func TestForetold(t *testing.T) {
 	stayed := 0
 	for seed := range uint64(60) {

@@ -143,7 +143,7 @@ func (c chain) files() (files []File) {
 	return files
 }
 
-// The blocks of a fixed disk stay, whatever they hold; those behind a gap in the file move into it.
+// The blocks of a fixed disk stay, even if they hold zeros; those behind a gap in the file move into it.
 func TestCompactFixed(t *testing.T) {
 	c := chain{build(spec{typ: Fixed, diskSize: 3 * ondisk.MiB})}
 	c[0].allocate(2 * ondisk.MiB)
@@ -241,7 +241,7 @@ func (f *holeFile) NextData(off int64) (int64, error) {
 
 func (f *holeFile) NextHole(off int64) (int64, error) { return off + ondisk.PageSize, nil }
 
-// Who looks for data while a block moves finds it, also where there was a hole before.
+// A search for data (SEEK_DATA) finds a block while it moves, also where there was a hole before.
 func TestSeekFindsWhatMoves(t *testing.T) {
 	b := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {5, ondisk.FullyPresent}}})
 	b.put(make([]byte, 2*ondisk.MiB), 0)

@@ -11,7 +11,7 @@ import (
 )
 
 // Goroutines that write, trim, sync and read at once, each in sectors of its own of the same blocks, find their own
-// sectors as they left them, and so does whoever opens the image afterwards.
+// sectors as they left them, and so does the next open of the image.
 func TestConcurrentUse(t *testing.T) {
 	for name, newChain := range modelSpecs() {
 		t.Run(name, func(t *testing.T) {

@@ -151,7 +151,7 @@ func TestBuilderRefuses(t *testing.T) {
 	}
 }
 
-// buildOn builds an image in f, whatever becomes of it.
+// buildOn builds an image in f, or returns the error that stopped it.
 func buildOn(f File, o CreateOptions) error {
 	o, err := o.withDefaults()
 	if err != nil {

@@ -32,7 +32,7 @@ func (f *cutFile) Truncate(size int64) error {
 	return f.noAlloc.Truncate(size)
 }
 
-// A file that becomes shorter is another one than it was when nobody used it: its FileWriteGuid is new, and was before the
+// A file that becomes shorter is another one than it was before it was opened: its FileWriteGuid is new, and was before the
 // cut (MS-VHDX 2.2.2). What others see on the disk is the same.
 func TestCutRenewsFileWriteGUID(t *testing.T) {
 	loose := func() *image { // the end of the file is free
@@ -106,7 +106,7 @@ func TestCutRenewsFileWriteGUID(t *testing.T) {
 }
 
 // A session that was killed may leave old bytes behind the last block, which a program that appends a block may take for
-// the zeros of a file that has grown. The next one that changes the file, and be it by the log, cuts them off.
+// the zeros of a file that has grown. The next session that changes the file cuts them off, even if it only replays the log.
 func TestLeftoversAreCut(t *testing.T) {
 	for _, tt := range []struct {
 		name string

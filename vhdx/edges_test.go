@@ -210,7 +210,7 @@ func TestDiscardGivesSpaceToTheHost(t *testing.T) {
 	}
 }
 
-// Allocate reserves space on the host too, or writing could fail all the same.
+// Allocate reserves space on the host too, or writing could still fail.
 func TestAllocateReserves(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.vhdx")
 	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: ondisk.MiB}); err != nil {
@@ -275,8 +275,8 @@ func TestKeptPlaceIsGivenUp(t *testing.T) {
 	}
 }
 
-// A place that a block names without being present may be that of a present block, or of another that names it: whatever
-// is done with the block, the place is not given away. Nor is the file's begin, where it names none.
+// A place that a block names without being present may be that of a present block, or of another that names it: no
+// change of the block gives the place away. The same holds for the start of the file, where the block names no place.
 func TestSharedKeptPlaceStays(t *testing.T) {
 	for name, give := range map[string]func(im *Image) error{
 		"trim":    func(im *Image) error { return im.Discard(ondisk.MiB, 2*ondisk.MiB) },

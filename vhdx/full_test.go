@@ -100,8 +100,8 @@ func (f *fullFile) Sync() error {
 	return f.memFile.Sync()
 }
 
-// A page of a sector bitmap that reads as zero may be a hole of the file, for which a full disk has no space. Whoever
-// needs it learns that before anything changes.
+// A page of a sector bitmap that reads as zero may be a hole of the file, for which a full disk has no space. A change
+// that needs it learns that before anything changes.
 func TestBitmapPageWithoutSpace(t *testing.T) {
 	child := build(spec{typ: Differencing, diskSize: 32 * ondisk.MiB, blocks: []blockSpec{{1, ondisk.PartiallyPresent}, {2, ondisk.FullyPresent}}})
 	child.setBlock(20, ondisk.FullyPresent)
@@ -318,8 +318,8 @@ func TestTrimmedSpaceOfAFullHost(t *testing.T) {
 	}
 }
 
-// Whatever fails for want of space, on hosts of both kinds, leaves what it was to change as it was, and when space is back
-// all goes on.
+// A change that fails for want of space, on hosts of both kinds, leaves the image as it was, and when space is back all
+// goes on.
 func TestFullHost(t *testing.T) {
 	refused := 0
 	for seed := range uint64(30) {

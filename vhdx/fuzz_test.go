@@ -480,8 +480,8 @@ func FuzzRepair(f *testing.F) {
 	})
 }
 
-// FuzzChangedBeneath changes an image beneath those who have it open. What they do may fail, but never by a fault of the
-// program, and it ends.
+// FuzzChangedBeneath changes an image beneath readers and writers that have it open. Their requests may fail, but never by
+// a fault of the program, and each request ends.
 func FuzzChangedBeneath(f *testing.F) {
 	for i := range fuzzBases() {
 		f.Add(uint8(i), instruction(6, 0, 3, 0, 0, 0, 0, 0, 0, 0x80), []byte{0, 1, 2, 3, 4, 5})

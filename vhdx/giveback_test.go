@@ -104,7 +104,7 @@ func loadPunched(t *testing.T, b *image, sparse bool) (*Image, *punched) {
 	return im, f
 }
 
-// Whoever closes disk.raw and unmounts it next does not wait for holes in what is removed from the end of the file, and what
+// A close of disk.raw and the unmount after it do not wait for holes in what is removed from the end of the file, and what
 // lies together is one hole. Where a file may have none it keeps its size, since it would have to be written again.
 func TestCleanCutsTheFile(t *testing.T) {
 	for _, sparse := range []bool{true, false} {
@@ -182,7 +182,7 @@ func TestSyncedTrimGoesBack(t *testing.T) {
 	}
 }
 
-// Space that somebody still reads when the last writer closes goes back later, without another change.
+// Space that a read still uses when the last writer closes goes back later, without another change.
 func TestSpaceGoesBackAfterReads(t *testing.T) {
 	b := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	im, f := loadPunched(t, b, true)
@@ -205,7 +205,7 @@ func TestSpaceGoesBackAfterReads(t *testing.T) {
 	}
 }
 
-// Whoever opens disk.raw again does not wait for the holes of what was trimmed before its last close.
+// The next open of disk.raw does not wait for the holes of what was trimmed before its last close.
 func TestHolesHoldNobodyUp(t *testing.T) {
 	b := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	im, f := loadPunched(t, b, true)

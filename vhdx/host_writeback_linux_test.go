@@ -32,8 +32,8 @@ func writebackHost(t *testing.T, backing string) string {
 	return dir
 }
 
-// A host that does not know of a hole that it is none any more loses no data: blocks that were written a moment ago stay
-// when the image is compacted, and are found by who looks for data.
+// A host that still reports a hole where data was just written loses no data: blocks that were written a moment ago stay
+// when the image is compacted, and a search for data finds them.
 func TestHostWithWritebackCache(t *testing.T) {
 	const name, size, written = "image.vhdx", 32 * ondisk.MiB, 8 * ondisk.MiB
 	backing := t.TempDir()

@@ -18,7 +18,7 @@ import (
 // farOffsets are file offsets that no block can have, in a BAT entry.
 var farOffsets = []uint64{1 << 63, math.MaxUint64 - ondisk.MiB + 1, 1<<63 - ondisk.MiB, 1 << 48, 1<<48 + 1<<40, 0}
 
-// within fails the test where do takes longer than anybody would wait.
+// within fails the test where do takes longer than a user would wait.
 func within(t *testing.T, what string, do func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -92,7 +92,7 @@ func TestDraftAtTheEdges(t *testing.T) {
 	}
 }
 
-// A block that is not present may keep any offset, which nobody follows: such an image can be opened, is described, and is
+// A block that is not present may keep any offset, which no code follows: such an image can be opened, is described, and is
 // repaired.
 func TestKeptPlaceOutsideEveryFile(t *testing.T) {
 	for _, state := range []ondisk.BlockState{ondisk.NotPresent, ondisk.Undefined, ondisk.Zero, ondisk.Unmapped, ondisk.UnmappedDraft} {
@@ -129,8 +129,8 @@ func TestKeptPlaceOutsideEveryFile(t *testing.T) {
 	}
 }
 
-// Whoever may write to the file can change the BAT beneath a mount. Entries are checked when they are used: what cannot
-// be is an error of the request, and no panic; other blocks can still be read, and the image can be closed.
+// A program that may write to the file can change the BAT beneath a mount. Entries are checked when they are used: an invalid
+// entry is an error of the request, and no panic; other blocks can still be read, and the image can be closed.
 func TestBATChangesBeneath(t *testing.T) {
 	const blocks, victim, other = 600, 5, 0
 	ops := map[string]func(im *Image) error{
@@ -227,7 +227,7 @@ func (f *panicFile) NextData(off int64) (int64, error) {
 func (f *panicFile) Allocate(off, n int64) error  { f.step(); return f.File.Allocate(off, n) }
 func (f *panicFile) ZeroRange(off, n int64) error { f.step(); return f.File.ZeroRange(off, n) }
 
-// A panic in whatever changes the image is an error of that, wherever it is. It holds no lock, no claim and no pin; from
+// A panic in any change of the image is an error of that change. It holds no lock, no claim and no pin; from
 // then on writes fail and say why, reads go on, and the image can be closed. What is left can be opened.
 func TestPanicFailsTheWriterAlone(t *testing.T) {
 	ops := map[string]func(im *Image) error{
@@ -264,7 +264,7 @@ func TestPanicFailsTheWriterAlone(t *testing.T) {
 					}
 					panics++
 					if f, ok := errors.AsType[*fault.Error](err); !ok {
-						// In a read that comes before any change the caller has to recover; here nobody has.
+						// In a read that comes before any change the caller has to recover; no caller does here.
 						t.Errorf("%s of %s, call %d: %v", what, name, n, f)
 					}
 					again := writeErr(im.WriteAt([]byte("later"), ondisk.MiB))
@@ -354,7 +354,7 @@ func TestRepairCopiesLittle(t *testing.T) {
 	}
 }
 
-// The place of an optional region that nobody knows may be any, and is shown as it is.
+// The place of an unknown optional region may be any, and is shown as it is.
 func TestFarRegionIsShown(t *testing.T) {
 	const far = 1<<63 + 4*ondisk.MiB
 	im := build(spec{regions: []ondisk.Region{{GUID: otherGUID, Offset: far, Length: ondisk.MiB}}})

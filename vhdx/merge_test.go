@@ -404,7 +404,7 @@ func TestMergeReplaysLogs(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer im.Close()
-		if i == 0 { // of the parent, what nobody sees; its DataWriteGuid stays
+		if i == 0 { // of the parent, only what no reader sees; its DataWriteGuid stays
 			if err := im.Allocate(0, im.Size()); err != nil {
 				t.Fatal(err)
 			}

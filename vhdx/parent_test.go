@@ -252,8 +252,8 @@ func TestParentErrorIsOneSentence(t *testing.T) {
 	}
 }
 
-// Names that differ in case alone are taken where nothing has the exact name, if the identity is right, whatever the
-// options allow.
+// Names that differ in case alone are taken where nothing has the exact name, if the identity is right, under all
+// options.
 func TestParentDiffersInCase(t *testing.T) {
 	for name, c := range map[string]struct {
 		rel             string
@@ -360,7 +360,7 @@ func TestMissingParent(t *testing.T) {
 	}
 }
 
-// A symbolic link and a hard link are the same file, whatever their names.
+// A symbolic link and a hard link are the same file, under any name.
 func TestChainHoldsAFileOnce(t *testing.T) {
 	for name, link := range map[string]func(old, new string) error{"symbolic": os.Symlink, "hard": os.Link} {
 		t.Run(name, func(t *testing.T) {

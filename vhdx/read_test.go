@@ -345,7 +345,7 @@ func TestInMemory(t *testing.T) {
 	}
 }
 
-// testExtents walks through the whole disk by Extent, compares who holds what, and returns the extents.
+// testExtents walks through the whole disk by Extent, compares which layer holds each, and returns the extents.
 func (c chain) testExtents(t *testing.T, im *Image, rng *rand.Rand) []Extent {
 	t.Helper()
 	var list []Extent
@@ -533,7 +533,7 @@ func TestSeekInsideABlock(t *testing.T) {
 	}
 }
 
-// What the file has lost is no hole: who copies the disk has to hear of it.
+// What the file has lost is no hole: a copy of the disk must get an error.
 func TestSeekInAFileCutShortWhileOpen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.vhdx")
 	if err := Create(path, CreateOptions{Size: 2 * ondisk.MiB, BlockSize: ondisk.MiB, Type: Fixed}); err != nil {
@@ -568,7 +568,7 @@ func TestResolveRefusesWhatIsOutside(t *testing.T) {
 	}
 }
 
-// A hole of a mostly empty disk is found in one step, whatever its length, and no page of it is read.
+// A hole of a mostly empty disk is found in one step, at any length, and no page of it is read.
 func TestHugeHoles(t *testing.T) {
 	c := chain{build(spec{diskSize: 64 * ondisk.TiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {64*ondisk.TiB/ondisk.MiB - 1, ondisk.FullyPresent}}})}
 	im := c.open(t, Options{})

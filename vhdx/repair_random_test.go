@@ -8,7 +8,7 @@ import (
 	"vhdxfs/vhdx/ondisk"
 )
 
-// Whatever happens to the bytes that describe an image, a repair ends with a sound image, or with one that was not
+// After any change of the bytes that describe an image, a repair ends with a sound image, or with one that was not
 // touched; and what it did can be undone.
 func TestRepairOfRandomDamage(t *testing.T) {
 	specs := []spec{

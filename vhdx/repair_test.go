@@ -189,7 +189,7 @@ func TestRepairedDisk(t *testing.T) {
 		spec    spec
 		damage  func(im *image)
 		lost    []DiskRange // read as zeros
-		suspect []DiskRange // read as before, but nobody can know
+		suspect []DiskRange // read as before, but may be wrong
 	}{
 		{"outside the file", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, ondisk.TiB)) }, []DiskRange{at(1)}, nil},
 		{"in the header section", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.FullyPresent, 0)) }, []DiskRange{at(1)}, nil},

@@ -47,7 +47,7 @@ func TestReshapingOnAFullDisk(t *testing.T) {
 					})
 					err = reshape(im)
 					f.set(func(f *faultFile) { f.failWrite = nil })
-					if im.writer.err() == nil { // else nobody knows the size before the image is opened again
+					if im.writer.err() == nil { // else the size is unknown until the image is opened again
 						m.resized(im.Size()).compareParts(t, im)
 					}
 					if err == nil {

@@ -134,7 +134,7 @@ func (c *ruleCase) check(t *testing.T, path string, o Options) {
 	if err != nil {
 		t.Fatalf("Check: %v", err)
 	}
-	missing := c.rule == ondisk.RuleParentNotFound && !c.good && len(o.Parents) == 0 // without its parent the image is checked all the same
+	missing := c.rule == ondisk.RuleParentNotFound && !c.good && len(o.Parents) == 0 // the image is checked without its parent, too
 	if report.Sound() != (c.good || missing) || report.Clean() && !c.good {
 		t.Errorf("Check: sound is %v with the errors %+v", report.Sound(), report.Errors)
 	}

@@ -63,8 +63,8 @@ func TestSalvage(t *testing.T) {
 	}
 }
 
-// Whatever of an image is overwritten, to salvage it ends with an error or with a disk that can be read up to its end, and
-// never changes a byte.
+// If any part of an image is overwritten, to salvage it ends with an error or with a disk that can be read up to its end,
+// and never changes a byte.
 func TestSalvageOfAnything(t *testing.T) {
 	rng := rand.New(rand.NewPCG(12, 4))
 	child := spec{typ: Differencing, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.PartiallyPresent}, {3, ondisk.Zero}}}

@@ -158,7 +158,7 @@ func TestLateScanKnowsTheSame(t *testing.T) {
 	}
 }
 
-// Damage behind what is validated at once is told to who reads it, keeps everybody from writing, and is logged.
+// Damage behind what is validated at once is an error of reads that meet it, refuses all writes, and is logged.
 func TestLateScanFindsDamage(t *testing.T) {
 	const last = 2*ondisk.TiB/ondisk.MiB - 1
 	for _, tc := range []struct {
@@ -272,7 +272,7 @@ func TestLateScanCutBlock(t *testing.T) {
 	}
 }
 
-// A BAT that cannot be read is no damage, but nothing is written all the same. What can be read is read.
+// A BAT that cannot be read is no damage, but writes are still refused. What can be read is read.
 func TestLateScanReadError(t *testing.T) {
 	f, held := largeBAT(nil)
 	held.fail = unix.EIO
@@ -414,7 +414,7 @@ func TestLateScanInUse(t *testing.T) {
 	}
 }
 
-// Close does not wait for the rest of a table, nor leaves anybody who reads from a closed file.
+// Close does not wait for the rest of a table, and leaves no goroutine that reads from a closed file.
 func TestLateScanClose(t *testing.T) {
 	f, _ := largeBAT(nil)
 	path := chain{f}.writeTo(t, t.TempDir())

@@ -145,7 +145,7 @@ func TestLiveSnapshot(t *testing.T) {
 	}
 }
 
-// Whatever moment a snapshot is killed at, the image has all that was written, by the name that it has then, and can be
+// If a snapshot is killed at any moment, the image has all that was written, by the name that it has then, and can be
 // written. The folder is copied behind each step, as a kill would leave it.
 func TestLiveSnapshotKilled(t *testing.T) {
 	for _, keep := range []bool{false, true} {
@@ -294,7 +294,7 @@ func TestLiveSnapshotRefuses(t *testing.T) {
 	}
 }
 
-// The child has a log, free space and a size of its own, whatever those of the image were.
+// The child has a log, free space and a size of its own, for all kinds of images.
 func TestLiveSnapshotStartsAnew(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "disk.vhdx")
 	if err := Create(image, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: ondisk.MiB, LogSize: 5 * ondisk.MiB}); err != nil {
@@ -371,8 +371,9 @@ func TestLiveSnapshotAwaitsReads(t *testing.T) {
 	l.check("afterwards")
 }
 
-// While many write, read, seek, trim and sync, snapshots are made. Nobody gets an error, or reads anything else than he
-// has written last, and each frozen image holds of every writer all that he had written at one moment, and nothing else.
+// While many write, read, seek, trim and sync, snapshots are made. No goroutine gets an error, or reads anything
+// else than it has written last. Each frozen image holds of every writer all that it had written at one moment, and nothing
+// else.
 func TestLiveSnapshotUnderLoad(t *testing.T) {
 	const (
 		workers = 4

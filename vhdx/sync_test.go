@@ -293,7 +293,7 @@ func TestGroupCommit(t *testing.T) {
 	}
 }
 
-// Without any sync, changes become durable after a while all the same, and an idle image becomes clean.
+// Without any sync, changes still become durable after a while, and an idle image becomes clean.
 func TestBackgroundCommitAndIdleClean(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

@@ -222,7 +222,7 @@ func TestUndoCommand(t *testing.T) {
 	}
 }
 
-// A pipe in the place of an undo file keeps nobody waiting.
+// A pipe in the place of an undo file makes no caller wait.
 func TestUndoFileIsAPipe(t *testing.T) {
 	path := chain{damagedForUndo(false)}.writeTo(t, t.TempDir())
 	if err := unix.Mkfifo(path+".undo", 0o600); err != nil {
@@ -340,7 +340,7 @@ func stampUndo(b []byte) {
 	}
 }
 
-// What an undo file says is checked, whoever has written it: one with good checksums, too. The image that it names is one
+// What an undo file says is checked, also if its checksums are good: anyone may have written it. The image that it names is one
 // beside it, and nothing is written before all of it was read.
 func FuzzUndo(f *testing.F) {
 	base := build(spec{})
