@@ -176,7 +176,7 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 	if how.SectorSize, err = strconv.ParseInt(sector, 10, 64); err != nil {
 		return fmt.Errorf("sector size of %s: %w", image, err)
 	}
-	// Whatever is attached to a file that was not there before is ours, also where losetup was interrupted.
+	// A device attached to a file that was not there before is ours, also where losetup was interrupted.
 	undo.add(func() error {
 		devices, err := loopsAt(dir)
 		return errors.Join(err, detachAll(devices))
@@ -186,7 +186,7 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 		return err
 	}
 	m.Devices = append(m.Devices, *device)
-	return a.print(stdout, m) // who does not learn of the device has no use for it
+	return a.print(stdout, m) // a caller that does not learn of the device cannot use it
 }
 
 // mountArgs are the arguments with which the program mounts the image for this command.
@@ -249,12 +249,12 @@ func (u *undoList) run() error {
 	return errors.Join(errs...)
 }
 
-// releasePatience is how long those may take who have something open for a moment only: programs that look at each
+// releasePatience is how long programs may take that have something open for a moment only: those that look at each
 // new device, and the kernel, which lets go of a file somewhat after the device.
 const releasePatience = 5 * time.Second
 
-// releaseDevices detaches the loop devices on a mount's file whose program is about to end. One that somebody uses is detached
-// when that ends, and says so.
+// releaseDevices detaches the loop devices on a mount's file whose program is about to end. One that is in use is
+// detached when that use ends; a message says so.
 func releaseDevices(file string, log logrus.FieldLogger) {
 	ctx, cancel := context.WithTimeout(context.Background(), releasePatience)
 	defer cancel()

@@ -118,7 +118,7 @@ func (r *readiness) prepare(o *options, k keeper) (err error) {
 }
 
 // report leaves the caller's session, its terminal and its working directory, and tells the caller that the
-// mount is there. It fails when the caller has gone meanwhile: then nobody knows of the mount.
+// mount is there. It fails when the caller has gone meanwhile: then no program knows of the mount.
 func (r *readiness) report(o *options, log *logrus.Logger) error {
 	defer r.pipe.Close()
 	defer r.null.Close()

@@ -340,7 +340,7 @@ func TestNothingForTheTerminal(t *testing.T) {
 	}
 }
 
-// A parent that nobody will look for is worth a word, whoever makes or moves the child.
+// A parent that no search will find is worth a warning, from each command that makes or moves the child.
 func TestParentOutsideTheFolder(t *testing.T) {
 	dir := t.TempDir()
 	other := filepath.Join(dir, "other")

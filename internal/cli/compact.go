@@ -99,7 +99,7 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 	return c.report(cmd, path, r)
 }
 
-// offline compacts the image at path, which nobody else may have open.
+// offline compacts the image at path, which no other program may have open.
 func (c *compactCommand) offline(ctx context.Context, path string, o vhdx.Options, p *progress) (r *compactReport, err error) {
 	o.Writable = true
 	r = new(compactReport)

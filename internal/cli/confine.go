@@ -79,7 +79,7 @@ func (o *options) reach() sandbox.Rules {
 		r.Write = append(r.Write, image...)
 	}
 	if !o.readOnly {
-		// Files of others, in folders of others, and a new one that belongs to who has the old one.
+		// Files of others, in folders of others, and a new one that belongs to the owner of the old one.
 		r.Capabilities |= sandbox.CapabilitySet(unix.CAP_DAC_OVERRIDE, unix.CAP_CHOWN, unix.CAP_FOWNER)
 	}
 	for _, parent := range o.image.Parents {

@@ -13,8 +13,8 @@ import (
 // does, so there is no background to go to.
 func inContainer() bool { return os.Getpid() == 1 }
 
-// warnUnseen says that a mount in a container is seen by nobody else, where that is so. A mount that the host is to
-// see has to be made on a shared one, which a folder of the host is in a container only if that is asked for.
+// warnUnseen warns where a mount in a container is invisible outside of it. A mount that the host is to see has to be made
+// on a shared one. In a container a folder of the host is shared only if that is asked for.
 func warnUnseen(mountPoint string, log *logrus.Logger) {
 	if !inContainer() {
 		return

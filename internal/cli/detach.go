@@ -45,7 +45,7 @@ If something on a device is mounted or in use, nothing is done. The error says w
 	return cmd
 }
 
-// detach takes away a mount and what lies on it, or nothing where somebody uses that.
+// detach takes away a mount and what lies on it, or nothing where that is in use.
 func detach(m *activeMount, stderr io.Writer) error {
 	switch m.State {
 	case stateNotAnswered:
@@ -88,7 +88,7 @@ func waitUnused(devices []loop.Device) error {
 			}
 		}
 		switch {
-		case len(lasting) > 0: // who has mounted it may have it open as well, and that is no news
+		case len(lasting) > 0: // the program that has mounted it may also have it open, which need not be reported
 			return errors.New(strings.Join(lasting, "; "))
 		case len(passing) == 0:
 			return nil
@@ -98,7 +98,7 @@ func waitUnused(devices []loop.Device) error {
 	}
 }
 
-// lastingUses are those of a device and its partitions, without who has it open for a moment.
+// lastingUses are those of a device and its partitions, without programs that have it open for a moment.
 func lastingUses(d loop.Device) []string {
 	uses := inUse(d.Path, d.Uses)
 	for _, p := range d.Partitions {

@@ -4,7 +4,7 @@
 //	vhdxfs info|check|map IMAGE              looks at an image
 //	vhdxfs create --size SIZE IMAGE          makes one
 //	vhdxfs convert|flatten INPUT OUTPUT      copies a disk
-//	vhdxfs compare|diff A B, chain IMAGE     tells what differs, and who is whose parent
+//	vhdxfs compare|diff A B, chain IMAGE     tells what differs, and which image is the parent of which
 //	mount.vhdx, umount.fuse.vhdxfs ...       what mount(8) and umount(8) call, by these names
 //
 // A mount in the background is served by a second process of the same program. It opens, mounts and says

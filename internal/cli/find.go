@@ -191,7 +191,7 @@ func readLoops() (t loopTable, err error) {
 	if t.devices, err = loop.Named(mounts.FileName); err != nil {
 		return t, err
 	}
-	// One that goes is nobody's any more, and is not opened to ask where its file is.
+	// A device that is going serves no mount any more, and is not opened to ask where its file is.
 	t.devices = slices.DeleteFunc(t.devices, func(d loop.Device) bool { return d.Going() })
 	if len(t.devices) == 0 {
 		return t, nil

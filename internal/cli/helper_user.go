@@ -13,8 +13,8 @@ import (
 	"vhdxfs/internal/safefile"
 )
 
-// becomeUser makes the process one of the user whom setuid= names. It opens the image and mounts with no more
-// rights than that user has, who mounts by fusermount3.
+// becomeUser makes the process one of the user that setuid= names. It then opens the image and mounts, by fusermount3, with
+// no more rights than that user has.
 func (o *options) becomeUser() error {
 	if o.user == "" {
 		return nil

@@ -26,7 +26,7 @@ it is mounted. -v adds headers, log, regions, metadata and blocks, of the parent
 		Args: someArgs("IMAGE"),
 	}, func(cmd *cobra.Command, paths []string, o vhdx.Options) error {
 		confineReader(cmd.Context(), paths, o)
-		o.MissingParent = true // what the file itself says is told all the same
+		o.MissingParent = true // what the file itself says is still shown
 		var list []imageInfo
 		for i, path := range paths {
 			err := withImage(path, o, func(im *vhdx.Image) error {

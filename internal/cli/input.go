@@ -48,7 +48,7 @@ func (r *rescueFlags) apply(o *vhdx.Options) error {
 	return nil
 }
 
-// rawAdvice completes the error for what is no raw disk by how to read it as one all the same.
+// rawAdvice adds to the error for an input that is no raw disk how to read it as one anyway.
 func rawAdvice(err error, flag string) error {
 	var foreign *disk.ForeignError
 	if errors.As(err, &foreign) && flag != "" {

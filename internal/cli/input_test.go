@@ -198,7 +198,7 @@ func withGPT(sector int) []byte {
 	return b
 }
 
-// withMBR returns a disk of 2 MiB with an MBR, whose only partition, in sector 64, holds the begin of an XFS.
+// withMBR returns a disk of 2 MiB with an MBR, whose only partition, in sector 64, holds the start of an XFS.
 func withMBR(sector int) []byte {
 	b := make([]byte, 2<<20)
 	copy(b[446+4:], "\x83\x00\x00\x00\x40\x00\x00\x00\x20\x00\x00\x00")

@@ -50,7 +50,7 @@ func newLog(o *options, stderr io.Writer) (*logrus.Logger, error) {
 }
 
 // A logFile is the descriptor of a file to log to, open as long as the process. It is not an os.File, since that waits
-// for who reads a FIFO, and with it would wait who reads or writes the disk.
+// for the reader of a FIFO, and reads and writes of the disk would wait with it.
 type logFile int
 
 // openLogFile opens a log to append to it, and makes it if it is not there.

@@ -32,7 +32,7 @@ const heapSlack = 256 << 20
 // asIOFlusher calls start, which starts a process or turns this one into another, with the calling thread made an
 // I/O flusher. A process inherits that from the thread that starts it, and its threads from each other; a running
 // Go program has threads already, and no say in which of them starts the next. Without the privilege
-// (CAP_SYS_RESOURCE) start is called all the same.
+// (CAP_SYS_RESOURCE) start is still called.
 func asIOFlusher(start func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

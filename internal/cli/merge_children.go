@@ -38,7 +38,7 @@ func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
 		}
 		k, err := vhdx.ParentLink(image, o)
 		if err != nil || k.State != vhdx.Linked {
-			continue // no image, or nobody's child
+			continue // no image, or no child of another
 		}
 		for _, f := range files {
 			if sameFile(k.Parent.Path, f) {

@@ -266,7 +266,7 @@ func answerEngine(socket *net.UnixConn, k *localKeeper, log *logCollector, q mon
 	case wordDetachDead:
 		a.setError(k.DetachDead())
 	case wordHolders:
-		q.File.PID = os.Getppid() // whatever it says
+		q.File.PID = os.Getppid() // not the number in the message, which is not trusted
 		names, pids := imagefile.FindLockHolders(q.File)
 		a.Text, a.PIDs = []byte(names), pids
 	case wordWriters:

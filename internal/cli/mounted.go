@@ -18,7 +18,7 @@ import (
 	"vhdxfs/vhdx"
 )
 
-// An image that this program has mounted for writing can be looked at all the same. Its file is read without locks, after
+// An image that this program has mounted for writing can still be looked at. Its file is read without locks, after
 // its server has made it clean, and what was found counts if headers and log did not change meanwhile: the server changes
 // other metadata only after it has logged the change.
 

@@ -19,7 +19,7 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	io := o.image
 	io.Log = log
 	io.Writable = !o.readOnly
-	// Who waits for the mount need not wait for 512 MiB of BAT, unless what is found there says how to mount.
+	// A program that waits for the mount need not wait for 512 MiB of BAT, unless what is found there says how to mount.
 	io.LateScan = o.mount.Overlay == "" && !o.roFallback
 	if o.replay == replayNo {
 		if err := checkReplay(o.mount.Image, io); err != nil {
@@ -99,7 +99,7 @@ const (
 	lockPause = 100 * time.Millisecond // at the most
 )
 
-// openUnlocked opens an image that nobody else keeps locked.
+// openUnlocked opens an image that no other program keeps locked.
 func openUnlocked(path string, io vhdx.Options) (im *vhdx.Image, err error) {
 	for try := range lockTries {
 		if try > 0 {

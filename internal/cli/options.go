@@ -23,9 +23,9 @@ type options struct {
 	partition      int  // what disk.raw shows of the disk; 0 is all
 	remount        bool
 	foreground     bool
-	allowAsked     bool   // who may use the mount was said
+	allowAsked     bool   // an option says which users may use the mount
 	replay         string // one of replayModes
-	user           string // whom the process is to become; "" is who it is
+	user           string // the user that the process is to become; "" is its own
 	pidFile        string // "" is none
 	sandbox        string // one of sandboxModes
 	overlayDir     string // of an overlay that is gone with the mount; "" until it is made, and for any other
@@ -131,7 +131,7 @@ func refuseInside(words []string) error {
 	return usageError("options %s and %s are for the file system on the disk; %s", strings.Join(names[:len(names)-1], ", "), names[len(names)-1], insideHelp)
 }
 
-// isForeign reports whether an option is anybody's, by the convention of mount(8).
+// isForeign reports whether an option belongs to another program, by the convention of mount(8).
 func isForeign(name string) bool {
 	return strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "X-")
 }

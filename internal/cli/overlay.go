@@ -22,7 +22,7 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 	child.Parents = append([]string{o.mount.Image}, io.Parents...)
 	if path == overlayTmp {
 		path, parent = filepath.Join(o.overlayDir, "overlay.vhdx"), o.overlayParent()
-		child.Commit, child.IdleClean = 0, 0 // nobody will ever open it again
+		child.Commit, child.IdleClean = 0, 0 // it is never opened again
 	}
 	// As any child, it is never more open than the image, since both hold parts of the same disk.
 	switch err := vhdx.Create(path, vhdx.CreateOptions{Parent: parent, Open: io}); {
@@ -58,7 +58,7 @@ func (o *options) makeOverlayDir() error {
 		return fmt.Errorf("cannot create a temporary file; choose another folder with TMPDIR: %w", err)
 	}
 	o.overlayDir = dir
-	// A name for the image beside it, since not every path can stand in an image, and nobody will ever follow this one.
+	// A name for the image beside it, since not every path can stand in an image, and no program ever follows this one.
 	if err := os.Symlink(o.mount.Image, o.overlayParent()); err != nil {
 		return errors.Join(fmt.Errorf("overlay: %w", err), os.RemoveAll(dir))
 	}

@@ -41,7 +41,7 @@ func newProgress(cmd *cobra.Command) *progress {
 	return &progress{}
 }
 
-// phase ends the bar there is and begins one for total bytes, -1 where nobody knows how many.
+// phase ends the bar there is and begins one for total bytes, -1 where their number is unknown.
 func (p *progress) phase(name string, total int64) {
 	p.end()
 	if p.out == nil {

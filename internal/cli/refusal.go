@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refusal says what the error of a mount means for who has asked it for work, such as a snapshot.
+// refusal says what the error of a mount means for a command that has asked it for work, such as a snapshot.
 func refusal(m *activeMount, work string, err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):

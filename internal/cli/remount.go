@@ -143,7 +143,7 @@ func remountFlags(m *mountinfo.Info, readOnly bool) error {
 	return setFlags(m.Mountpoint, flagsOf(m), readOnly)
 }
 
-// setFlags remounts. The error matches unix.EBUSY where somebody has a file open for writing.
+// setFlags remounts. The error matches unix.EBUSY where a program has a file open for writing.
 func setFlags(dir string, flags uintptr, readOnly bool) error {
 	if readOnly {
 		flags |= unix.MS_RDONLY

@@ -28,8 +28,8 @@ import (
 // rootRunDir is where root's attach makes mount points.
 const rootRunDir = "/run/vhdxfs"
 
-// runDirMode is the mode of a mount point that attach has made: nobody else can put anything into it. The sticky bit says
-// that it may be removed; a folder that somebody has made by hand does not have it.
+// runDirMode is the mode of a mount point that attach has made: no other user can put anything into it. The sticky bit says
+// that it may be removed; a folder made by hand does not have it.
 const runDirMode = os.ModeSticky | 0o700
 
 // runDir returns the folder for mount points that this user can make.
@@ -139,7 +139,7 @@ func clearRunDir(dir string) {
 }
 
 // detachDead detaches the loop devices of a dead mount, and returns that, or nil where there is none at dir. Where
-// somebody uses a device, that is the error, and all stay.
+// a device is in use, it returns an error that says so, and all stay.
 func detachDead(dir string) (*activeMount, error) {
 	m, err := imageMountAt(dir)
 	if err != nil || m == nil {
@@ -196,7 +196,7 @@ func lockIn(parent *os.File, name string, how int) (*os.File, error) {
 	}
 	if err = unix.Flock(int(d.Fd()), how|unix.LOCK_NB); err == nil {
 		var now *os.File
-		if now, err = openIn(parent, name); err == nil { // whoever had it locked before may have removed it
+		if now, err = openIn(parent, name); err == nil { // the program that had it locked before may have removed it
 			locked, lerr := d.Stat()
 			there, terr := now.Stat()
 			now.Close()

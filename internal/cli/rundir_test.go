@@ -53,7 +53,7 @@ func TestRunDirLock(t *testing.T) {
 	}
 }
 
-// What is mounted at a mount point keeps it, and the lock of the directory below is in reach all the same.
+// What is mounted at a mount point keeps it, and the lock of the directory below can still be taken.
 func TestRunDirMounted(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to mount")

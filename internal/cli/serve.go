@@ -44,7 +44,7 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 		if cerr := im.Close(); cerr != nil {
 			cerr = fmt.Errorf("close %s: %w; synced data is safe and is restored by the next mount", im.Path(), cerr)
 			if ready != nil {
-				log.Error(cerr) // nobody else hears of it
+				log.Error(cerr) // the log is the only place that shows it
 			}
 			err = errors.Join(err, cerr)
 		}
@@ -65,7 +65,7 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	if !signal.Ignored(syscall.SIGHUP) { // as by nohup
 		signal.Notify(signals, syscall.SIGHUP)
 	}
-	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more is no reason to end, either
+	signal.Ignore(syscall.SIGPIPE) // a log that has lost its reader is no reason to end, either
 
 	defer statistics.end()
 	o.mount.File = func() (*vhdx.ImageFile, error) { return im.File(0) }
@@ -94,7 +94,7 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 // served, where it is not nil, is called when a mount is served. Builds for tests have one.
 var served func(o *options, log *logrus.Logger)
 
-// announce tells who waits for the mount that it is there, by a file and over the pipe.
+// announce tells the programs that wait for the mount that it is there, by a file and over the pipe.
 func (o *options) announce(k keeper, log *logrus.Logger, ready *readiness) error {
 	if err := k.Announce(ready != nil); err != nil || ready == nil {
 		return err
@@ -104,7 +104,7 @@ func (o *options) announce(k keeper, log *logrus.Logger, ready *readiness) error
 }
 
 // serveUntilEnd returns when the disk is unmounted and no longer used. The first signal unmounts; the second ends
-// the service for those who still use the disk.
+// the service for programs that still use the disk.
 func serveUntilEnd(ctx context.Context, o *options, server *mount.Server, k keeper, signals <-chan os.Signal, log *logrus.Logger) error {
 	for asked := false; ; {
 		var s os.Signal

@@ -69,7 +69,7 @@ type umountCommand struct {
 	name                           string
 	args                           []string // the whole command line
 	lazy, force, readOnly, verbose bool
-	patience                       time.Duration // with who has the mount in use for a moment only
+	patience                       time.Duration // with programs that use the mount for a moment only
 	namespace                      string
 }
 
@@ -99,7 +99,7 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("unmount %s: %w: it belongs to another user; unmount it as root", dir, os.ErrPermission)
 	}
 	var server *serverProcess
-	var unknown error // why it is not known who serves it
+	var unknown error // why it is not known which process serves it
 	if !u.lazy {
 		server, unknown = findServer(m)
 		defer server.close()
@@ -142,7 +142,7 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// takeAway unmounts, and tries again while the mount is in use by who will let go of it soon. The program that serves
+// takeAway unmounts, and tries again while the mount is in use by programs that will soon let go of it. The program that serves
 // one that hangs does not answer.
 func (u *umountCommand) takeAway(dir string, hangs bool) error {
 	err := mounts.Unmount(dir, u.lazy)
@@ -163,7 +163,7 @@ func (u *umountCommand) takeAway(dir string, hangs bool) error {
 		err = mounts.Unmount(dir, u.lazy)
 	}
 	if errors.Is(err, unix.EBUSY) && hangs && unused {
-		return mounts.Unmount(dir, true) // only questions keep it, which nobody can end
+		return mounts.Unmount(dir, true) // only questions of programs keep it, which cannot be ended
 	}
 	return err
 }
@@ -172,7 +172,7 @@ func (u *umountCommand) say(w io.Writer, format string, args ...any) {
 	fmt.Fprintf(w, "%s: %s\n", u.name, oneLine(fmt.Sprintf(format, args...)))
 }
 
-// heldElsewhere tells who waits that the process does not end yet, and reports whether there is no sense in
+// heldElsewhere tells the user that the process does not end yet, and reports whether there is no sense in
 // waiting: it is mounted in another place, too, or other mount namespaces, such as containers, still have the mount.
 func (u *umountCommand) heldElsewhere(dir, device string, pid int, stderr io.Writer) bool {
 	if at := mountedAt(device); at != "" {
@@ -190,7 +190,7 @@ func (u *umountCommand) heldElsewhere(dir, device string, pid int, stderr io.Wri
 // passingEnds is how long a mount is tried again that a process uses: it may have it open for a moment only.
 const passingEnds = 300 * time.Millisecond
 
-// glanceEnds is how long a mount may be in use by nobody who can be named: by a program that looked at it in passing,
+// glanceEnds is how long a mount may be in use by a program that cannot be named: one that looked at it in passing,
 // vhdxfs list for one.
 const glanceEnds = time.Second
 
@@ -262,7 +262,7 @@ func (s *serverProcess) close() {
 	}
 }
 
-// busyError says who uses the mount at dir.
+// busyError says what uses the mount at dir.
 func busyError(dir string, err error) error {
 	if !errors.Is(err, unix.EBUSY) {
 		return err

@@ -16,7 +16,7 @@ import (
 // maxUsers bounds how many processes are named.
 const maxUsers = 5
 
-// mountUsers names who keeps the mount at dir from being unmounted: loop devices, mounts below it, and processes
+// mountUsers names what keeps the mount at dir from being unmounted: loop devices, mounts below it, and processes
 // that have something of it open. What this user may not look at is left out.
 //
 // Nothing on the mount is touched, only what the kernel says of names: the program behind it may hang.

@@ -50,7 +50,7 @@ func printVersion(cmd *cobra.Command, _ []string) error {
 	return err
 }
 
-// addVersionFlag has cmd print the version if that is asked for, whatever its arguments are. Of cobra's own flag only a
+// addVersionFlag has cmd print the version if that is asked for, with any arguments. Of cobra's own flag only a
 // template changes the words (see printUsage), and its letter would be -v, which is mount(8)'s.
 func addVersionFlag(cmd *cobra.Command) {
 	wanted := cmd.Flags().Bool("version", false, "print the version")

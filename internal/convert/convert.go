@@ -20,7 +20,7 @@ type Input struct {
 	SectorSize int64 // of the disk's logical sectors, in bytes; 0 where nothing tells
 }
 
-// Access returns who may use each file that the input is read from, as far as there are files.
+// Access returns the owner, permissions and ACL of each file that the input is read from, as far as there are files.
 func (in Input) Access() ([]safefile.Access, error) {
 	if in.Disk != nil {
 		return in.Disk.Access()
@@ -44,7 +44,7 @@ type Options struct {
 	Reflink    Reflink
 
 	// Phase, if not nil, is told what begins, "copy" or "verify", and how many bytes it is going to be, -1 where
-	// nobody knows. Progress is told how many more bytes are done, by several goroutines at once, and Shared how many more
+	// that is unknown. Progress is told how many more bytes are done, by several goroutines at once, and Shared how many more
 	// are shared with the input, which are among those or will be.
 	Phase    func(name string, total int64)
 	Progress func(n int64)

@@ -304,7 +304,7 @@ func TestSkipErrors(t *testing.T) {
 	}
 }
 
-// A hole is one range of what was skipped, in whatever order workers come upon its pieces.
+// A hole is one range of what was skipped, in any order in which workers find its pieces.
 func TestSkippedRangesJoin(t *testing.T) {
 	const unit = 4 << 10
 	rng := rand.New(rand.NewPCG(1, 2))

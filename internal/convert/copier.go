@@ -118,7 +118,7 @@ func (c *copier) total(in Input) int64 {
 		return counts.end, nil
 	})
 	if err != nil {
-		return -1 // whoever copies will see it
+		return -1 // the copy meets the same error and returns it
 	}
 	return total
 }

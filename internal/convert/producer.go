@@ -9,7 +9,7 @@ import (
 	"vhdxfs/internal/disk"
 )
 
-// closed returns a channel that nobody has to wait for.
+// closed returns a closed channel: a receive from it never waits.
 func closed() chan struct{} {
 	c := make(chan struct{})
 	close(c)
@@ -76,7 +76,7 @@ func (p *producer) disk(d *disk.Disk) error {
 }
 
 // eachRun calls do for every run that holds data, in order. It returns where to go on, which may be behind the run. With
-// skip, a piece of which nobody can tell counts as a run, unless nobody can tell anything of it: then skip is called for it,
+// skip, a piece that is unknown in part counts as a run. For one that is unknown as a whole skip is called,
 // since there may be millions.
 func eachRun(d *disk.Disk, skip func(off, n int64, err error), do func(disk.Run) (int64, error)) error {
 	for off := int64(0); ; {

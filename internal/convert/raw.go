@@ -92,7 +92,7 @@ func (t *rawFile) Open() (*disk.Disk, error) {
 	if err := dropCache(t.TempPath()); err != nil {
 		return nil, err
 	}
-	return disk.Open(t.TempPath(), disk.Raw, vhdx.Options{Lock: vhdx.LockOff}) // nobody else knows the name
+	return disk.Open(t.TempPath(), disk.Raw, vhdx.Options{Lock: vhdx.LockOff}) // no other program knows the name
 }
 
 // device is a block device that is overwritten.

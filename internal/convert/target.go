@@ -32,7 +32,7 @@ type Target interface {
 	Discard() error            // it goes, unless it was committed
 }
 
-// nothing is a target for those who only read.
+// nothing is a target for work that only reads.
 type nothing struct{ Target }
 
 func (nothing) Reserve(int64, int64) error             { return nil }
@@ -83,5 +83,5 @@ func (t image) Open() (*disk.Disk, error) {
 	if err := dropCache(t.TempPath()); err != nil {
 		return nil, err
 	}
-	return disk.Open(t.TempPath(), disk.VHDX, vhdx.Options{Lock: vhdx.LockOff}) // nobody else knows the name
+	return disk.Open(t.TempPath(), disk.VHDX, vhdx.Options{Lock: vhdx.LockOff}) // no other program knows the name
 }

@@ -95,7 +95,7 @@ func (d *Disk) Size() int64 { return d.size }
 // Limit makes the disk end at size, where it is larger.
 func (d *Disk) Limit(size int64) { d.size = min(d.size, size) }
 
-// Damaged returns how many bytes from byte off on nobody can tell, since an image is damaged there; see vhdx.Image.Damaged.
+// Damaged returns how many bytes from byte off on are unknown, because an image is damaged there; see vhdx.Image.Damaged.
 func (d *Disk) Damaged(off int64) int64 {
 	if d.Image == nil {
 		return 0
@@ -159,7 +159,7 @@ func (d *Disk) Holds(path string) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-// Access returns who may use each file that holds bytes of the disk.
+// Access returns the owner, permissions and ACL of each file that holds bytes of the disk.
 func (d *Disk) Access() ([]safefile.Access, error) {
 	if d.Image != nil {
 		return d.Image.Access()

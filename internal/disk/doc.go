@@ -1,2 +1,2 @@
-// Package disk opens disks to read, whatever holds them: a VHDX image with its parents, a raw file or a block device.
+// Package disk opens disks to read from any kind of file: a VHDX image with its parents, a raw file or a block device.
 package disk

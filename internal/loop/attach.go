@@ -105,10 +105,10 @@ func attached(path string) (*Device, error) {
 	return d, err
 }
 
-// ErrInUse says that a device was not detached because somebody uses it.
+// ErrInUse says that a device was not detached because it is in use.
 var ErrInUse = errors.New("in use")
 
-// Detach detaches the device at path, with its partitions, and returns when it is free. Where somebody uses it, the
+// Detach detaches the device at path, with its partitions, and returns when it is free. Where it is in use, the
 // error matches ErrInUse, and the device stays attached. One that is free already is no error.
 func Detach(ctx context.Context, path string) error {
 	before, err := At(path)
@@ -121,7 +121,7 @@ func Detach(ctx context.Context, path string) error {
 	if _, err := run(ctx, "losetup", "--detach", path); err != nil {
 		return err
 	}
-	// The kernel detaches a device when the last who has it open closes it.
+	// The kernel detaches a device when the last program that has it open closes it.
 	for {
 		d, err := At(path)
 		if err != nil || d == nil || d.File != before.File {
@@ -135,7 +135,7 @@ func Detach(ctx context.Context, path string) error {
 	}
 }
 
-// DetachUnused detaches the device at path when nobody has it open any more: now, or when the last closes it. It reports
+// DetachUnused detaches the device at path when no program has it open any more: now, or when the last closes it. It reports
 // whether the device is free.
 func DetachUnused(ctx context.Context, path string) (free bool, err error) {
 	before, err := At(path)
@@ -150,7 +150,7 @@ func DetachUnused(ctx context.Context, path string) (free bool, err error) {
 }
 
 // claim returns an error that matches ErrInUse where the device or a partition of it is mounted, used as swap or part
-// of another device, in whatever namespace: the kernel then gives nobody else the sole use of it.
+// of another device, in any namespace: the kernel then gives no other program the sole use of it.
 func claim(d *Device) error {
 	paths := []string{d.Path}
 	for _, p := range d.Partitions {

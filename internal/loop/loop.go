@@ -11,7 +11,7 @@ import (
 // sysBlock is where the kernel tells of block devices.
 const sysBlock = "/sys/block"
 
-// sysUnit is the unit of sizes in sysfs, in bytes, whatever the sectors of a device are.
+// sysUnit is the unit of sizes in sysfs, in bytes, for all sector sizes of a device.
 const sysUnit = 512
 
 // A Device is a loop device that is attached to a file.
@@ -36,7 +36,7 @@ type Partition struct {
 	Uses []string `json:"uses"`
 }
 
-// Content is what a device or partition holds, as far as somebody has looked: this package does not.
+// Content is what a device or partition holds, as far as a caller has looked: this package does not.
 type Content struct {
 	FileSystem string `json:"filesystem,omitempty"`
 	Label      string `json:"label,omitempty"`
@@ -90,8 +90,8 @@ func At(path string) (*Device, error) {
 	return &devices[0], nil
 }
 
-// Going reports whether nothing uses the device, and it is detached when the last who has it open closes it, as one is that
-// was told to be detached meanwhile. Who opens it in passing would keep it.
+// Going reports whether nothing uses the device, and the kernel detaches it when the last program closes it, as after a
+// request to detach it while it was open. A program that opens it in passing would keep it.
 func (d *Device) Going() bool {
 	unused := len(d.Uses) == 0
 	for _, p := range d.Partitions {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// A name below /dev that no device has is a mistake, by whatever way it leads there.
+// A name below /dev that no device has is a mistake, by any path that leads there.
 func TestRefuseDevice(t *testing.T) {
 	link := filepath.Join(t.TempDir(), "devices")
 	if err := os.Symlink("/dev", link); err != nil {

@@ -38,7 +38,7 @@ type File struct {
 	done bool
 }
 
-// Options says what a new file may replace, and who may use it.
+// Options says what a new file may replace, and which users may use it.
 type Options struct {
 	Replace bool // a regular file that is there stays untouched until Commit puts the new one in its place
 

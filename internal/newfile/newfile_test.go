@@ -123,7 +123,7 @@ func TestExistingFileStays(t *testing.T) {
 	holds(t, dir, map[string]string{"there": "old"})
 }
 
-// A file that somebody else makes meanwhile is not replaced either.
+// A file that another program makes meanwhile is not replaced either.
 func TestFileThatComesMeanwhileStays(t *testing.T) { eachWay(t, fileThatComesMeanwhileStays) }
 
 func fileThatComesMeanwhileStays(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"vhdxfs/internal/safefile"
 )
 
-// Another user, who puts links to a file of root in the place of unfinished files, gets no hold of that file.
+// Another user that puts links to a file of root in the place of unfinished files gets no access to that file.
 func TestLinksOfAnotherUser(t *testing.T) { eachWay(t, linksOfAnotherUser) }
 
 func linksOfAnotherUser(t *testing.T) {

@@ -33,7 +33,7 @@ func (g *GPT) backup() uint64 { return le.Uint64(g.header[32:]) }
 // BackupAtEnd reports whether the backup is where it belongs on a disk of size bytes.
 func (g *GPT) BackupAtEnd(size int64) bool { return g.backup() == uint64(size/g.sector-1) }
 
-// BackupWithin reports whether a disk of size bytes has all of the backup, be it at its end or before.
+// BackupWithin reports whether a disk of size bytes has all of the backup, at its end or before.
 func (g *GPT) BackupWithin(size int64) bool { return g.backup() < uint64(size/g.sector) }
 
 // ErrDamagedGPT is matched where a disk has a GPT that cannot be used.

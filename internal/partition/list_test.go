@@ -59,7 +59,7 @@ func TestGet(t *testing.T) {
 	}
 }
 
-// What is no partition, or does not lie inside the disk, is refused, whatever the table says; and no table, however it is
+// What is no partition, or does not lie inside the disk, is refused for any table; and no table, however it is
 // linked, is followed for ever.
 func TestGetRefuses(t *testing.T) {
 	const sectors = 8192

@@ -42,7 +42,7 @@ func (l *Layout) Beyond(size int64) (Use, bool) {
 const headSize = 68 << 10
 
 // Find tells what is on a disk of size bytes with logical sectors of the given size. It returns an error where a GPT is
-// damaged, for then nobody knows what the disk holds.
+// damaged, for then it is unknown what the disk holds.
 func Find(disk io.ReaderAt, size, sector int64) (*Layout, error) {
 	head := make([]byte, headSize)
 	if n, err := disk.ReadAt(head, 0); n < len(head) && !errors.Is(err, io.EOF) {
@@ -130,7 +130,7 @@ func mbrUses(head []byte, sector int64) (uses []Use) {
 	return uses
 }
 
-// A kind tells a file system, or the like, that begins at the begin of a disk by its first bytes, and where it ends in
+// A kind tells a file system, or the like, that begins at the start of a disk by its first bytes, and where it ends in
 // bytes. One that does not tell takes all of the disk.
 type kind func(b []byte, size int64) (what string, end int64)
 
