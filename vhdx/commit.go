@@ -50,7 +50,7 @@ func (w *writer) sync() error {
 	})
 }
 
-// A sharedRun is something that many want done, of which one run serves all who came before it began.
+// A sharedRun is work that many goroutines ask for at once. One run serves all calls that came before it began.
 type sharedRun struct {
 	mu           sync.Mutex
 	cond         sync.Cond // a run has ended; its L is mu
@@ -58,8 +58,9 @@ type sharedRun struct {
 	err          error     // of the last run that ended
 }
 
-// run returns when a run has ended that began after the call, with its error or that of a later one. One of those who
-// wait does what is to be done; the others sleep until it is done for them, and hold nobody up.
+// run returns when a run has ended that began after the call, with its error or that of a later one. A run that is under
+// way does not serve the call: it may have looked at the changes before the caller made its own. One of the waiting
+// callers does the work, without mu; the others sleep until it is done for them.
 func (r *sharedRun) run(do func() error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -83,6 +84,8 @@ func (w *writer) round() error {
 	if err := w.err(); err != nil {
 		return err
 	}
+	// The flag is taken before the sync, and changed sets it after the bytes are in the file. So a write that finds it set,
+	// and leaves it, was made before the sync that follows here; any later one sets it again for the next round.
 	unsynced := w.unsynced.Swap(false)
 	if !w.uncommitted() {
 		if !unsynced {
@@ -90,6 +93,8 @@ func (w *writer) round() error {
 		}
 		return w.syncFile()
 	}
+	// A batch that an earlier round could not log goes first: it may hold older versions of pages that are dirty again, and
+	// a replay puts the pages of later entries over those of earlier ones.
 	err := w.logHeld()
 	if err == nil && w.anyDirty() {
 		w.held = w.takeBatch()
@@ -132,7 +137,8 @@ func (w *writer) waitForSpace(err error) error {
 	return err
 }
 
-// unstick tries again what failed for want of space.
+// unstick tries again what failed for want of space. It reads stuck without a lock first, since each change calls it: a
+// change that misses the flag only takes its turn before the failure, and what it maps waits in memory as the rest does.
 func (w *writer) unstick() error {
 	if !w.stuck.Load() {
 		return nil
@@ -154,7 +160,8 @@ func (w *writer) syncFile() error {
 	return nil
 }
 
-// The barriers, each by its own name: the crash test leaves out one after the other, and has to notice.
+// The barriers, each by its own name: the crash test leaves out one after the other, and has to notice. A barrier is
+// needed where a power cut could otherwise keep the later write and lose the earlier one.
 func (w *writer) syncPayload() error { return w.syncFile() } // before the log entry that maps it
 func (w *writer) syncLog() error     { return w.syncFile() } // before a sync returns, and before pages go to their places
 func (w *writer) syncPlaces() error  { return w.syncFile() } // before the log's tail moves past them
@@ -165,10 +172,13 @@ func (w *writer) startSession() error {
 	if w.session != nil {
 		return nil
 	}
-	// Where there was no space for a header, it may be there all the same, with the log that it names.
+	// A header update that failed for want of space may still have left a header that names this log. So the next try uses
+	// the same log: another one would overwrite the entry that this header needs.
 	if w.begun == nil {
 		region := w.l.log()
 		region.GUID = uuid.New()
+		// The entry calls this size flushed before its own sync makes it so. That is safe here only: no header names the
+		// entry before Start has synced both.
 		size := w.fileSize()
 		log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/ondisk.MiB*ondisk.MiB, w.lastOffset())
 		if outOfSpace(err) {
@@ -213,7 +223,9 @@ type batch struct {
 	unmapped []place
 }
 
-// takeBatch takes everything that is dirty.
+// takeBatch takes everything that is dirty. Changes are made with metaMu held, so the copies of the pages show one instant:
+// an entry of the log never has a part of an edit. The bytes that they map are in the file already, since an edit applies
+// after its payload is written; a sync from here on covers them.
 func (w *writer) takeBatch() *batch {
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()
@@ -235,13 +247,17 @@ func (w *writer) takeBatch() *batch {
 	return b
 }
 
-// commit logs a batch and makes it durable, together with all payload.
+// commit logs a batch and makes it durable, together with all payload. Where a mapping must not be durable without its
+// payload, a sync comes before the entry; else one sync serves both, and a power cut that keeps the entry alone shows
+// zeros, as the block did before. The caller holds roundMu.
 func (w *writer) commit(b *batch) error {
 	if b.barrier {
 		if err := w.syncPayload(); err != nil {
 			return err
 		}
 	}
+	// A log never goes round. One without room is emptied before the entry is written, and what is put into place are the
+	// pages as they were logged, not as they are in memory now: those may have changes of this batch, which no entry has.
 	if s := w.session; s != nil && (s.ending || journal.EntryLength(len(b.pages)) > s.log.Free() || len(s.logged)+len(b.pages) > maxLoggedPages) {
 		if err := w.endSession(); err != nil {
 			return err
@@ -251,6 +267,8 @@ func (w *writer) commit(b *batch) error {
 		return err
 	}
 	s := w.session
+	// s.flushed is the size at the last sync, not the size now: a replay refuses a file that is smaller than what an entry
+	// calls flushed, and a cut may lose the growth since.
 	if err := s.log.Append(b.pages, s.flushed, w.lastOffset()); outOfSpace(err) {
 		return err // where the host copies on write
 	} else if err != nil {
@@ -262,6 +280,8 @@ func (w *writer) commit(b *batch) error {
 		return err
 	}
 	s.flushed = size / ondisk.MiB * ondisk.MiB
+	// From here on the pages may go to their places. They stay pinned until then, or the cache could give one up and read
+	// the old page from the file.
 	for i, pg := range b.pages {
 		lp := &loggedPage{data: pg.Data}
 		if older := s.logged[pg.FileOffset]; older != nil {
@@ -277,8 +297,10 @@ func (w *writer) commit(b *batch) error {
 	return nil
 }
 
-// retire hands over space whose unmapping is durable. It can be given away when the reads have ended that may
-// still look there.
+// retire hands over space whose unmapping is durable. Before that a power cut would bring the old mapping back, and with it
+// the bytes of the next block in this place. The space can be given away when the reads have ended that may still look
+// there: those that began before the epoch turns here. Later ones find the new entries, which were changed in memory
+// before the batch was taken.
 func (w *writer) retire(places []place) {
 	if len(places) == 0 {
 		return
@@ -303,6 +325,9 @@ func (w *writer) retire(places []place) {
 // endSession puts every logged page into its place, durably, and then has the headers say that there is nothing to replay,
 // so that the log can be used anew. Where that fails for want of space nothing is lost: the log holds it, and it is tried
 // again. The caller holds roundMu.
+//
+// The pages are synced in their places before the header without a LogGuid is written: after that header no replay brings
+// back what was lost.
 func (w *writer) endSession() error {
 	s := w.session
 	if s == nil {
@@ -315,6 +340,7 @@ func (w *writer) endSession() error {
 	defer w.headerMu.Unlock()
 	h := w.header
 	h.LogGUID = uuid.Nil
+	// After a failure either header may be the one that the next open finds, so an entry added now might not be replayed.
 	s.ending = true
 	if err := w.updateHeaders(h); err != nil {
 		return w.waitForSpace(err)
@@ -330,7 +356,8 @@ func (w *writer) endSession() error {
 	return nil
 }
 
-// place puts every logged page into its place, durably.
+// place puts every logged page into its place, durably. Each one is durable in the log before (write-ahead), so a cut in the
+// middle, or a torn page, is mended by the replay. The log stays as it is until syncPlaces has returned.
 func (w *writer) place() error {
 	logged := w.session.logged
 	if len(logged) == 0 {
@@ -363,10 +390,10 @@ func (w *writer) emptyLog() error {
 // clean makes everything durable and in its place, and the headers say that there is nothing to replay.
 func (w *writer) clean() error { return w.cleanThen(func() error { return nil }) }
 
-// cleanAndShrink makes the image clean and cuts free space off the end of the file before anybody changes it again.
+// cleanAndShrink makes the image clean and cuts free space off the end of the file before the next change.
 func (w *writer) cleanAndShrink() error { return w.cleanThen(w.shrink) }
 
-// leave is cleanAndShrink for an image that nobody changes for now; if nobody has, the file stays as it is.
+// leave is cleanAndShrink for an image that has no writers for now; if there was no change, the file stays as it is.
 func (w *writer) leave() error { return w.cleanThen(w.shrinkChanged) }
 
 // shrinkChanged is shrink for a file that was changed since it was opened.
@@ -377,8 +404,8 @@ func (w *writer) shrinkChanged() error {
 	return w.shrink()
 }
 
-// cleanThen makes the image clean and calls do before anybody changes it again. The holes in the file come when nobody
-// has to wait for them.
+// cleanThen makes the image clean and calls do before the next change. The holes in the file come last, without the gate,
+// so that no change has to wait for them.
 func (w *writer) cleanThen(do func() error) (err error) {
 	defer w.catch(&err)
 	if err := w.cleanAlone(do); err != nil {
@@ -388,6 +415,8 @@ func (w *writer) cleanThen(do func() error) (err error) {
 	return nil
 }
 
+// cleanAlone is cleanThen without the holes. With the gate held alone no change is under way: after emptyLog nothing becomes
+// dirty until do has returned, and the headers stay true.
 func (w *writer) cleanAlone(do func() error) error {
 	w.gate.Lock()
 	defer w.gate.Unlock()
@@ -408,13 +437,15 @@ func (w *writer) makeCleanThen(do func() error) error {
 	if err := do(); err != nil {
 		return err
 	}
+	// announce reads this without a lock, but with the gate held, which the caller holds alone. So no change can slip through
+	// that saw the old value and is not announced.
 	w.headerMu.Lock()
 	defer w.headerMu.Unlock()
 	w.announced.Store(int32(noWrite))
 	return nil
 }
 
-// background commits what nobody syncs, keeps room in the log, and makes an idle image clean.
+// background commits changes without a sync, keeps room in the log, and makes an idle image clean.
 func (w *writer) background() {
 	defer close(w.ended)
 	defer w.catch(new(error))
@@ -431,7 +462,8 @@ func (w *writer) background() {
 }
 
 // untilClean looks after the image until it is clean and all free space is given back, or until it is broken. It returns
-// false when the writer ends.
+// false when the writer ends. It reads the state of the writer without locks: an old value costs a tick, or cleans an
+// image that was just changed again, and that is correct at any time.
 func (w *writer) untilClean() bool {
 	const (
 		tick       = 250 * time.Millisecond
@@ -521,6 +553,8 @@ func (w *writer) shrink() error {
 	if err := w.emptyLog(); err != nil { // damaged region tables come into the log with the announcement
 		return err
 	}
+	// With the gate held alone and spaceMu, no block can be put behind end meanwhile, and nothing names what is there. So a
+	// cut before the sync leaves a valid image with either size.
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
 	if err := w.file.Truncate(end); err != nil {

@@ -46,7 +46,8 @@ func (im *Image) changing(off, n int64) (*writer, error) {
 	return im.writer, im.writer.settle()
 }
 
-// writeBlock writes p to byte off in payload block b.
+// writeBlock writes p to byte off in payload block b. Between the two attempts the block's lock is free, so writeAlone looks at
+// the BAT entry anew.
 func (w *writer) writeBlock(b, off int64, p []byte) error {
 	if done, err := w.overwrite(b, off, p); done || err != nil {
 		return err
@@ -57,7 +58,9 @@ func (w *writer) writeBlock(b, off int64, p []byte) error {
 	return w.writeAlone(b, off, p)
 }
 
-// overwrite writes p in place, and reports false if that is not all there is to do.
+// overwrite writes p in place, and reports false if that is not all there is to do. It reads the BAT entry and the bits of the
+// sector bitmap without metaMu: they change only with the block's lock held alone, or with the gate held alone, and this
+// write holds both shared. So the place stays the block's until the bytes are in it.
 func (w *writer) overwrite(b, off int64, p []byte) (done bool, err error) {
 	lock := w.blocks.of(b)
 	lock.RLock()
@@ -87,7 +90,9 @@ func (l *layer) aligned(off int64, p []byte) bool {
 	return (off|int64(len(p)))&(l.geo.SectorSize-1) == 0
 }
 
-// writePlace writes p into the place of the present block that has the given entry.
+// writePlace writes p into the place of the present block that has the given entry. The headers tell of the change, durably,
+// before the bytes can be in the file. A round learns of the change after they are, also after an error: a part of p may be
+// there, and the next sync has to cover it.
 func (w *writer) writePlace(entry ondisk.BATEntry, off int64, p []byte) error {
 	if err := w.announce(dataWrite); err != nil {
 		return err
@@ -127,7 +132,10 @@ func (l *layer) wholeBlock(b, off, n int64) bool {
 }
 
 // newFull gives block b a place that holds p at byte off and zeros elsewhere. Without p it only reserves the place,
-// which nobody can see.
+// which no reader of the disk can see.
+//
+// Everything that can fail comes before apply: an error, such as ENOSPC, leaves the block as it was, and end returns the
+// place. Reads that take no lock find the new entry only when all bytes of the block are in the file.
 func (w *writer) newFull(b, off int64, p []byte) error {
 	g := &w.l.geo
 	kind := dataWrite
@@ -156,12 +164,15 @@ func (w *writer) newFull(b, off int64, p []byte) error {
 	e.apply(func() {
 		w.releaseEntry(ondisk.BATEntry(bat.Word(word)))
 		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, at.off))
+		// A power cut that keeps the entry without the bytes would show another block's old bytes in recycled space, and
+		// hide the parent's data behind zeros. In fresh space without a parent it shows zeros, as the block did before.
 		w.barrier = w.barrier || !at.fresh || g.HasParent
 	})
 	return nil
 }
 
-// fillBlock writes p at byte in of the place at, and zeros to the rest of it.
+// fillBlock writes p at byte in of the place at, and zeros to the rest of it. Fresh space reads as zero without that. Nothing
+// names the place yet, so the order of these writes does not matter.
 func (w *writer) fillBlock(at place, in int64, p []byte) error {
 	if !at.fresh {
 		if err := w.zero(at.off, in); err != nil {
@@ -188,7 +199,8 @@ func (w *writer) setEntry(bat *cache.Page, word int, e ondisk.BATEntry) {
 	bat.SetWord(word, uint64(e))
 }
 
-// writePartial writes p to byte off in the partially present block b.
+// writePartial writes p to byte off in the partially present block b, whose lock the caller holds alone. The bytes come
+// first: until their bits are set, reads take these sectors from the parent.
 func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, p []byte) error {
 	off, p, err := w.wholeSectors(off, p)
 	if err != nil {
@@ -197,6 +209,7 @@ func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, p []byt
 	if err := w.writePlace(entry, off, p); err != nil {
 		return err
 	}
+	// The bits cannot change before apply, since the block's lock is held alone.
 	here, end, err := w.l.sectorRun(off, off+int64(len(p)))
 	if err != nil || here && end == off+int64(len(p)) {
 		return err
@@ -219,13 +232,13 @@ func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, p []byt
 		if bits.all() {
 			w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, entry.FileOff()))
 		}
-		w.barrier = true
+		w.barrier = true // bits that outlive their bytes would hide the parent's data
 	})
 	return nil
 }
 
 // newPartial gives block b, which the parent holds so far, a place that holds the sectors of p at byte off. All
-// other sectors remain the parent's.
+// other sectors remain the parent's; their part of the place is not written, since their bits keep every reader away.
 func (w *writer) newPartial(b, off int64, p []byte) error {
 	off, p, err := w.wholeSectors(off, p)
 	if err != nil {
@@ -248,6 +261,8 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 	chunk := b >> g.ChunkShift
 	bitmap := w.l.bitmaps[chunk].Load()
 	publish := func() {}
+	// A bitmap that is there stays until the gate is held alone, so it can be read without a lock. chunkMu is held up to
+	// the end of the edit, or a write to another block of the chunk could make a second one.
 	if bitmap == nil {
 		w.chunkMu.Lock()
 		defer w.chunkMu.Unlock()
@@ -268,12 +283,14 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 	if _, err := w.file.WriteAt(p, at.off+g.InBlock(off)); err != nil {
 		return err
 	}
+	// Reads take no lock: they look at the entry first, then at the bitmap. So the bitmap and the bits have to be there
+	// before the entry says that they count.
 	e.apply(func() {
 		publish()
 		bits.clear() // those of a block that is not partially present mean nothing, and may be set
 		bits.set(w.l.sectorInBlock(off), int64(len(p))>>g.SectorShift)
 		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.PartiallyPresent, at.off))
-		w.barrier = true
+		w.barrier = true // the entry and the bits hide the parent's data
 	})
 	return nil
 }
@@ -289,6 +306,8 @@ func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, publish fu
 	if err != nil {
 		return nil, nil, err
 	}
+	// Only some pages of the new bitmap go through the log. The others have to be zero in the file, or old bytes would count
+	// as bits; the barrier of newPartial makes these zeros durable before the entry that names the bitmap.
 	if !at.fresh {
 		if err := w.zero(at.off, at.size); err != nil {
 			return nil, nil, err
@@ -303,7 +322,8 @@ func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, publish fu
 	}, nil
 }
 
-// wholeSectors widens p, at byte off, to whole sectors: what is added is read from the disk as it is.
+// wholeSectors widens p, at byte off, to whole sectors: what is added is read from the disk as it is. The caller holds the
+// block's lock alone, so it is still true when it is written, and the block keeps the place that is read.
 func (w *writer) wholeSectors(off int64, p []byte) (int64, []byte, error) {
 	if w.l.aligned(off, p) {
 		return off, p, nil
