@@ -170,7 +170,7 @@ func TestMarkZeroOfAllInPieces(t *testing.T) {
 	}
 }
 
-// What is cached already stays, whatever the scan says that marks pages: one that is pinned may have been changed.
+// A cached page stays, even if the scan that marks pages finds it zero: a pinned page may have been changed.
 func TestMarkZeroOfCachedPages(t *testing.T) {
 	const pages = 2 * leafPages
 	s := New(0).Span(newCountingFile(pages), 0, pages)
@@ -270,7 +270,7 @@ func TestClockKeepsWhatIsUsed(t *testing.T) {
 	}
 }
 
-// A page that was given up stays as it is for those who still hold it.
+// A page that was given up stays as it is for goroutines that still hold it.
 func TestHeldPageOutlivesItsPlace(t *testing.T) {
 	c := New(0)
 	s := c.Span(newCountingFile(200), 0, 200)
@@ -286,7 +286,7 @@ func TestHeldPageOutlivesItsPlace(t *testing.T) {
 	}
 }
 
-// Of goroutines that miss a page at once, all get the same one: a change made to it must not get lost.
+// All goroutines that miss a page at once get the same one: a change made to it must not get lost.
 func TestRacingLoadsGetOnePage(t *testing.T) {
 	const racers = 8
 	f := newCountingFile(1)
@@ -334,7 +334,7 @@ func TestReadersDoNotWaitForEachOther(t *testing.T) {
 	}()
 	<-stuck
 	for i := int64(1); i < 10; i++ {
-		wantPage(t, s, i, uint64(i)+1) // would wait for ever
+		wantPage(t, s, i, uint64(i)+1) // would never return
 	}
 	close(release)
 	if err := <-done; err != nil {

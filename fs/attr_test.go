@@ -117,7 +117,7 @@ func TestXAttrWork(t *testing.T) {
 	}
 }
 
-// Names are listed to those who may read disk.raw, as values are read.
+// Users that may read disk.raw may list names, as they may read values.
 func TestListXAttrAccess(t *testing.T) {
 	d := newFakeDisk(t)
 	for mode, want := range map[uint32][4]bool{ // to root, the owner, the group, others

@@ -21,7 +21,7 @@ type failedMount struct {
 	busy atomic.Bool // a goroutine is asking, or need not ask again
 }
 
-// The last writer's close is heard of a moment before the kernel counts it.
+// The close of the last writer arrives a moment before the kernel counts it.
 const (
 	remountTries = 3
 	remountPause = 100 * time.Millisecond

@@ -185,7 +185,7 @@ func TestMountedReadError(t *testing.T) {
 	}
 }
 
-// A mount in use is detached, and served until its user lets go.
+// A mount in use is detached, and served until its user closes it.
 func TestUnmountBusy(t *testing.T) {
 	d := newFakeDisk(t)
 	s := mountTest(t, d, Options{})

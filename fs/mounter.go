@@ -36,7 +36,7 @@ type mounter struct {
 	mu sync.Mutex // one call at a time
 }
 
-// NewMounter returns a Mounter that does all in this process. Of the options it uses those that say where and how to
+// NewMounter returns a Mounter that does all in this process. It uses only the options that say where and how to
 // mount.
 func NewMounter(o Options) Mounter { return &mounter{o: o} }
 

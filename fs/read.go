@@ -46,7 +46,7 @@ func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	return f.read(in, buf, func() {})
 }
 
-// maxQuick is the longest read, in bytes, that is answered from memory without a word: to copy a longer one takes as
+// maxQuick is the longest read, in bytes, that is answered from memory at once: to copy a longer one takes as
 // long as another thread needs to wake up.
 const maxQuick = 64 << 10
 

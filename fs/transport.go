@@ -113,7 +113,7 @@ func (w *worker) serve(req []byte) {
 	default:
 		fault.Report(t.log, err)
 		t.log.WithError(err).Errorf("cannot answer request %d of kind %d", unique, kind)
-		t.sendError(unique, fuse.EIO) // the caller would wait for ever
+		t.sendError(unique, fuse.EIO) // else the caller would never get an answer
 	}
 }
 

@@ -107,7 +107,7 @@ func TestWindowSeekEndsAtData(t *testing.T) {
 	}
 }
 
-// A change inside comes to the disk at its place. One that does not lie wholly inside does not come at all.
+// A change inside the window reaches the disk at its place. One that does not lie wholly inside never reaches it.
 func TestWindowChanges(t *testing.T) {
 	d := newFakeDisk(t)
 	d.writable = true

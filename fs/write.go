@@ -16,7 +16,7 @@ const writeHandle = 1
 // that begins at the end or beyond is EFBIG, since the disk does not grow.
 //
 // A write of which a part fails, as where space has run out, fails as a whole: a loop device and the writeback of
-// mapped pages take a short write for a complete one, and would lose the rest without a word. To write the part
+// mapped pages take a short write for a complete one, and would silently lose the rest. To write the part
 // that did succeed once more does no harm.
 func (f *fileSystem) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
 	switch {

@@ -74,8 +74,8 @@ func servedXAttrs(o *Options, writable bool) map[string]string {
 	return values
 }
 
-// An imageTeller tells of an image. What it told is told again as long as the image is the same; what it has to say of the
-// parents, which do not change, is put together once.
+// An imageTeller describes an image. It gives the same answer again while the image is the same. It describes the parents
+// once, since they do not change.
 type imageTeller struct {
 	disk Disk
 
@@ -233,7 +233,7 @@ func (f *fileSystem) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte)
 	return copyXAttr(dest, strings.Join(names, ""))
 }
 
-// SetXAttr takes what a mount is told to do, and no other attribute.
+// SetXAttr accepts only attributes that tell the mount what to do.
 func (f *fileSystem) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
 	name, ours := strings.CutPrefix(name, mounts.XAttrPrefix)
 	switch {

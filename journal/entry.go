@@ -69,7 +69,7 @@ func descriptorSectors(n int64) int64 {
 
 // decodeEntryHeader decodes the header of the log entry at file offset off, and its checksum, which covers
 // the whole entry and so is left to the caller. The reserved field is ignored: an entry with a good checksum
-// was meant to be replayed, and skipping it would show older data without a word.
+// was meant to be replayed, and skipping it would silently show older data.
 func decodeEntryHeader(b *[entryHeaderSize]byte, off int64) (h EntryHeader, checksum uint32, err error) {
 	if sig := string(b[:4]); sig != "loge" {
 		return EntryHeader{}, 0, invalid(off, "signature %q", sig)

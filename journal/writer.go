@@ -17,7 +17,7 @@ const (
 	keptBuffer = 1 << 20
 	// endGap is what stays unused at the end of the log, in bytes. QEMU 7.2 steps over one sector behind the last entry
 	// and looks there for the next sequence; where that is the first entry, or the one behind an empty first entry, it
-	// finds the same sequence again, for ever.
+	// finds the same sequence again, without end.
 	endGap = 2 * SectorSize
 )
 
@@ -29,7 +29,7 @@ type Page struct {
 
 // A Writer appends entries to the log, one for each batch of pages (MS-VHDX 2.3.1), from the beginning of the log to its
 // end. It never syncs; the caller does: an entry is in the log for certain after a sync that began when Append had
-// returned, and only then may its pages go to their places.
+// returned. Its pages must not go to their places before that sync has returned.
 //
 // A batch is one entry, and an entry with a bad checksum is none: after a crash a batch is there as a whole or
 // not at all. That is why a batch has at most MaxPages pages, and why a larger set of changes has to be

@@ -91,7 +91,7 @@ func TestFileEndsInsideAMiB(t *testing.T) {
 	}
 }
 
-// Nor may growing the file wipe what lies there, on a host on which growing writes zeros.
+// On a host on which growing writes zeros, growing the file must not wipe what lies there either.
 func TestFileEndsInsideAMiBWithoutHoles(t *testing.T) {
 	b := build(spec{diskSize: 64 * ondisk.MiB})
 	b.grow(b.next + 512)

@@ -11,6 +11,6 @@ type LockMode = imagefile.LockMode
 // The modes of Options.Lock. Where a file system knows no locks, all of them go on without.
 const (
 	LockOn  = imagefile.LockOn  // an image that another program uses is refused
-	LockTry = imagefile.LockTry // such an image is used all the same
-	LockOff = imagefile.LockOff // nothing is locked and nobody is asked
+	LockTry = imagefile.LockTry // such an image is still used
+	LockOff = imagefile.LockOff // no lock is taken or looked for
 )

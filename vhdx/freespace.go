@@ -3,7 +3,7 @@ package vhdx
 import "vhdxfs/vhdx/ondisk"
 
 // FreeRanges calls do for the ranges of the image's own file that nothing uses, in order. Offsets and lengths are in
-// bytes and multiples of 1 MiB. Of a damaged image that is not known, and there are none.
+// bytes and multiples of 1 MiB. In a damaged image these are unknown, so there are none.
 func (im *Image) FreeRanges(do func(off, n int64)) {
 	if im.Validated() != nil {
 		return

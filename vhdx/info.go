@@ -198,7 +198,7 @@ func (l *layer) info() *Info {
 	return in
 }
 
-// Warnings returns what was seen to be odd about the image itself when it was opened. What is seen later is logged.
+// Warnings returns what was odd about the image itself when it was opened. What is found later is logged.
 func (im *Image) Warnings() []string {
 	l := im.current()
 	list := l.warningTexts()

@@ -433,8 +433,8 @@ func testSeek(t *testing.T, im *Image, extents []Extent, off int64) {
 	}
 }
 
-// A block may be unmapped and mapped anew between the look at its entry and that at its bits. What the new bits say is not
-// to be read from the old place.
+// A block may be unmapped and mapped anew between the look at its entry and that at its bits. A read must
+// not apply the new bits to the old place.
 func TestBitsOfAnotherTenure(t *testing.T) {
 	parent := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 	child := build(spec{typ: Differencing, blocks: []blockSpec{{0, ondisk.PartiallyPresent}}})
@@ -497,7 +497,7 @@ func (f *hookFile) ReadAt(p []byte, off int64) (int, error) {
 	return f.memFile.ReadAt(p, off)
 }
 
-// Of a block of which a little was written, only that is data, on a file system that knows its holes.
+// In a block of which a little was written, only that is data, on a file system that knows its holes.
 func TestSeekInsideABlock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.vhdx")
 	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB, BlockSize: 32 * ondisk.MiB}); err != nil {

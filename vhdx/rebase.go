@@ -39,7 +39,7 @@ type SetParentResult struct {
 // DataWriteGuid is renewed, durably, before the locator changes.
 func SetParent(path, parent string, o SetParentOptions) (_ *SetParentResult, err error) {
 	o.Open.Writable, o.Open.AnyParent, o.Open.Commit, o.Open.IdleClean = false, false, 0, 0
-	// The new parent has to be sound by itself, with parents of the right identity, whatever the options allow.
+	// The new parent has to be sound by itself, with parents of the right identity, even if the options allow others.
 	p, err := Open(parent, o.Open)
 	if err != nil {
 		return nil, fmt.Errorf("parent: %w", err)

@@ -65,7 +65,7 @@ func (r *repairer) rollBack(undo undoPlace) error {
 	if err != nil {
 		return err
 	}
-	// No other program has written meanwhile, and a user that interrupts the repair wants just this.
+	// No other program has written meanwhile, and a user that interrupts the repair wants it undone.
 	u.phase, u.progress = r.o.Phase, r.o.Progress
 	_, err = u.restore(context.WithoutCancel(r.ctx), r.top.file, true)
 	if err := errors.Join(err, c.Close()); err != nil {

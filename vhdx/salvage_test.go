@@ -122,7 +122,7 @@ func TestSalvageOfAnything(t *testing.T) {
 	}
 }
 
-// Of a block that the end of the file cuts, what is there can be read.
+// The part of a block before the end of a cut file can be read.
 func TestSalvageOfABlockThatIsCut(t *testing.T) {
 	img := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
 	want := make([]byte, ondisk.MiB/2)

@@ -33,7 +33,8 @@ var errScanStopped = errors.New("the image was closed before its BAT was checked
 
 // scanBAT validates the BAT, or leaves what it may to a late scan. Only what was not replayed and has no parent may be
 // scanned late: a log goes into the file only if all of the image is valid, and sector bitmap blocks are found by the scan.
-// Nor may a parent: which of several files is taken depends on what is wrong with them, and its children are changed.
+// A parent must not be scanned late either: what is wrong with files decides which of several is taken, and its children may
+// be written.
 func (l *layer) scanBAT(s *batScan) error {
 	limit := int64(math.MaxInt64)
 	if l.mayLate && !l.geo.HasParent && l.replay == nil {

@@ -445,7 +445,7 @@ func TestLateScanClose(t *testing.T) {
 	}
 }
 
-// Only where nothing depends on it may the scan be late.
+// The scan may be late only where nothing depends on it.
 func TestLateScanNotWhereItMatters(t *testing.T) {
 	dirty, _ := largeBAT(func(im *image) { im.logPages(im.batOff); im.nameLog() })
 	child := build(spec{typ: Differencing, diskSize: 2 * ondisk.TiB})

@@ -18,7 +18,7 @@ import (
 // Snapshot freezes the image while it is in use: at one moment it becomes the parent of a new differencing child, and
 // the disk goes on in that. What was written before is in the frozen image, durably, and it has no log to replay; what
 // is written later goes to the child. Changes and syncs wait meanwhile, for as long as it takes to make a small file;
-// reads go on. Of the options only KeepName and ParentPaths count. name is the name that the new file gets in the
+// reads go on. Only the options KeepName and ParentPaths count. name is the name that the new file gets in the
 // folder of the image, without a path, or "".
 //
 // The child is complete, durable, locked, loaded and checked before it gets its name, and nothing is written to it

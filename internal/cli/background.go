@@ -27,8 +27,9 @@ const noSyslog = "no syslog; events of this mount are not logged. Use -o log=FIL
 const firstInherited = 3
 
 // startBackground starts the program again with the same arguments, and returns when the mount is there, or
-// with the status of the process that failed to make it, which has told the reason. Of one that was killed, no mount
-// is left at mountPoint. With flush, the new process is one that the kernel knows to write what memory is waiting for.
+// with the status of the process that failed to make it, which has told the reason. If that
+// process was killed, no mount is left at mountPoint. With flush, the kernel knows the new process as one that writes what
+// memory is waiting for.
 //
 // The process stays in the caller's process group and session until it has mounted. An automounter depends
 // on it: it lets through to the mount point only the group of the program that it has called.

@@ -191,7 +191,7 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 		case len(args) > len(names):
 			return usageError("unexpected argument %q; usage: %s", args[len(names)], cmd.UseLine())
 		}
-		// Of a variable that is not set, in a script, say. As a path it would be the working directory.
+		// It comes from a variable that is not set, in a script for example. As a path it would be the working directory.
 		if i := slices.Index(args, ""); i >= 0 {
 			return usageError("%s is empty; usage: %s", names[i], cmd.UseLine())
 		}

@@ -89,8 +89,8 @@ func (o *options) reach() sandbox.Rules {
 	return r
 }
 
-// imageReach returns what has to be reached to open the image at path: the folder, in which its parents are, too. Of a
-// block device it is the device alone, and the folder only where that is not the one of all devices.
+// imageReach returns what has to be reached to open the image at path: the folder, in which its parents are, too. For
+// a block device it is the device alone, and the folder only where that is not the one of all devices.
 func imageReach(path string) []string {
 	st, err := os.Stat(path)
 	if err != nil || st.Mode().Type() != fs.ModeDevice {

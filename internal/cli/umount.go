@@ -142,8 +142,8 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// takeAway unmounts, and tries again while the mount is in use by programs that will soon let go of it. The program that serves
-// one that hangs does not answer.
+// takeAway unmounts, and tries again while the mount is in use by programs that use it for a moment. The program that
+// serves one that hangs does not answer.
 func (u *umountCommand) takeAway(dir string, hangs bool) error {
 	err := mounts.Unmount(dir, u.lazy)
 	if !errors.Is(err, unix.EBUSY) {
@@ -172,8 +172,8 @@ func (u *umountCommand) say(w io.Writer, format string, args ...any) {
 	fmt.Fprintf(w, "%s: %s\n", u.name, oneLine(fmt.Sprintf(format, args...)))
 }
 
-// heldElsewhere tells the user that the process does not end yet, and reports whether there is no sense in
-// waiting: it is mounted in another place, too, or other mount namespaces, such as containers, still have the mount.
+// heldElsewhere tells the user that the process does not end yet, and reports whether waiting is useless: the disk is also
+// mounted in another place, or other mount namespaces, such as containers, still have the mount.
 func (u *umountCommand) heldElsewhere(dir, device string, pid int, stderr io.Writer) bool {
 	if at := mountedAt(device); at != "" {
 		u.say(stderr, "%s is unmounted, but also mounted on %s (umount %[2]s)", dir, at)
@@ -218,7 +218,7 @@ func findServer(m *mountinfo.Info) (*serverProcess, error) {
 		return nil, fmt.Errorf("process %d: %w", pid, err)
 	}
 	s := &serverProcess{pid, fd}
-	// Only an answer that comes now is one of a process that lives, and whose descriptor this is.
+	// An answer counts only if it comes now: then it is from a process that lives, and this is its descriptor.
 	if again, err := mounts.ServerPID(m); err != nil || again != pid {
 		s.close()
 		return nil, mounts.ErrUnknownServer

@@ -15,7 +15,7 @@ import (
 
 // umount(8), when root calls it for a path, asks the kernel what is mounted there, hears only that it is FUSE, and
 // calls no helper of a type of FUSE. It looks closer where mount(8) has noted something of the mount in the table
-// that it keeps for itself. So that is seen to, or umount would not wait, and not tell what uses a mount.
+// that it keeps for itself. So vhdxfs makes such a note: else umount would not wait, and not tell what uses a mount.
 
 const (
 	umountHelper = "/sbin/umount." + mounts.Type

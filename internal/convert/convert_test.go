@@ -227,7 +227,7 @@ func failing(p []byte, err error) io.Reader {
 	return io.MultiReader(bytes.NewReader(p[:len(p)/2]), readerFunc(func([]byte) (int, error) { return 0, err }))
 }
 
-// cancelling ends a context in the middle of p. With hang, it then gives nothing for ever.
+// cancelling ends a context in the middle of p. With hang, it then never returns anything.
 func cancelling(p []byte, cancel func(error), cause error, hang bool) io.Reader {
 	return io.MultiReader(bytes.NewReader(p[:len(p)/2]), readerFunc(func([]byte) (int, error) {
 		cancel(cause)

@@ -24,7 +24,7 @@ type producer struct {
 	buffers <-chan []byte
 	turn    chan struct{} // closed when the job before has taken its room
 
-	// Of a disk: where the part of it ends that was sent, shared, or is known to be zero.
+	// The end of the part of a disk that was sent, shared, or is known to be zero.
 	end    int64
 	counts counter
 }

@@ -12,8 +12,8 @@ import (
 )
 
 // imageNames are the ends of names that only images have. A disk in such a file that looks like none is a damaged image,
-// or something else than what its name says, and in either case no raw disk without a word. VMDK is not among them: its
-// parts may be raw.
+// or something else than what its name says. In either case it must not be taken for a raw disk silently.
+// VMDK is not among them: its parts may be raw.
 var imageNames = []string{".vhdx", ".avhdx", ".vhds", ".vhd", ".avhd", ".qcow2", ".qcow", ".vdi", ".qed"}
 
 // A ForeignError says that something is neither a VHDX image nor, by its bytes and its name, a raw disk.

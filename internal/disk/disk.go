@@ -117,7 +117,7 @@ func (d *Disk) Data(off int64) (Run, error) {
 		return Run{}, io.EOF
 	}
 	for d.Image != nil {
-		// Not by SeekData: what the image file knows of its own holes changes while it is read.
+		// Do not use SeekData here: what the image file knows of its own holes changes while it is read.
 		e, err := d.Image.Extent(off)
 		switch {
 		case err != nil:

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// undoPatience is how long it may take to detach a device again that was attached in vain.
+// undoPatience is how long it may take to detach a device again whose attach failed halfway.
 const undoPatience = 5 * time.Second
 
 // control is the device by which the kernel gives out loop devices.

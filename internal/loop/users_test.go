@@ -44,7 +44,7 @@ func TestUses(t *testing.T) {
 	holds("loop0/loop0p2", "dm-0")
 	holds("dm-0", "dm-1")
 	holds("loop0/loop0p3", "md0")
-	holds("md0", "md0") // which cannot be, and must not go on for ever
+	holds("md0", "md0") // a cycle, which the kernel never has; the search must end
 	u := &users{
 		mounts: []*mountinfo.Info{
 			{Major: 259, Minor: 1, Source: "/dev/disk/by-label/data", Mountpoint: "/mnt/data"},

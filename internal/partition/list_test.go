@@ -59,8 +59,8 @@ func TestGet(t *testing.T) {
 	}
 }
 
-// What is no partition, or does not lie inside the disk, is refused for any table; and no table, however it is
-// linked, is followed for ever.
+// What is no partition, or does not lie inside the disk, is refused for any table; and the search ends for
+// every table, even if its links form a cycle.
 func TestGetRefuses(t *testing.T) {
 	const sectors = 8192
 	entry := func(b []byte, i int, kind byte, first, n uint32) {

@@ -2,8 +2,8 @@
 // of one, and the locks that keep other programs off. It knows nothing of what is in the file.
 //
 // There is one interface, [File], and no optional methods beside it. A file that cannot do something says so with
-// errors.ErrUnsupported, or, where the question is what it knows, answers that it knows nothing. So whoever uses a File
-// goes the same way with each, and a file of a test that embeds another one hides nothing of it.
+// errors.ErrUnsupported, or, where the question is what it knows, answers that it knows nothing. So code that uses a File
+// handles each in the same way, and a file of a test that embeds another one hides nothing of it.
 //
 //	Open     a regular file or a block device of the host
 //	Of       one that is open already
@@ -41,7 +41,7 @@ type File interface {
 	// file among them. A file that does not know its holes returns math.MaxInt64.
 	NextHole(off int64) (int64, error)
 
-	Sparse() bool   // holes in the file harm nobody
+	Sparse() bool   // holes in the file do no harm
 	IsDevice() bool // it is a block device, which keeps the size that it has
 
 	// Fd returns the descriptor from which the file's bytes can be spliced, and false where there is none.

@@ -77,7 +77,7 @@ func (f *hostFile) Size() (int64, error) {
 	if st.Mode().IsRegular() {
 		return st.Size(), nil
 	}
-	// Nothing else uses the file's own position, so moving it harms nobody.
+	// Nothing else uses the file's own position, so moving it does no harm.
 	return f.Seek(0, io.SeekEnd)
 }
 

@@ -5,7 +5,7 @@ import (
 	"os"
 )
 
-// LockForReplacement locks the file at path, which may be missing, as one that nobody may use any more. It fails with
+// LockForReplacement locks the file at path, which may be missing, as one that no program may use any more. It fails with
 // ErrLocked where a program uses it. The lock ends with Close.
 func LockForReplacement(path string) (io.Closer, error) {
 	if st, err := os.Stat(path); err != nil || !st.Mode().IsRegular() {

@@ -217,7 +217,7 @@ func (f *hostFile) lockHolder() (names string, pids []int) {
 	return names, pids
 }
 
-// ask calls one of the functions that find out who uses a file.
+// ask calls one of the functions that find out which processes use a file.
 func (f *hostFile) ask(who func(FileID) (names string, pids []int)) (names string, pids []int) {
 	var own FileID
 	err := f.control("look at", func(fd int) (err error) {
@@ -233,10 +233,10 @@ func (f *hostFile) ask(who func(FileID) (names string, pids []int)) (names strin
 }
 
 // FindLockHolders names the programs that hold locks on a file, and returns "" where there are none that can be found:
-// the kernel does not say who holds such a lock, but each process's open files tell which of them are locked.
+// the kernel does not say which process holds such a lock, but each process's open files tell which of them are locked.
 //
-// Only files that are locked are looked at, and no file system is asked about them that would have to ask somebody else: the
-// program, or the server, behind it may hang, and whoever asks then hangs with it.
+// Only files that are locked are looked at, and only on file systems that answer by themselves: the
+// program or server behind another one may hang, and the question would hang with it.
 func FindLockHolders(file FileID) (names string, pids []int) {
 	self := fmt.Sprintf("/proc/%d/fd/%d", file.PID, file.Descriptor) // it may hold locks itself at this moment
 	var holders []string
@@ -292,7 +292,7 @@ func WrittenBy(pid int, file FileID) (bool, error) {
 }
 
 // A FileID says which file is meant, and by which descriptor of which process it is open. Of a block device Major and Minor
-// are its own numbers, whatever its name is, and Inode is 0.
+// are its own numbers, under any name, and Inode is 0.
 type FileID struct {
 	Major, Minor    uint32
 	Inode           uint64

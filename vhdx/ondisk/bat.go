@@ -64,8 +64,8 @@ func (e BATEntry) FileOff() int64 { return int64(e.Offset()) } // #nosec G115 --
 func (e BATEntry) Present() bool { return e.State() == FullyPresent || e.State() == PartiallyPresent }
 
 // Followable reports whether the entry, that of a payload block, has a state of the format and, where the block is present,
-// an offset at which a file can hold a block of that size. The scan of the BAT has seen to more than that, but whoever may
-// write to the file can change it since, and pages of the BAT are read again.
+// an offset at which a file can hold a block of that size. The scan of the BAT has checked more than that, but a program
+// that may write to the file can have changed it since, and pages of the BAT are read again.
 func (e BATEntry) Followable(blockSize int64) bool {
 	if e.Present() {
 		return e.Offset() >= HeaderSectionSize && e.Offset() <= uint64(MaxFileSize-blockSize)
