@@ -111,6 +111,9 @@ func (w *writer) writeZeroSectors(b, off, end int64) error {
 
 // unmap moves block b, which has the given entry, to state ZERO: of the states without a place it is the one that
 // promises zeros to every reader, and hides the parent. Its place is given up.
+//
+// This needs no barrier: after a power cut the block is ZERO, or it still has its old place. The old bytes are there, since
+// the place is not punched or given away before the log entry is durable.
 func (w *writer) unmap(b int64, entry ondisk.BATEntry, kind writeKind) error {
 	e, err := w.editFreeing(kind, 1)
 	if err != nil {

@@ -47,6 +47,7 @@ func (r *readEpochs) ended(e uint64) bool {
 	if e >= now {
 		return false
 	}
-	// An epoch ends before the one after the next begins, see turn.
+	// An epoch ends before the one after the next begins, see turn. So two counters are enough, and with the current epoch
+	// at e+1 that of e counts only reads of e, or late ones that are about to find the turn and leave: they only delay this.
 	return e+1 < now || r.readers[e&1].n.Load() == 0
 }
