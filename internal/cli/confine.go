@@ -42,7 +42,7 @@ func (o *options) confine(k keeper) error {
 	_ = time.Now().String() // which reads the time zone, if nothing has yet
 	state := sandbox.Confine(o.reach())
 	if o.sandbox == sandboxOn && !state.Complete() {
-		return fmt.Errorf("the sandbox is %s; with sandbox=try the image is mounted all the same", state)
+		return fmt.Errorf("the sandbox is %s; use sandbox=try to mount the image without it", state)
 	}
 	o.mount.Sandbox = state.String()
 	return nil

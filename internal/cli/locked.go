@@ -129,7 +129,7 @@ func openLocked(path string, o vhdx.Options, warn io.Writer) (*vhdx.Image, error
 		if locked, ok := errors.AsType[*vhdx.LockedError](err); !ok || locked.Writes {
 			return im, explainLock(err)
 		}
-		fmt.Fprintf(warn, "vhdxfs: warning: %s; it is opened for writing all the same, because of lock=try, and two programs that write an image destroy it\n", oneLine(err.Error()))
+		fmt.Fprintf(warn, "vhdxfs: warning: %s; opening it for writing because of lock=try; two programs that write an image destroy it\n", oneLine(err.Error()))
 		o.Lock = vhdx.LockTry
 	}
 	im, err := vhdx.Open(path, o)

@@ -48,7 +48,7 @@ func Report(log interface{ Errorf(string, ...any) }, err error) {
 	}
 }
 
-// Reported is to be deferred by a goroutine whose errors nobody waits for: it reports a panic.
+// Reported is to be deferred by a goroutine whose errors go nowhere. It reports a panic.
 func Reported(log interface{ Errorf(string, ...any) }) {
 	if e := New(recover()); e != nil {
 		Report(log, e)

@@ -103,7 +103,7 @@ func getAttributes(mountPoint string, names []string) answer {
 
 // setAttribute sets an extended attribute of the mount at mountPoint.
 func setAttribute(mountPoint, name, value string) (e syscall.Errno) {
-	// Of the directory only root may set one, since nobody may write to it.
+	// Of the directory only root may set one, because no other user may write to it.
 	errors.As(unix.Lsetxattr(mountPoint+"/"+FileName, XAttrPrefix+name, []byte(value), 0), &e)
 	return e
 }

@@ -28,8 +28,8 @@ const socketPrefix = "@vhdxfs/"
 // socketName is the name of the socket for the mount with a device, major:minor.
 func socketName(device string) string { return socketPrefix + device }
 
-// Servers returns the processes that serve mounts over their sockets, whoever has made those and in whatever mount namespace
-// they are. It waits for no answer. A process that only says that it does so is among them.
+// Servers returns the processes that serve mounts over their sockets, of any user and in any mount namespace.
+// It waits for no answer. A process that only says that it does so is among them.
 func Servers() (pids []int) {
 	table, err := os.ReadFile("/proc/net/unix")
 	if err != nil {

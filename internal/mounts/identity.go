@@ -17,7 +17,7 @@ const (
 	StateRenamed = "renamed" // another file, or none, has the name
 )
 
-// FileID returns what no other image of this system has, whatever its names are: the device and the inode of a file, or
+// FileID returns what no other image of this system has, under any name: the device and the inode of a file, or
 // the number of a block device.
 func FileID(info fs.FileInfo) string {
 	st, ok := info.Sys().(*syscall.Stat_t)
