@@ -91,9 +91,14 @@ func (w *walk) toRoot() {
 	}
 	root := step{path: "/"}
 	for _, m := range w.table {
-		if m.Mountpoint == "/" && !numbers[m.Parent] {
-			root.on = m.ID
+		if numbers[m.Parent] {
+			continue
 		}
+		if m.Mountpoint == "/" {
+			root.on = m.ID
+			break
+		}
+		root.on = m.Parent // in a chroot that is no mount point, the table has no line for the root
 	}
 	root.on, _ = w.top("/", root.on)
 	w.done = []step{root}
