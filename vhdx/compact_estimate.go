@@ -47,7 +47,7 @@ func (im *Image) Reclaimable(ctx context.Context, zeros bool, o CompactOptions) 
 			if pack.give(e.FileOff()) {
 				r.Zero += l.geo.BlockSize
 			}
-		case !bitmap && mayKeepPlace(e.State()) && e.Offset() != 0 && !l.keptShared && !keep:
+		case !bitmap && keepsPlace(e) && !l.keptShared && !keep:
 			if pack.give(e.FileOff()) { // it may lie outside the file
 				r.Unmapped += l.geo.BlockSize
 			}

@@ -100,8 +100,10 @@ func (c *compaction) highest() ([]movable, error) {
 
 // isMovable reports whether entry e, of a sector bitmap block or of a payload block, is that of one that may be moved.
 func isMovable(bitmap bool, e ondisk.BATEntry) bool {
-	st := e.State()
-	return bitmap && st == ondisk.BitmapPresent || !bitmap && (st == ondisk.FullyPresent || st == ondisk.PartiallyPresent)
+	if bitmap {
+		return e.State() == ondisk.BitmapPresent
+	}
+	return e.Present()
 }
 
 func (c *compaction) interrupted() error {

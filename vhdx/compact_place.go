@@ -29,7 +29,7 @@ func (w *writer) moveBlock(b, from int64) (bool, error) {
 	g := &w.l.geo
 	start := b << g.BlockShift
 	entry, _, err := w.l.lookup(start, start+1)
-	if err != nil || entry.FileOff() != from || entry.State() != ondisk.FullyPresent && entry.State() != ondisk.PartiallyPresent {
+	if err != nil || entry.FileOff() != from || !entry.Present() {
 		return false, err
 	}
 	err = w.copyBelow(g.BlockSize, from, g.PayloadEntry(b), w.copyPlace, func(bat *cache.Page, word int, to place) {

@@ -22,8 +22,7 @@ func (c *compaction) releaseBlocks() error {
 		if err := c.interrupted(); err != nil {
 			return err
 		}
-		present := e.State() == ondisk.FullyPresent || e.State() == ondisk.PartiallyPresent
-		if present && !c.o.KeepZeros {
+		if e.Present() && !c.o.KeepZeros {
 			defer c.o.Progress(l.geo.BlockSize)
 		}
 		// A first look takes no lock, and most blocks end there.
@@ -50,7 +49,7 @@ func (c *compaction) giveUpBlock(b int64) error {
 	if err := c.w.unmap(b, e, fileWrite); err != nil { // no reader of the disk can see the change
 		return err
 	}
-	if mayKeepPlace(e.State()) {
+	if !e.Present() {
 		c.result.Unmapped += c.w.l.geo.BlockSize
 	} else {
 		c.result.Zero += c.w.l.geo.BlockSize
@@ -61,10 +60,10 @@ func (c *compaction) giveUpBlock(b int64) error {
 // needless reports whether block b, which has entry e, has a place that it needs not: it reads as zero, and so it
 // would in state ZERO.
 func (c *compaction) needless(b int64, e ondisk.BATEntry) (bool, error) {
-	switch st := e.State(); {
-	case mayKeepPlace(st):
-		return e.Offset() != 0, nil
-	case st != ondisk.FullyPresent && st != ondisk.PartiallyPresent || c.o.KeepZeros:
+	if !e.Present() {
+		return keepsPlace(e), nil
+	}
+	if c.o.KeepZeros {
 		return false, nil
 	}
 	return c.im.readsZero(b, e)

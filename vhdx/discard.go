@@ -73,7 +73,7 @@ func (w *writer) zeroBlock(b, off, end int64) error {
 	st := entry.State()
 	keep := w.l.keepsBlocks()
 	switch whole := w.l.wholeBlock(b, off, end-off); {
-	case whole && !keep && (st == ondisk.FullyPresent || st == ondisk.PartiallyPresent || st == ondisk.NotPresent && w.l.geo.HasParent):
+	case whole && !keep && (entry.Present() || st == ondisk.NotPresent && w.l.geo.HasParent):
 		return w.unmap(b, entry, dataWrite)
 	case st == ondisk.FullyPresent:
 		if err := w.announce(dataWrite); err != nil {
@@ -83,7 +83,7 @@ func (w *writer) zeroBlock(b, off, end int64) error {
 		return w.zeroPlace(entry.FileOff()+w.l.geo.InBlock(off), end-off, keep)
 	case st == ondisk.PartiallyPresent || st == ondisk.NotPresent && w.l.geo.HasParent:
 		return w.writeZeroSectors(b, off, end)
-	case mayKeepPlace(st) && entry.Offset() != 0:
+	case keepsPlace(entry):
 		return w.unmap(b, entry, dataWrite) // other readers may show what is still in that place
 	}
 	return nil // it reads as zero
@@ -137,18 +137,9 @@ func (w *writer) unmap(b int64, entry ondisk.BATEntry, kind writeKind) error {
 
 // releaseEntry releases the place of a block that had the given entry. The caller is in an edit's apply.
 func (w *writer) releaseEntry(entry ondisk.BATEntry) {
-	switch st := entry.State(); {
-	case st == ondisk.FullyPresent || st == ondisk.PartiallyPresent:
-	case mayKeepPlace(st) && entry.Offset() != 0 && !w.l.keptShared:
-	default:
-		return
+	if entry.Present() || keepsPlace(entry) && !w.l.keptShared {
+		w.unmapped = append(w.unmapped, place{off: entry.FileOff(), size: w.l.geo.BlockSize})
 	}
-	w.unmapped = append(w.unmapped, place{off: entry.FileOff(), size: w.l.geo.BlockSize})
-}
-
-// mayKeepPlace reports whether a block in the given state may have a place in the file without being present.
-func mayKeepPlace(s ondisk.BlockState) bool {
-	return s == ondisk.Undefined || s == ondisk.Unmapped || s == ondisk.UnmappedDraft
 }
 
 // Allocate gives every block that has bytes between off and off+n a place, so that writing there cannot fail for
@@ -174,10 +165,10 @@ func (w *writer) allocateBlock(b, off int64) error {
 	if err != nil {
 		return err
 	}
-	switch st := entry.State(); {
-	case st == ondisk.NotPresent && w.l.geo.HasParent:
+	switch {
+	case entry.State() == ondisk.NotPresent && w.l.geo.HasParent:
 		return nil
-	case st == ondisk.FullyPresent || st == ondisk.PartiallyPresent:
+	case entry.Present():
 		// A last block that the end of the file cuts ends there.
 		n := min(w.l.geo.BlockSize, w.fileSize()-entry.FileOff())
 		if err := w.announce(fileWrite); err != nil {

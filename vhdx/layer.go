@@ -38,6 +38,7 @@ type layer struct {
 	bitmaps  []atomic.Pointer[cache.Span] // by chunk; only in differencing disks
 	cache    *cache.Cache
 	space    *spaceMap
+	objects  []fileRange // see findObjects
 
 	unwritable string // why the file cannot be changed safely, though it can be read; "" if it can
 	keptShared bool   // places that blocks keep without being present are used otherwise, too

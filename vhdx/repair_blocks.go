@@ -59,9 +59,10 @@ func (r *repairer) mendBlock(l *layer, f Finding, b int64, e ondisk.BATEntry, si
 	case ondisk.RuleBlockState.Name():
 		// A flipped bit makes a reserved state of FULLY_PRESENT. Where it points to a place that no other block has,
 		// the block's bytes are there.
-		if off := e.Offset(); off >= ondisk.HeaderSectionSize && off <= uint64(size) && l.geo.BlockSize <= size-int64(off) && l.space.mark(int64(off), l.geo.BlockSize) { // #nosec G115 -- not larger than the file
-			r.hurt(f, Suspect, whole, "%s is now fully present, at %#x, which no other block uses", blockName(b), off)
-			return ondisk.NewBATEntry(ondisk.FullyPresent, int64(off)) // #nosec G115 -- not larger than the file
+		present := e&ondisk.BATEntry(ondisk.BATOffsetMask) | ondisk.BATEntry(ondisk.FullyPresent)
+		if l.payloadRule(present, l.geo.BlockSize) == 0 && l.space.mark(present.FileOff(), l.geo.BlockSize) {
+			r.hurt(f, Suspect, whole, "%s is now fully present, at %#x, which no other block uses", blockName(b), present.Offset())
+			return present
 		}
 	case ondisk.RuleBlockBeyondFile.Name():
 		if off := e.Offset(); off < uint64(size) && l.objectAt(int64(off), l.geo.BlockSize) == "" { // #nosec G115 -- not larger than the file
@@ -107,11 +108,8 @@ func (r *repairer) tidyEntries(l *layer, list []Finding) error {
 // overwritten reports whether an entry that breaks no rule is one that no program has written: with reserved bits, and the
 // offset of a place outside the file. Its state means nothing then. In a page of garbage it is one of two.
 func (l *layer) overwritten(e ondisk.BATEntry) bool {
-	switch e.State() {
-	case ondisk.FullyPresent, ondisk.PartiallyPresent: // what is wrong with these breaks a rule
-		return false
-	}
-	return e.Reserved() != 0 && e.Offset() >= uint64(l.size)
+	// What is wrong with the entry of a present block breaks a rule.
+	return !e.Present() && e.Reserved() != 0 && e.Offset() >= uint64(l.size)
 }
 
 // tidy returns what an entry that gives cause for a warning should be, and how that is done.
@@ -125,7 +123,7 @@ func tidy(e ondisk.BATEntry, bitmap, hasParent bool) (tidied ondisk.BATEntry, do
 		return e, ""
 	case e.State() == ondisk.UnmappedDraft:
 		return e&^ondisk.BATStateMask | ondisk.BATEntry(ondisk.Unmapped), "the state is now the one of the final format"
-	case e.State() != ondisk.FullyPresent && e.State() != ondisk.PartiallyPresent:
+	case !e.Present():
 		return ondisk.NewBATEntry(e.State(), 0), "the file offset is cleared"
 	}
 	return e, ""
@@ -135,7 +133,7 @@ func tidy(e ondisk.BATEntry, bitmap, hasParent bool) (tidied ondisk.BATEntry, do
 func (r *repairer) dropKeptPlaces(l *layer, list []Finding) error {
 	var blocks []int64
 	err := l.eachEntry(func(n int64, bitmap bool, e ondisk.BATEntry) error {
-		if !bitmap && mayKeepPlace(e.State()) && e.Offset() != 0 {
+		if !bitmap && keepsPlace(e) {
 			blocks = append(blocks, n)
 			return r.setEntry(l.batOffset()+l.geo.PayloadEntry(n)*ondisk.BATEntrySize, ondisk.NewBATEntry(e.State(), 0))
 		}
@@ -209,7 +207,7 @@ func (r *repairer) partners(l *layer, list []Finding) ([][]partner, error) {
 		p, entry, size := partner{name: fmt.Sprintf("the sector bitmap block of chunk %d", n)}, l.geo.BitmapEntry(n), int64(ondisk.BitmapBlockSize)
 		switch {
 		case bitmap && e.State() == ondisk.BitmapPresent:
-		case !bitmap && (e.State() == ondisk.FullyPresent || e.State() == ondisk.PartiallyPresent):
+		case !bitmap && e.Present():
 			p, entry, size = partner{blockName(n), []DiskRange{l.diskRange(n, 0)}}, l.geo.PayloadEntry(n), l.geo.BlockSize
 		default:
 			return nil

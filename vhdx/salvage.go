@@ -21,30 +21,6 @@ func (im *Image) Damage() []Finding {
 	return list
 }
 
-// usable returns an error where the BAT entry of the block at diskOff cannot be followed. The scan of the BAT has
-// found that too, but went on, as it does for Check and to salvage, or it has not come there yet.
-func (l *layer) usable(e ondisk.BATEntry, diskOff int64) error {
-	g := &l.geo
-	b := diskOff >> g.BlockShift
-	bad := func(r ondisk.Rule, format string, args ...any) error { return l.badEntry(b, r, format, args...) }
-	switch {
-	case !e.Followable(g.BlockSize):
-		return l.unfollowable(e, b)
-	case !e.Present():
-		return nil
-	case e.State() == ondisk.PartiallyPresent && !g.HasParent:
-		return bad(ondisk.RulePartialWithoutParent, "block %d is partially present, but the disk has no parent", b)
-	}
-	need := min(g.BlockSize, g.BlockEnd(b)-b<<g.BlockShift)
-	if off := e.Offset(); off > uint64(l.size) || need > l.size-int64(off) && int64(off)+g.InBlock(diskOff) >= l.size { // #nosec G115 -- not larger than the file
-		return bad(ondisk.RuleBlockBeyondFile, "block %d (%#x) ends beyond the end of the file (%#x); was the file cut off?", b, off, l.size)
-	}
-	if other := l.objectAt(e.FileOff(), g.BlockSize); other != "" {
-		return bad(ondisk.RuleBlockOverlapsRegion, "block %d at %#x overlaps the %s", b, e.Offset(), other)
-	}
-	return nil
-}
-
 // Assumed are values for what an image that is salvaged does not say any more. What it still says counts. Sizes and
 // offsets are in bytes, and 0 is not known.
 type Assumed struct {
@@ -145,7 +121,7 @@ func (l *layer) firstBlock(off int64) int64 {
 	}
 	for i := int64(0); i < first-off && i < ondisk.MiB; i += ondisk.BATEntrySize {
 		e := ondisk.BATEntry(ondisk.LE.Uint64(b[i:]))
-		if s := e.State(); (s == ondisk.FullyPresent || s == ondisk.PartiallyPresent) && e.Offset() > uint64(off) && e.Offset() < uint64(first) {
+		if e.Present() && e.Offset() > uint64(off) && e.Offset() < uint64(first) {
 			first = int64(e.Offset()) // #nosec G115 -- smaller than the end of the file
 		}
 	}
@@ -238,21 +214,6 @@ func (im *Image) LeftToParent() (n int64, err error) {
 		}
 		off = e.End()
 	}
-}
-
-// unfollowable is the error for the BAT entry of block b, which is not followable.
-func (l *layer) unfollowable(e ondisk.BATEntry, b int64) error {
-	switch {
-	case e.State() == ondisk.ReservedState:
-		return l.badEntry(b, ondisk.RuleBlockState, "block %d in state %d", b, uint8(e.State()))
-	case e.Offset() < ondisk.HeaderSectionSize:
-		return l.badEntry(b, ondisk.RuleBlockInHeaderSection, "block %d at file offset 0, inside the header section", b)
-	}
-	return l.badEntry(b, ondisk.RuleBlockBeyondFile, "block %d (%#x) ends beyond the end of the file (%#x); was the file cut off?", b, e.Offset(), l.size)
-}
-
-func (l *layer) badEntry(b int64, r ondisk.Rule, format string, args ...any) error {
-	return ondisk.Corrupt(r, "BAT entry", l.batOffset()+l.geo.PayloadEntry(b)*ondisk.BATEntrySize, format, args...)
 }
 
 // Damaged returns how many bytes from byte off on are unknown because one entry of a BAT is wrong, and 0 where off is

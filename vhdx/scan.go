@@ -29,14 +29,11 @@ func (l *layer) loadBAT() error {
 		l.bitmaps = make([]atomic.Pointer[cache.Span], l.geo.Chunks())
 	}
 	l.space = newSpaceMap(l.size)
-	l.space.mark(0, ondisk.HeaderSectionSize)
-	if log := l.log(); log.Length > 0 {
-		l.space.mark(log.Offset, log.Length)
+	l.findObjects()
+	for _, o := range l.objects {
+		l.space.mark(o.off, o.n)
 	}
 	for _, r := range l.tables.regions {
-		if r.Offset < uint64(l.size) {
-			l.space.mark(int64(r.Offset), int64(r.Length)) // #nosec G115 -- smaller than the file
-		}
 		if !r.Inside(l.size) { // as an optional region may
 			l.unwritable = "a region is outside the file"
 		}
@@ -232,35 +229,22 @@ func (s *batScan) entry(i int64, e ondisk.BATEntry) error {
 func (s *batScan) chunkEnd() error {
 	defer func() { s.any, s.hasBitmap = false, false }()
 	if s.any && !s.hasBitmap {
-		return s.bad(s.partial, ondisk.RuleNoSectorBitmap, "partially present block in chunk %d without a sector bitmap block", s.chunk)
+		return s.bad(func() *FormatError {
+			return ondisk.Corrupt(ondisk.RuleNoSectorBitmap, "BAT entry", s.entryOffset(s.partial), "partially present block in chunk %d without a sector bitmap block", s.chunk)
+		})
 	}
 	return nil
 }
 
 func (s *batScan) entryOffset(i int64) int64 { return s.off + i*ondisk.BATEntrySize }
 
-// bad takes a broken rule; see layer.report. There may be 64 Mi of them: no text is made of one that is not kept, and nothing
-// allocated, which takes far longer than to find it.
-func (s *batScan) bad(i int64, r ondisk.Rule, format string, args ...int64) error {
+// bad takes a broken rule, of which say makes the text; see layer.report. There may be 64 Mi of them: no text is made of one
+// that is not kept, and nothing allocated, which takes far longer than to find it.
+func (s *batScan) bad(say func() *FormatError) error {
 	if s.layer.collect && !s.layer.room(&s.layer.errors) {
 		return nil
 	}
-	return s.layer.report(ondisk.Corrupt(r, "BAT entry", s.entryOffset(i), format, anys(args)...))
-}
-
-// overlaps takes a broken rule of a block or sector bitmap block that shares the n bytes at off with something else.
-func (s *batScan) overlaps(i int64, r ondisk.Rule, off, n int64, format string, args ...int64) error {
-	if s.layer.collect && !s.layer.room(&s.layer.errors) {
-		return nil
-	}
-	other := "another block"
-	if o := s.layer.objectAt(off, n); o != "" {
-		other = "the " + o
-		if r == ondisk.RuleBlockOverlap {
-			r = ondisk.RuleBlockOverlapsRegion
-		}
-	}
-	return s.layer.report(ondisk.Corrupt(r, "BAT entry", s.entryOffset(i), format+" overlaps "+other, anys(args)...))
+	return s.layer.report(say())
 }
 
 // warn remembers what is odd about an entry; see bad.
@@ -294,46 +278,33 @@ func (s *batScan) payload(i, b int64, e ondisk.BATEntry) error {
 	if e.State() != ondisk.NotPresent { // which is counted as the rest
 		s.counts.add(e.State(), 1)
 	}
-	switch e.State() {
-	case ondisk.NotPresent, ondisk.Undefined, ondisk.Zero, ondisk.Unmapped:
-	case ondisk.UnmappedDraft:
-		s.warn(i, "state 5 of block %d, unmapped in a draft of the format; it reads as zeros", b)
-	case ondisk.FullyPresent:
-		return s.place(i, b, e)
-	case ondisk.PartiallyPresent:
-		if !l.geo.HasParent {
-			return s.bad(i, ondisk.RulePartialWithoutParent, "block %d is partially present, but the disk has no parent", b)
-		}
-		if !s.any {
-			s.any, s.partial = true, i
-		}
-		return s.place(i, b, e)
-	default:
-		return s.bad(i, ondisk.RuleBlockState, "block %d in state %d", b, int64(e.State()))
+	if e.State() == ondisk.PartiallyPresent && l.geo.HasParent && !s.any {
+		s.any, s.partial = true, i
 	}
-	if e.Offset() != 0 {
+	switch rule := l.payloadRule(e, l.onDisk(b)); {
+	case rule == ondisk.RuleBlockOverlapsRegion:
+		s.take(e) // so that a block that overlaps this one is found, too
+		fallthrough
+	case rule != 0:
+		return s.bad(func() *FormatError { return l.payloadError(b, e, rule) })
+	case e.Present() && !s.take(e):
+		return s.bad(func() *FormatError {
+			return ondisk.Corrupt(ondisk.RuleBlockOverlap, "BAT entry", s.entryOffset(i), "block %d at %#x overlaps another block", b, e.Offset())
+		})
+	case e.State() == ondisk.UnmappedDraft:
+		s.warn(i, "state 5 of block %d, unmapped in a draft of the format; it reads as zeros", b)
+	}
+	if !e.Present() && e.Offset() != 0 {
 		return s.keptPlace(i, b, e)
 	}
 	return nil
 }
 
-// place validates where the present payload block b is.
-func (s *batScan) place(i, b int64, e ondisk.BATEntry) error {
-	l := s.layer
-	off, size := e.Offset(), l.geo.BlockSize
-	if off < ondisk.HeaderSectionSize {
-		return s.bad(i, ondisk.RuleBlockInHeaderSection, "block %d at file offset 0, inside the header section", b)
-	}
-	// QEMU cuts the file behind the last sector of the disk, inside the last block.
-	need := min(size, l.geo.DiskSize-b<<l.geo.BlockShift)
-	if off > uint64(l.size) || need > l.size-int64(off) { // #nosec G115 -- not larger than the file
-		return s.bad(i, ondisk.RuleBlockBeyondFile, "block %d (%d MiB at %#x) ends beyond the end of the file (%#x); was the file cut off?", b, size>>20, int64(off), l.size) // #nosec G115 -- shown as the unsigned number that it is, see anys
-	}
-	l.space.grow(int64(off) + size)     // #nosec G115 -- not larger than the file; a last block that the end of the file cuts counts as a whole block
-	if l.space.mark(int64(off), size) { // #nosec G115 -- not larger than the file
-		return nil
-	}
-	return s.overlaps(i, ondisk.RuleBlockOverlap, int64(off), size, "block %d at %#x", b, int64(off)) // #nosec G115 -- not larger than the file
+// take takes the place of a present payload block that has entry e, and reports whether all of it was free.
+func (s *batScan) take(e ondisk.BATEntry) bool {
+	off, size := e.FileOff(), s.layer.geo.BlockSize
+	s.layer.space.grow(off + size) // a last block that the end of the file cuts counts as a whole block
+	return s.layer.space.mark(off, size)
 }
 
 // keptPlace looks at the file offset that a block which is not present has kept. Nothing is read there, but
@@ -381,38 +352,23 @@ func (s *batScan) bitmap(i int64, e ondisk.BATEntry) error {
 	if e.Reserved() != 0 {
 		s.warn(i, "reserved bits %#x", int64(e.Reserved())) // #nosec G115 -- shown as the unsigned number that it is, see anys
 	}
-	switch e.State() {
-	case ondisk.BitmapNotPresent:
+	if e.State() == ondisk.BitmapNotPresent {
 		return nil
-	case ondisk.BitmapPresent:
-	default:
-		return s.bad(i, ondisk.RuleBitmapState, "sector bitmap block of chunk %d in state %d", s.chunk, int64(e.State()))
 	}
-	s.hasBitmap = true
-	s.counts.SectorBitmaps++
-	off := e.Offset()
-	if off < ondisk.HeaderSectionSize || off > uint64(l.size) || ondisk.BitmapBlockSize > l.size-int64(off) { // #nosec G115 -- not larger than the file
-		return s.bad(i, ondisk.RuleBitmapPlace, "the sector bitmap block of chunk %d (1 MiB at %#x) ends beyond the end of the file (%#x); was the file cut off?", s.chunk, int64(off), l.size) // #nosec G115 -- shown as the unsigned number that it is, see anys
+	rule := l.bitmapRule(e)
+	if rule != ondisk.RuleBitmapState {
+		s.hasBitmap = true
+		s.counts.SectorBitmaps++
 	}
-	if !l.space.mark(int64(off), ondisk.BitmapBlockSize) { // #nosec G115 -- not larger than the file
-		return s.overlaps(i, ondisk.RuleBitmapPlace, int64(off), ondisk.BitmapBlockSize, "sector bitmap block of chunk %d at %#x", s.chunk, int64(off)) // #nosec G115 -- not larger than the file
+	if rule != 0 {
+		return s.bad(func() *FormatError { return l.bitmapError(s.chunk, e, rule) })
 	}
-	l.bitmaps[s.chunk].Store(l.cache.Span(l.src, int64(off), ondisk.BitmapBlockSize/ondisk.PageSize)) // #nosec G115 -- not larger than the file
+	off := e.FileOff()
+	if !l.space.mark(off, ondisk.BitmapBlockSize) {
+		return s.bad(func() *FormatError {
+			return ondisk.Corrupt(ondisk.RuleBitmapPlace, "BAT entry", s.entryOffset(i), "sector bitmap block of chunk %d at %#x overlaps another block", s.chunk, off)
+		})
+	}
+	l.bitmaps[s.chunk].Store(l.cache.Span(l.src, off, ondisk.BitmapBlockSize/ondisk.PageSize))
 	return nil
-}
-
-// objectAt returns the name of the region, log or header section that shares a byte with the n bytes at off.
-func (l *layer) objectAt(off, n int64) string {
-	if off < ondisk.HeaderSectionSize {
-		return "header section"
-	}
-	if log := l.log(); log.Length > 0 && off < log.Offset+log.Length && log.Offset < off+n {
-		return "log"
-	}
-	for _, r := range l.tables.regions {
-		if uint64(off) < r.End() && r.Offset < uint64(off+n) {
-			return r.Name() + " region"
-		}
-	}
-	return ""
 }
