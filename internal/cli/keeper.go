@@ -68,14 +68,15 @@ func newLocalKeeper(o *options, pid int, log logrus.FieldLogger) *localKeeper {
 
 func (k *localKeeper) Mount(readOnly bool) (int, error) {
 	k.removeOverlayDir()
-	fd, err := k.Mounter.Mount(readOnly || k.o.readOnly)
+	dir, err := mounts.Resolve(k.o.mount.MountPoint) // before there is a mount, which answers nothing yet
 	if err != nil {
-		return -1, err
+		dir = k.o.mount.MountPoint
 	}
-	if k.dir, err = mounts.Resolve(k.o.mount.MountPoint); err != nil {
-		k.dir = k.o.mount.MountPoint
+	fd, err := k.Mounter.Mount(readOnly || k.o.readOnly)
+	if err == nil {
+		k.dir = dir
 	}
-	return fd, nil
+	return fd, err
 }
 
 // removeOverlayDir removes the folder of an overlay that is gone with the mount, as soon as that is open, or was not
