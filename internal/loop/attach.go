@@ -40,6 +40,9 @@ func CanAttach() error {
 		return fmt.Errorf("cannot attach a loop device: %w", err)
 	}
 	f.Close()
+	if _, err := os.Stat(sysBlock); err != nil {
+		return fmt.Errorf("cannot attach a loop device: %w; mount sysfs (mount -t sysfs sysfs /sys)", err)
+	}
 	_, err = tool("losetup")
 	return err
 }
