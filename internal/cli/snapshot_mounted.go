@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx"
 )
@@ -22,10 +24,11 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 	if len(c.options) > 0 {
 		return nil, usageError("%s is mounted on %s; its options are used, so omit -o", m.Image, m.MountPoint)
 	}
-	if err := c.checkChildren(m.Image, vhdx.Options{}); err != nil {
+	m, err := c.withoutChildren(m)
+	if err != nil {
 		return nil, err
 	}
-	name, err := nameBeside(m.Image, name)
+	name, err = nameBeside(m.Image, name)
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +58,27 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 			return nil, fmt.Errorf("%s was unmounted meanwhile; check with vhdxfs chain", m.MountPoint)
 		}
 		return now.Result, nil
+	}
+}
+
+// withoutChildren is checkChildren for the image that is mounted. Another snapshot of the mount may follow at any moment,
+// after which that image is another one; while it is being made, its child is there and no reason. It returns the mount as it
+// is then.
+func (c *snapshotCommand) withoutChildren(m *activeMount) (*activeMount, error) {
+	for {
+		err := c.checkChildren(m.Image, vhdx.Options{})
+		if err == nil {
+			return m, nil
+		}
+		other, _ := mounts.AskSnapshot(m.MountPoint, "") // in this order: one that has ended by now has changed the image
+		now, lost := mountedNow(m.MountPoint)
+		if lost != nil || now.Image == m.Image && now.imageID == m.imageID {
+			if other != nil && other.Running {
+				err = refusal(m, "snapshot", unix.EBUSY)
+			}
+			return nil, err
+		}
+		m = now
 	}
 }
 
