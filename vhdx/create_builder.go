@@ -246,7 +246,7 @@ func (b *Builder) finish() error {
 	if err := b.file.Truncate(b.end); err != nil {
 		return err
 	}
-	if err := b.writeHeaders(); err != nil {
+	if err := b.o.writeHeaders(b.file, b.l); err != nil {
 		return err
 	}
 	if err := b.o.writeMetadata(b.file, b.l); err != nil {
@@ -259,7 +259,7 @@ func (b *Builder) finish() error {
 	if err := b.file.Sync(); err != nil {
 		return err
 	}
-	if _, err := b.file.WriteAt(append([]byte(ondisk.IdentifierSignature), ondisk.EncodeUTF16(b.o.Creator)...), 0); err != nil {
+	if _, err := b.file.WriteAt(b.o.identifier(), 0); err != nil {
 		return err
 	}
 	return b.file.Sync()

@@ -1,6 +1,8 @@
 package vhdx
 
 import (
+	"io"
+
 	"github.com/google/uuid"
 
 	"vhdxfs/vhdx/ondisk"
@@ -39,13 +41,13 @@ func (o *CreateOptions) layout(size int64) layout {
 }
 
 // writeHeaders writes the headers and the region tables.
-func (b *Builder) writeHeaders() error {
+func (o *CreateOptions) writeHeaders(f io.WriterAt, l layout) error {
 	table := ondisk.EncodeRegionTable([]ondisk.Region{
-		{GUID: ondisk.BATRegionGUID, Offset: uint64(b.l.batOff), Length: uint32(b.l.batSize), Flags: ondisk.RegionRequired},
-		{GUID: ondisk.MetadataRegionGUID, Offset: uint64(b.l.metadataOff), Length: uint32(b.l.metadataSize), Flags: ondisk.RegionRequired},
+		{GUID: ondisk.BATRegionGUID, Offset: uint64(l.batOff), Length: uint32(l.batSize), Flags: ondisk.RegionRequired},
+		{GUID: ondisk.MetadataRegionGUID, Offset: uint64(l.metadataOff), Length: uint32(l.metadataSize), Flags: ondisk.RegionRequired},
 	})
 	for _, off := range ondisk.RegionTableOffsets {
-		if _, err := b.file.WriteAt(table[:], off); err != nil {
+		if _, err := f.WriteAt(table[:], off); err != nil {
 			return err
 		}
 	}
@@ -53,12 +55,12 @@ func (b *Builder) writeHeaders() error {
 		FileWriteGUID: uuid.New(),
 		DataWriteGUID: uuid.New(),
 		Version:       ondisk.HeaderVersion,
-		LogLength:     uint32(b.o.LogSize),
+		LogLength:     uint32(o.LogSize),
 		LogOffset:     ondisk.HeaderSectionSize,
 	}
 	for _, off := range ondisk.HeaderOffsets {
 		h.SequenceNumber++
-		if _, err := b.file.WriteAt(h.Encode()[:], off); err != nil {
+		if _, err := f.WriteAt(h.Encode()[:], off); err != nil {
 			return err
 		}
 	}
@@ -97,7 +99,7 @@ func (o *CreateOptions) metadataItems() []diskItem {
 }
 
 // writeMetadata writes the metadata region: the table, and the items one behind the other.
-func (o *CreateOptions) writeMetadata(f File, l layout) error {
+func (o *CreateOptions) writeMetadata(f io.WriterAt, l layout) error {
 	var table []ondisk.MetadataItem
 	var data []byte
 	for _, it := range o.metadataItems() {
@@ -113,6 +115,11 @@ func (o *CreateOptions) writeMetadata(f File, l layout) error {
 	}
 	_, err := f.WriteAt(data, l.metadataOff+firstItemOffset)
 	return err
+}
+
+// identifier returns the file type identifier (MS-VHDX 2.2.1).
+func (o *CreateOptions) identifier() []byte {
+	return append([]byte(ondisk.IdentifierSignature), ondisk.EncodeUTF16(o.Creator)...)
 }
 
 // writeBAT completes the BAT, where blocks without content have an entry that is not zero.

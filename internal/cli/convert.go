@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -16,7 +17,8 @@ import (
 	"vhdxfs/vhdx"
 )
 
-// standardStream is the name of an input that is read from standard input.
+// standardStream is the name of an input that is read from standard input, and of an output that is written to standard
+// output.
 const standardStream = "-"
 
 // copyFlags are the flags of commands that copy a disk.
@@ -31,6 +33,8 @@ type copyFlags struct {
 	force, dryRun bool
 	input, output string   // formats
 	warnings      []string // that were printed
+	progress      *progress
+	stdout        *os.File // where the disk is written to it
 }
 
 func (c *copyFlags) add(cmd *cobra.Command) {
@@ -61,6 +65,12 @@ standard input. Its format is detected by its contents; images of other formats 
 becomes a VHDX image if its name ends in .vhdx or .avhdx, otherwise a raw file. To choose the formats yourself, use -f
 and -O, as in qemu-img. Zeros take no space in OUTPUT.
 
+If OUTPUT is -, the disk is written to standard output, from its start to its end: as a raw disk, or with -O vhdx as an image
+that stores only blocks with data. Messages go to standard error. Use -O vhdx to send a disk through a pipe: the receiver
+then sees whether anything is missing at the end, which a raw disk does not always tell. An image from a pipe is copied
+while it arrives. If that is not possible, because the image has a parent, a log to replay, or its tables at the end, it is
+first put into a temporary file, and a message says so.
+
 Where the file system can (XFS, Btrfs), OUTPUT shares the space of INPUT instead of copying it, as with cp --reflink. Zeros
 in what is shared are kept. A fixed image is shared only with --reflink=always. What OUTPUT shares takes space when it is
 overwritten.
@@ -83,7 +93,8 @@ For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk
   vhdxfs convert --verify child.avhdx disk.raw
   vhdxfs convert --type fixed --block-size 2M dynamic.vhdx fixed.vhdx
   vhdxfs convert --force disk.vhdx /dev/sdx
-  zstdcat disk.raw.zst | vhdxfs convert - disk.vhdx`,
+  zstdcat disk.raw.zst | vhdxfs convert - disk.vhdx
+  vhdxfs convert -O vhdx disk.vhdx - | ssh host vhdxfs convert - disk.vhdx`,
 		Args: exactArgs("INPUT", "OUTPUT"),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0], args[1]) },
 	}
@@ -102,12 +113,11 @@ For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk
 }
 
 func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
-	if output == standardStream {
-		return usageError("cannot write a disk to standard output; give a file, or mount %s and read disk.raw", input)
-	}
 	c.copy.force = c.layout.force
 	format := disk.Format(c.copy.output)
 	switch {
+	case output == standardStream:
+		return c.toStdout(cmd, input, format)
 	case format != disk.Auto:
 	case isImageName(output):
 		format = disk.VHDX
@@ -123,15 +133,12 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 		c.layout.apply(&o)
 		return c.copy.toImage(cmd, input, output, o, false)
 	case disk.Raw:
-		if name := c.layout.given(cmd); name != "" {
-			return usageError("--%s applies to images, but %s becomes a raw disk; use a name with .vhdx, or -O vhdx", name, output)
+		if err := c.imageFlags(cmd, output); err != nil {
+			return err
 		}
 		return c.copy.copy(cmd, input, output, disk.Raw, func(_ context.Context, in convert.Input) (convert.Target, error) {
 			warnSectors(c.copy.warner(cmd), in, output, output, disk.DeviceSectors(output))
-			size := int64(0)
-			if in.Disk != nil {
-				size = in.Disk.Size()
-			}
+			size, _ := in.Size()
 			inputs, err := in.Access()
 			if err != nil {
 				return nil, err
@@ -139,7 +146,23 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 			return convert.NewRaw(output, size, newfile.Options{Replace: c.layout.force, Inputs: inputs})
 		})
 	}
+	return unknownFormat(format)
+}
+
+func unknownFormat(format disk.Format) error {
 	return createError(fmt.Errorf("%w %q; must be raw or vhdx", disk.ErrFormat, format))
+}
+
+// imageFlags returns an error if a flag is given that concerns images alone, where none is made.
+func (c *convertCommand) imageFlags(cmd *cobra.Command, output string) error {
+	name := c.layout.given(cmd)
+	switch {
+	case name == "":
+		return nil
+	case output == standardStream:
+		return usageError("--%s applies to images, but standard output gets a raw disk; use -O vhdx", name)
+	}
+	return usageError("--%s applies to images, but %s becomes a raw disk; use a name with .vhdx, or -O vhdx", name, output)
 }
 
 // toImage copies input to a new image. What the options leave open is as in an input that is an image; with keepID
@@ -164,25 +187,31 @@ func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.Cre
 // imageOptions completes the options for an image of the input.
 func imageOptions(in convert.Input, o vhdx.CreateOptions, keepID bool) (vhdx.CreateOptions, error) {
 	o.LogicalSectorSize = cmp.Or(o.LogicalSectorSize, in.SectorSize)
-	if in.Disk == nil {
+	size, known := in.Size()
+	if !known {
 		o.SizeLater = o.Size == 0
 		return o, nil
 	}
-	if in.Disk.Size() == 0 {
-		return o, usageError("%s is empty; a disk has at least one sector", in.Disk.Path)
+	name := "standard input"
+	if in.Disk != nil {
+		name = in.Disk.Path
 	}
-	if o.Size != 0 && o.Size < in.Disk.Size() {
-		return o, usageError("a disk of %s cannot hold the %s of %s", sizes.Exact(o.Size), sizes.Exact(in.Disk.Size()), in.Disk.Path)
+	if size == 0 {
+		return o, usageError("%s is empty; a disk has at least one sector", name)
 	}
-	o.Size = max(o.Size, in.Disk.Size())
-	if in.Disk.Image == nil {
+	if o.Size != 0 && o.Size < size {
+		return o, usageError("a disk of %s cannot hold the %s of %s", sizes.Exact(o.Size), sizes.Exact(size), name)
+	}
+	o.Size = max(o.Size, size)
+	im := in.Image()
+	if im == nil {
 		return o, nil
 	}
-	like, err := in.Disk.Image.Like()
+	like, err := im.Like()
 	if err != nil {
 		return o, err
 	}
-	if in.Disk.Image.Info().Type == vhdx.Fixed {
+	if im.Info().Type == vhdx.Fixed {
 		like.Type = vhdx.Fixed
 	}
 	if !keepID {
@@ -204,7 +233,7 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
-	in, err := c.openInput(ctx, input, output)
+	in, err := c.openInput(ctx, cmd, input, output)
 	if err != nil {
 		return createError(interrupted(err, "nothing was changed"))
 	}
@@ -214,11 +243,13 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if c.dryRun {
 		return c.dryRunReport(cmd, in, input, output, format)
 	}
+	p := newProgress(cmd)
+	c.progress = p
 	t, err := open(ctx, in)
 	if err != nil {
+		p.end()
 		return createError(interrupted(err, left(output)))
 	}
-	p := newProgress(cmd)
 	r, err := convert.Run(ctx, in, t, convert.Options{
 		Workers: c.workers, Verify: c.verify, SkipErrors: c.rescue.skipErrors, Reflink: convert.Reflink(c.reflink),
 		Phase: p.phase, Progress: p.add, Shared: p.share,
@@ -248,6 +279,9 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 
 // left says what an interrupted copy has left.
 func left(output string) string {
+	if output == standardStream {
+		return "standard output has only part of the disk"
+	}
 	if convert.IsDevice(output) {
 		return output + " holds part of the disk"
 	}
@@ -268,9 +302,12 @@ type copyReport struct {
 }
 
 func (c *copyFlags) report(cmd *cobra.Command, r copyReport) error {
-	w, size := cmd.OutOrStdout(), sizesOf(cmd)
+	w, size := c.messages(cmd), sizesOf(cmd)
 	if c.json {
 		return writeJSON(w, r)
+	}
+	if c.stdout != nil && isQuiet(cmd) {
+		return nil
 	}
 	for _, f := range r.Damage {
 		if err := printFinding(w, r.Input, "error", f); err != nil {
@@ -283,7 +320,7 @@ func (c *copyFlags) report(cmd *cobra.Command, r copyReport) error {
 		}
 	}
 	if r.LeftToParent > 0 {
-		if _, err := fmt.Fprintf(w, "%s: %s of the disk is in the parent alone and zero in %s\n", printable(r.Input), size(r.LeftToParent), printable(r.Output)); err != nil {
+		if _, err := fmt.Fprintf(w, "%s: %s of the disk is in the parent alone and zero in %s\n", printable(r.Input), size(r.LeftToParent), c.outputName(r.Output)); err != nil {
 			return err
 		}
 	}
@@ -294,7 +331,7 @@ func (c *copyFlags) report(cmd *cobra.Command, r copyReport) error {
 	if r.Verified {
 		notes += ", verified"
 	}
-	_, err := fmt.Fprintf(w, "%s: %s disk, %s used%s\n", printable(r.Output), size(r.DiskSize), size(r.Data), notes)
+	_, err := fmt.Fprintf(w, "%s: %s disk, %s used%s\n", c.outputName(r.Output), size(r.DiskSize), size(r.Data), notes)
 	return err
 }
 
@@ -310,24 +347,26 @@ func (c *copyFlags) warner(cmd *cobra.Command) func(format string, args ...any) 
 // dryRunReport says what the copy would create or overwrite.
 func (c *copyFlags) dryRunReport(cmd *cobra.Command, in convert.Input, input, output string, format disk.Format) error {
 	r := copyReport{Input: input, Output: output, OutputFormat: format, DryRun: true, Result: new(convert.Result)}
-	if in.Disk != nil {
-		r.InputSize, r.DiskSize = in.Disk.Size(), in.Disk.Size()
-	}
+	r.InputSize, _ = in.Size()
+	r.DiskSize = r.InputSize
 	if convert.IsDevice(output) {
 		warnSectors(c.warner(cmd), in, output, output, disk.DeviceSectors(output))
 	}
 	r.Warnings = c.warnings
 	var err error
-	if r.Overwrites, err = convert.Overwritten(output, r.DiskSize, c.force); err != nil {
+	text := "would be created"
+	if c.stdout != nil {
+		text = "would be written"
+	} else if r.Overwrites, err = convert.Overwritten(output, r.DiskSize, c.force); err != nil {
 		return createError(err)
 	}
+	w := c.messages(cmd)
 	if c.json {
-		return writeJSON(cmd.OutOrStdout(), r)
+		return writeJSON(w, r)
 	}
-	text := "would be created"
 	if r.Overwrites != "" {
 		text = "holds " + r.Overwrites + ", which would be overwritten"
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s; %s disk; nothing was changed\n", printable(output), text, sizesOf(cmd)(r.DiskSize))
+	_, err = fmt.Fprintf(w, "%s: %s; %s disk; nothing was changed\n", c.outputName(output), text, sizesOf(cmd)(r.DiskSize))
 	return err
 }

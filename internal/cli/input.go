@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,8 @@ import (
 	"vhdxfs/internal/convert"
 	"vhdxfs/internal/disk"
 	"vhdxfs/internal/fault"
+	"vhdxfs/internal/partition"
+	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx"
 )
 
@@ -58,7 +61,7 @@ func rawAdvice(err error, flag string) error {
 }
 
 // openInput opens what is copied.
-func (c *copyFlags) openInput(ctx context.Context, input, output string) (convert.Input, error) {
+func (c *copyFlags) openInput(ctx context.Context, cmd *cobra.Command, input, output string) (convert.Input, error) {
 	o, err := parseOptions(c.options, forImage)
 	if err != nil {
 		return convert.Input{}, err
@@ -67,7 +70,7 @@ func (c *copyFlags) openInput(ctx context.Context, input, output string) (conver
 		return convert.Input{}, err
 	}
 	if input == standardStream {
-		return c.openStdin(ctx, output, o.image)
+		return c.openStdin(ctx, cmd, output, o.image)
 	}
 	return c.openDisk(input, output, disk.Format(c.input), o.image)
 }
@@ -91,8 +94,12 @@ func (c *copyFlags) openDisk(input, output string, format disk.Format, o vhdx.Op
 	if err != nil {
 		return convert.Input{}, err
 	}
-	if d.Holds(output) {
-		return convert.Input{}, errors.Join(usageError("%s is also an input", output), d.Close())
+	out, name := output, output
+	if c.stdout != nil {
+		out, name = fmt.Sprintf("/proc/self/fd/%d", c.stdout.Fd()), "standard output"
+	}
+	if d.Holds(out) {
+		return convert.Input{}, errors.Join(usageError("%s is also an input", name), d.Close())
 	}
 	return convert.Input{Disk: d, SectorSize: d.SectorSize}, nil
 }
@@ -100,9 +107,10 @@ func (c *copyFlags) openDisk(input, output string, format disk.Format, o vhdx.Op
 // peekSize is how much of a stream is looked at: up to the metadata of an image whose log is small.
 const peekSize = 4 << 20
 
-// openStdin opens standard input: as a stream where it is a raw disk, and as a file where it is an image, which has to be
-// read here and there. What comes through a pipe is put into a file without a name for that.
-func (c *copyFlags) openStdin(ctx context.Context, output string, o vhdx.Options) (convert.Input, error) {
+// openStdin opens standard input: as a stream where it is a raw disk, or an image that can be copied while it arrives. Any
+// other image that comes through a pipe is put into a file without a name, because it has to be read here and there; and
+// so is a raw disk that is to be written to a stream, which has to know its size.
+func (c *copyFlags) openStdin(ctx context.Context, cmd *cobra.Command, output string, o vhdx.Options) (convert.Input, error) {
 	format := disk.Format(c.input)
 	switch {
 	case term.IsTerminal(int(os.Stdin.Fd())):
@@ -131,23 +139,63 @@ func (c *copyFlags) openStdin(ctx context.Context, output string, o vhdx.Options
 		}
 		var r io.Reader = in
 		if c.input == "" {
-			r = &footerReader{r: in, flag: c.formatFlag}
+			r = &endReader{r: in, head: bytes.Clone(head[:min(len(head), 1<<20)]), sector: cmp.Or(sector, 512), flag: c.formatFlag}
 		}
-		return convert.Input{Stream: r, SectorSize: sector}, nil
+		if c.stdout == nil {
+			return convert.Input{Stream: r, SectorSize: sector}, nil
+		}
+		return c.spooled(ctx, cmd, r, output, disk.Raw, o, rewound(len(head)))
 	}
 	if len(head) == 0 {
 		return convert.Input{}, usageError("standard input is empty")
 	}
+	return c.openStdinImage(ctx, cmd, in, output, o, rewound(len(head)))
+}
+
+// openStdinImage opens the image that comes from standard input.
+func (c *copyFlags) openStdinImage(ctx context.Context, cmd *cobra.Command, in io.Reader, output string, o vhdx.Options, isFile bool) (convert.Input, error) {
+	if !isFile && c.stdout == nil && !o.Salvage && !o.WithoutParent {
+		front, all, err := readFront(ctx, in)
+		switch {
+		case err != nil:
+			return convert.Input{}, withAdvice(err)
+		case front != nil:
+			return convert.Input{Front: front, SectorSize: front.Image.SectorSize()}, nil
+		}
+		in = all
+	}
+	return c.spooled(ctx, cmd, in, output, disk.VHDX, o, isFile)
+}
+
+// readFront reads the first part of an image, and does not wait for a stream that gives nothing when ctx ends.
+func readFront(ctx context.Context, in io.Reader) (front *disk.Front, all io.Reader, err error) {
+	done := make(chan error, 1)
+	go func() {
+		defer fault.Then(func(err error) { done <- err })
+		var err error
+		front, all, err = disk.ReadFront("standard input", in)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return front, all, err
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
+	}
+}
+
+// spooled opens standard input where it is a file that can be read from its begin, and else what the stream in holds.
+func (c *copyFlags) spooled(ctx context.Context, cmd *cobra.Command, in io.Reader, output string, format disk.Format, o vhdx.Options, isFile bool) (convert.Input, error) {
 	path := fmt.Sprintf("/proc/self/fd/%d", os.Stdin.Fd())
-	if !rewound(len(head)) {
-		f, err := spool(ctx, in, output)
+	if !isFile {
+		f, err := c.spool(ctx, cmd, in, output)
 		if err != nil {
 			return convert.Input{}, err
 		}
 		defer f.Close() // what opens it by its descriptor has one of its own
 		path = fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 	}
-	opened, err := c.openDisk(path, output, disk.VHDX, o)
+	opened, err := c.openDisk(path, output, format, o)
 	if err != nil {
 		return convert.Input{}, &streamError{path, err}
 	}
@@ -203,20 +251,24 @@ func peek(ctx context.Context, in *bufio.Reader) ([]byte, error) {
 }
 
 // spool copies a stream into a file without a name, beside the output where that is a file: there is likely room.
-func spool(ctx context.Context, in io.Reader, output string) (*os.File, error) {
+func (c *copyFlags) spool(ctx context.Context, cmd *cobra.Command, in io.Reader, output string) (*os.File, error) {
 	dir := filepath.Dir(output)
-	if convert.IsDevice(output) {
+	if c.stdout != nil || convert.IsDevice(output) {
 		dir = overlayDir()
 	}
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	f := os.NewFile(uintptr(fd), "standard input")
 	if err != nil { // the file system knows no such files
-		if f, err = os.CreateTemp(overlayDir(), "vhdxfs-input-"); err != nil {
-			return nil, fmt.Errorf("standard input is a VHDX image, which needs a temporary file to be read; TMPDIR names another folder: %w", err)
+		dir = overlayDir()
+		if f, err = os.CreateTemp(dir, "vhdxfs-input-"); err != nil {
+			return nil, fmt.Errorf("standard input cannot be copied while it arrives, which needs a temporary file; TMPDIR names another folder: %w", err)
 		}
 		if err := os.Remove(f.Name()); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
+	}
+	if !isQuiet(cmd) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: standard input cannot be copied while it arrives; it is first put into a temporary file in %s\n", printable(dir))
 	}
 	done := make(chan error, 1)
 	go func() {
@@ -228,8 +280,11 @@ func spool(ctx context.Context, in io.Reader, output string) (*os.File, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx) // the file goes with the program
 	}
+	if _, foreign := errors.AsType[*disk.ForeignError](err); err != nil && !foreign {
+		err = fmt.Errorf("copy standard input into a temporary file in %s: %w", dir, err)
+	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("standard input is a VHDX image; to copy it into a temporary file in %s: %w", dir, err), f.Close())
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
@@ -254,23 +309,54 @@ func copySparse(f *os.File, in io.Reader) error {
 	}
 }
 
-// A footerReader is a stream that fails at its end where it then shows that it was no raw disk.
-type footerReader struct {
-	r    io.Reader
-	tail []byte
+// An endReader is a stream that fails at its end where it then shows that it was no raw disk, or not all of one.
+type endReader struct {
+	r      io.Reader
+	head   []byte // the first bytes of the disk
+	sector int64  // bytes
+	size   int64  // bytes so far
+	tail   []byte // the last bytes so far
+	flag   string // that takes the stream for what it is
+}
+
+func (e *endReader) Read(p []byte) (int, error) {
+	n, err := e.r.Read(p)
+	e.size += int64(n)
+	e.tail = append(e.tail, p[:n]...)
+	e.tail = append(e.tail[:0], e.tail[max(0, len(e.tail)-content.FooterSize):]...)
+	if !errors.Is(err, io.EOF) {
+		return n, err
+	}
+	if kind := content.Footer(e.tail); kind != nil {
+		return n, rawAdvice(&disk.ForeignError{Path: standardStream, Kind: kind}, e.flag)
+	}
+	l, ferr := partition.Find(bytes.NewReader(e.head), int64(len(e.head)), e.sector)
+	if ferr != nil { // a table that is damaged tells nothing
+		return n, err
+	}
+	use, beyond := l.Beyond(e.size)
+	switch {
+	case beyond:
+		return n, &cutError{e.size, fmt.Sprintf("%s on it ends at %s", use.What, sizes.Exact(use.End)), e.flag}
+	case l.GPT != nil && !l.GPT.BackupWithin(e.size):
+		return n, &cutError{e.size, "the disk has a GPT whose backup is behind that", e.flag}
+	}
+	return n, err
+}
+
+// A cutError is that of a stream which ends before what is on the disk.
+type cutError struct {
+	size int64  // bytes
+	but  string // what is behind them
 	flag string
 }
 
-func (f *footerReader) Read(p []byte) (int, error) {
-	n, err := f.r.Read(p)
-	f.tail = append(f.tail, p[:n]...)
-	f.tail = append(f.tail[:0], f.tail[max(0, len(f.tail)-content.FooterSize):]...)
-	if errors.Is(err, io.EOF) {
-		if kind := content.Footer(f.tail); kind != nil {
-			return n, rawAdvice(&disk.ForeignError{Path: standardStream, Kind: kind}, f.flag)
-		}
+func (e *cutError) Error() string {
+	msg := fmt.Sprintf("standard input ends at %s, but %s; was the pipe cut off?", sizes.Exact(e.size), e.but)
+	if e.flag != "" {
+		msg += " " + e.flag + " raw takes the disk as it is"
 	}
-	return n, err
+	return msg
 }
 
 // warnSectors says where the sectors of the output are not those that a partition table of the input counts in.

@@ -10,14 +10,39 @@ import (
 
 	"vhdxfs/internal/disk"
 	"vhdxfs/internal/safefile"
+	"vhdxfs/vhdx"
 )
 
-// An Input is where the bytes come from: a disk, or a stream whose size shows at its end.
+// An Input is where the bytes come from: a disk, an image that comes through a stream, or a stream of the bytes of a disk,
+// whose size shows at its end. One of the three is set.
 type Input struct {
 	Disk   *disk.Disk
-	Stream io.Reader // read only if Disk is nil
+	Front  *disk.Front
+	Stream io.Reader
 
 	SectorSize int64 // of the disk's logical sectors, in bytes; 0 where nothing tells
+}
+
+// Size returns the size of the disk in bytes, and false where only the end of the stream tells.
+func (in Input) Size() (n int64, known bool) {
+	switch im := in.Image(); {
+	case in.Disk != nil:
+		return in.Disk.Size(), true
+	case im != nil:
+		return im.Size(), true
+	}
+	return 0, false
+}
+
+// Image returns the image that the disk is in, or nil.
+func (in Input) Image() *vhdx.Image {
+	switch {
+	case in.Disk != nil:
+		return in.Disk.Image
+	case in.Front != nil:
+		return in.Front.Image
+	}
+	return nil
 }
 
 // Access returns the owner, permissions and ACL of each file that the input is read from, as far as there are files.
@@ -95,6 +120,7 @@ func Run(ctx context.Context, in Input, t Target, o Options) (r *Result, err err
 		o.Shared = func(int64) {}
 	}
 	c := &copier{target: t, o: o, result: &Result{}}
+	_, c.ordered = t.(*stream)
 	if c.sharer, err = newSharer(in, t, o); err != nil {
 		return nil, err
 	}

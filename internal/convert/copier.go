@@ -29,11 +29,12 @@ func zero(p []byte) bool { return string(p) == string(zeros[:len(p)]) }
 
 // A copier copies the pieces of one disk.
 type copier struct {
-	target Target
-	o      Options
-	sharer *sharer
-	phase  string // "" is "copy"
-	sum    *sum   // of what was copied, or nil
+	target  Target
+	ordered bool // the target is a stream: each worker writes while it is its turn
+	o       Options
+	sharer  *sharer
+	phase   string // "" is "copy"
+	sum     *sum   // of what was copied, or nil
 
 	mu     sync.Mutex // guards result
 	result *Result
@@ -64,9 +65,12 @@ func (c *copier) copy(ctx context.Context, in Input) error {
 		defer close(jobs)
 		defer fault.Then(func(err error) { produced <- err })
 		p := producer{ctx: ctx, c: c, jobs: jobs, buffers: buffers, turn: closed()}
-		if in.Disk != nil {
+		switch {
+		case in.Disk != nil:
 			produced <- p.disk(in.Disk)
-		} else {
+		case in.Front != nil:
+			produced <- p.front(in.Front)
+		default:
 			produced <- p.stream(in.Stream)
 		}
 	}()
@@ -103,9 +107,12 @@ func (c *copier) phaseName() string {
 	return c.phase
 }
 
-// total returns how many bytes the pieces with data have, and -1 for a stream.
+// total returns how many bytes the pieces with data have, and -1 for a stream that does not tell.
 func (c *copier) total(in Input) int64 {
-	if in.Disk == nil {
+	switch {
+	case in.Front != nil:
+		return in.Front.Data()
+	case in.Disk == nil:
 		return -1
 	}
 	counts, total := counter{size: in.Disk.Size()}, int64(0)
@@ -145,8 +152,13 @@ func (c *copier) do(ctx context.Context, d *disk.Disk, j job) error {
 			return err
 		}
 	}
+	if c.ordered && !j.shared {
+		if err := c.write(j.p, j.off); err != nil {
+			return err
+		}
+	}
 	close(j.after)
-	if !j.shared {
+	if !c.ordered && !j.shared {
 		if err := c.write(j.p, j.off); err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"vhdxfs/internal/disk"
+	"vhdxfs/vhdx"
 )
 
 // closed returns a closed channel: a receive from it never waits.
@@ -178,4 +179,38 @@ func (p *producer) stream(r io.Reader) error {
 			return fmt.Errorf("read the input at %d: %w", off, err)
 		}
 	}
+}
+
+// front sends the pieces of an image that comes through a stream, in the order of the stream. What the image does not
+// hold is made zero before.
+func (p *producer) front(f *disk.Front) error {
+	p.c.mu.Lock()
+	p.c.result.InputSize = f.Image.Size()
+	p.c.mu.Unlock()
+	for _, e := range f.Extents {
+		if err := p.gap(e.DiskOff); err != nil {
+			return err
+		}
+		p.end = e.End()
+	}
+	if err := p.gap(f.Image.Size()); err != nil {
+		return err
+	}
+	return f.Each(func(e vhdx.Extent, r io.Reader) error {
+		for off := e.DiskOff; off < e.End(); {
+			b, err := p.buffer()
+			if err != nil {
+				return err
+			}
+			b = b[:min(e.End(), (off/pieceSize+1)*pieceSize)-off]
+			if _, err := io.ReadFull(r, b); err != nil {
+				return err
+			}
+			if err := p.send(job{off: off, p: b, read: true, counts: int64(len(b))}); err != nil {
+				return err
+			}
+			off += int64(len(b))
+		}
+		return nil
+	})
 }

@@ -1,0 +1,121 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"vhdxfs/internal/convert"
+	"vhdxfs/internal/disk"
+	"vhdxfs/internal/fault"
+	"vhdxfs/vhdx"
+)
+
+// toStdout copies input to standard output.
+func (c *convertCommand) toStdout(cmd *cobra.Command, input string, format disk.Format) error {
+	out, ok := cmd.OutOrStdout().(*os.File)
+	format = cmp.Or(format, disk.Raw)
+	switch {
+	case !ok || term.IsTerminal(int(out.Fd())):
+		return usageError("standard output is a terminal; redirect it to a pipe or a file")
+	case c.copy.verify:
+		return usageError("--verify cannot read standard output again; use vhdxfs compare or vhdxfs hash at the other end")
+	case format != disk.Raw && format != disk.VHDX:
+		return unknownFormat(format)
+	}
+	if format == disk.Raw {
+		if err := c.imageFlags(cmd, standardStream); err != nil {
+			return err
+		}
+	}
+	signal.Ignore(syscall.SIGPIPE) // a reader that is gone is an error of the write
+	defer signal.Reset(syscall.SIGPIPE)
+	c.copy.stdout = out
+	err := c.copy.copy(cmd, input, standardStream, format, func(ctx context.Context, in convert.Input) (convert.Target, error) {
+		w := newPipeWriter(ctx, out)
+		if format == disk.Raw {
+			warnSectors(c.copy.warner(cmd), in, "the raw disk", standardStream, 0)
+			return convert.NewRawStream(w, in.Disk.Size()), nil
+		}
+		var o vhdx.CreateOptions
+		c.layout.apply(&o)
+		warnSectors(c.copy.warner(cmd), in, "the image", standardStream, cmp.Or(o.LogicalSectorSize, in.SectorSize))
+		o, err := imageOptions(in, o, false)
+		if err != nil {
+			return nil, err
+		}
+		return convert.NewImageStream(ctx, w, in.Disk, o, convert.Options{
+			SkipErrors: c.copy.rescue.skipErrors, Phase: c.copy.progress.phase, Progress: c.copy.progress.add,
+		})
+	})
+	if errors.Is(err, syscall.EPIPE) {
+		return errors.New("standard output: broken pipe; the program that reads the disk ended before it had all of it")
+	}
+	return err
+}
+
+// messages returns where a command that copies a disk says what it did.
+func (c *copyFlags) messages(cmd *cobra.Command) io.Writer {
+	if c.stdout != nil {
+		return cmd.ErrOrStderr()
+	}
+	return cmd.OutOrStdout()
+}
+
+// outputName returns the name of the output, for people.
+func (c *copyFlags) outputName(output string) string {
+	if c.stdout != nil {
+		return "standard output"
+	}
+	return printable(output)
+}
+
+// A pipeWriter writes to standard output. A write to a pipe that nobody reads does not keep the program when ctx ends.
+type pipeWriter struct {
+	ctx context.Context
+	out *os.File
+}
+
+func newPipeWriter(ctx context.Context, out *os.File) *pipeWriter {
+	_, _ = unix.FcntlInt(out.Fd(), unix.F_SETPIPE_SZ, 1<<20) // fewer and larger writes, where it is a pipe
+	return &pipeWriter{ctx, out}
+}
+
+func (w *pipeWriter) Write(p []byte) (int, error) {
+	type result struct {
+		n   int
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer fault.Then(func(err error) { done <- result{err: err} })
+		n, err := w.out.Write(p)
+		done <- result{n, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			return r.n, fmt.Errorf("standard output: %w", r.err)
+		}
+		return r.n, nil
+	case <-w.ctx.Done():
+		return 0, context.Cause(w.ctx)
+	}
+}
+
+// Sync makes the stream durable where it is a file.
+func (w *pipeWriter) Sync() error {
+	if st, err := w.out.Stat(); err != nil || st.Mode().Type() != 0 && st.Mode().Type() != os.ModeDevice {
+		return nil
+	}
+	return w.out.Sync()
+}
