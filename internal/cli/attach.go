@@ -75,21 +75,8 @@ func imageAndMountPoint(cmd *cobra.Command, args []string) error {
 }
 
 func (a *attachCommand) run(cmd *cobra.Command, args []string) error {
-	o, err := parseOptions(a.options, forImage|forMount)
+	o, err := a.parse()
 	if err != nil {
-		return err
-	}
-	if err := o.check(); err != nil {
-		return err
-	}
-	if o.remount || o.foreground {
-		return usageError("options remount and foreground do not apply to attach")
-	}
-	o.readOnly = o.readOnly || a.readOnly
-	if err := checkDescriptors(); err != nil {
-		return mountError(err)
-	}
-	if err := loop.CanAttach(); err != nil {
 		return err
 	}
 	// A signal must not end this process with half of the work done.
@@ -103,6 +90,25 @@ func (a *attachCommand) run(cmd *cobra.Command, args []string) error {
 	return mountError(err)
 }
 
+// parse returns the options, if this process can attach an image with them.
+func (a *attachCommand) parse() (*options, error) {
+	o, err := parseOptions(a.options, forImage|forMount)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if o.remount || o.foreground {
+		return nil, usageError("options remount and foreground do not apply to attach")
+	}
+	o.readOnly = o.readOnly || a.readOnly
+	if err := checkDescriptors(); err != nil {
+		return nil, mountError(err)
+	}
+	return o, loop.CanAttach()
+}
+
 // print writes what was attached.
 func (a *attachCommand) print(out io.Writer, m *activeMount) error {
 	if a.json {
@@ -111,19 +117,35 @@ func (a *attachCommand) print(out io.Writer, m *activeMount) error {
 	return printDevices(out, m.Devices)
 }
 
-func (a *attachCommand) attach(ctx context.Context, o *options, args []string, stdout, stderr io.Writer) (err error) {
-	image, err := absPath(args[0])
+func (a *attachCommand) attach(ctx context.Context, o *options, args []string, stdout, stderr io.Writer) error {
+	m, undo, err := a.bring(ctx, o, args, stdout, stderr)
 	if err != nil {
 		return err
+	}
+	err = a.print(stdout, m) // a caller that does not learn of the device cannot use it
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		err = errors.Join(err, undo.run())
+	}
+	return err
+}
+
+// bring mounts and attaches the image, or finds it attached. It returns what is there, and how to undo what it did. With an
+// error it has undone it.
+func (a *attachCommand) bring(ctx context.Context, o *options, args []string, stdout, stderr io.Writer) (m *activeMount, undo undoList, err error) {
+	image, err := absPath(args[0])
+	if err != nil {
+		return nil, nil, err
 	}
 	mountPoint := ""
 	if len(args) > 1 {
 		mountPoint = args[1]
 	}
 	if m := o.alreadyAttached(image, mountPoint); m != nil {
-		return a.print(stdout, m)
+		return m, nil, nil
 	}
-	var undo undoList
 	defer func() {
 		if err == nil {
 			err = ctx.Err()
@@ -132,49 +154,31 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 			err = errors.Join(err, undo.run())
 		}
 	}()
-	var dir string
-	if len(args) > 1 {
-		if dir, err = absPath(args[1]); err == nil && !o.mount.KeepStale {
-			// The mount itself takes away what is dead at its mount point, and knows nothing of devices.
-			if d, err := detachDead(dir); d != nil && err != nil {
-				logrus.StandardLogger().Warnf("the server of %s on %s has died; its device is kept: %v", d.Image, dir, err)
-			}
-		}
-	} else {
-		var lock *os.File
-		if dir, lock, err = makeRunDir(image, o.mount.KeepStale); err == nil {
-			defer lock.Close()
-			undo.add(func() error {
-				lock.Close()
-				return removeRunDir(dir)
-			})
-		}
-	}
+	dir, err := a.mountPoint(image, mountPoint, o.mount.KeepStale, &undo)
 	if err != nil {
-		return err
+		return nil, undo, err
 	}
 	os.Setenv(attachVariable, "1")
 	if err := startBackground(a.mountArgs(image, dir), dir, !o.readOnly, stdout, stderr); err != nil {
-		return err
+		return nil, undo, err
 	}
 	if dir, err = mounts.Resolve(dir); err != nil {
-		return err
+		return nil, undo, err
 	}
 	undo.add(func() error {
 		u := umountCommand{name: "vhdxfs attach", patience: releasePatience}
 		return u.unmount(dir, io.Discard, stderr)
 	})
-	m, err := mountedNow(dir)
-	if err != nil {
-		return err
+	if m, err = mountedNow(dir); err != nil {
+		return nil, undo, err
 	}
 	sector, err := mounts.Attribute(dir, "logical_sector_size")
 	if err != nil {
-		return err
+		return nil, undo, err
 	}
 	how := loop.Options{ReadOnly: m.Mode == "ro"}
 	if how.SectorSize, err = strconv.ParseInt(sector, 10, 64); err != nil {
-		return fmt.Errorf("sector size of %s: %w", image, err)
+		return nil, undo, fmt.Errorf("sector size of %s: %w", image, err)
 	}
 	// A device attached to a file that was not there before is ours, also where losetup was interrupted.
 	undo.add(func() error {
@@ -183,10 +187,33 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 	})
 	device, err := loop.Attach(ctx, m.disk(), how)
 	if err != nil {
-		return err
+		return nil, undo, err
 	}
 	m.Devices = append(m.Devices, *device)
-	return a.print(stdout, m) // a caller that does not learn of the device cannot use it
+	return m, undo, nil
+}
+
+// mountPoint returns the mount point for an image: the one that was named, or a new one.
+func (a *attachCommand) mountPoint(image, named string, keepStale bool, undo *undoList) (string, error) {
+	if named == "" {
+		dir, lock, err := makeRunDir(image, keepStale)
+		if err == nil {
+			// It stays locked until this process ends, or undoes all of this.
+			undo.add(func() error {
+				lock.Close()
+				return removeRunDir(dir)
+			})
+		}
+		return dir, err
+	}
+	dir, err := absPath(named)
+	if err == nil && !keepStale {
+		// The mount itself takes away what is dead at its mount point, and knows nothing of devices.
+		if d, err := detachDead(dir); d != nil && err != nil {
+			logrus.StandardLogger().Warnf("the server of %s on %s has died; its device is kept: %v", d.Image, dir, err)
+		}
+	}
+	return dir, err
 }
 
 // mountArgs are the arguments with which the program mounts the image for this command.

@@ -106,7 +106,7 @@ func newRoot(args []string) *cobra.Command {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
 	}
 	for group, commands := range map[string][]*cobra.Command{
-		"mount":  {newAttach(), newDetach(), newMount(args), newUmount(), newList(), newStats()},
+		"mount":  {newOpen(), newClose(), newAttach(), newDetach(), newMount(args), newUmount(), newList(), newStats()},
 		"look":   {newInfo(), newCheck(), newMap(), newChain(), newCompare(), newDiff()},
 		"make":   {newCreate(), newConvert(), newFlatten()},
 		"change": {newSnapshot(), newMerge(), newSetParent(), newCompact(), newResize()},

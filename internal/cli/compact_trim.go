@@ -13,11 +13,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vhdxfs/internal/filesystem"
 	"vhdxfs/internal/loop"
 )
 
-// trimWait bounds what has to be done even when the command was interrupted: to unmount and to detach.
-const trimWait = 2 * time.Minute
+// toolWait bounds how long a program of the system may take to end after the command was interrupted.
+const toolWait = 2 * time.Minute
 
 // trimMounted trims the file systems that are mounted from the loop devices of a mount.
 func trimMounted(ctx context.Context, cmd *cobra.Command, m *activeMount) error {
@@ -26,7 +27,7 @@ func trimMounted(ctx context.Context, cmd *cobra.Command, m *activeMount) error 
 		warn(cmd, "%s: no file system on it is mounted, so none is trimmed", printable(m.Image))
 	}
 	for _, point := range points {
-		if err := runTool(ctx, "fstrim", point); err != nil {
+		if _, err := runTool(ctx, "fstrim", point); err != nil {
 			return err
 		}
 	}
@@ -35,55 +36,50 @@ func trimMounted(ctx context.Context, cmd *cobra.Command, m *activeMount) error 
 
 // mountedFrom returns where file systems on the devices and their partitions are mounted.
 func mountedFrom(devices []loop.Device) (points []string) {
-	add := func(uses []string) {
-		for _, use := range uses {
-			if point, ok := strings.CutPrefix(use, "mounted at "); ok {
-				points = append(points, point)
-			}
-		}
-	}
 	for _, d := range devices {
-		add(d.Uses)
+		points = append(points, allMounted(d.Uses)...)
 		for _, p := range d.Partitions {
-			add(p.Uses)
+			points = append(points, allMounted(p.Uses)...)
 		}
 	}
 	return points
 }
 
-// trimOffline attaches the image at path, mounts and trims each file system on it, and undoes all of this.
-func (c *compactCommand) trimOffline(ctx context.Context, cmd *cobra.Command, path string) (err error) {
-	args := []string{"attach"}
-	for _, o := range c.options {
-		args = append(args, "-o", o)
+// allMounted returns the mounts among the uses of a device, also of what lies on top of it.
+func allMounted(uses []string) (points []string) {
+	for _, use := range uses {
+		if point, ok := strings.CutPrefix(use, "mounted at "); ok {
+			points = append(points, point)
+		}
 	}
-	out, err := runSelf(ctx, append(args, "--", path)...)
+	return points
+}
+
+// trimOffline attaches the image at path, mounts and trims each file system on it, and undoes all of this. The file systems
+// get no place, so none is left mounted whatever happens.
+func (c *compactCommand) trimOffline(ctx context.Context, cmd *cobra.Command, path string) (err error) {
+	a := attachCommand{options: c.options, json: c.json}
+	o, err := a.parse()
 	if err != nil {
 		return err
 	}
-	devices := strings.Fields(out)
-	if len(devices) == 0 {
-		return fmt.Errorf("attach %s: no device", path)
+	m, undo, err := a.bring(ctx, o, []string{path}, cmd.OutOrStdout(), cmd.ErrOrStderr())
+	if err != nil {
+		return err
 	}
-	defer func() {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), trimWait)
-		defer cancel()
-		_, derr := runSelf(end, "detach", devices[0])
-		err = errors.Join(err, derr)
-	}()
-	if len(devices) > 1 {
-		devices = devices[1:] // the partitions
-	}
+	defer func() { err = errors.Join(err, undo.run()) }()
 	trimmed := 0
-	for _, device := range devices {
-		switch ok, err := trimDevice(ctx, device); {
+	for _, v := range volumesOf(ctx, m) {
+		err := errors.New(v.Note)
+		if v.mountable {
+			err = v.trim(ctx)
+		}
+		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case err != nil && ok: // it is mounted, which must not be left so
-			return err
-		case err != nil:
-			warn(cmd, "%s: not trimmed: %s", printable(device), oneLine(err.Error()))
-		default:
+		case err != nil && v.FileSystem != "":
+			warn(cmd, "%s: %s is not trimmed: %s", printable(path), v.describe(), err)
+		case err == nil:
 			trimmed++
 		}
 	}
@@ -93,49 +89,33 @@ func (c *compactCommand) trimOffline(ctx context.Context, cmd *cobra.Command, pa
 	return nil
 }
 
-// trimDevice mounts the file system on the device, trims it and unmounts it. It returns true with an error where it is
-// still mounted.
-func trimDevice(ctx context.Context, device string) (mounted bool, err error) {
-	point, err := os.MkdirTemp("", "vhdxfs-trim-")
+// trim mounts the file system without a place and trims it.
+func (v *openVolume) trim(ctx context.Context) (err error) {
+	t, err := filesystem.Mount(ctx, filesystem.Request{Device: v.Device, Kind: v.FileSystem, Options: []string{"noexec"}})
 	if err != nil {
-		return false, err
+		return err
 	}
-	defer os.Remove(point) // what is mounted there keeps it
-	if err := runTool(ctx, "mount", "-o", "nosuid,nodev,noexec", "--", device, point); err != nil {
-		return false, err
+	defer func() { err = errors.Join(err, t.Close()) }()
+	if t.ReadOnly {
+		return errors.New(t.Note)
 	}
-	trimErr := runTool(ctx, "fstrim", point)
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), trimWait)
-	defer cancel()
-	if err := runTool(end, "umount", point); err != nil {
-		return true, errors.Join(trimErr, fmt.Errorf("%s is still mounted at %s: %w", device, point, err))
-	}
-	return false, trimErr
+	_, err = t.Trim(ctx)
+	return err
 }
 
-// runSelf runs another command of this program and returns what it prints.
-func runSelf(ctx context.Context, args ...string) (string, error) {
-	program, err := selfPath()
-	if err != nil {
-		return "", err
-	}
-	return runProgram(ctx, program, args...)
-}
-
-// runTool runs a program of the system.
-func runTool(ctx context.Context, name string, args ...string) error {
+// runTool runs a program of the system and returns what it prints.
+func runTool(ctx context.Context, name string, args ...string) (string, error) {
 	program, err := exec.LookPath(name)
 	if err != nil {
 		program = filepath.Join("/usr/sbin", name) // which the path of a user may lack
 	}
-	_, err = runProgram(ctx, program, args...)
-	return err
+	return runProgram(ctx, program, args...)
 }
 
 func runProgram(ctx context.Context, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = trimWait
+	cmd.WaitDelay = toolWait
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

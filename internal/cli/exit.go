@@ -51,7 +51,7 @@ var exitStatuses = []exitStatus{
 	{statusWarnings, "success with warnings: check found warnings only, or a repair lost data; chain found a parent that does not fit; convert skipped unreadable ranges"},
 	damagedStatus,
 	{statusDiffers, "compare: the disks differ"},
-	{statusNotMounted, "detach, umount, stats: " + notMountedStatus.help},
+	{statusNotMounted, "close, detach, umount, stats: " + notMountedStatus.help},
 	{statusMount, mountStatus.help + "; or what was to be unmounted is not mounted, or in use"},
 	faultStatus, interruptedStatus,
 }
@@ -61,6 +61,8 @@ var commandStatuses = map[string][]exitStatus{
 	"vhdxfs": {mountStatus},
 	"mount":  {mountStatus},
 	"umount": {notMountedStatus, {statusMount, "still in use"}},
+	"open":   {mountStatus, interruptedStatus},
+	"close":  {notMountedStatus, {statusMount, "still in use"}},
 	"attach": {mountStatus, interruptedStatus},
 	"detach": {notMountedStatus, {statusMount, "still in use"}},
 	"stats":  {notMountedStatus},

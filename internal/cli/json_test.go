@@ -28,7 +28,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		"info": {imageInfo{}}, "check": {vhdx.Report{}, vhdx.RepairReport{}, vhdx.UndoResult{}}, "map": {mapEntry{}, qemuEntry{}},
 		"convert": {copyReport{}}, "compare": {comparison{}, compare.Range{}}, "chain": {tree{}},
 		"snapshot": {vhdx.SnapshotResult{}}, "merge": {vhdx.MergeResult{}}, "set-parent": {vhdx.SetParentResult{}},
-		"compact": {compactReport{}}, "resize": {resizeReport{}}, "list": {activeMount{}},
+		"compact": {compactReport{}}, "resize": {resizeReport{}}, "list": {activeMount{}}, "open": {openReport{}},
 	} {
 		for _, v := range values {
 			described := map[reflect.Type]bool{ // in sections of their own

@@ -101,6 +101,10 @@ func label(part io.ReaderAt, head []byte, fileSystem string) string {
 		return ntfsLabel(part, head)
 	case "exFAT":
 		return exfatLabel(part, head)
+	case "ISO 9660":
+		return text(isoVolumes+40, 32)
+	case "EROFS":
+		return text(1024+64, 16)
 	}
 	return ""
 }

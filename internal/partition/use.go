@@ -232,6 +232,45 @@ var fileSystems = []kind{
 		}
 		return "a part of a RAID (md)", size
 	},
+	func(b []byte, size int64) (string, int64) {
+		if !hasVolume(b, "NSR02") && !hasVolume(b, "NSR03") {
+			return "", 0
+		}
+		return "a UDF file system", size
+	},
+	func(b []byte, _ int64) (string, int64) {
+		if s := b[isoVolumes:]; s[0] == 1 && string(s[1:6]) == "CD001" {
+			return "an ISO 9660 file system", span(uint64(le.Uint32(s[80:])), uint64(le.Uint16(s[128:])))
+		}
+		return "", 0
+	},
+	func(b []byte, _ int64) (string, int64) {
+		if string(b[:4]) != "hsqs" {
+			return "", 0
+		}
+		return "a SquashFS file system", span(le.Uint64(b[40:]), 1)
+	},
+	func(b []byte, _ int64) (string, int64) {
+		s := b[1024:]
+		if le.Uint32(s) != 0xE0F5E1E2 {
+			return "", 0
+		}
+		return "an EROFS file system", span(uint64(le.Uint32(s[36:])), 1<<min(s[12], 16))
+	},
+}
+
+// isoVolumes is where the descriptors of ISO 9660 and UDF begin, one in each sector (ECMA-167 2/8.3), in bytes.
+const isoVolumes = 32 << 10
+
+// hasVolume reports whether one of the descriptors has the identifier.
+func hasVolume(b []byte, id string) bool {
+	const sector = 2048
+	for at := isoVolumes; at+sector <= headSize; at += sector {
+		if string(b[at+1:at+6]) == id {
+			return true
+		}
+	}
+	return false
 }
 
 // MBRSectorSize returns the size of the sectors, in bytes, in which an MBR counts, by where the file systems begin, and 0

@@ -277,3 +277,39 @@ func (d *Folder) RemoveSame(name string, info fs.FileInfo) error {
 	}
 	return d.Remove(name)
 }
+
+// MakeFolder makes a directory in the folder, with exactly this mode, and opens it. It fails with fs.ErrExist where name is
+// taken.
+func (d *Folder) MakeFolder(name string, mode fs.FileMode) (*Folder, error) {
+	if err := unix.Mkdirat(d.fd, name, 0o700); err != nil {
+		return nil, &fs.PathError{Op: "mkdir", Path: d.Join(name), Err: err}
+	}
+	made, err := d.OpenChild(name)
+	if err == nil {
+		err = os.Chmod(descriptorPath(made.fd), mode)
+	}
+	if err != nil {
+		return nil, errors.Join(err, made.Close(), d.RemoveFolder(name))
+	}
+	return made, nil
+}
+
+// OpenChild opens the directory name in the folder, which is no symbolic link.
+func (d *Folder) OpenChild(name string) (*Folder, error) {
+	fd, err := unix.Openat(d.fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: d.Join(name), Err: err}
+	}
+	return newFolder(fd, d.Join(name)), nil
+}
+
+// RemoveFolder removes an empty directory.
+func (d *Folder) RemoveFolder(name string) error {
+	if err := unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR); err != nil {
+		return &fs.PathError{Op: "rmdir", Path: d.Join(name), Err: err}
+	}
+	return nil
+}
+
+// Fd returns the descriptor of the folder, which is one of O_PATH and belongs to it.
+func (d *Folder) Fd() uintptr { return uintptr(d.fd) }
