@@ -37,9 +37,7 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	helpError := watchHelp(root)
-	if isTerminal(stderr) {
-		logrus.SetFormatter(terminalFormatter{})
-	}
+	logrus.SetFormatter(messageFormatter{})
 	cmd, err := execute(context.WithValue(ctx, ownProcess{}, slices.Equal(argv, os.Args)), root)
 	if err == nil {
 		err = helpError()

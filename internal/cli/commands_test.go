@@ -490,9 +490,9 @@ func TestJSONErrors(t *testing.T) {
 	}
 }
 
-func TestTerminalFormatter(t *testing.T) {
+func TestMessageFormatter(t *testing.T) {
 	log := logrus.New()
-	log.SetFormatter(terminalFormatter{})
+	log.SetFormatter(messageFormatter{})
 	var b strings.Builder
 	log.SetOutput(&b)
 	log.WithError(errors.New("no space left")).WithField("offset", 7).WithField("image", "a.vhdx").Warn("cannot flush")

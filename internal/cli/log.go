@@ -27,9 +27,9 @@ func newLog(o *options, stderr io.Writer) (*logrus.Logger, error) {
 	l := logrus.New()
 	l.SetLevel(o.logLevel)
 	l.SetOutput(stderr)
-	l.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})
-	if isTerminal(stderr) && (o.log == "" || o.log == logStderr) {
-		l.SetFormatter(terminalFormatter{})
+	l.SetFormatter(messageFormatter{})
+	if o.log != "" && (o.log != logStderr || !isTerminal(stderr)) { // a log that somebody keeps
+		l.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})
 	}
 	switch o.log {
 	case "", logStderr:

@@ -93,10 +93,10 @@ func warn(cmd *cobra.Command, format string, args ...any) {
 	}
 }
 
-// A terminalFormatter writes what is logged as other messages are written: "vhdxfs: warning: what (field, field)".
-type terminalFormatter struct{}
+// A messageFormatter writes what is logged in the form of the other messages: "vhdxfs: warning: what (field, field)".
+type messageFormatter struct{}
 
-func (terminalFormatter) Format(e *logrus.Entry) ([]byte, error) {
+func (messageFormatter) Format(e *logrus.Entry) ([]byte, error) {
 	level := e.Level.String() + ": "
 	if e.Level == logrus.ErrorLevel || e.Level == logrus.InfoLevel {
 		level = ""
