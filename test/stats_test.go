@@ -135,8 +135,8 @@ func TestStatsSignal(t *testing.T) {
 		}
 		eventually(t, "the statistics in the log", func() bool {
 			log := s.log.String()
-			return strings.Contains(log, "statistics of "+s.dir) && strings.Contains(log, " writes=1 ") &&
-				strings.Contains(log, " written_bytes=5")
+			return strings.Contains(log, "statistics of "+s.dir) && strings.Contains(log, " writes 1,") &&
+				strings.Contains(log, " written_bytes 5")
 		})
 		if n := s.stats(t)["writes"]; n != 1 {
 			t.Errorf("after the signal: %d writes, want 1", n)
