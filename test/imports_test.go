@@ -15,7 +15,7 @@ var layers = [][]string{
 	{"journal"},
 	{"vhdx"},
 	{"internal/mounts", "internal/disk", "internal/draw"},
-	{"fs", "internal/convert", "internal/compare"},
+	{"fs", "internal/convert", "internal/compare", "internal/hash"},
 	{"internal/cli"},
 	{""}, // the command
 }
@@ -25,6 +25,7 @@ var apart = [][2]string{
 	{"journal", "cache"}, // both know pages at file offsets alone
 	{"internal/convert", "fs"},
 	{"internal/compare", "fs"},
+	{"internal/hash", "fs"},
 	{"fs", "internal/content"},
 }
 

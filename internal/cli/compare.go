@@ -44,14 +44,9 @@ func (c *compareFlags) withDisks(cmd *cobra.Command, names []string, do func(a, 
 	if err != nil {
 		return err
 	}
-	paths := slices.Clone(names)
-	for i, name := range names {
-		if !isDir(name) {
-			continue
-		}
-		if paths[i], err = imageNamed(name); err != nil {
-			return err
-		}
+	paths, err := disksNamed(names)
+	if err != nil {
+		return err
 	}
 	return beside(cmd, o.image, paths, func(o vhdx.Options) (err error) {
 		confineReader(cmd.Context(), paths, o)
@@ -64,6 +59,20 @@ func (c *compareFlags) withDisks(cmd *cobra.Command, names []string, do func(a, 
 		}
 		return do(disks[0], disks[1])
 	})
+}
+
+// disksNamed returns the paths of the disks that the names mean: for a mount point, that of its image.
+func disksNamed(names []string) (paths []string, err error) {
+	paths = slices.Clone(names)
+	for i, name := range names {
+		if !isDir(name) {
+			continue
+		}
+		if paths[i], err = imageNamed(name); err != nil {
+			return nil, err
+		}
+	}
+	return paths, nil
 }
 
 // ranges compares the disks and shows the progress.

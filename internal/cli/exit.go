@@ -50,7 +50,7 @@ var exitStatuses = []exitStatus{
 	okStatus, usageStatus, systemStatus,
 	{statusWarnings, "success with warnings: check found warnings only, or a repair lost data; chain found a parent that does not fit; convert skipped unreadable ranges"},
 	damagedStatus,
-	{statusDiffers, "compare: the disks differ"},
+	{statusDiffers, "compare, hash --check: the disks differ"},
 	{statusNotMounted, "close, detach, umount, stats: " + notMountedStatus.help},
 	{statusMount, mountStatus.help + "; or what was to be unmounted is not mounted, or in use"},
 	faultStatus, interruptedStatus,
@@ -75,6 +75,7 @@ var commandStatuses = map[string][]exitStatus{
 	"chain":   {{statusWarnings, "a parent is missing, has changed, or cannot be used"}, damagedStatus},
 	"compare": {damagedStatus, {statusDiffers, "the disks differ"}, interruptedStatus},
 	"diff":    {damagedStatus, interruptedStatus},
+	"hash":    {damagedStatus, {statusDiffers, "--check: the disk differs"}, interruptedStatus},
 	"create":  {damagedStatus, interruptedStatus},
 	"convert": {
 		{statusWarnings, "the copy is complete except for unreadable ranges, which are zeros (--skip-errors)"}, damagedStatus, interruptedStatus,

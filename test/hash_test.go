@@ -1,0 +1,83 @@
+package test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The digest of a disk is that of sha256sum of its bytes, whatever holds them; and a list of blocks tells later which of them
+// changed.
+func TestHash(t *testing.T) {
+	requireFUSE(t)
+	requireTools(t, "sha256sum")
+	raw := randomRaw(t, 50*mib+4096, 21)
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	want, _, _ := strings.Cut(must(t, "sha256sum", raw), " ")
+	for name, options := range map[string][]string{
+		"dynamic.vhdx": {"--block-size", "2M"}, "fixed.vhdx": {"--type", "fixed"}, "4096.vhdx": {"--logical-sector-size", "4096"},
+	} {
+		mustVhdxfs(t, append(append([]string{"convert"}, options...), raw, path(name))...)
+	}
+	mustVhdxfs(t, "snapshot", path("dynamic.vhdx"), path("child.avhdx"))
+	for _, disk := range []string{raw, path("dynamic.vhdx"), path("fixed.vhdx"), path("4096.vhdx"), path("child.avhdx")} {
+		if got := mustVhdxfs(t, "hash", disk); got != want+"  "+disk+"\n" {
+			t.Errorf("%q, want %s", got, want)
+		}
+	}
+	mustVhdxfs(t, "hash", "--blocks", path("list"), raw)
+	mustVhdxfs(t, "hash", "--check", path("list"), path("4096.vhdx"))
+	if got := mustVhdxfs(t, "hash", "--blocks", "-", "--quiet", path("child.avhdx")); got != must(t, "cat", path("list")) {
+		t.Errorf("the list of the image is\n%s", got)
+	}
+	writeFile(t, path("sum"), []byte(mustVhdxfs(t, "hash", raw)))
+	mustVhdxfs(t, "hash", "--check", path("sum"), path("fixed.vhdx"))
+
+	// Also of a disk that is mounted and has changed.
+	point := newDir(t)
+	mustVhdxfs(t, path("child.avhdx"), point)
+	defer unmount(t, point)
+	disk := filepath.Join(point, "disk.raw")
+	b := make([]byte, 1)
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.ReadAt(b, 33*mib+5); err != nil {
+		t.Fatal(err)
+	}
+	b[0]++
+	if _, err := f.WriteAt(b, 33*mib+5); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	changed, _, _ := strings.Cut(must(t, "sha256sum", disk), " ")
+	for _, name := range []string{disk, point, path("child.avhdx")} {
+		if got := mustVhdxfs(t, "hash", name); got != changed+"  "+name+"\n" || changed == want {
+			t.Errorf("%q, want %s", got, changed)
+		}
+		r := vhdxfs(t, "hash", "--json", "--check", path("list"), name)
+		var report struct {
+			Check struct {
+				Equal     bool
+				Different int64 `json:"different_bytes"`
+				Ranges    []struct{ Offset, Length int64 }
+			}
+		}
+		if err := json.Unmarshal([]byte(r.stdout), &report); err != nil || r.status != differsStatus {
+			t.Fatalf("status %d, %v\n%s%s", r.status, err, r.stdout, r.stderr)
+		}
+		if c := report.Check; c.Equal || len(c.Ranges) != 1 || c.Ranges[0].Offset != 33*mib || c.Different != mib {
+			t.Errorf("%s: %+v", name, c)
+		}
+	}
+	if r := vhdxfs(t, "hash", "--check", path("sum"), point); r.status != differsStatus || !strings.Contains(r.stdout, changed) {
+		t.Errorf("status %d, %q", r.status, r.stdout)
+	}
+}
