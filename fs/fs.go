@@ -101,6 +101,7 @@ type fileSystem struct {
 	xattrs   []xattrGroup              // of both nodes
 	access   func(*fuse.InHeader) bool // whether the caller may use the mount
 	failures *failureLog
+	kernel   kernelReads
 	failed   *failedMount // nil where a failure leaves the mount writable
 
 	compactor   compactor

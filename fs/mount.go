@@ -55,6 +55,7 @@ type Options struct {
 	Flags          uintptr // MS_NOEXEC, MS_SYNCHRONOUS and the like, for mount(2); the disk decides about MS_RDONLY
 	WritebackCache bool    // the kernel may collect writes before it sends them
 	DirectIO       bool    // reads and writes pass by the kernel's page cache
+	Kernel         bool    // the kernel reads what is mounted read-only by itself, if it can
 
 	ReadOnlyOnError bool // after a failed sync changes fail with EROFS, and the mount becomes read-only if it can
 
@@ -121,6 +122,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		_ = o.Mounter.Unmount() // it is told that the kernel did not accept it, which is why
 		return nil, fmt.Errorf("the kernel did not accept the mount on %s: %w", o.MountPoint, err)
 	}
+	fsys.kernel.setUp(fence, &o, fd)
 	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{}), mounter: o.Mounter}
 	s.device = deviceAt(o.MountPoint)
 	fsys.compactor.readOnly = s.readOnly

@@ -3,12 +3,17 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"sync"
-	"vhdxfs/internal/mounts"
+	"unsafe"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/erofs"
+	"vhdxfs/internal/mounts"
 )
 
 // A Mounter does for one mount what may take privilege, so that the process that serves the mount needs none. An
@@ -18,6 +23,8 @@ type Mounter interface {
 	Mount(readOnly bool) (fd int, err error)
 	// ControlSocket returns the descriptor of the socket by which the mount is asked, mounts.Bind.
 	ControlSocket() (fd int, err error)
+	// PassThrough has the kernel pass reads through to a file, and returns the number that it has given the file.
+	PassThrough(k KernelFile) (id int32, err error)
 	// Accepted is called when the kernel's first request is answered. It sets what could not be set before.
 	Accepted()
 	// Unmount is Server.Unmount.
@@ -33,7 +40,8 @@ type mounter struct {
 	o      Options
 	device string // of the mount, major:minor, as the mount table has it; "" where unknown
 
-	mu sync.Mutex // one call at a time
+	mu     sync.Mutex // one call at a time
+	passed bool       // PassThrough was called
 }
 
 // NewMounter returns a Mounter that does all in this process. It uses only the options that say where and how to
@@ -151,4 +159,52 @@ func (m *mounter) DetachDead() error {
 		return nil
 	}
 	return fmt.Errorf("the connection of %s was aborted (umount -f); open programs got errors, and unsynced data is lost", m.o.MountPoint)
+}
+
+// fuseDevice is what fusectl calls the device behind mounts.FUSEDevice: major and minor number.
+var fuseDevice = unix.Mkdev(10, 229)
+
+// openBacking is the request FUSE_DEV_IOC_BACKING_OPEN of a FUSE connection.
+const openBacking = 0x4010e501
+
+// PassThrough does that once for each mount, so that a server that is not itself any more cannot fill the memory.
+func (m *mounter) PassThrough(k KernelFile) (int32, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.passed {
+		return 0, unix.EALREADY
+	}
+	m.passed = true
+	var st unix.Stat_t
+	if err := unix.Fstat(k.Device, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != fuseDevice {
+		return 0, errors.Join(errors.New("no FUSE connection"), err)
+	}
+	fd, err := erofs.Open(k.Geometry, k.Devices, descriptorReader(k.Runs))
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	file := fuse.BackingMap{Fd: int32(fd)}
+	id, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(k.Device), openBacking, uintptr(unsafe.Pointer(&file)))
+	if errno != 0 {
+		return 0, os.NewSyscallError("FUSE passthrough", errno)
+	}
+	return int32(id), nil
+}
+
+// A descriptorReader reads from a descriptor.
+type descriptorReader int
+
+func (r descriptorReader) Read(p []byte) (int, error) {
+	for {
+		switch n, err := unix.Read(int(r), p); {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, os.NewSyscallError("read", err)
+		case n == 0 && len(p) > 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
 }

@@ -26,6 +26,9 @@ func (f *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	if f.directIO {
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
+	if f.kernel.id != 0 {
+		return f.openPassed(in, out)
+	}
 	switch write := in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY; {
 	case (write || in.Flags&syscall.O_TRUNC != 0) && !f.writable:
 		return fuse.EROFS
@@ -37,6 +40,19 @@ func (f *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	default:
 		out.OpenFlags |= fuse.FOPEN_NOFLUSH // where nothing was written, a close has nothing to report
 	}
+	return fuse.OK
+}
+
+// openPassed opens disk.raw for reads that the kernel answers.
+func (f *fileSystem) openPassed(in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	switch {
+	case in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY || in.Flags&syscall.O_TRUNC != 0:
+		return fuse.EROFS
+	case in.Flags&unix.O_DIRECT != 0: // as of any file that knows none; programs have another way then, or say what is wrong
+		return fuse.EINVAL
+	}
+	out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH|fuse.FOPEN_NOFLUSH, f.kernel.id
+	f.counters.passedOpens.Inc()
 	return fuse.OK
 }
 

@@ -38,6 +38,7 @@ type counters struct {
 	discards, discardedBytes                  tally.Counter
 	zeroings, zeroedBytes                     tally.Counter
 	allocations, syncs, seeks, errors         tally.Counter
+	passedOpens                               tally.Counter
 }
 
 func (f *fileSystem) stats() Stats {
@@ -56,6 +57,7 @@ func (f *fileSystem) stats() Stats {
 		{"allocations", "requests to reserve space", false, c.allocations.Value()},
 		{"syncs", "requests to make everything durable", false, c.syncs.Value()},
 		{"seeks", "requests for the next data or hole", false, c.seeks.Value()},
+		{"passed_opens", "opens of disk.raw whose reads the kernel answers by itself; they are not among reads", false, c.passedOpens.Value()},
 		{"errors", "requests that failed", false, c.errors.Value()},
 		{"writers", "open handles of disk.raw for writing", true, f.writers.Load()},
 

@@ -42,6 +42,7 @@ func (f *fileSystem) xattrGroups(o *Options) []xattrGroup {
 	}
 	return []xattrGroup{
 		{func(name string) bool { _, ok := served[name]; return ok }, func() map[string]string { return served }},
+		{named("kernel"), func() map[string]string { return map[string]string{"kernel": f.kernel.String()} }},
 		{named("path"), func() map[string]string { return map[string]string{"path": path()} }},
 		{named(nameXAttrs...), f.name.look},
 		{named(mounts.CompactXAttr), f.compactor.xattrs},

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "vhdxfs/fs"
+	"vhdxfs/internal/erofs"
 	"vhdxfs/internal/fault"
 	"vhdxfs/internal/mounts"
 	"vhdxfs/vhdx/imagefile"
@@ -42,6 +43,7 @@ type word string
 const (
 	wordMount        word = "mount"
 	wordControl      word = "control-socket"
+	wordPassThrough  word = "pass-through"
 	wordAccepted     word = "accepted"
 	wordAnnounce     word = "announce"
 	wordUnmount      word = "unmount"
@@ -63,6 +65,9 @@ type monitorQuestion struct {
 	Flag bool             `json:"flag,omitempty"` // of mount: read-only; of announce: in the background
 	File imagefile.FileID `json:"file,omitzero"`  // of holders
 	PIDs []int            `json:"pids,omitempty"` // of served-by
+	Map  erofs.Geometry   `json:"map,omitzero"`   // of pass-through
+
+	fds []int // of pass-through: the connection, that from which the runs are read, and the devices
 }
 
 // A monitorAnswer says what became of it. A descriptor may come with it.
@@ -74,6 +79,7 @@ type monitorAnswer struct {
 	PIDs   []int         `json:"pids,omitempty"`    // of holders
 
 	Mount   *activeMount `json:"mount,omitempty"`    // of served-by
+	Passed  int32        `json:"passed,omitempty"`   // of pass-through
 	ImageID string       `json:"image_id,omitempty"` // of that mount
 	Log     []logLine    `json:"log,omitempty"`      // what is to be logged
 }
@@ -168,7 +174,7 @@ func runMonitor() int {
 	if err != nil {
 		return statusSystem
 	}
-	buf := make([]byte, maxMessage)
+	buf, control := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4*(firstDevice+erofs.MaxDevices)))
 	n, err := socket.Read(buf)
 	var c monitorConfig
 	if err != nil || json.Unmarshal(buf[:n], &c) != nil {
@@ -194,11 +200,11 @@ func runMonitor() int {
 		}
 	}()
 	for {
-		n, err := socket.Read(buf)
+		n, cn, _, _, err := socket.ReadMsgUnix(buf, control)
 		if err != nil || n == 0 {
 			break
 		}
-		var q monitorQuestion
+		q := monitorQuestion{fds: descriptorsIn(control[:cn])}
 		if json.Unmarshal(buf[:n], &q) != nil {
 			break // no engine that is still itself says that
 		}
@@ -234,6 +240,9 @@ func answerEngine(socket *net.UnixConn, k *localKeeper, log *logCollector, q mon
 	var a monitorAnswer
 	sent := -1 // a descriptor
 	defer func() {
+		for _, fd := range q.fds {
+			unix.Close(fd)
+		}
 		if sent >= 0 {
 			unix.Close(sent) // the engine's is the only one: what it stands for ends with the engine
 		}
@@ -252,6 +261,10 @@ func answerEngine(socket *net.UnixConn, k *localKeeper, log *logCollector, q mon
 	case wordControl:
 		fd, err := k.ControlSocket()
 		send(fd, err)
+	case wordPassThrough:
+		var err error
+		a.Passed, err = passThrough(k, q)
+		a.setError(err)
 	case wordAccepted:
 		k.Accepted()
 	case wordAnnounce:
@@ -292,6 +305,18 @@ func answerEngine(socket *net.UnixConn, k *localKeeper, log *logCollector, q mon
 		b, _ = json.Marshal(a)
 	}
 	_, _, _ = socket.WriteMsgUnix(b, rights, nil) // an engine that has ended does not listen
+}
+
+// firstDevice is where the devices are among the descriptors of wordPassThrough.
+const firstDevice = 2
+
+// passThrough does what wordPassThrough asks for. All that comes from the engine is checked where it is used: by package
+// erofs, and by the Mounter.
+func passThrough(k mount.Mounter, q monitorQuestion) (int32, error) {
+	if len(q.fds) <= firstDevice {
+		return 0, errors.New("too few descriptors")
+	}
+	return k.PassThrough(mount.KernelFile{Geometry: q.Map, Device: q.fds[0], Runs: q.fds[1], Devices: q.fds[firstDevice:]})
 }
 
 // A logCollector keeps what is logged until the engine takes it.

@@ -10,11 +10,12 @@ import (
 	"strconv"
 	"sync"
 	"time"
-	"vhdxfs/internal/fault"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	mount "vhdxfs/fs"
+	"vhdxfs/internal/fault"
 	"vhdxfs/vhdx/imagefile"
 )
 
@@ -103,7 +104,10 @@ func (c *monitorClient) receive() {
 		if err != nil || n == 0 {
 			return
 		}
-		r := monitorReply{fd: descriptorIn(control[:cn])}
+		r := monitorReply{fd: -1}
+		if fds := descriptorsIn(control[:cn]); len(fds) == 1 {
+			r.fd = fds[0]
+		}
 		if err := json.Unmarshal(buf[:n], &r.monitorAnswer); err != nil {
 			return
 		}
@@ -111,18 +115,18 @@ func (c *monitorClient) receive() {
 	}
 }
 
-// descriptorIn returns the descriptor in a control message, and -1 where there is none.
-func descriptorIn(control []byte) int {
+// descriptorsIn returns the descriptors in a control message.
+func descriptorsIn(control []byte) (fds []int) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
-		return -1
+		return nil
 	}
 	for _, m := range messages {
-		if fds, err := unix.ParseUnixRights(&m); err == nil && len(fds) == 1 {
-			return fds[0]
+		if list, err := unix.ParseUnixRights(&m); err == nil {
+			fds = append(fds, list...)
 		}
 	}
-	return -1
+	return fds
 }
 
 // ask has the monitor do something, and returns the descriptor that came with the answer.
@@ -140,7 +144,11 @@ func (c *monitorClient) question(q monitorQuestion) (monitorReply, error) {
 	if err != nil {
 		return none, err
 	}
-	if _, err := c.socket.Write(b); err != nil {
+	var rights []byte
+	if len(q.fds) > 0 {
+		rights = unix.UnixRights(q.fds...)
+	}
+	if _, _, err := c.socket.WriteMsgUnix(b, rights, nil); err != nil {
 		return none, fmt.Errorf("%w: %w", errMonitorGone, err)
 	}
 	var r monitorReply
@@ -171,6 +179,11 @@ func (c *monitorClient) Mount(readOnly bool) (int, error) {
 
 func (c *monitorClient) ControlSocket() (int, error) {
 	return c.ask(monitorQuestion{Word: wordControl})
+}
+
+func (c *monitorClient) PassThrough(k mount.KernelFile) (int32, error) {
+	r, err := c.question(monitorQuestion{Word: wordPassThrough, Map: k.Geometry, fds: append([]int{k.Device, k.Runs}, k.Devices...)})
+	return r.Passed, err
 }
 
 func (c *monitorClient) Accepted() {

@@ -96,6 +96,10 @@ var optionTable = []option{
 		o.mount.DirectIO = true
 		return nil
 	}},
+	{"kernel", strings.Join(kernelModes, "|"), forMount, "let the kernel read a read-only disk by itself, through a map of the image: on does that where the kernel and the file systems allow, and disk.raw then cannot be opened with O_DIRECT; off is the default", func(o *options, v string) error {
+		o.mount.Kernel = v == kernelOn
+		return oneOf(v, kernelModes...)
+	}},
 	{"writeback_cache", "", forMount, "let the kernel collect small writes: faster without O_DIRECT, but errors such as \"no space left\" are reported only by fsync or close", func(o *options, _ string) error {
 		o.mount.WritebackCache = true
 		return nil

@@ -48,6 +48,16 @@ const (
 
 var replayModes = []string{replayAuto, replayMemory, replayNo}
 
+// The values of the option kernel. With auto, a later version may find the kernel's way to be as good for all programs; in
+// this one it is not, as fs says.
+const (
+	kernelAuto = "auto"
+	kernelOn   = "on"
+	kernelOff  = "off"
+)
+
+var kernelModes = []string{kernelAuto, kernelOn, kernelOff}
+
 // check returns an error where options do not go together.
 func (o *options) check() error {
 	switch {
