@@ -22,6 +22,7 @@ type listed struct {
 	State      string         `json:"state"`
 	PID        int            `json:"pid"`
 	Mode       string         `json:"mode"`
+	Kernel     string         `json:"kernel"`
 	Devices    []listedDevice `json:"devices"`
 }
 

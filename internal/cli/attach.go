@@ -48,7 +48,8 @@ in use or noclean_stale is given.
 
 If the server of the mount is told to end (SIGTERM), the loop device is detached as soon as it is unused.
 
-The loop device bypasses the page cache of disk.raw (losetup --direct-io=on). This is faster and saves memory.`,
+The loop device bypasses the page cache of disk.raw (losetup --direct-io=on). This is faster and saves memory. With
+-o kernel=on it cannot.`,
 		Example: `  vhdxfs attach data.vhdx
   mount /dev/loop0p1 /mnt/data
   umount /mnt/data
@@ -176,7 +177,7 @@ func (a *attachCommand) bring(ctx context.Context, o *options, args []string, st
 	if err != nil {
 		return nil, undo, err
 	}
-	how := loop.Options{ReadOnly: m.Mode == "ro"}
+	how := loop.Options{ReadOnly: m.Mode == "ro", Buffered: m.Kernel == kernelOn}
 	if how.SectorSize, err = strconv.ParseInt(sector, 10, 64); err != nil {
 		return nil, undo, fmt.Errorf("sector size of %s: %w", image, err)
 	}

@@ -183,6 +183,12 @@ func mountedText(path string) string {
 	for _, d := range m.Devices {
 		text += ", " + d.Path
 	}
+	switch why, off := strings.CutPrefix(m.Kernel, "off: "); {
+	case off:
+		text += fmt.Sprintf(", kernel=on without effect (%s)", printable(why))
+	case m.Kernel == kernelOn:
+		text += ", read by the kernel"
+	}
 	if m.Sandbox != "" {
 		text += ", sandbox " + printable(m.Sandbox)
 	}

@@ -40,6 +40,7 @@ type activeMount struct {
 	Partition  int           `json:"partition,omitempty"` // that is shown; 0 is the whole disk
 	DiskSize   int64         `json:"disk_size,omitempty"` // bytes, of what disk.raw shows; list alone asks for it
 	Sandbox    string        `json:"sandbox,omitempty"`   // how the process is confined, "off" if it is not
+	Kernel     string        `json:"kernel,omitempty"`    // "on" if the kernel reads the image by itself; else "off", and why if it was to
 	Devices    []loop.Device `json:"devices"`
 
 	ImageState string `json:"image_state,omitempty"` // "deleted", or "renamed" for an image that is not at Image any more
@@ -131,7 +132,7 @@ func describeMount(m *mountinfo.Info, loops loopTable) (*activeMount, error) {
 		d.State = stateHidden
 		return d, nil
 	}
-	values, err := mounts.Ask(m, "path", "pid", "pid_namespace", "overlay", "partition", "sandbox", "image_id", "image_state", "image_now")
+	values, err := mounts.Ask(m, "path", "pid", "pid_namespace", "overlay", "partition", "sandbox", "kernel", "image_id", "image_state", "image_now")
 	switch {
 	case err == nil:
 		d.State = stateServing
@@ -139,7 +140,7 @@ func describeMount(m *mountinfo.Info, loops loopTable) (*activeMount, error) {
 			d.Image = path
 		}
 		d.imageID, d.ImageState, d.ImageNow = values["image_id"], values["image_state"], values["image_now"]
-		d.Overlay, d.Sandbox = values["overlay"], values["sandbox"]
+		d.Overlay, d.Sandbox, d.Kernel = values["overlay"], values["sandbox"], values["kernel"]
 		d.Partition, _ = strconv.Atoi(values["partition"]) // 0 where there is none
 		if pid, err := mounts.LocalPID(values); err == nil {
 			d.PID = pid
@@ -179,6 +180,9 @@ func printMounts(out io.Writer, size sizeWriter, list []*activeMount) error {
 		}
 		if m.Overlay != "" {
 			kind += ", overlay " + printable(m.Overlay)
+		}
+		if m.Kernel == kernelOn {
+			kind += ", read by the kernel"
 		}
 		switch word, _, _ := strings.Cut(m.Sandbox, ":"); word {
 		case sandboxOff:

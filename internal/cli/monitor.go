@@ -313,7 +313,7 @@ const firstDevice = 2
 // passThrough does what wordPassThrough asks for. All that comes from the engine is checked where it is used: by package
 // erofs, and by the Mounter.
 func passThrough(k mount.Mounter, q monitorQuestion) (int32, error) {
-	if len(q.fds) <= firstDevice {
+	if len(q.fds) < firstDevice {
 		return 0, errors.New("too few descriptors")
 	}
 	return k.PassThrough(mount.KernelFile{Geometry: q.Map, Device: q.fds[0], Runs: q.fds[1], Devices: q.fds[firstDevice:]})

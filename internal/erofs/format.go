@@ -126,7 +126,7 @@ func Write(w io.Writer, g Geometry, devices []int64, next func() (Run, error)) e
 	if err := g.Check(); err != nil {
 		return err
 	}
-	if len(devices) == 0 || len(devices) > MaxDevices {
+	if len(devices) > MaxDevices {
 		return fmt.Errorf("%w: %d devices", ErrBounds, len(devices))
 	}
 	out := bufio.NewWriterSize(w, 64<<10)
@@ -156,9 +156,12 @@ func (g *Geometry) head(devices []int64) []byte {
 	le.PutUint64(s[16:], 2) // inodes
 	le.PutUint32(s[36:], uint32(end>>g.BlockBits))
 	le.PutUint32(s[40:], uint32(meta>>g.BlockBits))
-	le.PutUint32(s[80:], chunkedFile|deviceTable)
-	le.PutUint16(s[86:], uint16(len(devices)))
-	le.PutUint16(s[88:], slotOffset/slotSize)
+	le.PutUint32(s[80:], chunkedFile)
+	if len(devices) > 0 { // an empty disk has none
+		le.PutUint32(s[80:], chunkedFile|deviceTable)
+		le.PutUint16(s[86:], uint16(len(devices)))
+		le.PutUint16(s[88:], slotOffset/slotSize)
+	}
 
 	for i, size := range devices {
 		slot := b[slotOffset+i*slotSize:]

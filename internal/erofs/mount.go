@@ -127,7 +127,12 @@ func ownPath(fd int) string { return filepath.Join("/proc/self/fd", strconv.Itoa
 // when nothing in it is open any more.
 func newMount(kind string, attributes int, settings [][2]string) (int, error) {
 	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
-	if err != nil {
+	switch {
+	case err == unix.ENODEV:
+		return -1, fmt.Errorf("the kernel has no %s: %w", kind, err)
+	case err == unix.EPERM:
+		return -1, fmt.Errorf("only root can have the kernel do it: %w", err)
+	case err != nil:
 		return -1, fmt.Errorf("fsopen %s: %w", kind, err)
 	}
 	defer unix.Close(fs)
