@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,14 +72,14 @@ func deviceSize(fd int) (int64, error) {
 		return 0, os.NewSyscallError("fcntl", err)
 	}
 	if flags&unix.O_PATH != 0 || flags&unix.O_ACCMODE == unix.O_WRONLY {
-		return 0, fmt.Errorf("a layer is not open for reading")
+		return 0, fmt.Errorf("a layer is not open for reading: %w", unix.EPERM)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return 0, os.NewSyscallError("fstat", err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return 0, fmt.Errorf("the image or a parent is a block device")
+		return 0, errors.New("the image or a parent is a block device")
 	}
 	var host unix.Statfs_t
 	if err := unix.Fstatfs(fd, &host); err != nil {
