@@ -31,6 +31,7 @@ var optionTrials = []struct {
 	{"replay=auto", ""}, {"replay=no", ""}, {"ro,replay=memory", ""}, {"replay=memory", "needs ro"}, {"replay=often", "must be auto, memory or no"},
 	{"overlay=tmp", ""}, {"ro,overlay=tmp", "exclude each other"}, {"partition=first", "give the number of a partition"},
 	{"sync", ""}, {"async", ""}, {"direct_io", ""},
+	{"kernel=auto", ""}, {"ro,kernel=on", ""}, {"kernel=on", ""}, {"kernel=off", ""}, {"kernel=maybe", "must be auto, on or off"},
 	{"loglevel=debug", ""}, {"loglevel=loud", "must be error, warn, info or debug"},
 	{"oom_score_adj=keep", ""}, {"clean_stale", ""}, {"noclean_stale", ""},
 	{"auto,noauto,user,nouser,users,owner,group,nofail,_netdev,_rnetdev,defaults,comment=x,x-a,X-b", ""},

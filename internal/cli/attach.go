@@ -49,7 +49,7 @@ in use or noclean_stale is given.
 If the server of the mount is told to end (SIGTERM), the loop device is detached as soon as it is unused.
 
 The loop device bypasses the page cache of disk.raw (losetup --direct-io=on). This is faster and saves memory. With
--o kernel=on it cannot.`,
+-o kernel=on it cannot, and is slower where the image is not in memory.`,
 		Example: `  vhdxfs attach data.vhdx
   mount /dev/loop0p1 /mnt/data
   umount /mnt/data

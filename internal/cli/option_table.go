@@ -96,7 +96,7 @@ var optionTable = []option{
 		o.mount.DirectIO = true
 		return nil
 	}},
-	{"kernel", strings.Join(kernelModes, "|"), forMount, "let the kernel read a read-only disk by itself, through a map of the image: on does that where the kernel and the file systems allow, and disk.raw then cannot be opened with O_DIRECT; off is the default", func(o *options, v string) error {
+	{"kernel", strings.Join(kernelModes, "|"), forMount, "who reads a read-only disk: with on, the kernel by itself through a map of the image, if it can; disk.raw then cannot be opened with O_DIRECT. With auto (default) and off, the server", func(o *options, v string) error {
 		o.mount.Kernel = v == kernelOn
 		return oneOf(v, kernelModes...)
 	}},

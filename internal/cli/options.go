@@ -48,8 +48,8 @@ const (
 
 var replayModes = []string{replayAuto, replayMemory, replayNo}
 
-// The values of the option kernel. With auto, a later version may find the kernel's way to be as good for all programs; in
-// this one it is not, as fs says.
+// The values of the option kernel. auto stands for the kernel's way where no program can tell the difference. There is no
+// such case yet (see fs/kernel.go), so it is off.
 const (
 	kernelAuto = "auto"
 	kernelOn   = "on"
