@@ -12,7 +12,7 @@ import (
 var layers = [][]string{
 	{"internal/tally", "internal/fault", "internal/size", "internal/safefile", "internal/content", "internal/loop", "internal/filesystem", "internal/sandbox", "internal/erofs"},
 	{"internal/newfile", "internal/partition", "vhdx/ondisk", "vhdx/imagefile", "cache"},
-	{"journal"},
+	{"journal", "vhdx/lease"},
 	{"vhdx"},
 	{"internal/mounts", "internal/disk", "internal/draw"},
 	{"fs", "internal/convert", "internal/compare", "internal/hash"},

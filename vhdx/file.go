@@ -13,4 +13,6 @@ const (
 	LockOn  = imagefile.LockOn  // an image that another program uses is refused
 	LockTry = imagefile.LockTry // such an image is still used
 	LockOff = imagefile.LockOff // no lock is taken or looked for
+
+	LockLease = imagefile.LockLease // as LockOn, and an image that is written is kept from other hosts by a lease
 )

@@ -6,6 +6,11 @@ import "vhdxfs/vhdx/ondisk"
 // reading metadata: whether the pages of BATs and sector bitmap blocks that it needs are cached. Resolve may still
 // have to read, where a page is given up in between. It takes no lock.
 func (im *Image) InMemory(off, n int64) bool {
+	if im.writer != nil {
+		if l := im.writer.lease.Load(); l != nil && !l.Fresh() {
+			return false // Resolve has to ask whether the image is still this host's
+		}
+	}
 	last := off + n - 1
 	for l := im.current(); l != nil && off < l.geo.DiskSize; l = l.parent {
 		g := &l.geo

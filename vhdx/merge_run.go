@@ -43,7 +43,8 @@ func runOf(op *opener, top *layer, n int) (run []*Image, closeAll func() error, 
 		if err != nil {
 			return nil, nil, errors.Join(fmt.Errorf("%s: %w", l.path, err), closeAll())
 		}
-		l = w.l // a new one, if there was a log to replay
+		l = w.l                  // a new one, if there was a log to replay
+		files[len(run)] = l.file // it may be under a lease now
 		if len(run) > 0 {
 			run[len(run)-1].top.parent = l
 		}

@@ -63,6 +63,9 @@ func (im *Image) Resolve(dst []Extent, off, n int64) ([]Extent, error) {
 	if off < 0 || n < 0 || n > im.Size()-off {
 		return dst, fmt.Errorf("%d bytes at %d are not inside a disk of %d", n, off, im.Size())
 	}
+	if err := im.confirmed(); err != nil {
+		return dst, err
+	}
 	first := len(dst)
 	for end := off + n; off < end; {
 		e, err := im.run(off, end)
@@ -110,6 +113,9 @@ func (im *Image) Extent(off int64) (Extent, error) {
 // look does what run does, for a caller that has not called BeginRead: the metadata that run reads stay where they are
 // until it has read them.
 func (im *Image) look(off, end int64) (Extent, error) {
+	if err := im.confirmed(); err != nil {
+		return Extent{DiskOff: off}, err
+	}
 	defer im.EndRead(im.BeginRead())
 	return im.run(off, end)
 }

@@ -100,6 +100,11 @@ func Repair(ctx context.Context, path string, o RepairOptions) (*RepairReport, e
 	if err != nil {
 		return nil, err
 	}
+	if !o.DryRun {
+		if err := unclaimed(o.Open.Lock, top.file, path); err != nil {
+			return nil, errors.Join(err, top.close())
+		}
+	}
 	r, err := newRepairer(ctx, op, top, o)
 	if err == nil {
 		err = r.unfinished()

@@ -228,6 +228,9 @@ func (s *liveSnapshot) open() (own, below File, err error) {
 	if below, err = s.file.Named(s.frozen); err != nil {
 		return nil, nil, errors.Join(err, own.Close())
 	}
+	if own, err = s.w.leaseNew(own, s.child); err != nil {
+		return nil, nil, errors.Join(err, below.Close())
+	}
 	return own, below, nil
 }
 
@@ -294,6 +297,7 @@ func (w *writer) switchTo(l *layer) {
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
 	w.use(l)
+	w.under(leaseOf(l.file))
 	w.header, w.slot = l.headers.header(), l.headers.current
 	w.opened, w.repaired, w.dataWrite = false, false, uuid.Nil
 	w.useSpace()

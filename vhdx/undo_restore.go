@@ -70,6 +70,9 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 	if err := f.Lock(o.Lock, imagefile.Exclusive); err != nil {
 		return nil, err
 	}
+	if err := unclaimed(o.Lock, f, path); err != nil {
+		return nil, err
+	}
 	withoutNil(&o.Phase, &o.Progress)
 	u.phase, u.progress = o.Phase, o.Progress
 	n, err := u.restore(ctx, f, o.Force)

@@ -16,6 +16,7 @@ import (
 	"vhdxfs/internal/fault"
 	"vhdxfs/journal"
 	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/lease"
 	"vhdxfs/vhdx/ondisk"
 )
 
@@ -32,9 +33,10 @@ import (
 // Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headerMu, metaMu, spaceMu.
 // metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
 type writer struct {
-	l    *layer // replaced with the gate and roundMu held
-	file File   // that of l, with its syncs counted; replaced with spaceMu held, too
-	log  logrus.FieldLogger
+	l     *layer                     // replaced with the gate and roundMu held
+	file  File                       // that of l, with its syncs counted; replaced with spaceMu held, too
+	lease atomic.Pointer[lease.File] // of l; nil without one
+	log   logrus.FieldLogger
 
 	detectZeroes bool
 	trims        bool // discards change the mapping
@@ -119,6 +121,10 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	if err := l.mayGrow(); err != nil {
 		return nil, err
 	}
+	l, held, err := op.takeLease(l)
+	if err != nil {
+		return nil, err
+	}
 	w := &writer{
 		log:          op.Log,
 		detectZeroes: op.DetectZeroes,
@@ -136,6 +142,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		raw:          make(map[int64]*[ondisk.PageSize]byte),
 	}
 	w.use(l)
+	w.under(held)
 	w.roomFree.L, w.rounds.cond.L = &w.metaMu, &w.rounds.mu
 	w.reads.current.Store(1) // epoch 0 has ended
 	if w.log == nil {
@@ -212,7 +219,7 @@ func (w *writer) useSpace() {
 // sees stays what it was, so DataWriteGuid does: a new one would cut the image's children off.
 func (w *writer) replay(op *opener) error {
 	h := w.header
-	h.FileWriteGUID = uuid.New()
+	h.FileWriteGUID = w.newFileWrite()
 	if err := w.updateHeaders(h); err != nil {
 		return err
 	}
@@ -292,7 +299,7 @@ func (w *writer) announce(kind writeKind) error {
 		if err := w.reserveLog(); err != nil {
 			return err
 		}
-		h.FileWriteGUID = uuid.New()
+		h.FileWriteGUID = w.newFileWrite()
 	}
 	if kind == dataWrite {
 		h.DataWriteGUID = w.newDataWrite()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -40,6 +41,7 @@ func (o *options) confine(k keeper) error {
 	}
 	imagefile.LockHolders, imagefile.Writers, servedBy = k.LockHolders, k.Writers, k.MountServedBy
 	_ = time.Now().String() // which reads the time zone, if nothing has yet
+	keepOwnFiles()
 	state := sandbox.Confine(o.reach())
 	if o.sandbox == sandboxOn && !state.Complete() {
 		return fmt.Errorf("the sandbox is %s; use sandbox=try to mount the image without it", state)
@@ -47,6 +49,17 @@ func (o *options) confine(k keeper) error {
 	o.mount.Sandbox = state.String()
 	return nil
 }
+
+// keepOwnFiles keeps the folder of ownFiles open. A rule of Landlock holds for the folder as the kernel has it in memory: where
+// it drops that, as it does when memory is short, it makes another one at the next access, for which there is no rule.
+var keepOwnFiles = sync.OnceFunc(func() {
+	if fd, err := unix.Open(ownFiles, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
+		ownFilesFD = fd
+	}
+})
+
+// ownFilesFD is the descriptor of keepOwnFiles, which is never closed.
+var ownFilesFD = -1
 
 // confineOpened gives up what was needed to open the image for reading.
 func (o *options) confineOpened(log *logrus.Logger) {
@@ -130,7 +143,8 @@ func confineReader(ctx context.Context, paths []string, o vhdx.Options) {
 	r.Read = append(r.Read, o.ParentDirs...)
 	tellMounted = func(path string) string { return texts[path] }
 	_ = time.Now().String() // which reads the time zone, if nothing has yet
-	_ = sandbox.Confine(r)  // as far as the kernel can: what is missing keeps nothing from being read
+	keepOwnFiles()
+	_ = sandbox.Confine(r) // as far as the kernel can: what is missing keeps nothing from being read
 }
 
 // freeToRead reports whether no other program keeps the images from being read, nor may keep their parents.

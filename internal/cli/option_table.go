@@ -114,9 +114,9 @@ var optionTable = []option{
 		o.image.AnyParent = true
 		return nil
 	}},
-	{"lock", "on|try|off", forImage, "lock the image and its parents against other programs; on by default; try proceeds even if another program holds the lock", func(o *options, v string) error {
+	{"lock", "lease|on|try|off", forImage, "lock the image and its parents against other programs; try proceeds even if another program holds the lock; lease also keeps other hosts from writing an image that is written here, and is the default on network and FUSE file systems, on is it elsewhere", func(o *options, v string) error {
 		o.image.Lock = vhdx.LockMode(v)
-		return oneOf(v, string(vhdx.LockOn), string(vhdx.LockTry), string(vhdx.LockOff))
+		return oneOf(v, string(vhdx.LockOn), string(vhdx.LockLease), string(vhdx.LockTry), string(vhdx.LockOff))
 	}},
 	{"cache_size", "SIZE", forImage, "memory for block tables, such as 64M; 32M by default", func(o *options, v string) error {
 		var err error

@@ -41,6 +41,7 @@ type File interface {
 	// file among them. A file that does not know its holes returns math.MaxInt64.
 	NextHole(off int64) (int64, error)
 
+	Host() Host     // of the file system
 	Sparse() bool   // holes in the file do no harm
 	IsDevice() bool // it is a block device, which keeps the size that it has
 
@@ -60,6 +61,19 @@ type File interface {
 	// Lock takes the locks of kind k until the file is closed. It fails with ErrLocked where another program's are in
 	// the way. Where the host knows no locks, none are taken.
 	Lock(mode LockMode, k LockKind) error
+	// Relock takes the locks of kind k again, which are held and may have been lost, and keeps them whatever it finds. It
+	// reports that they were lost, where that can be seen. It fails with ErrLocked where another program's are in the way.
+	Relock(k LockKind) (lost bool, err error)
+	// Unlock gives all locks up.
+	Unlock() error
+
+	// ReadFresh reads what the storage holds now, as other hosts see it, and not what this one has cached. It is for small
+	// reads, aligned to 4 KiB.
+	ReadFresh(p []byte, off int64) (int, error)
+	// Forget drops what this host has cached of the file, for other hosts may have written it. Nothing is lost that was not
+	// synced, as far as the operating system can tell.
+	Forget() error
+
 	// Share turns the locks of Exclusive into those of Shared. At no moment another program could write the file.
 	Share() error
 }
@@ -73,6 +87,7 @@ func (Plain) Allocate(off, n int64) error             { return errors.ErrUnsuppo
 func (Plain) ZeroRange(off, n int64) error            { return errors.ErrUnsupported }
 func (Plain) NextData(off int64) (int64, error)       { return off, nil }
 func (Plain) NextHole(off int64) (int64, error)       { return math.MaxInt64, nil }
+func (Plain) Host() Host                              { return Host{} }
 func (Plain) Sparse() bool                            { return false }
 func (Plain) IsDevice() bool                          { return false }
 func (Plain) Fd() (uintptr, bool)                     { return 0, false }
@@ -81,6 +96,11 @@ func (Plain) PathNow() string                         { return "" }
 func (Plain) Named(path string) (File, error)         { return nil, errors.ErrUnsupported }
 func (Plain) Lock(mode LockMode, kind LockKind) error { return errors.ErrUnsupported }
 func (Plain) Share() error                            { return errors.ErrUnsupported }
+func (Plain) Relock(kind LockKind) (bool, error)      { return false, errors.ErrUnsupported }
+func (Plain) Unlock() error                           { return errors.ErrUnsupported }
+func (Plain) Forget() error                           { return nil }
+
+func (Plain) ReadFresh(p []byte, off int64) (int, error) { return 0, errors.ErrUnsupported }
 
 // IsUnsupported reports whether err says that a file cannot do this at all, or not with this range.
 func IsUnsupported(err error) bool {

@@ -17,7 +17,10 @@ import (
 // A hostFile is an image file of the operating system: a regular file or a block device.
 type hostFile struct {
 	*os.File
-	host func() host // of its file system
+	host func() Host // of its file system
+
+	freshOnce sync.Once
+	fresh     *os.File // the same file, for reads past the kernel's cache; nil where there is none
 }
 
 // Of returns f, which is a regular file or a block device, as a File. Both are closed by either's Close.
@@ -120,52 +123,16 @@ func (f *hostFile) IsDevice() bool {
 	return err == nil && !st.Mode().IsRegular()
 }
 
-// A host is what has to be known of a file system before holes are made in a file or believed.
-type host struct {
-	// A hole makes Windows refuse the file, or the file system may be a way to such a one: NTFS marks the file as sparse
-	// for good.
-	noHoles bool
-	// SEEK_DATA and SEEK_HOLE know of what was written and is not on the disk yet. A hole that is none costs data, where
-	// a block is given up, or not copied, because it lies in one.
-	knowsHoles bool
-}
-
-// hosts are the file systems by the number that statfs(2) gives. Of others it is not known that they know their holes: a
-// FUSE file system with a writeback cache asks its server, which has not seen yet what was written; NFS and SMB ask theirs;
-// ZFS has given wrong answers; overlayfs gives those of another one.
-var hosts = map[int64]host{
-	unix.EXT4_SUPER_MAGIC:  {knowsHoles: true}, // ext2 and ext3, too
-	unix.XFS_SUPER_MAGIC:   {knowsHoles: true},
-	unix.BTRFS_SUPER_MAGIC: {knowsHoles: true},
-	unix.TMPFS_MAGIC:       {knowsHoles: true}, // and that of devices, which have no holes
-
-	unix.EXFAT_SUPER_MAGIC: {noHoles: true},
-	unix.MSDOS_SUPER_MAGIC: {noHoles: true},
-	unix.CIFS_SUPER_MAGIC:  {noHoles: true},
-	unix.SMB2_SUPER_MAGIC:  {noHoles: true},
-	unix.SMB_SUPER_MAGIC:   {noHoles: true},
-	unix.V9FS_MAGIC:        {noHoles: true},
-	unix.FUSE_SUPER_MAGIC:  {noHoles: true}, // ntfs-3g, and others that cannot be told apart
-	0x5346544e:             {noHoles: true}, // NTFS
-	0x7366746e:             {noHoles: true}, // NTFS, the newer driver
-}
-
-func (f *hostFile) findHost() host {
-	var st unix.Statfs_t
-	err := f.control("look at the file system of", func(fd int) error { return unix.Fstatfs(fd, &st) })
-	if err != nil {
-		return host{noHoles: true}
-	}
-	return hosts[int64(st.Type)]
-}
-
 // Sparse reports whether the file may have holes.
-func (f *hostFile) Sparse() bool { return !f.host().noHoles }
+func (f *hostFile) Sparse() bool { return f.host().Holes != No }
+
+// Host returns what is known of the file system of the file.
+func (f *hostFile) Host() Host { return f.host() }
 
 // NextData returns the first offset at or after off that may hold other bytes than zero, and io.EOF when none
 // follows. File systems that do not know their holes, or not at any moment, have none.
 func (f *hostFile) NextData(off int64) (next int64, err error) {
-	if !f.host().knowsHoles {
+	if f.host().FindsHoles != Yes {
 		return f.noHole(off)
 	}
 	err = f.control("find data in", func(fd int) error {
@@ -184,7 +151,7 @@ func (f *hostFile) NextData(off int64) (next int64, err error) {
 // NextHole returns the first offset at or after off from which on some bytes are known to be zero, the end of the file
 // among them. File systems that do not know their holes, or not at any moment, have none.
 func (f *hostFile) NextHole(off int64) (next int64, err error) {
-	if !f.host().knowsHoles {
+	if f.host().FindsHoles != Yes {
 		return math.MaxInt64, nil
 	}
 	err = f.control("find a hole in", func(fd int) error {

@@ -24,6 +24,8 @@ const (
 	LockOn  LockMode = "on"  // an image that another program uses is refused
 	LockTry LockMode = "try" // such an image is used anyway
 	LockOff LockMode = "off" // no lock is taken or looked for
+
+	LockLease LockMode = "lease" // as LockOn; and a writer keeps other hosts off by what it writes into the headers
 )
 
 // The locks are QEMU's, byte for byte, so that its programs and ours keep each other out. They are open file
@@ -86,10 +88,37 @@ func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 		return nil
 	}
 	// No locks at all, or another program's: ours protect nothing.
-	if dropErr := f.setLock(unix.F_UNLCK, 0, unsharedLocks+permRename+1); dropErr != nil && errors.Is(err, ErrLocked) {
+	if dropErr := f.Unlock(); dropErr != nil && errors.Is(err, ErrLocked) {
 		err = errors.Join(err, dropErr)
 	}
 	if noLocks(err) || mode == LockTry && errors.Is(err, ErrLocked) {
+		return nil
+	}
+	return err
+}
+
+// Relock takes the locks of kind k again. That they were lost shows to a second descriptor of the file, to which they are
+// another's.
+func (f *hostFile) Relock(k LockKind) (lost bool, err error) {
+	if direct := f.direct(); direct != nil && len(k.unshared) > 0 {
+		other := &hostFile{File: direct}
+		if held, err := other.lockHeld(unsharedLocks + k.unshared[0]); err == nil {
+			lost = !held
+		}
+	}
+	if err := f.takeLocks(k); err != nil {
+		if noLocks(err) {
+			return false, nil
+		}
+		return lost, err
+	}
+	return lost, f.findConflict(k)
+}
+
+// Unlock gives all locks up.
+func (f *hostFile) Unlock() error {
+	err := f.setLock(unix.F_UNLCK, 0, unsharedLocks+permRename+1)
+	if noLocks(err) {
 		return nil
 	}
 	return err

@@ -1,0 +1,136 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/lease"
+)
+
+// ErrTakenOver is matched by the error for an image that another host has taken over while it was open. It cannot be read or
+// written here any more.
+var ErrTakenOver = lease.ErrTakenOver
+
+// TakenOverError says which host has the image.
+type TakenOverError = lease.TakenOverError
+
+// wantsLease reports whether a writer of f is to keep other hosts off.
+func wantsLease(mode LockMode, f File) bool {
+	return mode == LockLease || mode == "" && f.Host().Shared
+}
+
+// takeLease takes the lease of l, which was found valid and is going to be written, if it is to have one, and returns l as it is
+// then. Before, its file was not changed.
+func (o *opener) takeLease(l *layer) (*layer, *lease.File, error) {
+	if !wantsLease(o.Lock, l.file) {
+		return l, nil, nil
+	}
+	f, err := lease.Enter(l.file, o.leaseOptions(l.path))
+	if err != nil {
+		return l, nil, err
+	}
+	seen := l.headers.header()
+	l.file = f
+	if l.replay == nil {
+		l.src = f
+	}
+	if !f.Waited && f.Before == seen { // nobody has written since l was loaded
+		l.setHeader(f.Header())
+		return l, f, nil
+	}
+	fresh := o.newLayer(f, l.path)
+	if err := fresh.load(); err != nil {
+		return l, nil, fmt.Errorf("after it was taken over: %w", err)
+	}
+	if err := fresh.sameDisk(l); err != nil {
+		return l, nil, err
+	}
+	fresh.parent = l.parent
+	return fresh, f, nil
+}
+
+func (o *opener) leaseOptions(path string) lease.Options {
+	return lease.Options{Path: path, Log: o.Log}
+}
+
+// sameDisk returns an error if l is not what it was when it was loaded before, as another host has left it.
+func (l *layer) sameDisk(before *layer) error {
+	a, b := l.meta.locator, before.meta.locator
+	if (a == nil) != (b == nil) || a != nil && a.Linkage != b.Linkage {
+		return errors.New("another host has given it another parent meanwhile; try again")
+	}
+	return l.mayGrow()
+}
+
+// under makes f the lease that the writer has; nil is none.
+func (w *writer) under(f *lease.File) {
+	w.lease.Store(f)
+	if f != nil {
+		f.WhenLost(func(err error) { w.failed.CompareAndSwap(nil, &err) })
+	}
+}
+
+// leaseOf returns the lease that a file has, and nil without one.
+func leaseOf(f File) *lease.File {
+	l, _ := f.(*lease.File)
+	return l
+}
+
+// leaseNew takes the lease of a new image that goes on for one that has a lease. Where it fails, f is closed.
+func (w *writer) leaseNew(f File, path string) (File, error) {
+	if w.lease.Load() == nil {
+		return f, nil
+	}
+	l, err := lease.EnterNew(f, lease.Options{Path: path, Log: w.log})
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return l, nil
+}
+
+// newFileWrite returns a new FileWriteGuid, which tells of the lease if there is one.
+func (w *writer) newFileWrite() uuid.UUID {
+	if l := w.lease.Load(); l != nil {
+		return l.NewGUID()
+	}
+	return uuid.New()
+}
+
+// confirmed returns an error if another host has taken the image over. It waits only where that was not looked at for too long.
+func (im *Image) confirmed() error {
+	if im.writer == nil {
+		return nil
+	}
+	l := im.writer.lease.Load()
+	if l == nil {
+		return nil
+	}
+	return l.Check()
+}
+
+// unclaimed returns an error if the headers say that another host has the image, for work that takes no lease.
+func unclaimed(mode LockMode, f File, path string) error {
+	if !wantsLease(mode, f) {
+		return nil
+	}
+	e, held, err := lease.Holder(f)
+	if err != nil || !held { // damaged headers tell nothing
+		return nil
+	}
+	return &LeasedError{Path: path, Epoch: e}
+}
+
+// A LeasedError says that an image was in use by another host, which has not closed it. It matches ErrLocked.
+type LeasedError struct {
+	Path  string
+	Epoch lease.Epoch
+}
+
+func (e *LeasedError) Error() string {
+	return fmt.Sprintf("%s is in use by %s, or was not closed by it; if that host is off, run: vhdxfs break-lease %[1]s", e.Path, e.Epoch)
+}
+
+func (e *LeasedError) Unwrap() error { return imagefile.ErrLocked }
