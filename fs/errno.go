@@ -22,6 +22,8 @@ func (f *fileSystem) errno(op string, off int64, err error) fuse.Status {
 		return fuse.OK
 	case errors.Is(err, vhdx.ErrReadOnly):
 		e = syscall.EROFS
+	case errors.Is(err, vhdx.ErrTakenOver): // which has been logged
+		e, level = syscall.EIO, logrus.DebugLevel
 	case errors.Is(err, vhdx.ErrFailed): // comes before what it wraps; the failure itself has been logged
 		e, level = syscall.EIO, logrus.DebugLevel
 		if f.failed != nil && op != "fsync" { // what was written before is lost, which only EIO tells

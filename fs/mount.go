@@ -74,6 +74,7 @@ type Server struct {
 	device     string // of the mount, major:minor, as the mount table has it; "" where unknown
 	log        logrus.FieldLogger
 	disk       *fencedDisk
+	transport  *transport
 	done       chan struct{} // closed when the last request is answered
 	mounter    Mounter
 }
@@ -123,7 +124,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		return nil, fmt.Errorf("the kernel did not accept the mount on %s: %w", o.MountPoint, err)
 	}
 	fsys.kernel.setUp(fence, &o, fd)
-	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, done: make(chan struct{}), mounter: o.Mounter}
+	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, transport: t, done: make(chan struct{}), mounter: o.Mounter}
 	s.device = deviceAt(o.MountPoint)
 	fsys.compactor.readOnly = s.readOnly
 	t.start()

@@ -130,6 +130,13 @@ func imageXAttrs(info *vhdx.Info, parents parentsText) map[string]string {
 		values["file_write_guid"] = info.Headers[n-1].FileWriteGUID.String()
 		values["data_write_guid"] = info.Headers[n-1].DataWriteGUID.String()
 	}
+	if l := info.Lease; l != nil {
+		who := vhdx.HostText(l.Host, l.Since)
+		if l.State == vhdx.LeaseTakenOver {
+			values["taken_over"] = who
+		}
+		values["lease"] = string(l.State) + ": " + who
+	}
 	if info.Parent != nil {
 		values["parent_chain"] = parents.chain
 	}

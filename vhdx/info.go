@@ -1,10 +1,14 @@
 package vhdx
 
 import (
+	"errors"
 	"fmt"
-	"vhdxfs/vhdx/ondisk"
+	"time"
 
 	"github.com/google/uuid"
+
+	"vhdxfs/vhdx/lease"
+	"vhdxfs/vhdx/ondisk"
 )
 
 // Info describes an open image for people and programs. Sizes and offsets are in bytes.
@@ -22,6 +26,7 @@ type Info struct {
 	CurrentHeader       int            `json:"current_header"` // 1 or 2
 	Headers             [2]HeaderInfo  `json:"headers"`
 	Log                 LogInfo        `json:"log"`
+	Lease               *LeaseInfo     `json:"lease,omitempty"`      // of the last writer that took one
 	CurrentRegionTable  int            `json:"current_region_table"` // 1 or 2
 	Regions             []RegionInfo   `json:"regions"`
 	Metadata            []MetadataInfo `json:"metadata"`
@@ -45,6 +50,23 @@ type HeaderInfo struct {
 	LogVersion     uint16    `json:"log_version"`
 	Version        uint16    `json:"version"`
 }
+
+// LeaseInfo describes the lease of a host that writes the image, or has written it.
+type LeaseInfo struct {
+	State LeaseState `json:"state"`
+	Host  string     `json:"host"` // the first part of its name, at most eight characters
+	Since time.Time  `json:"since"`
+}
+
+// LeaseState says what became of a lease.
+type LeaseState string
+
+// The states of a lease.
+const (
+	LeaseHeld      LeaseState = "held"       // the host writes the image, or has not closed it
+	LeaseReleased  LeaseState = "released"   // the host has closed the image
+	LeaseTakenOver LeaseState = "taken over" // this mount had it, and the host has it now
+)
 
 // LogInfo describes the log (MS-VHDX 2.3).
 type LogInfo struct {
@@ -141,6 +163,11 @@ func (im *Image) Info() *Info {
 	if in.Headers[in.CurrentHeader-1].LogGUID != uuid.Nil {
 		in.Log.State = LogInUse
 	}
+	if l := w.lease.Load(); l != nil {
+		if taken, ok := errors.AsType[*TakenOverError](l.Err()); ok {
+			in.Lease = &LeaseInfo{State: LeaseTakenOver, Host: taken.Epoch.Host, Since: taken.Epoch.Since}
+		}
+	}
 	return in
 }
 
@@ -168,6 +195,12 @@ func (l *layer) info() *Info {
 		AllocatedBytes:      l.allocated(),
 		FreeBytes:           l.space.free(),
 		Parent:              l.parentInfo(),
+	}
+	if e, ok := lease.EpochOf(headers.header().FileWriteGUID); ok {
+		in.Lease = &LeaseInfo{State: LeaseHeld, Host: e.Host, Since: e.Since}
+		if e.Released {
+			in.Lease.State = LeaseReleased
+		}
 	}
 	for i, h := range headers.copies {
 		in.Headers[i] = HeaderInfo{

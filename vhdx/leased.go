@@ -3,6 +3,8 @@ package vhdx
 import (
 	"errors"
 	"fmt"
+	"os"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -16,6 +18,14 @@ var ErrTakenOver = lease.ErrTakenOver
 
 // TakenOverError says which host has the image.
 type TakenOverError = lease.TakenOverError
+
+// InUseError says which host was found to have an image in use while this one waited for it. It matches ErrLocked.
+type InUseError = lease.InUseError
+
+// HostText says which host has a lease, and since when, for people.
+func HostText(host string, since time.Time) string {
+	return lease.Epoch{Host: host, Since: since}.String()
+}
 
 // wantsLease reports whether a writer of f is to keep other hosts off.
 func wantsLease(mode LockMode, f File) bool {
@@ -52,8 +62,12 @@ func (o *opener) takeLease(l *layer) (*layer, *lease.File, error) {
 	return fresh, f, nil
 }
 
+// TellWait, if it is not nil, is called before a wait for another host, which takes some seconds, with the reason; nil logs it. It
+// has to be set before any image is opened.
+var TellWait func(why string)
+
 func (o *opener) leaseOptions(path string) lease.Options {
-	return lease.Options{Path: path, Log: o.Log}
+	return lease.Options{Path: path, Log: o.Log, Waiting: TellWait}
 }
 
 // sameDisk returns an error if l is not what it was when it was loaded before, as another host has left it.
@@ -69,7 +83,25 @@ func (l *layer) sameDisk(before *layer) error {
 func (w *writer) under(f *lease.File) {
 	w.lease.Store(f)
 	if f != nil {
-		f.WhenLost(func(err error) { w.failed.CompareAndSwap(nil, &err) })
+		f.WhenLost(func(err error) {
+			w.failed.CompareAndSwap(nil, &err)
+			if do := w.whenTaken.Load(); do != nil {
+				(*do)()
+			}
+		})
+	}
+}
+
+// WhenTakenOver has do called when another host takes the image over. It must not wait for anything. It is called at once if that
+// was so before.
+func (im *Image) WhenTakenOver(do func()) {
+	w := im.writer
+	if w == nil {
+		return
+	}
+	w.whenTaken.Store(&do)
+	if l := w.lease.Load(); l != nil && l.Err() != nil {
+		do()
 	}
 }
 
@@ -134,3 +166,35 @@ func (e *LeasedError) Error() string {
 }
 
 func (e *LeasedError) Unwrap() error { return imagefile.ErrLocked }
+
+// A BrokenLease says what BreakLease did.
+type BrokenLease struct {
+	Path   string     `json:"path"`
+	Broken bool       `json:"broken"` // false where there was no lease to break, and nothing was changed
+	Lease  *LeaseInfo `json:"lease,omitempty"`
+}
+
+// BreakLease says in the headers of the image at path that no host writes it, so that the next writer need not wait. It fails with
+// an error that matches ErrLocked where a program has the image locked. It is for images whose writer cannot write any more: one
+// that is alive is cut off by it, but not before it has looked at the headers.
+func BreakLease(path string, o Options) (_ *BrokenLease, err error) {
+	op := newOpener(o)
+	l, err := op.openLayer(path, os.O_RDWR, imagefile.Exclusive)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.abandon()) }()
+	op.skim, l.skim = true, true
+	if err := l.load(); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	e, broken, err := lease.Break(l.file, op.leaseOptions(path))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	r := &BrokenLease{Path: path, Broken: broken}
+	if broken && e != (lease.Epoch{}) {
+		r.Lease = &LeaseInfo{State: LeaseHeld, Host: e.Host, Since: e.Since}
+	}
+	return r, nil
+}

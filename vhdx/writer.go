@@ -33,10 +33,12 @@ import (
 // Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headerMu, metaMu, spaceMu.
 // metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
 type writer struct {
-	l     *layer                     // replaced with the gate and roundMu held
-	file  File                       // that of l, with its syncs counted; replaced with spaceMu held, too
-	lease atomic.Pointer[lease.File] // of l; nil without one
-	log   logrus.FieldLogger
+	l    *layer // replaced with the gate and roundMu held
+	file File   // that of l, with its syncs counted; replaced with spaceMu held, too
+
+	lease     atomic.Pointer[lease.File] // of l; nil without one
+	whenTaken atomic.Pointer[func()]     // see WhenTakenOver
+	log       logrus.FieldLogger
 
 	detectZeroes bool
 	trims        bool // discards change the mapping

@@ -87,6 +87,8 @@ var commandStatuses = map[string][]exitStatus{
 	"compact":    {damagedStatus, interruptedStatus},
 	"resize":     {damagedStatus, interruptedStatus},
 
+	"break-lease": {damagedStatus},
+
 	"mount.vhdx":         {mountStatus},
 	"umount.fuse.vhdxfs": {unmountStatus},
 }

@@ -142,6 +142,9 @@ func (p *infoPrinter) summary(in imageInfo, zeros bool) {
 		state += fmt.Sprintf("; %s, see vhdxfs check", plural(len(in.Warnings), "warning"))
 	}
 	p.line("state", "%s", state)
+	if l := in.Lease; l != nil && l.State != vhdx.LeaseReleased {
+		p.lease(l)
+	}
 	p.line("mounted", "%s", tellMounted(in.Path))
 }
 
@@ -242,6 +245,7 @@ func (p *infoPrinter) image(in *vhdx.Info) {
 	if in.LeaveBlockAllocated {
 		p.line("blocks", "always allocated")
 	}
+	p.lease(in.Lease)
 	p.line("log", "%s; %s at %#x", logText(in.Log), p.size(in.Log.Length), in.Log.Offset)
 	for i, h := range in.Headers {
 		p.header(i+1, h, in.CurrentHeader)
@@ -332,6 +336,13 @@ func (p *infoPrinter) parent(in *vhdx.ParentInfo) {
 	}
 	if in.Image != nil {
 		p.line("  found at", "%s", printable(in.Image.Path))
+	}
+}
+
+// lease says what became of a lease, if there was one.
+func (p *infoPrinter) lease(l *vhdx.LeaseInfo) {
+	if l != nil {
+		p.line("lease", "%s: %s", l.State, printable(vhdx.HostText(l.Host, l.Since)))
 	}
 }
 

@@ -43,6 +43,8 @@ type activeMount struct {
 	Kernel     string        `json:"kernel,omitempty"`    // "on" if the kernel reads the image by itself; else "off", and why if it was to
 	Devices    []loop.Device `json:"devices"`
 
+	TakenOver string `json:"taken_over,omitempty"` // by which other host, and since when
+
 	ImageState string `json:"image_state,omitempty"` // "deleted", or "renamed" for an image that is not at Image any more
 	ImageNow   string `json:"image_now,omitempty"`   // where it is instead, if that is known
 
@@ -62,7 +64,8 @@ func newList() *cobra.Command {
 		Long: `List every mount of a VHDX image with its server process, the loop devices on its disk.raw, their partitions and file
 systems, and where these are mounted.
 A mount is "dead" if its server has died, and "not answering" if its server does not answer within some seconds. A mount
-that another user made only for that user is "unknown".`,
+that another user made only for that user is "unknown". After another host has taken an image over, its mount here fails
+every read and write.`,
 		Example: `  vhdxfs list
   vhdxfs list --json | jq -r '.[].devices[].device'`,
 		Args:              exactArgs(),
@@ -132,7 +135,7 @@ func describeMount(m *mountinfo.Info, loops loopTable) (*activeMount, error) {
 		d.State = stateHidden
 		return d, nil
 	}
-	values, err := mounts.Ask(m, "path", "pid", "pid_namespace", "overlay", "partition", "sandbox", "kernel", "image_id", "image_state", "image_now")
+	values, err := mounts.Ask(m, "path", "pid", "pid_namespace", "overlay", "partition", "sandbox", "kernel", "image_id", "image_state", "image_now", "taken_over")
 	switch {
 	case err == nil:
 		d.State = stateServing
@@ -140,7 +143,7 @@ func describeMount(m *mountinfo.Info, loops loopTable) (*activeMount, error) {
 			d.Image = path
 		}
 		d.imageID, d.ImageState, d.ImageNow = values["image_id"], values["image_state"], values["image_now"]
-		d.Overlay, d.Sandbox, d.Kernel = values["overlay"], values["sandbox"], values["kernel"]
+		d.Overlay, d.Sandbox, d.Kernel, d.TakenOver = values["overlay"], values["sandbox"], values["kernel"], values["taken_over"]
 		d.Partition, _ = strconv.Atoi(values["partition"]) // 0 where there is none
 		if pid, err := mounts.LocalPID(values); err == nil {
 			d.PID = pid
@@ -174,6 +177,9 @@ func printMounts(out io.Writer, size sizeWriter, list []*activeMount) error {
 		kind := m.Mode
 		if m.State != stateServing {
 			kind += ", " + m.State
+		}
+		if m.TakenOver != "" {
+			kind += fmt.Sprintf(", taken over by another host (%s)", printable(m.TakenOver))
 		}
 		if m.Partition != 0 {
 			kind += fmt.Sprintf(", partition %d", m.Partition)

@@ -97,7 +97,7 @@ const (
 func beside(cmd *cobra.Command, o vhdx.Options, paths []string, read func(vhdx.Options) error) error {
 	err := read(o)
 	locked, ok := errors.AsType[*vhdx.LockedError](err)
-	if !ok || o.Writable || o.Lock != "" && o.Lock != vhdx.LockOn {
+	if !ok || o.Writable || o.Lock != "" && o.Lock != vhdx.LockOn && o.Lock != vhdx.LockLease {
 		return err
 	}
 	served, serr := servedImages(locked, o, paths)

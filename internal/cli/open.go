@@ -19,6 +19,9 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	io := o.image
 	io.Log = log
 	io.Writable = !o.readOnly
+	if o.log == "" || o.log == logStderr {
+		vhdx.TellWait = nil // the log is read where the command was given
+	}
 	// A program that waits for the mount need not wait for 512 MiB of BAT, unless what is found there says how to mount.
 	io.LateScan = o.mount.Overlay == "" && !o.roFallback
 	if o.replay == replayNo {
@@ -105,7 +108,8 @@ func openUnlocked(path string, io vhdx.Options) (im *vhdx.Image, err error) {
 		if try > 0 {
 			time.Sleep(rand.N(lockPause))
 		}
-		if im, err = vhdx.Open(path, io); !errors.Is(err, vhdx.ErrLocked) {
+		im, err = vhdx.Open(path, io)
+		if _, alive := errors.AsType[*vhdx.InUseError](err); alive || !errors.Is(err, vhdx.ErrLocked) {
 			break
 		}
 	}

@@ -98,7 +98,7 @@ func TestParseOptionsErrors(t *testing.T) {
 		{"gid=-1", forMount, "a number from 0"},
 		{"mode=888", forMount, "an octal number from 0 to 777"},
 		{"umask=1777", forMount, "an octal number from 0 to 777"},
-		{"lock=yes", forImage, "must be on, try or off"},
+		{"lock=yes", forImage, "must be on, lease, try or off"},
 		{"loglevel=loud", forMount, "must be error, warn, info or debug"},
 		{"discard=on", forMount, "must be auto, unmap, punch or off"},
 		{"detect_zeroes=unmap", forMount, "must be on or off"},

@@ -42,7 +42,9 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	defer func() {
 		defer signal.Stop(signals) // only now: until the image is closed, no signal may end the process
 		if cerr := im.Close(); cerr != nil {
-			cerr = fmt.Errorf("close %s: %w; synced data is safe and is restored by the next mount", im.Path(), cerr)
+			if !errors.Is(cerr, vhdx.ErrTakenOver) { // which says all that there is to say
+				cerr = fmt.Errorf("close %s: %w; synced data is safe and is restored by the next mount", im.Path(), cerr)
+			}
 			if ready != nil {
 				log.Error(cerr) // the log is the only place that shows it
 			}
@@ -78,6 +80,7 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	if err != nil {
 		return err
 	}
+	im.WhenTakenOver(server.DropCache)
 	statistics.begin(server, im, log)
 	if err := o.announce(k, log, ready); err != nil {
 		return errors.Join(err, server.Unmount(), wait(server))

@@ -25,8 +25,8 @@ func Enter(f imagefile.File, o Options) (*File, error) {
 	}
 	signs := seen.signs()
 	if signs != "" {
-		l.o.Log.Warnf("%s %s; waiting %v, until no other host can still write it; if that host is off, vhdxfs break-lease saves the wait",
-			l.o.Path, signs, l.o.Terms.Watch+l.o.Terms.Length+l.o.Terms.Grace)
+		l.o.Waiting(fmt.Sprintf("%s %s; waiting %v until no other host can write it (vhdxfs break-lease skips this, for a host that is off)",
+			l.o.Path, signs, l.o.Terms.Watch+l.o.Terms.Length+l.o.Terms.Grace))
 		if err := l.watch(seen); err != nil {
 			return nil, err
 		}
@@ -164,11 +164,12 @@ func (e *InUseError) Unwrap() error { return imagefile.ErrLocked }
 
 // claim puts a new epoch into both headers, durably.
 func (l *Lease) claim(s sight) error {
+	if l.o.fault == "no epoch" {
+		l.may, l.header, l.slot = [2][][]byte{{s.raw[0]}, {s.raw[1]}}, s.header, s.slot
+		return nil
+	}
 	h := s.header
 	h.FileWriteGUID = l.NewGUID()
-	if l.o.fault == "no epoch" {
-		h.FileWriteGUID = s.header.FileWriteGUID
-	}
 	return l.writeBoth(h, s.slot)
 }
 

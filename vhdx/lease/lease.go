@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +36,8 @@ type Options struct {
 	Host  string             // the name of this host; "" asks the system
 	Terms Terms              // zero is Usual
 	Log   logrus.FieldLogger // nil is nowhere
+
+	Waiting func(why string) // called before the wait for another host; nil logs it
 
 	// Now is a clock that goes on while the host sleeps; nil is the system's. Sleep waits by the same clock. Both are for tests.
 	Now   func() time.Duration
@@ -77,7 +78,7 @@ type Lease struct {
 	confirmed atomic.Int64 // when the headers were read last that were found to be ours, ns by Now
 	lost      atomic.Pointer[error]
 
-	mu       sync.Mutex    // held while headers are read or written; guards what follows
+	mu       mutex         // held while headers are read or written; guards what follows
 	may      [2][][]byte   // what each place may hold, if nobody else has written there; the last one is the newest
 	dropped  [2]int        // how many there were before the first of may
 	header   ondisk.Header // the newest of them
@@ -92,6 +93,12 @@ type Lease struct {
 
 	told map[string]bool // what was logged already; of the goroutine alone
 }
+
+// A mutex is held while the storage is waited for. It is a channel for the sake of tests in which time is simulated.
+type mutex chan struct{}
+
+func (m mutex) Lock()   { m <- struct{}{} }
+func (m mutex) Unlock() { <-m }
 
 // boottime is the system's clock that goes on while the host is suspended.
 func boottime() time.Duration {
@@ -120,7 +127,10 @@ func newLease(f imagefile.File, o Options) *Lease {
 		l.SetLevel(logrus.PanicLevel)
 		o.Log = l
 	}
-	l := &Lease{o: o, file: f, epoch: Epoch{Host: o.Host, Since: time.Now()}, told: make(map[string]bool),
+	if o.Waiting == nil {
+		o.Waiting = func(why string) { o.Log.Warn(why) }
+	}
+	l := &Lease{o: o, file: f, epoch: Epoch{Host: o.Host, Since: time.Now()}, told: make(map[string]bool), mu: make(mutex, 1),
 		quit: make(chan struct{}), ended: make(chan struct{}), handles: make(map[*File]struct{})}
 	l.confirmed.Store(int64(never))
 	return l

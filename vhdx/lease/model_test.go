@@ -1,0 +1,353 @@
+package lease
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/ondisk"
+)
+
+// The model: hosts that each take the lease of one image on one storage, and count. A host that is in reads the counter once,
+// as an image is loaded, and then writes the next number again and again, with a sync after each. Two of them at once write a
+// number that is not the next one, which the storage notices.
+//
+// Time is simulated. A host may be stopped for any time wherever it looks at its clock and at each access to headers and locks,
+// whose requests and answers may be as late as that; it may lose its locks, get them late, or never; it may end without a word.
+// A write of data is late by less than Grace: what is later than that, no lease keeps off (see the package).
+
+// A storage is what the hosts share.
+type storage struct {
+	mu      sync.Mutex // held for memory only
+	headers [2][ondisk.HeaderSize]byte
+	counter uint64
+	wrong   string // what no storage should see
+	locked  map[*modelHost]bool
+	entered int
+}
+
+func newStorage(h ondisk.Header) *storage {
+	s := &storage{locked: make(map[*modelHost]bool)}
+	for i := range s.headers {
+		h.SequenceNumber++
+		s.headers[i] = *h.Encode()
+	}
+	return s
+}
+
+// A modelHost is a host with the image open.
+type modelHost struct {
+	imagefile.Plain
+	name  string
+	s     *storage
+	began time.Time
+	rng   *rand.Rand
+
+	locks string // "work", "never seen", "lost"
+
+	mu      sync.Mutex // held for memory only
+	asleep  time.Time  // until then
+	pauseAt int        // the number of the step at which it is stopped
+	pause   time.Duration
+	step    int
+	dieAt   int
+	dead    bool
+}
+
+var errDead = errors.New("this host has ended")
+
+// awake is each step at which a host may be stopped. It returns an error when the host is no more.
+func (h *modelHost) awake() error {
+	h.mu.Lock()
+	h.step++
+	if h.step == h.pauseAt {
+		h.asleep = time.Now().Add(h.pause)
+	}
+	if h.dieAt > 0 && h.step >= h.dieAt {
+		h.dead = true
+	}
+	dead, until := h.dead, h.asleep
+	h.mu.Unlock()
+	if dead {
+		return errDead
+	}
+	time.Sleep(time.Until(until))
+	return nil
+}
+
+func (h *modelHost) now() time.Duration {
+	_ = h.awake()
+	return time.Since(h.began)
+}
+
+// random returns a time below most.
+func (h *modelHost) random(most time.Duration) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return time.Duration(h.rng.Int64N(int64(most)))
+}
+
+func (h *modelHost) isDead() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.dead
+}
+
+// latency is that of an access to the storage.
+func (h *modelHost) latency(most time.Duration) {
+	d := h.random(10 * time.Millisecond)
+	if h.random(20) == 0 {
+		d = h.random(most)
+	}
+	time.Sleep(d)
+}
+
+func (h *modelHost) ReadFresh(p []byte, off int64) (int, error) {
+	if err := h.awake(); err != nil {
+		return 0, err
+	}
+	h.latency(time.Second)
+	h.s.mu.Lock()
+	i := 0
+	if off == ondisk.HeaderOffsets[1] {
+		i = 1
+	}
+	n := copy(p, h.s.headers[i][:])
+	h.s.mu.Unlock()
+	return n, h.awake()
+}
+
+func (h *modelHost) WriteAt(p []byte, off int64) (int, error) {
+	for i, at := range ondisk.HeaderOffsets {
+		if off != at {
+			continue
+		}
+		if err := h.awake(); err != nil {
+			return 0, err
+		}
+		h.latency(time.Second)
+		h.s.mu.Lock()
+		copy(h.s.headers[i][:], p)
+		h.s.mu.Unlock()
+		return len(p), h.awake()
+	}
+	h.latency(time.Second)
+	h.s.mu.Lock()
+	defer h.s.mu.Unlock()
+	if v := binary.LittleEndian.Uint64(p); v != h.s.counter+1 && h.s.wrong == "" {
+		h.s.wrong = fmt.Sprintf("%v: %s writes %d after %d", time.Since(h.began), h.name, v, h.s.counter)
+	} else {
+		h.s.counter = v
+	}
+	return len(p), nil
+}
+
+func (h *modelHost) ReadAt(p []byte, off int64) (int, error) {
+	h.s.mu.Lock()
+	defer h.s.mu.Unlock()
+	binary.LittleEndian.PutUint64(p, h.s.counter)
+	return len(p), nil
+}
+
+func (h *modelHost) Size() (int64, error) { return ondisk.MiB, nil }
+func (h *modelHost) Truncate(int64) error { return nil }
+func (h *modelHost) Sync() error          { h.latency(time.Second); return h.awake() }
+func (h *modelHost) Close() error         { return h.Unlock() }
+
+func (h *modelHost) Lock(imagefile.LockMode, imagefile.LockKind) error {
+	_, err := h.Relock(imagefile.Exclusive)
+	if err != nil {
+		_ = h.Unlock()
+	}
+	return err
+}
+
+func (h *modelHost) Relock(imagefile.LockKind) (lost bool, err error) {
+	if err := h.awake(); err != nil {
+		return false, err
+	}
+	h.latency(time.Second)
+	h.s.mu.Lock()
+	defer h.s.mu.Unlock()
+	if h.locks == "never seen" {
+		return false, nil
+	}
+	lost = !h.s.locked[h]
+	h.s.locked[h] = true
+	if len(h.s.locked) > 1 {
+		return lost, imagefile.ErrLocked
+	}
+	return lost, nil
+}
+
+func (h *modelHost) Unlock() error {
+	h.s.mu.Lock()
+	defer h.s.mu.Unlock()
+	delete(h.s.locked, h)
+	return nil
+}
+
+// use has the image in use for as long as the host is let, and returns how it came to an end.
+func (h *modelHost) use(o Options, until time.Duration) error {
+	if err := h.Lock(imagefile.LockOn, imagefile.Exclusive); err != nil {
+		return err
+	}
+	o.Path, o.Host, o.Now = "image", h.name, h.now
+	f, err := Enter(h, o)
+	if err != nil {
+		return errors.Join(err, h.Unlock())
+	}
+	defer func() {
+		if !h.isDead() {
+			_ = f.Close()
+		}
+		if h.isDead() { // maybe only now
+			f.kill()
+		}
+	}()
+	h.s.mu.Lock()
+	h.s.entered++
+	h.s.mu.Unlock()
+	var b [8]byte
+	if _, err := f.ReadAt(b[:], ondisk.MiB); err != nil {
+		return err
+	}
+	for h.now() < until {
+		if err := h.awake(); err != nil {
+			return err
+		}
+		binary.LittleEndian.PutUint64(b[:], binary.LittleEndian.Uint64(b[:])+1)
+		if _, err := f.WriteAt(b[:], ondisk.MiB); err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			return err
+		}
+		time.Sleep(h.random(3 * time.Second))
+	}
+	return nil
+}
+
+// kill ends what the process of the host does by itself.
+func (f *File) kill() {
+	if f.beating {
+		close(f.quit)
+		<-f.ended
+	}
+}
+
+// A story is what happens in one run of the model.
+type story struct {
+	seed  uint64
+	held  bool   // the headers tell of a writer that is not there
+	locks string // see modelHost
+	fault string
+}
+
+// run runs the model and returns what the storage has seen that it should not have, and how often a host came in.
+func (st story) run(t *testing.T) (wrong string, entered int) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(st.seed, 1))
+		h := ondisk.Header{FileWriteGUID: uuid.UUID{1}, DataWriteGUID: uuid.UUID{2}, Version: 1}
+		if st.held {
+			h.FileWriteGUID = Epoch{Host: "gone", Since: time.Now()}.newGUID()
+		}
+		s := newStorage(h)
+		began := time.Now()
+		pauses := []time.Duration{300 * time.Millisecond, 900 * time.Millisecond, 3 * time.Second, 7 * time.Second, 9 * time.Second, 12 * time.Second, 40 * time.Second}
+		var hosts sync.WaitGroup
+		for i := range 2 {
+			m := &modelHost{name: string(rune('a' + i)), s: s, began: began, locks: st.locks, rng: rand.New(rand.NewPCG(st.seed, uint64(i)+2))}
+			m.pauseAt, m.pause = 1+rng.IntN(80), pauses[rng.IntN(len(pauses))]
+			if rng.IntN(4) == 0 {
+				m.dieAt = 1 + rng.IntN(120)
+			}
+			start := time.Duration(rng.Int64N(int64(2 * time.Second)))
+			if rng.IntN(2) == 0 {
+				start = time.Duration(rng.Int64N(int64(40 * time.Second)))
+			}
+			late := time.Duration(rng.Int64N(int64(45 * time.Second))) // after which the storage gives the lock of a host away that has ended
+			hosts.Go(func() {
+				time.Sleep(start)
+				for range 4 {
+					err := m.use(Options{fault: st.fault}, time.Since(began)+m.random(40*time.Second))
+					if m.isDead() {
+						time.Sleep(late)
+						_ = m.Unlock()
+						return
+					}
+					if err != nil && !errors.Is(err, imagefile.ErrLocked) && !errors.Is(err, ErrTakenOver) {
+						s.mu.Lock()
+						s.wrong = fmt.Sprintf("%s: %v", m.name, err)
+						s.mu.Unlock()
+						return
+					}
+					time.Sleep(m.random(4 * time.Second))
+				}
+			})
+			if st.locks == "lost" {
+				lost := time.Duration(rng.Int64N(int64(60 * time.Second)))
+				hosts.Go(func() {
+					time.Sleep(lost)
+					_ = m.Unlock()
+				})
+			}
+		}
+		hosts.Wait()
+		wrong, entered = s.wrong, s.entered
+	})
+	return wrong, entered
+}
+
+// stories runs the model many times and returns what went wrong first, and how many were in.
+func stories(t *testing.T, fault string, n int) (wrong string, entered int) {
+	for seed := range uint64(n) {
+		for _, held := range []bool{false, true} {
+			for _, locks := range []string{"work", "lost", "never seen"} {
+				st := story{seed: seed, held: held, locks: locks, fault: fault}
+				w, e := st.run(t)
+				if entered += e; w != "" {
+					return fmt.Sprintf("%+v: %s", st, w), entered
+				}
+			}
+		}
+	}
+	return "", entered
+}
+
+// Of two hosts at most one writes, whatever happens to them and to their locks.
+func TestTwoHostsNeverWriteAtOnce(t *testing.T) {
+	n := 400
+	if testing.Short() {
+		n = 60
+	}
+	wrong, entered := stories(t, "", n)
+	if wrong != "" {
+		t.Error(wrong)
+	}
+	if entered < 4*n {
+		t.Errorf("in %d runs hosts came in only %d times", 6*n, entered)
+	}
+}
+
+// The model notices where a part of the protocol is left out.
+func TestModelFindsMutants(t *testing.T) {
+	for _, fault := range []string{"no epoch", "no header check", "no wait", "no self-fence"} {
+		t.Run(strings.ReplaceAll(fault, " ", "-"), func(t *testing.T) {
+			if wrong, _ := stories(t, fault, 400); wrong == "" {
+				t.Error("nothing went wrong")
+			} else {
+				t.Log(wrong)
+			}
+		})
+	}
+}

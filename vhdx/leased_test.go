@@ -1,0 +1,371 @@
+package vhdx
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"vhdxfs/vhdx/imagefile"
+	"vhdxfs/vhdx/lease"
+	"vhdxfs/vhdx/ondisk"
+)
+
+// shortLeases makes the times of leases short while a test runs.
+func shortLeases(t *testing.T) {
+	usual := lease.Usual
+	lease.Usual = lease.Terms{
+		Length: 300 * time.Millisecond, Beat: 50 * time.Millisecond, Grace: 100 * time.Millisecond,
+		Watch: 120 * time.Millisecond, Settle: 20 * time.Millisecond,
+	}
+	t.Cleanup(func() { lease.Usual = usual })
+}
+
+// A remoteFile is a file on a storage that several hosts use, as one of them has it. It knows no locks.
+type remoteFile struct {
+	File
+	link sync.RWMutex // held alone while the host is cut off
+}
+
+func (f *remoteFile) Host() imagefile.Host { return imagefile.Host{Shared: true, Holes: imagefile.Yes} }
+func (f *remoteFile) Close() error         { return nil }
+func (f *remoteFile) Unlock() error        { return nil }
+
+func (f *remoteFile) Relock(imagefile.LockKind) (bool, error) { return false, nil }
+
+func (f *remoteFile) ReadFresh(p []byte, off int64) (int, error) { return f.ReadAt(p, off) }
+
+func (f *remoteFile) ReadAt(p []byte, off int64) (int, error) {
+	f.link.RLock()
+	defer f.link.RUnlock()
+	return f.File.ReadAt(p, off)
+}
+
+func (f *remoteFile) WriteAt(p []byte, off int64) (int, error) {
+	f.link.RLock()
+	defer f.link.RUnlock()
+	return f.File.WriteAt(p, off)
+}
+
+// hostOpens opens the image in f for writing, as another host does.
+func hostOpens(t *testing.T, f File) (*Image, *remoteFile) {
+	t.Helper()
+	r := &remoteFile{File: f}
+	im, err := loadWritable(Options{Writable: true}, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return im, r
+}
+
+func guids(t *testing.T, f File) (h ondisk.Header, e lease.Epoch) {
+	t.Helper()
+	hs, err := readHeaders(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h = hs.header()
+	e, _ = lease.EpochOf(h.FileWriteGUID)
+	return h, e
+}
+
+// A host that was cut off, and comes back after another one has taken its image over, neither writes nor reads it again; and the
+// other one has all that the first one was told is durable.
+func TestTakeOver(t *testing.T) {
+	shortLeases(t)
+	img := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.NotPresent}, {2, ondisk.NotPresent}}})
+	a, link := hostOpens(t, img.memFile)
+	mine := bytes.Repeat([]byte{0xa1}, 8192)
+	for _, off := range []int64{4096, ondisk.MiB} {
+		if _, err := a.WriteAt(mine, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Sync(); err != nil {
+		t.Fatal(err)
+	}
+
+	link.link.Lock() // and not for a moment
+	b, _ := hostOpens(t, img.memFile)
+	got := make([]byte, len(mine))
+	for _, off := range []int64{4096, ondisk.MiB} {
+		if _, err := b.ReadAt(got, off); err != nil || !bytes.Equal(got, mine) {
+			t.Errorf("at %#x the second host reads %x..., %v; want what the first has synced", off, got[:2], err)
+		}
+	}
+	theirs := bytes.Repeat([]byte{0xb2}, 8192)
+	if _, err := b.WriteAt(theirs, 4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	link.link.Unlock()
+
+	changes := img.changes.Load()
+	if _, err := a.WriteAt(mine, 4096); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("the first host writes with %v", err)
+	}
+	if _, err := a.ReadAt(got, 4096); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("the first host reads with %v", err)
+	}
+	if _, err := a.Extent(2 * ondisk.MiB); !errors.Is(err, ErrTakenOver) { // which no file holds
+		t.Errorf("the first host looks for extents with %v", err)
+	}
+	if err := a.Sync(); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("the first host syncs with %v", err)
+	}
+	if in := a.Info(); in.Lease == nil || in.Lease.State != LeaseTakenOver || in.Lease.Host == "" {
+		t.Errorf("the first host tells of the lease %+v", in.Lease)
+	}
+	if err := a.Close(); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("the first host closes with %v", err)
+	}
+	if n := img.changes.Load() - changes; n != 0 {
+		t.Errorf("the first host has changed the file %d times", n)
+	}
+	if _, err := b.ReadAt(got, 4096); err != nil || !bytes.Equal(got, theirs) {
+		t.Errorf("the second host reads %x..., %v", got[:2], err)
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, e := guids(t, img.memFile); !e.Released {
+		t.Errorf("after the close the epoch is %+v", e)
+	}
+	c, _ := hostOpens(t, img.memFile)
+	if _, err := c.ReadAt(got, 4096); err != nil || !bytes.Equal(got, theirs) {
+		t.Errorf("the next host reads %x..., %v", got[:2], err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A host that is alive and writes, while the storage has lost its lock, loses the image at one moment: the other one has all
+// that it was told is durable, up to the last write.
+func TestTakeOverOfLivingHost(t *testing.T) {
+	shortLeases(t)
+	var blocks []blockSpec
+	for i := range int64(40) {
+		blocks = append(blocks, blockSpec{i, ondisk.NotPresent})
+	}
+	img := build(spec{blocks: blocks})
+	a, _ := hostOpens(t, img.memFile)
+	synced := make(chan byte)
+	go func() {
+		n := byte(0)
+		defer func() { synced <- n }()
+		for next := n + 1; next <= 40; next++ {
+			if _, err := a.WriteAt([]byte{next}, int64(next-1)*ondisk.MiB); err != nil {
+				return
+			}
+			if err := a.Sync(); err != nil {
+				return
+			}
+			n = next
+			time.Sleep(20 * time.Millisecond) // so that it goes on for longer than the other one looks for changes of the headers
+		}
+	}()
+	for { // as long as the headers change, the other one is refused
+		im, err := loadWritable(Options{Writable: true}, &remoteFile{File: img.memFile})
+		if errors.Is(err, ErrLocked) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer im.Close()
+		n := <-synced
+		for i := range n {
+			got := []byte{0}
+			if _, err := im.ReadAt(got, int64(i)*ondisk.MiB); err != nil || got[0] != i+1 {
+				t.Errorf("of %d writes that were synced, number %d reads %d, %v", n, i+1, got[0], err)
+			}
+		}
+		t.Logf("%d writes were synced", n)
+		break
+	}
+	_ = a.Close()
+}
+
+// A host that is alive and does not write loses the image, too.
+func TestTakeOverOfIdleHost(t *testing.T) {
+	shortLeases(t)
+	img := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
+	a, _ := hostOpens(t, img.memFile)
+	b, _ := hostOpens(t, img.memFile)
+	if _, err := a.WriteAt([]byte{1}, 0); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("the first host writes with %v", err)
+	}
+	if _, err := b.WriteAt([]byte{2}, 0); err != nil {
+		t.Error(err)
+	}
+	_ = a.Close()
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A mount alone changes FileWriteGuid, and nothing that a child knows its parent by; the next one need not wait.
+func TestLeaseKeepsTheDisk(t *testing.T) {
+	shortLeases(t)
+	img := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
+	before, _ := guids(t, img.memFile)
+	a, _ := hostOpens(t, img.memFile)
+	held, e := guids(t, img.memFile)
+	if e == (lease.Epoch{}) || e.Released {
+		t.Errorf("while it is open the epoch is %+v", e)
+	}
+	if held.DataWriteGUID != before.DataWriteGUID || held.LogGUID != before.LogGUID {
+		t.Errorf("the headers are %+v; they were %+v", held, before)
+	}
+	if _, err := a.WriteAt([]byte{1}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Clean(); err != nil {
+		t.Fatal(err)
+	}
+	if h, again := guids(t, img.memFile); again != e || h.FileWriteGUID == held.FileWriteGUID {
+		t.Errorf("after a change the epoch is %+v with the GUID %v; it was %+v with %v", again, h.FileWriteGUID, e, held.FileWriteGUID)
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, e := guids(t, img.memFile); !e.Released {
+		t.Errorf("after the close the epoch is %+v", e)
+	}
+}
+
+// What changes an image through other ways than a mount takes the lease, too, and releases it.
+func TestLeaseOfEachWriter(t *testing.T) {
+	shortLeases(t)
+	dir := t.TempDir()
+	base, child := filepath.Join(dir, "base.vhdx"), filepath.Join(dir, "child.vhdx")
+	if err := Create(base, CreateOptions{Size: 64 * ondisk.MiB}); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Lock: LockLease}
+	released := func(path string) {
+		t.Helper()
+		f, err := imagefile.Open(path, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, e := guids(t, f); !e.Released {
+			t.Errorf("%s: the epoch is %+v", path, e)
+		}
+	}
+	w := o
+	w.Writable = true
+	im, err := Open(base, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.WriteAt([]byte{1}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.Snapshot(context.Background(), filepath.Base(child), SnapshotOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	released(base)
+	if in := im.Info(); in.Lease == nil || in.Lease.State != LeaseHeld {
+		t.Errorf("after the snapshot the lease of the child is %+v", in.Lease)
+	}
+	if _, err := im.WriteAt([]byte{2}, 4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	released(child)
+	if _, err := Merge(context.Background(), child, MergeOptions{Open: o}); err != nil {
+		t.Fatal(err)
+	}
+	released(base)
+	im, err = Open(base, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.Compact(context.Background(), CompactOptions{}); err != nil {
+		t.Error(err)
+	}
+	if err := im.Grow(context.Background(), 128*ondisk.MiB); err != nil {
+		t.Error(err)
+	}
+	got := make([]byte, 4097)
+	if _, err := im.ReadAt(got, 0); err != nil || got[0] != 1 || got[4096] != 2 {
+		t.Errorf("the disk reads %d and %d, %v", got[0], got[4096], err)
+	}
+	if err := im.Close(); err != nil {
+		t.Error(err)
+	}
+	released(base)
+	if rep, err := Check(base, Options{}); err != nil || len(rep.Errors) > 0 {
+		t.Errorf("check: %v, %v", rep, err)
+	}
+}
+
+// A lease of a host that is off can be broken; then the next writer does not wait, and a repair is not refused.
+func TestBreakLease(t *testing.T) {
+	shortLeases(t)
+	path := filepath.Join(t.TempDir(), "a.vhdx")
+	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB}); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Lock: LockLease}
+	if r, err := BreakLease(path, o); err != nil || r.Broken {
+		t.Errorf("without a lease: %+v, %v", r, err)
+	}
+	im, err := Open(path, Options{Lock: LockLease, Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := BreakLease(path, o); !errors.Is(err, ErrLocked) {
+		t.Errorf("while it is in use: %v", err)
+	}
+	if _, err := im.WriteAt([]byte{1}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	leaveBehind(t, im)
+	if _, err := Repair(context.Background(), path, RepairOptions{Open: o}); !errors.Is(err, ErrLocked) {
+		t.Errorf("a repair of an image with a lease: %v", err)
+	}
+	r, err := BreakLease(path, o)
+	if err != nil || !r.Broken || r.Lease == nil || r.Lease.Host == "" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if r, err := BreakLease(path, o); err != nil || r.Broken {
+		t.Errorf("again: %+v, %v", r, err)
+	}
+	if _, err := Repair(context.Background(), path, RepairOptions{Open: o}); err != nil {
+		t.Errorf("a repair afterwards: %v", err)
+	}
+	lease.Usual.Length = time.Hour // for which nothing waits
+	if im, err = Open(path, Options{Lock: LockLease, Writable: true}); err != nil {
+		t.Fatal(err)
+	}
+	got := []byte{0}
+	if _, err := im.ReadAt(got, 0); err != nil || got[0] != 1 {
+		t.Errorf("what was synced reads %d, %v", got[0], err)
+	}
+	if err := im.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// leaveBehind ends what has an image open as the death of its host does.
+func leaveBehind(t *testing.T, im *Image) {
+	t.Helper()
+	im.writer.stop()
+	if err := im.top.close(); err != nil { // the headers name a log, so the lease is not released
+		t.Fatal(err)
+	}
+}
