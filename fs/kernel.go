@@ -61,7 +61,8 @@ func (k *kernelReads) setUp(disk Disk, o *Options, device int) {
 	}
 }
 
-func passThrough(disk Disk, o *Options, device int) (int32, error) {
+func passThrough(disk Disk, o *Options, device int) (id int32, err error) {
+	defer fault.Catch(&err) // the server can read what this cannot
 	switch {
 	case disk.Writable():
 		return 0, errors.New("the mount is not read-only")
@@ -85,7 +86,7 @@ func passThrough(disk Disk, o *Options, device int) (int32, error) {
 		defer w.Close()
 		err = p.send(w)
 	}()
-	id, err := o.Mounter.PassThrough(KernelFile{Geometry: p.Geometry, Device: device, Devices: p.devices, Runs: int(r.Fd())})
+	id, err = o.Mounter.PassThrough(KernelFile{Geometry: p.Geometry, Device: device, Devices: p.devices, Runs: int(r.Fd())})
 	r.Close() // a sender that nobody reads from any more ends
 	if serr := <-sent; serr != nil && !errors.Is(serr, unix.EPIPE) {
 		err = errors.Join(serr, err)
