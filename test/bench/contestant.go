@@ -18,6 +18,8 @@ type contestant struct {
 	name   string
 	mount  func(image, dir, options string) (*mounted, error)
 	format string // of its image, as qemu-img names it
+
+	convert []string // the command that makes a raw file of an image, before the two
 }
 
 // mounted is a disk that is served.

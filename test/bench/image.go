@@ -55,6 +55,22 @@ func (b bench) image(c contestant, kind imageKind) (string, error) {
 	return name, run("qemu-img", append(args, raw, name)...)
 }
 
+// mountShared makes and mounts the file system whose files can share space, and returns what unmounts it.
+func (b *bench) mountShared() (unmount func() error, err error) {
+	file := filepath.Join(b.dir, "xfs")
+	b.shared = filepath.Join(b.dir, "shared")
+	if err := os.Mkdir(b.shared, 0o700); err != nil {
+		return nil, err
+	}
+	if err := run("truncate", "--size", fmt.Sprint(6*b.size+1<<30), file); err != nil {
+		return nil, err
+	}
+	if err := run("mkfs.xfs", "-q", "-m", "reflink=1", file); err != nil {
+		return nil, err
+	}
+	return func() error { return run("umount", b.shared) }, run("mount", "-o", "loop", file, b.shared)
+}
+
 // makeRandom makes a file of a size, with random bytes in the first n of each step.
 func makeRandom(path string, size, n, step int64) error {
 	random, err := os.Open("/dev/urandom")

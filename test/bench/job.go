@@ -40,6 +40,23 @@ func copyJob(b bench, s *mounted) (float64, error) {
 	return sparseSize / 1e6 / time.Since(began).Seconds(), nil
 }
 
+// copyImage makes a raw file of an image, durably.
+func (b bench) copyImage(c contestant, image string) (float64, error) {
+	to := filepath.Join(b.dir, "copy")
+	if err := b.caches(image, cold); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if err := run(c.convert[0], append(c.convert[1:len(c.convert):len(c.convert)], image, to)...); err != nil {
+		return 0, err
+	}
+	if err := run("sync", to); err != nil {
+		return 0, err
+	}
+	rate := float64(b.size) / 1e6 / time.Since(began).Seconds()
+	return rate, os.Remove(to)
+}
+
 // filesJob makes a file system on a loop device on the disk, and many files in it, as a person would. The device goes
 // through the page cache of disk.raw, or, if it is direct, past it.
 func filesJob(direct bool) job {

@@ -1,5 +1,5 @@
 // Command bench measures how fast a mounted disk is, next to the same disk shown by qemu-storage-daemon, to a raw file
-// that go-fuse serves, and to a plain file. It needs root, fio, fuse3 and qemu-utils, and takes some minutes:
+// that go-fuse serves, and to a plain file. It needs root, fio, fuse3, qemu-utils and xfsprogs, and takes some minutes:
 //
 //	go run ./test/bench -rounds 5 -svg speed.svg
 //
@@ -8,6 +8,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -58,6 +59,11 @@ func measureAll(program, options, dir, only, svg string, rounds int, b bench) (e
 		return err
 	}
 	defer os.RemoveAll(b.memory)
+	unmount, err := b.mountShared()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unmount()) }()
 	if program == "" {
 		program = filepath.Join(b.dir, "vhdxfs")
 		if err := run("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "vhdxfs"); err != nil {
@@ -72,7 +78,12 @@ func measureAll(program, options, dir, only, svg string, rounds int, b bench) (e
 	if err := run("cp", self, own); err != nil {
 		return err
 	}
-	contestants := present([]contestant{{"vhdxfs", mountVHDXFS(program, options), "vhdx"}, {"qemu", mountQEMU, "vhdx"}, {"go-fuse", mountRawFile(own), "raw"}, {"plain file", mountNothing, "raw"}})
+	contestants := present([]contestant{
+		{"vhdxfs", mountVHDXFS(program, options), "vhdx", []string{program, "convert"}},
+		{"qemu", mountQEMU, "vhdx", []string{"qemu-img", "convert", "-O", "raw"}},
+		{"go-fuse", mountRawFile(own), "raw", nil},
+		{"plain file", mountNothing, "raw", []string{"cp", "--reflink=auto"}},
+	})
 	var results table
 	for round := range rounds {
 		for _, w := range workloads {

@@ -20,6 +20,8 @@ type workload struct {
 	memory     bool     // the image lies in a tmpfs, so that no disk is measured
 	args       []string // for fio
 	job        job      // instead of fio
+	copies     bool     // instead of all that: the image becomes a raw file, and is not mounted
+	shared     bool     // the image lies on a file system whose files can share space
 	options    string   // for the mount of vhdxfs, besides those of all workloads
 	without    string   // the contestant that cannot do it
 }
@@ -53,6 +55,10 @@ var workloads = []workload{
 	{name: "sequential read of nothing", aim: aim{2.0, 1.5}, unit: "MB/s", image: emptyImage, args: []string{"--rw=read", "--bs=1M"}},
 	{name: "random read", aim: aim{1.5, 1.2}, unit: "IOPS", args: []string{"--rw=randread", "--bs=4k"}},
 	{name: "random read, cached", aim: aim{1.0, 1.8}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randread", "--bs=4k", "--direct=1"}},
+	{name: "random read, image in memory", aim: aim{1.0, 1.5}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randread", "--bs=4k"}},
+	{name: "… image in memory, kernel=on", aim: aim{4, 4}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randread", "--bs=4k"}, options: "ro,kernel=on"},
+	{name: "random read, kernel=on", unit: "IOPS", args: []string{"--rw=randread", "--bs=4k"}, options: "ro,kernel=on"},
+	{name: "sequential read, kernel=on", unit: "MB/s", args: []string{"--rw=read", "--bs=1M"}, options: "ro,kernel=on"},
 	{name: "random read, 16 deep", aim: aim{2.0, 1.5}, unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
 	{name: "random read, 4 jobs", aim: aim{2.0, 1.5}, unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--numjobs=4"}},
 	{name: "sequential write", aim: aim{1.2, 1.1}, unit: "MB/s", caches: imageCached, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
@@ -71,6 +77,8 @@ var workloads = []workload{
 	{name: "copy of a sparse disk", aim: aim{20, 1.0}, unit: "MB/s", image: sparseImage, job: copyJob},
 	{name: "3000 files on a loop device", aim: aim{1.4, 1.15}, unit: "1/s", image: emptyImage, job: filesJob(false)},
 	{name: "3000 files, --direct-io=on", aim: aim{0, 1.2}, unit: "1/s", image: emptyImage, job: filesJob(true), without: "qemu"},
+	{name: "image to raw file", aim: aim{1, 0}, unit: "MB/s", copies: true, without: "go-fuse"},
+	{name: "image to raw file, XFS", aim: aim{20, 0}, unit: "MB/s", copies: true, shared: true, without: "go-fuse"},
 }
 
 // A measurement is what one run of fio comes to.
@@ -83,6 +91,7 @@ type measurement struct {
 type bench struct {
 	dir     string
 	memory  string // folder in a tmpfs
+	shared  string // folder on an XFS
 	size    int64  // of the disk, bytes
 	seconds int
 }
@@ -92,11 +101,18 @@ func (b bench) measure(c contestant, w workload) (m measurement, err error) {
 	if w.image == "" {
 		w.image = fullImage
 	}
-	if w.memory {
+	switch {
+	case w.memory:
 		b.dir = b.memory
+	case w.shared:
+		b.dir = b.shared
 	}
 	image, err := b.image(c, w.image)
 	if err != nil {
+		return m, err
+	}
+	if w.copies {
+		m.rate, err = b.copyImage(c, image)
 		return m, err
 	}
 	dir, err := os.MkdirTemp(b.dir, "mount-")
