@@ -186,7 +186,7 @@ func (f *fileSystem) xattr(name string) (string, bool) {
 // imageNames are the names that imageXAttrs returns.
 var imageNames = []string{
 	"creator", "type", "disk_size", "block_size", "logical_sector_size", "physical_sector_size",
-	"log_state", "disk_id", "file_write_guid", "data_write_guid", "parent_chain", "json",
+	"log_state", "disk_id", "file_write_guid", "data_write_guid", "parent_chain", "json", "lease", "taken_over",
 }
 
 // mayRead reports whether the caller may read disk.raw. The kernel checks that when a program reads an attribute, and

@@ -495,7 +495,7 @@ func (w *writer) untilClean() bool {
 			committed = now
 			err = w.tidy()
 		}
-		if err != nil {
+		if err != nil && w.err() == nil { // after a failure for good, which is logged already, nothing is tried again
 			retry = now.Add(retryAfter)
 			w.log.WithError(err).Warn("could not flush metadata; retrying")
 		}

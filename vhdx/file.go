@@ -8,7 +8,7 @@ type File = imagefile.File
 // LockMode says how an image and its parents are locked against other programs.
 type LockMode = imagefile.LockMode
 
-// The modes of Options.Lock. Where a file system knows no locks, all of them go on without.
+// The modes of Options.Lock; "" is LockLease or LockOn, as the file system is shared or not.
 const (
 	LockOn  = imagefile.LockOn  // an image that another program uses is refused
 	LockTry = imagefile.LockTry // such an image is still used

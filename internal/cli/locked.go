@@ -18,6 +18,9 @@ import (
 // explainLock says of an error that matches vhdx.ErrLocked which mount of this program holds the image, if one does. It
 // waits for no other mount: its server may hang.
 func explainLock(err error) error {
+	if errors.Is(err, imagefile.ErrNoLocks) {
+		return fmt.Errorf("%w; -o lock=try uses the image anyway", err)
+	}
 	var locked *vhdx.LockedError
 	if !errors.As(err, &locked) {
 		return err
@@ -126,7 +129,9 @@ func openLocked(path string, o vhdx.Options, warn io.Writer) (*vhdx.Image, error
 	if o.Lock == vhdx.LockTry {
 		o.Lock = vhdx.LockOn
 		im, err := openUnlocked(path, o)
-		if locked, ok := errors.AsType[*vhdx.LockedError](err); !ok || locked.Writes {
+		locked, ok := errors.AsType[*vhdx.LockedError](err)
+		unknown := errors.Is(err, imagefile.ErrNoLocks)
+		if !unknown && (!ok || locked.Writes) {
 			return im, explainLock(err)
 		}
 		fmt.Fprintf(warn, "vhdxfs: warning: %s; opening it for writing because of lock=try; two programs that write an image destroy it\n", oneLine(err.Error()))

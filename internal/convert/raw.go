@@ -115,7 +115,9 @@ func newDevice(path string, size int64, replace bool) (Target, error) {
 		err = fmt.Errorf("%s is no block device any more", path)
 	}
 	if err == nil {
-		err = imagefile.Of(f).Lock(imagefile.LockOn, imagefile.Exclusive)
+		if err = imagefile.Of(f).Lock(imagefile.LockOn, imagefile.Exclusive); errors.Is(err, imagefile.ErrNoLocks) {
+			err = nil
+		}
 	}
 	has := int64(0)
 	if err == nil {

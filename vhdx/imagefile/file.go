@@ -59,7 +59,7 @@ type File interface {
 	Named(path string) (File, error)
 
 	// Lock takes the locks of kind k until the file is closed. It fails with ErrLocked where another program's are in
-	// the way. Where the host knows no locks, none are taken.
+	// the way, and with ErrNoLocks where the host knows no locks, unless the mode lets it go on without.
 	Lock(mode LockMode, k LockKind) error
 	// Relock takes the locks of kind k again, which are held and may have been lost, and keeps them whatever it finds. It
 	// reports that they were lost, where that can be seen. It fails with ErrLocked where another program's are in the way.

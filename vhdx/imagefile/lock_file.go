@@ -1,6 +1,7 @@
 package imagefile
 
 import (
+	"errors"
 	"io"
 	"os"
 )
@@ -15,7 +16,7 @@ func LockForReplacement(path string) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Lock(LockOn, Exclusive); err != nil {
+	if err := f.Lock(LockOn, Exclusive); err != nil && !errors.Is(err, ErrNoLocks) {
 		f.Close()
 		return nil, err
 	}

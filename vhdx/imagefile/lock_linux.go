@@ -19,7 +19,8 @@ type LockMode string
 // ErrLocked says that another program uses a file in a way that does not go with ours.
 var ErrLocked = errors.New("another program has the image open")
 
-// The modes of locking. On a file system without locks, all of them proceed without locks.
+// The modes of locking. The mode "" is LockLease for writers on a file system that other hosts may share, and else LockOn; but a
+// reader goes on where the file system has no locks.
 const (
 	LockOn  LockMode = "on"  // an image that another program uses is refused
 	LockTry LockMode = "try" // such an image is used anyway
@@ -91,11 +92,48 @@ func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 	if dropErr := f.Unlock(); dropErr != nil && errors.Is(err, ErrLocked) {
 		err = errors.Join(err, dropErr)
 	}
-	if noLocks(err) || mode == LockTry && errors.Is(err, ErrLocked) {
+	switch {
+	case noLocks(err):
+		return f.withoutLocks(mode, writes, err)
+	case mode == LockTry && errors.Is(err, ErrLocked):
 		return nil
 	}
 	return err
 }
+
+// withoutLocks returns the error for a file system that knows no locks, and nil where they are not needed: a reader that was not
+// told to lock destroys nothing, and a writer with a lease is kept from others by that.
+func (f *hostFile) withoutLocks(mode LockMode, writes bool, err error) error {
+	leased := mode == LockLease || mode == "" && f.host().Shared
+	if mode == LockTry || mode == "" && !writes || leased {
+		return nil
+	}
+	return &NoLocksError{Path: f.Name(), Type: f.host().Type, Err: err}
+}
+
+// ErrNoLocks is matched by the error for a file on a file system that knows no locks.
+var ErrNoLocks = errors.New("the file system has no locks")
+
+// A NoLocksError says that a file cannot be locked at all. It matches ErrNoLocks.
+type NoLocksError struct {
+	Path string
+	Type string // of the file system; "" where unknown
+	Err  error  // of the system
+}
+
+func (e *NoLocksError) Error() string {
+	name := "the file system"
+	if e.Type != "" {
+		name += " (" + e.Type + ")"
+	}
+	why := e.Err
+	if p, ok := errors.AsType[*os.PathError](why); ok {
+		why = p.Err
+	}
+	return fmt.Sprintf("%s: %s has no locks (%v), so nothing keeps other programs and hosts off", e.Path, name, why)
+}
+
+func (e *NoLocksError) Unwrap() []error { return []error{ErrNoLocks, e.Err} }
 
 // Relock takes the locks of kind k again. That they were lost shows to a second descriptor of the file, to which they are
 // another's.
@@ -191,17 +229,23 @@ type LockedError struct {
 	Writes  bool  // one of Writers: no mode lets another in
 	holders string
 	what    string // they do with it
+
+	elsewhere bool // they may be on another host
 }
 
 func (e *LockedError) Error() string {
-	return fmt.Sprintf("%s: %v: %s %s; stop it first", e.Path, ErrLocked, e.holders, e.what)
+	who := e.holders
+	if len(e.Holders) == 0 && e.elsewhere {
+		who = "a program on this or another host"
+	}
+	return fmt.Sprintf("%s: %v: %s %s; stop it first", e.Path, ErrLocked, who, e.what)
 }
 
 func (e *LockedError) Unwrap() error { return ErrLocked }
 
 // conflict returns the error for a file that another program uses.
 func (f *hostFile) conflict(what string) *LockedError {
-	e := &LockedError{Path: f.Name(), what: what}
+	e := &LockedError{Path: f.Name(), what: what, elsewhere: f.host().Shared}
 	e.holders, e.Holders = f.lockHolder()
 	return e
 }
