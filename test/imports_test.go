@@ -14,6 +14,7 @@ var layers = [][]string{
 	{"internal/newfile", "internal/partition", "vhdx/ondisk", "vhdx/imagefile", "cache"},
 	{"journal", "vhdx/lease"},
 	{"vhdx"},
+	{"internal/vhd"},
 	{"internal/mounts", "internal/disk", "internal/draw"},
 	{"fs", "internal/convert", "internal/compare", "internal/hash"},
 	{"internal/cli"},

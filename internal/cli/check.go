@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vhdxfs/internal/disk"
+	"vhdxfs/internal/vhd"
 	"vhdxfs/vhdx"
 )
 
@@ -87,6 +89,8 @@ func (c *checkCommand) run(cmd *cobra.Command, args []string) error {
 	switch {
 	case undo:
 		return c.takeBack(cmd, args, o.image)
+	case c.repairs && disk.IsVHD(args[0]):
+		return usageError("%s is an old VHD image; only VHDX images can be repaired", args[0])
 	case c.repairs:
 		return c.mend(cmd, args[0], o.image)
 	}
@@ -97,7 +101,11 @@ func (c *checkCommand) run(cmd *cobra.Command, args []string) error {
 	confineReader(cmd.Context(), []string{path}, o.image)
 	var r *vhdx.Report
 	err = beside(cmd, o.image, []string{path}, func(o vhdx.Options) (err error) {
-		r, err = vhdx.Check(path, o)
+		if disk.IsVHD(path) {
+			r, err = vhd.Check(path, o)
+		} else {
+			r, err = vhdx.Check(path, o)
+		}
 		return err
 	})
 	if err != nil {

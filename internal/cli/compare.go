@@ -25,13 +25,13 @@ type compareFlags struct {
 func (c *compareFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVarP(&c.formats[0], "first-format", "f", "", "`FORMAT` of the first disk: vhdx or raw; detected by default")
+	f.StringVarP(&c.formats[0], "first-format", "f", "", "`FORMAT` of the first disk: vhdx, vhd or raw; detected by default")
 	f.StringVarP(&c.formats[1], "second-format", "F", "", "`FORMAT` of the second disk, likewise")
 	f.IntVar(&c.workers, "workers", compare.DefaultWorkers, "compare `N` pieces of the disks at once")
 	addJSON(cmd, &c.json)
 	addImageOptions(cmd, &c.options)
-	completeFlag(cmd, "first-format", string(disk.Raw), string(disk.VHDX))
-	completeFlag(cmd, "second-format", string(disk.Raw), string(disk.VHDX))
+	completeFlag(cmd, "first-format", disk.Formats...)
+	completeFlag(cmd, "second-format", disk.Formats...)
 }
 
 // withDisks opens both disks for do, which may be called more than once; see beside. A disk.raw or a device on one is read as

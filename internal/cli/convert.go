@@ -14,6 +14,7 @@ import (
 	"vhdxfs/internal/disk"
 	"vhdxfs/internal/newfile"
 	sizes "vhdxfs/internal/size"
+	"vhdxfs/internal/vhd"
 	"vhdxfs/vhdx"
 )
 
@@ -59,11 +60,11 @@ func newConvert() *cobra.Command {
 	var c convertCommand
 	cmd := &cobra.Command{
 		Use:   "convert [flags] INPUT OUTPUT",
-		Short: "Copy a disk between raw and VHDX, or to another type",
-		Long: `Copy the disk INPUT to OUTPUT. INPUT is a VHDX image with its parents, a raw file, a block device, or - for
+		Short: "Copy a disk between raw, VHDX and VHD, or to another type",
+		Long: `Copy the disk INPUT to OUTPUT. INPUT is a VHDX or VHD image with its parents, a raw file, a block device, or - for
 standard input. Its format is detected by its contents; images of other formats and compressed files are refused. OUTPUT
-becomes a VHDX image if its name ends in .vhdx or .avhdx, otherwise a raw file. To choose the formats yourself, use -f
-and -O, as in qemu-img. Zeros take no space in OUTPUT.
+becomes a VHDX image if its name ends in .vhdx or .avhdx, a VHD image if it ends in .vhd, otherwise a raw file. To choose
+the formats yourself, use -f and -O, as in qemu-img. Zeros take no space in OUTPUT.
 
 If OUTPUT is -, the disk is written to standard output, from its start to its end: as a raw disk, or with -O vhdx as an image
 that stores only blocks with data. Messages go to standard error. Use -O vhdx to send a disk through a pipe: the receiver
@@ -86,12 +87,16 @@ To rescue a damaged image, use --skip-errors. It also works without valid header
 the image no longer tells with --assume-block-size and the like. If the parent of a differencing image is lost,
 --without-parent copies what the image holds itself.
 
-For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk.
+A VHD image holds up to 2040 GiB, in sectors of 512 bytes, and a whole number of MiB: as Azure needs it, the disk is rounded
+up. Azure takes fixed images (--type fixed).
+
+For QCOW2, VMDK, VDI and others, use qemu-img convert to or from a raw disk.
 
 ` + sizeHelp,
 		Example: `  vhdxfs convert disk.raw disk.vhdx
   vhdxfs convert --verify child.avhdx disk.raw
   vhdxfs convert --type fixed --block-size 2M dynamic.vhdx fixed.vhdx
+  vhdxfs convert --type fixed disk.vhdx azure.vhd
   vhdxfs convert --force disk.vhdx /dev/sdx
   zstdcat disk.raw.zst | vhdxfs convert - disk.vhdx
   vhdxfs convert -O vhdx disk.vhdx - | ssh host vhdxfs convert - disk.vhdx`,
@@ -100,16 +105,80 @@ For QCOW2, VMDK, VHD, VDI and others, use qemu-img convert to or from a raw disk
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVarP(&c.copy.input, "input-format", "f", "", "`FORMAT` of INPUT: vhdx or raw; detected by default")
-	f.StringVarP(&c.copy.output, "output-format", "O", "", "`FORMAT` of OUTPUT: vhdx or raw; chosen by its name by default")
+	f.StringVarP(&c.copy.input, "input-format", "f", "", "`FORMAT` of INPUT: vhdx, vhd or raw; detected by default")
+	f.StringVarP(&c.copy.output, "output-format", "O", "", "`FORMAT` of OUTPUT: vhdx, vhd or raw; chosen by its name by default")
 	c.copy.formatFlag, c.copy.mayRescue = "-f", true
 	c.copy.rescue.add(cmd)
 	f.BoolVar(&c.copy.dryRun, "dry-run", false, "show what would be created or overwritten, but change nothing")
 	c.copy.add(cmd)
 	c.layout.add(cmd)
-	completeFlag(cmd, "input-format", string(disk.Raw), string(disk.VHDX))
-	completeFlag(cmd, "output-format", string(disk.Raw), string(disk.VHDX))
+	completeFlag(cmd, "input-format", disk.Formats...)
+	completeFlag(cmd, "output-format", disk.Formats...)
 	return cmd
+}
+
+// toVHD copies input to a new VHD image.
+func (c *convertCommand) toVHD(cmd *cobra.Command, input, output string) error {
+	if err := c.vhdFlags(cmd); err != nil {
+		return err
+	}
+	if convert.IsDevice(output) {
+		return usageError("%s is a block device; an image must be a file. To write the disk itself to the device, use convert -O raw", output)
+	}
+	return c.copy.copy(cmd, input, output, disk.VHD, func(_ context.Context, in convert.Input) (convert.Target, error) {
+		size, fixed, err := c.vhdLayout(cmd, in)
+		if err != nil {
+			return nil, err
+		}
+		inputs, err := in.Access()
+		if err != nil {
+			return nil, err
+		}
+		return convert.NewVHD(output, size, fixed, newfile.Options{Replace: c.layout.force, Inputs: inputs})
+	})
+}
+
+// vhdFlags returns an error if a flag is given that concerns VHDX images alone.
+func (c *convertCommand) vhdFlags(cmd *cobra.Command) error {
+	for _, name := range c.layout.allGiven(cmd) {
+		if name != "type" {
+			return usageError("--%s applies to VHDX images; of a VHD image only --type can be chosen", name)
+		}
+	}
+	if t := vhdx.DiskType(c.layout.diskType); t != "" && t != vhdx.Fixed && t != vhdx.Dynamic {
+		return usageError("invalid type %q: must be dynamic or fixed", t)
+	}
+	return nil
+}
+
+// vhdLayout returns the size and the type of a VHD image of the input, and warns of what becomes of the disk.
+func (c *convertCommand) vhdLayout(cmd *cobra.Command, in convert.Input) (size int64, fixed bool, err error) {
+	fixed = isFixed(in)
+	if c.layout.diskType != "" {
+		fixed = vhdx.DiskType(c.layout.diskType) == vhdx.Fixed
+	}
+	warnSectors(c.copy.warner(cmd), in, "a VHD image", "", 512)
+	size, known := in.Size()
+	if !known {
+		return 0, fixed, nil
+	}
+	padded, err := vhd.PaddedSize(size)
+	if err != nil {
+		return 0, fixed, &statusError{statusUsage, err}
+	}
+	if padded != size {
+		c.copy.warner(cmd)("the disk has %s; in a VHD image it becomes %s, a whole number of MiB", sizes.Exact(size), sizes.Exact(padded))
+	}
+	return size, fixed, nil
+}
+
+// isFixed reports whether the input is a fixed image.
+func isFixed(in convert.Input) bool {
+	if in.Disk != nil && in.Disk.VHD != nil {
+		return in.Disk.VHD.Describe().Type == vhdx.Fixed
+	}
+	im := in.Image()
+	return im != nil && im.Info().Type == vhdx.Fixed
 }
 
 func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
@@ -121,6 +190,8 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 	case format != disk.Auto:
 	case isImageName(output):
 		format = disk.VHDX
+	case extension(output) == "vhd":
+		format = disk.VHD
 	default:
 		if err := checkRawName(output); err != nil && !convert.IsDevice(output) {
 			return err
@@ -132,6 +203,8 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 		var o vhdx.CreateOptions
 		c.layout.apply(&o)
 		return c.copy.toImage(cmd, input, output, o, false)
+	case disk.VHD:
+		return c.toVHD(cmd, input, output)
 	case disk.Raw:
 		if err := c.imageFlags(cmd, output); err != nil {
 			return err
@@ -146,11 +219,7 @@ func (c *convertCommand) run(cmd *cobra.Command, input, output string) error {
 			return convert.NewRaw(output, size, newfile.Options{Replace: c.layout.force, Inputs: inputs})
 		})
 	}
-	return unknownFormat(format)
-}
-
-func unknownFormat(format disk.Format) error {
-	return createError(fmt.Errorf("%w %q; must be raw or vhdx", disk.ErrFormat, format))
+	return createError(disk.UnknownFormat(format))
 }
 
 // imageFlags returns an error if a flag is given that concerns images alone, where none is made.
@@ -205,6 +274,9 @@ func imageOptions(in convert.Input, o vhdx.CreateOptions, keepID bool) (vhdx.Cre
 	o.Size = max(o.Size, size)
 	im := in.Image()
 	if im == nil {
+		if isFixed(in) {
+			o.Type = cmp.Or(o.Type, vhdx.Fixed)
+		}
 		return o, nil
 	}
 	like, err := im.Like()

@@ -29,22 +29,37 @@ func (c *convertCommand) toStdout(cmd *cobra.Command, input string, format disk.
 		return usageError("standard output is a terminal; redirect it to a pipe or a file")
 	case c.copy.verify:
 		return usageError("--verify cannot read standard output again; use vhdxfs compare or vhdxfs hash at the other end")
-	case format != disk.Raw && format != disk.VHDX:
-		return unknownFormat(format)
 	}
-	if format == disk.Raw {
-		if err := c.imageFlags(cmd, standardStream); err != nil {
-			return err
+	var err error
+	switch format {
+	case disk.VHDX:
+	case disk.VHD:
+		if err = c.vhdFlags(cmd); err == nil && vhdx.DiskType(c.layout.diskType) != vhdx.Fixed {
+			err = usageError("only a fixed VHD image can be written to standard output; add --type fixed")
 		}
+	case disk.Raw:
+		err = c.imageFlags(cmd, standardStream)
+	default:
+		err = createError(disk.UnknownFormat(format))
+	}
+	if err != nil {
+		return err
 	}
 	signal.Ignore(syscall.SIGPIPE) // a reader that is gone is an error of the write
 	defer signal.Reset(syscall.SIGPIPE)
 	c.copy.stdout = out
-	err := c.copy.copy(cmd, input, standardStream, format, func(ctx context.Context, in convert.Input) (convert.Target, error) {
+	err = c.copy.copy(cmd, input, standardStream, format, func(ctx context.Context, in convert.Input) (convert.Target, error) {
 		w := newPipeWriter(ctx, out)
-		if format == disk.Raw {
+		switch format {
+		case disk.Raw:
 			warnSectors(c.copy.warner(cmd), in, "the raw disk", standardStream, 0)
 			return convert.NewRawStream(w, in.Disk.Size()), nil
+		case disk.VHD:
+			size, _, err := c.vhdLayout(cmd, in)
+			if err != nil {
+				return nil, err
+			}
+			return convert.NewVHDStream(w, size)
 		}
 		var o vhdx.CreateOptions
 		c.layout.apply(&o)

@@ -46,11 +46,11 @@ must not change while it has children. To mount a child whose parent is in anoth
 	f.StringVar(&c.parent, "parent", "", "create a differencing image of the image `PARENT`")
 	f.StringArrayVar(&c.parentPaths, "parent-path", nil, parentPathHelp)
 	f.StringVar(&c.from, "from", "", "copy the raw disk `RAW` into the image; see also convert")
-	f.StringVarP(&c.copy.input, "input-format", "f", "", "`FORMAT` of RAW: vhdx or raw; detected by default")
+	f.StringVarP(&c.copy.input, "input-format", "f", "", "`FORMAT` of RAW: vhdx, vhd or raw; detected by default")
 	c.copy.formatFlag = "-f"
 	c.layout.add(cmd)
 	c.copy.add(cmd)
-	completeFlag(cmd, "input-format", string(disk.Raw), string(disk.VHDX))
+	completeFlag(cmd, "input-format", disk.Formats...)
 	return cmd
 }
 

@@ -45,7 +45,7 @@ a list and print the ranges that differ; zeros are skipped. --check also takes w
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVarP(&c.format, "format", "f", "", "`FORMAT` of IMAGE: vhdx or raw; detected by default")
+	f.StringVarP(&c.format, "format", "f", "", "`FORMAT` of IMAGE: vhdx, vhd or raw; detected by default")
 	f.StringVar(&c.list, "blocks", "", "write the digests of the blocks to `FILE`; - is standard output, which then has nothing else")
 	f.BoolVar(&c.noWhole, "no-whole", false, "with --blocks: do not compute the digest of the whole disk")
 	f.StringVar(&c.check, "check", "", "compare the disk with the digests in `FILE`; the exit status is 5 if it differs")
@@ -54,7 +54,7 @@ a list and print the ranges that differ; zeros are skipped. --check also takes w
 	f.IntVar(&c.workers, "workers", hash.DefaultWorkers, "read `N` blocks of the disk at once")
 	addJSON(cmd, &c.json)
 	addImageOptions(cmd, &c.options)
-	completeFlag(cmd, "format", string(disk.Raw), string(disk.VHDX))
+	completeFlag(cmd, "format", disk.Formats...)
 	return cmd
 }
 

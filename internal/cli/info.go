@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"vhdxfs/internal/disk"
 	"vhdxfs/internal/partition"
 	"vhdxfs/vhdx"
 )
@@ -27,8 +28,19 @@ it is mounted. -v adds headers, log, regions, metadata and blocks, of the parent
 	}, func(cmd *cobra.Command, paths []string, o vhdx.Options) error {
 		confineReader(cmd.Context(), paths, o)
 		o.MissingParent = true // what the file itself says is still shown
-		var list []imageInfo
+		var list []any
 		for i, path := range paths {
+			if disk.IsVHD(path) {
+				in, err := describeVHD(path, o)
+				if err == nil && !c.json {
+					err = printVHD(cmd, in, i > 0)
+				}
+				if err != nil {
+					return err
+				}
+				list = append(list, in)
+				continue
+			}
 			err := withImage(path, o, func(im *vhdx.Image) error {
 				won, err := reclaimable(cmd, im, zeros)
 				if err != nil {
@@ -120,22 +132,7 @@ func (p *infoPrinter) summary(in imageInfo, zeros bool) {
 	if zeros {
 		p.line("zeros", "%s in blocks that hold only zeros", p.size(in.Reclaimable.Zero))
 	}
-	name := "contents"
-	if in.Inside.Table != "" {
-		p.line(name, "%s partition table", strings.ToUpper(in.Inside.Table))
-		name = ""
-	}
-	for _, v := range in.Inside.Volumes {
-		text := p.volume(v)
-		if name == "" {
-			p.printf("\t  %s\n", text)
-		} else {
-			p.line(name, "%s", text)
-		}
-	}
-	if in.Inside.Table == "" && len(in.Inside.Volumes) == 0 {
-		p.line(name, "no known partition table or file system")
-	}
+	p.contents(in.Inside)
 	p.line("parent", "%s", parentText(in.Parent))
 	state := logText(in.Log)
 	if len(in.Warnings) > 0 {
@@ -146,6 +143,26 @@ func (p *infoPrinter) summary(in imageInfo, zeros bool) {
 		p.lease(l)
 	}
 	p.line("mounted", "%s", tellMounted(in.Path))
+}
+
+// contents writes what is on the disk.
+func (p *infoPrinter) contents(in partition.Content) {
+	name := "contents"
+	if in.Table != "" {
+		p.line(name, "%s partition table", strings.ToUpper(in.Table))
+		name = ""
+	}
+	for _, v := range in.Volumes {
+		text := p.volume(v)
+		if name == "" {
+			p.printf("\t  %s\n", text)
+		} else {
+			p.line(name, "%s", text)
+		}
+	}
+	if in.Table == "" && len(in.Volumes) == 0 {
+		p.line(name, "no known partition table or file system")
+	}
 }
 
 // volume describes a partition, or the only file system of a disk.

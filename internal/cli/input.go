@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -115,8 +116,8 @@ func (c *copyFlags) openStdin(ctx context.Context, cmd *cobra.Command, output st
 	switch {
 	case term.IsTerminal(int(os.Stdin.Fd())):
 		return convert.Input{}, usageError("standard input is a terminal, not a disk")
-	case format != disk.Auto && format != disk.Raw && format != disk.VHDX:
-		return convert.Input{}, fmt.Errorf("%w %q; must be raw or vhdx", disk.ErrFormat, format)
+	case format != disk.Auto && !slices.Contains(disk.Formats, string(format)):
+		return convert.Input{}, disk.UnknownFormat(format)
 	}
 	in := bufio.NewReaderSize(os.Stdin, peekSize)
 	head, err := peek(ctx, in)
@@ -146,8 +147,11 @@ func (c *copyFlags) openStdin(ctx context.Context, cmd *cobra.Command, output st
 		}
 		return c.spooled(ctx, cmd, r, output, disk.Raw, o, rewound(len(head)))
 	}
-	if len(head) == 0 {
+	switch {
+	case len(head) == 0:
 		return convert.Input{}, usageError("standard input is empty")
+	case format == disk.VHD:
+		return c.spooled(ctx, cmd, in, output, disk.VHD, o, rewound(len(head)))
 	}
 	return c.openStdinImage(ctx, cmd, in, output, o, rewound(len(head)))
 }

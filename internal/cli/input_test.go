@@ -168,7 +168,7 @@ func TestImageOnStandardInput(t *testing.T) {
 func TestNamesThatLie(t *testing.T) {
 	dir := t.TempDir()
 	image := newImage(t)
-	for _, name := range []string{"x.vhd", "x.qcow2", "x.VMDK", "x.vdi", "x.vhds", "x.raw.gz"} {
+	for _, name := range []string{"x.avhd", "x.qcow2", "x.VMDK", "x.vdi", "x.vhds", "x.raw.gz"} {
 		out := filepath.Join(dir, name)
 		for _, args := range [][]string{{"convert", image, out}, {"create", "--size", "1M", out}, {"flatten", image, out}, {"snapshot", image, out}} {
 			if r := run(t, args...); r.status != statusUsage || !strings.Contains(r.stderr, name) {

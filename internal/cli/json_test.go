@@ -25,7 +25,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		}
 	}
 	for name, values := range map[string][]any{
-		"info": {imageInfo{}}, "check": {vhdx.Report{}, vhdx.RepairReport{}, vhdx.UndoResult{}}, "map": {mapEntry{}, qemuEntry{}},
+		"info": {imageInfo{}, vhdInfo{}}, "check": {vhdx.Report{}, vhdx.RepairReport{}, vhdx.UndoResult{}}, "map": {mapEntry{}, qemuEntry{}},
 		"convert": {copyReport{}}, "compare": {comparison{}, compare.Range{}}, "hash": {hashReport{}}, "chain": {tree{}},
 		"snapshot": {vhdx.SnapshotResult{}}, "merge": {vhdx.MergeResult{}}, "set-parent": {vhdx.SetParentResult{}},
 		"compact": {compactReport{}}, "resize": {resizeReport{}}, "list": {activeMount{}}, "open": {openReport{}},

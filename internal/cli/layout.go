@@ -32,12 +32,20 @@ func (l *layoutFlags) add(cmd *cobra.Command) {
 
 // given returns the first flag that was given and concerns images alone, "" if none was.
 func (l *layoutFlags) given(cmd *cobra.Command) string {
-	for _, name := range []string{"type", "block-size", "logical-sector-size", "physical-sector-size", "log-size", "zero-blocks", "creator"} {
-		if cmd.Flags().Changed(name) {
-			return name
-		}
+	if names := l.allGiven(cmd); len(names) > 0 {
+		return names[0]
 	}
 	return ""
+}
+
+// allGiven returns all such flags.
+func (l *layoutFlags) allGiven(cmd *cobra.Command) (names []string) {
+	for _, name := range []string{"type", "block-size", "logical-sector-size", "physical-sector-size", "log-size", "zero-blocks", "creator"} {
+		if cmd.Flags().Changed(name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // apply puts the flags that were given into the options.

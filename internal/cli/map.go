@@ -11,8 +11,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"vhdxfs/internal/disk"
 	"vhdxfs/internal/draw"
 	"vhdxfs/internal/newfile"
+	"vhdxfs/internal/vhd"
 	"vhdxfs/vhdx"
 	"vhdxfs/vhdx/ondisk"
 )
@@ -54,6 +56,9 @@ write the picture to a file, or to standard output if FILE is -.`,
 		if c.svg == "" && c.png == "" {
 			confineReader(cmd.Context(), paths, o)
 		}
+		if disk.IsVHD(paths[0]) {
+			return c.showVHD(cmd, paths[0], o)
+		}
 		return withImage(paths[0], o, func(im *vhdx.Image) error { return c.show(cmd.OutOrStdout(), sizesOf(cmd), im) })
 	})
 	f := cmd.Flags()
@@ -68,6 +73,19 @@ write the picture to a file, or to standard output if FILE is -.`,
 	return cmd
 }
 
+// showVHD lists the extents of a VHD image.
+func (c *mapCommand) showVHD(cmd *cobra.Command, path string, o vhdx.Options) (err error) {
+	if c.draw || c.svg != "" || c.png != "" {
+		return usageError("%s is an old VHD image; only VHDX images can be drawn", path)
+	}
+	im, err := vhd.Open(path, o)
+	if err != nil {
+		return withAdvice(explainLock(err))
+	}
+	defer func() { err = errors.Join(err, im.Close()) }()
+	return c.list(cmd.OutOrStdout(), sizesOf(cmd), im)
+}
+
 func (c *mapCommand) show(out io.Writer, size sizeWriter, im *vhdx.Image) error {
 	switch {
 	case c.draw:
@@ -75,6 +93,16 @@ func (c *mapCommand) show(out io.Writer, size sizeWriter, im *vhdx.Image) error 
 	case c.svg != "" || c.png != "":
 		return c.paintFiles(out, im)
 	}
+	return c.list(out, size, im)
+}
+
+// A mapped disk tells where its bytes are.
+type mapped interface {
+	Info() *vhdx.Info
+	Extent(off int64) (vhdx.Extent, error)
+}
+
+func (c *mapCommand) list(out io.Writer, size sizeWriter, im mapped) error {
 	w := bufio.NewWriter(out)
 	list := &jsonList{w: w}
 	var err error
@@ -121,7 +149,7 @@ func (m mapEntry) qemu() qemuEntry {
 }
 
 // eachExtent calls do for the extents of the disk in order. They are not gathered: there may be millions.
-func eachExtent(im *vhdx.Image, do func(mapEntry) error) error {
+func eachExtent(im mapped, do func(mapEntry) error) error {
 	files := chainPaths(im.Info())
 	for off := int64(0); ; {
 		e, err := im.Extent(off)
@@ -163,7 +191,7 @@ func chainPaths(in *vhdx.Info) []string {
 	return paths
 }
 
-func writeMapText(w io.Writer, size sizeWriter, im *vhdx.Image) error {
+func writeMapText(w io.Writer, size sizeWriter, im mapped) error {
 	const row = "%-14s %-12s %-4s %-17s %-5s %-14s %s\n" // which leaves room for a name in 80 columns
 	if _, err := fmt.Fprintf(w, row, "OFFSET", "LENGTH", "KIND", "STATE", "LAYER", "FILE OFFSET", "FILE"); err != nil {
 		return err

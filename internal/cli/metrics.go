@@ -20,7 +20,6 @@ import (
 	mount "vhdxfs/fs"
 	"vhdxfs/internal/fault"
 	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx"
 )
 
 // metricsNamespace is what the names of all metrics begin with.
@@ -118,7 +117,7 @@ func removeStaleIn(d *safefile.Folder, name, path string) error {
 }
 
 // serve answers requests from here on, with the statistics of the mount and of the process.
-func (m *metricsServer) serve(server *mount.Server, im *vhdx.Image, log *logrus.Logger) {
+func (m *metricsServer) serve(server *mount.Server, im openDisk, log *logrus.Logger) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -143,7 +142,7 @@ func (m *metricsServer) serve(server *mount.Server, im *vhdx.Image, log *logrus.
 }
 
 // mountInfo is the metric that tells what is mounted, as it is now: a snapshot changes the image and its type.
-func mountInfo(server *mount.Server, im *vhdx.Image) string {
+func mountInfo(server *mount.Server, im openDisk) string {
 	mode := "ro"
 	if im.Writable() {
 		mode = "rw"

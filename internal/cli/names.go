@@ -24,6 +24,9 @@ func isImageName(path string) bool { return slices.Contains(imageExtensions, ext
 func checkImageName(path string) error {
 	ext := extension(path)
 	if ext == "raw" || slices.Contains(foreignExtensions, ext) {
+		if ext == "vhd" {
+			return usageError("%s: only convert writes a .vhd file; give the new image a name that ends in .vhdx", path)
+		}
 		return usageError("%s: cannot write a .%s file; give the new image a name that ends in .vhdx", path, ext)
 	}
 	return nil

@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -11,28 +12,75 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	mount "vhdxfs/fs"
+	"vhdxfs/internal/disk"
+	"vhdxfs/internal/vhd"
 	"vhdxfs/vhdx"
 )
 
+// An openDisk is an image that is open for a mount: a *vhdx.Image or a *vhd.Image.
+type openDisk interface {
+	mount.Disk
+	io.ReaderAt
+	Type() vhdx.DiskType
+	Warnings() []string
+	WhenTakenOver(do func()) // another host writes the image
+	Close() error
+}
+
 // open opens the image as the options want it.
-func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
-	io := o.image
-	io.Log = log
-	io.Writable = !o.readOnly
+func open(o *options, log *logrus.Logger) (openDisk, error) {
+	if disk.IsVHD(o.mount.Image) {
+		return openVHD(o, log)
+	}
+	return openImage(o, log)
+}
+
+// openVHD opens an old image, which can only be read.
+func openVHD(o *options, log *logrus.Logger) (openDisk, error) {
+	path := o.mount.Image
+	switch {
+	case o.mount.Overlay != "":
+		return nil, fmt.Errorf("%s is an old VHD image, which cannot have an overlay; convert it first: vhdxfs convert %[1]s disk.vhdx", path)
+	case !o.readOnly && !o.roFallback:
+		return nil, fmt.Errorf("%s is an old VHD image, which can only be mounted read-only; use -o ro, or convert it first: vhdxfs convert %[1]s disk.vhdx", path)
+	case !o.readOnly:
+		log.Warnf("%s is an old VHD image; it is mounted read-only", path)
+	}
+	im, err := vhd.Open(path, o.image)
+	if err != nil { // not a nil *vhd.Image in an interface
+		return nil, mayNotRead(explainLock(err))
+	}
+	return im, nil
+}
+
+// openImage opens a VHDX image.
+func openImage(o *options, log *logrus.Logger) (openDisk, error) {
+	im, err := openForMount(o, log)
+	if err != nil { // likewise
+		return nil, err
+	}
+	return im, nil
+}
+
+func openForMount(o *options, log *logrus.Logger) (*vhdx.Image, error) {
+	how := o.image
+	how.Log = log
+	how.Writable = !o.readOnly
 	if o.log == "" || o.log == logStderr {
 		vhdx.TellWait = nil // the log is read where the command was given
 	}
 	// A program that waits for the mount need not wait for 512 MiB of BAT, unless what is found there says how to mount.
-	io.LateScan = o.mount.Overlay == "" && !o.roFallback
+	how.LateScan = o.mount.Overlay == "" && !o.roFallback
 	if o.replay == replayNo {
-		if err := checkReplay(o.mount.Image, io); err != nil {
+		if err := checkReplay(o.mount.Image, how); err != nil {
 			return nil, err
 		}
 	}
-	if io.AnyParent {
+	if how.AnyParent {
 		log.Warnf("the parents of %s are not checked", o.mount.Image)
 	}
-	im, err := o.openOnce(io, log)
+	im, err := o.openOnce(how, log)
 	switch {
 	case err == nil:
 		return im, nil
@@ -43,8 +91,8 @@ func open(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 	case o.readOnly || o.mount.Overlay != "" || !unwritable(err) && !o.roFallback:
 		return nil, mayNotRead(err)
 	}
-	io.Writable = false
-	im, roErr := vhdx.Open(o.mount.Image, io)
+	how.Writable = false
+	im, roErr := vhdx.Open(o.mount.Image, how)
 	switch {
 	case roErr != nil:
 		return nil, mayNotRead(err)

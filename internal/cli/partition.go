@@ -6,7 +6,6 @@ import (
 
 	mount "vhdxfs/fs"
 	"vhdxfs/internal/partition"
-	"vhdxfs/vhdx"
 )
 
 // maxPartition bounds the number of a partition; the kernel has no higher ones, either.
@@ -22,7 +21,7 @@ func parsePartition(p *int, v string) error {
 }
 
 // findPartition has disk.raw show the partition that the options name, if they do.
-func (o *options) findPartition(im *vhdx.Image) error {
+func (o *options) findPartition(im openDisk) error {
 	if o.partition == 0 {
 		return nil
 	}

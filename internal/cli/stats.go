@@ -10,7 +10,6 @@ import (
 
 	mount "vhdxfs/fs"
 	"vhdxfs/internal/fault"
-	"vhdxfs/vhdx"
 )
 
 // A statsReporter tells the statistics of a mount: to the log, whenever SIGUSR1 comes, and to Prometheus.
@@ -36,7 +35,7 @@ func newStatsReporter(o *options) (*statsReporter, error) {
 }
 
 // begin tells of the image im, which is served, until end.
-func (s *statsReporter) begin(server *mount.Server, im *vhdx.Image, log *logrus.Logger) {
+func (s *statsReporter) begin(server *mount.Server, im openDisk, log *logrus.Logger) {
 	if s.metrics != nil {
 		s.metrics.serve(server, im, log)
 	}

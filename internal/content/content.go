@@ -13,7 +13,7 @@ import (
 type Kind struct {
 	name  string // with its article
 	group group
-	tool  string // command that helps, without the name of the file; of an image, what qemu-img has to be told
+	tool  string // command that helps, without the name of the file
 }
 
 // A group says what can be done with a kind.
@@ -22,6 +22,7 @@ type group uint8
 const (
 	disk       group = iota // its bytes are those of a disk, or of none that is known
 	vhdx                    // this program reads it
+	vhd                     // likewise
 	image                   // qemu-img reads it
 	compressed              // tool writes what is in it to standard output
 	archive                 // tool unpacks it
@@ -36,7 +37,7 @@ var (
 	MBR         = &Kind{name: "a raw disk with a boot sector or an MBR partition table"}
 	VHDX        = &Kind{name: "a VHDX image", group: vhdx}
 	DamagedVHDX = &Kind{name: "a VHDX image without its file type identifier", group: vhdx} // headers, region tables or metadata are there
-	VHD         = &Kind{name: "an old VHD image", group: image, tool: "-f vpc "}            // qemu-img does not see that a fixed one is none that is raw
+	VHD         = &Kind{name: "an old VHD image", group: vhd}
 )
 
 var (
@@ -207,7 +208,12 @@ func (k *Kind) Advice(path string) string {
 	}
 	switch k.group {
 	case image:
-		return fmt.Sprintf("convert it to a raw disk first: qemu-img convert %s-O raw %s disk.raw", k.tool, name)
+		return fmt.Sprintf("convert it to a raw disk first: qemu-img convert -O raw %s disk.raw", name)
+	case vhd:
+		if path == "-" { // its begin has not told
+			return "-f vhd reads it as that"
+		}
+		return fmt.Sprintf("mount it read-only, or convert it first: vhdxfs convert %s disk.vhdx", name)
 	case compressed:
 		if path == "-" {
 			return "decompress it first: put " + k.tool + " into the pipe"

@@ -140,7 +140,7 @@ func TestAdvice(t *testing.T) {
 		{qcow2, "it's a disk", `-O raw 'it'\''s a disk' disk.raw`},
 		{qcow2, "-", "-O raw FILE disk.raw"},
 		{qcow2, "a\nb", "-O raw FILE disk.raw"},
-		{VHD, "a.vhd", "qemu-img convert -f vpc -O raw a.vhd disk.raw"},
+		{VHD, "a.vhd", "vhdxfs convert a.vhd disk.vhdx"},
 		{gzip, "-", "put gzip -dc into the pipe"},
 		{xz, "a.xz", "xz -dc a.xz >disk"},
 		{Raw, "a", ""},

@@ -55,7 +55,8 @@ func NewRawStream(w Output, size int64) Target {
 // A rawStream writes zeros for what is left out.
 type rawStream struct {
 	w         io.Writer
-	size, pos int64 // bytes
+	size, pos int64  // bytes
+	behind    []byte // follows the disk
 }
 
 func (s *rawStream) WriteAt(p []byte, off int64) (int, error) {
@@ -67,7 +68,13 @@ func (s *rawStream) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-func (s *rawStream) Finish() error { return s.zerosTo(s.size) }
+func (s *rawStream) Finish() error {
+	if err := s.zerosTo(s.size); err != nil || len(s.behind) == 0 {
+		return err
+	}
+	_, err := s.w.Write(s.behind)
+	return err
+}
 
 func (s *rawStream) zerosTo(off int64) error {
 	if off < s.pos {

@@ -16,7 +16,7 @@ import (
 // VMDK is not among them: its parts may be raw.
 var imageNames = []string{".vhdx", ".avhdx", ".vhds", ".vhd", ".avhd", ".qcow2", ".qcow", ".vdi", ".qed"}
 
-// A ForeignError says that something is neither a VHDX image nor, by its bytes and its name, a raw disk.
+// A ForeignError says that something is neither a VHDX or VHD image nor, by its bytes and its name, a raw disk.
 type ForeignError struct {
 	Path string // "-" is standard input
 	Kind *content.Kind
@@ -35,6 +35,12 @@ func (e *ForeignError) Error() string {
 		msg += "; " + advice
 	}
 	return msg
+}
+
+// IsVHD reports whether the file at path is a VHD image. What cannot be read is none.
+func IsVHD(path string) bool {
+	format, err := detect(path)
+	return err == nil && format == VHD
 }
 
 // detect finds out the format of the file at path. What is known to be of another than those here is an error.
@@ -61,6 +67,8 @@ func FormatOf(kind *content.Kind, path string) (Format, error) {
 	switch {
 	case kind.IsVHDX(), kind.IsDisk() && hasEnd(path, imageNames[:2]): // what is wrong with it is for its reader to say
 		return VHDX, nil
+	case kind == content.VHD:
+		return VHD, nil
 	case kind.IsDisk() && !named:
 		return Raw, nil
 	}

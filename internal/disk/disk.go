@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"vhdxfs/internal/safefile"
+	"vhdxfs/internal/vhd"
 	"vhdxfs/vhdx"
 	"vhdxfs/vhdx/imagefile"
 )
@@ -19,7 +20,11 @@ const (
 	Auto Format = ""
 	Raw  Format = "raw"
 	VHDX Format = "vhdx"
+	VHD  Format = "vhd"
 )
+
+// Formats are those that can be given, for messages and completion.
+var Formats = []string{string(VHDX), string(VHD), string(Raw)}
 
 // ErrFormat is matched by the error for a format that is none of these.
 var ErrFormat = errors.New("unknown format")
@@ -28,7 +33,8 @@ var ErrFormat = errors.New("unknown format")
 type Disk struct {
 	Path   string
 	Format Format
-	Image  *vhdx.Image // nil for a raw disk
+	Image  *vhdx.Image // nil if it is none
+	VHD    *vhd.Image  // likewise
 
 	SectorSize int64  // of the logical sectors, in bytes; 0 where nothing tells, as of most raw files
 	Warning    string // what is odd about it, for people; "" is nothing
@@ -50,10 +56,25 @@ func Open(path string, format Format, o vhdx.Options) (*Disk, error) {
 	switch format {
 	case VHDX:
 		return openImage(path, o)
+	case VHD:
+		return openVHD(path, o)
 	case Raw:
 		return openRaw(path, o.Lock)
 	}
-	return nil, fmt.Errorf("%w %q; must be raw or vhdx", ErrFormat, format)
+	return nil, UnknownFormat(format)
+}
+
+// UnknownFormat returns the error for a format that is none of these.
+func UnknownFormat(format Format) error {
+	return fmt.Errorf("%w %q; must be raw, vhdx or vhd", ErrFormat, format)
+}
+
+func openVHD(path string, o vhdx.Options) (*Disk, error) {
+	im, err := vhd.Open(path, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Disk{Path: path, Format: VHD, VHD: im, SectorSize: im.SectorSize(), ReaderAt: im, size: im.Size()}, nil
 }
 
 // An imageReader reads an image, but not what its file has as holes: of a fixed image that is hardly used, or of large
@@ -129,6 +150,9 @@ func (d *Disk) Data(off int64) (Run, error) {
 		}
 		off = e.End()
 	}
+	if d.VHD != nil {
+		return d.dataOfVHD(off)
+	}
 	from, err := d.raw.NextData(off)
 	to := from
 	if err == nil {
@@ -146,10 +170,30 @@ func (d *Disk) Data(off int64) (Run, error) {
 	return Run{from, min(to, d.size), d.raw, from}, nil
 }
 
+// dataOfVHD is Data for a VHD image. What its files have as holes is left out: a fixed image may have many.
+func (d *Disk) dataOfVHD(off int64) (Run, error) {
+	from, err := d.VHD.SeekData(off)
+	if err != nil {
+		return Run{}, err
+	}
+	e, err := d.VHD.Extent(from)
+	if err != nil {
+		return Run{}, err
+	}
+	to := min(e.End(), d.size)
+	if hole, err := e.File.NextHole(e.FileOff); err == nil && hole < e.FileOff+e.Len {
+		to = min(to, from+max(hole-e.FileOff, 1))
+	}
+	return Run{from, to, e.File, e.FileOff}, nil
+}
+
 // Holds reports whether the file at path is the disk's, or that of one of its parents.
 func (d *Disk) Holds(path string) bool {
 	if d.Image != nil {
 		return d.Image.Holds(path)
+	}
+	if d.VHD != nil {
+		return d.VHD.Holds(path)
 	}
 	a, err := d.raw.Identity()
 	if err != nil {
@@ -164,6 +208,9 @@ func (d *Disk) Access() ([]safefile.Access, error) {
 	if d.Image != nil {
 		return d.Image.Access()
 	}
+	if d.VHD != nil {
+		return d.VHD.Access()
+	}
 	return vhdx.AccessOf(d.raw, d.Path)
 }
 
@@ -171,6 +218,9 @@ func (d *Disk) Access() ([]safefile.Access, error) {
 func (d *Disk) Close() error {
 	if d.Image != nil {
 		return d.Image.Close()
+	}
+	if d.VHD != nil {
+		return d.VHD.Close()
 	}
 	return d.raw.Close()
 }

@@ -48,8 +48,8 @@ func TestDetect(t *testing.T) {
 		{"QCOW2", 0, "QFI\xfb\x00\x00\x00\x03", Auto, "QCOW2"},
 		{"VMDK", 0, "KDMV", Auto, "VMDK"},
 		{"VMDK description", 0, "# Disk DescriptorFile\n", Auto, "VMDK"},
-		{"dynamic VHD", 0, "conectix", Auto, "VHD"},
-		{"fixed VHD", 4096 - 512, "conectix", Auto, "VHD"},
+		{"dynamic VHD", 0, "conectix", VHD, ""},
+		{"fixed VHD", 4096 - 512, "conectix", VHD, ""},
 		{"VDI", 64, "\x7f\x10\xda\xbe", Auto, "VDI"},
 	} {
 		got, err := detect(file(t, 4096, map[int64]string{tc.off: tc.bytes}))

@@ -1,2 +1,3 @@
-// Package disk opens disks to read from any kind of file: a VHDX image with its parents, a raw file or a block device.
+// Package disk opens disks to read from any kind of file: a VHDX or VHD image with its parents, a raw file or a
+// block device.
 package disk
