@@ -200,6 +200,22 @@ func TestPassThroughRefused(t *testing.T) {
 	}
 }
 
+// Reads are passed through for a FUSE connection alone, and what a server asks for again and again is not done.
+func TestMounterPassesThroughOnce(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	m := NewMounter(Options{})
+	if _, err := m.PassThrough(KernelFile{Device: int(null.Fd())}); err == nil || !strings.Contains(err.Error(), "no FUSE connection") {
+		t.Error(err)
+	}
+	if _, err := m.PassThrough(KernelFile{}); err != syscall.EALREADY {
+		t.Error(err)
+	}
+}
+
 // A faultyDisk ends each Resolve with a fault.
 type faultyDisk struct{ *fakeDisk }
 
