@@ -315,7 +315,6 @@ func TestKernelReadsUses(t *testing.T) {
 	if !bytes.Equal(m, want) {
 		t.Error("mapped: other bytes")
 	}
-	unix.Munmap(m)
 	if got := must(t, "sh", "-c", `cat "$1" | sha256sum`, "sh", s.disk); got != must(t, "sh", "-c", `sha256sum < "$1"`, "sh", raw) { // cat splices
 		t.Error("through a pipe: other bytes")
 	}
@@ -347,6 +346,10 @@ func TestKernelReadsUses(t *testing.T) {
 		t.Errorf("info:\n%s", got)
 	}
 	f.Close()
+	if err := syscall.Unmount(s.dir, 0); err != syscall.EBUSY {
+		t.Errorf("unmounted while it is mapped: %v", err)
+	}
+	unix.Munmap(m)
 	s.end(t)
 }
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"net"
+	"os"
 	"strings"
 	"testing"
 
@@ -34,6 +35,41 @@ func TestMonitorKnowsItsWords(t *testing.T) {
 		var a monitorAnswer
 		if err := json.Unmarshal(b[:n], &a); err != nil || !strings.Contains(string(a.Error), "unknown word") {
 			t.Errorf("%q is answered with %s, %v", w, b[:n], err)
+		}
+	}
+}
+
+// What comes with the word pass-through has to be complete, and is closed in any case.
+func TestMonitorClosesDescriptors(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range pair {
+		if ends[i], err = packetConn(fd); err != nil {
+			t.Fatal(err)
+		}
+		defer ends[i].Close()
+	}
+	k := newLocalKeeper(&options{}, 0, logrus.New())
+	for word, want := range map[word]string{wordPassThrough: "too few descriptors", "no word": "unknown word"} {
+		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answerEngine(ends[0], k, &logCollector{}, monitorQuestion{Word: word, fds: []int{fd}})
+		b := make([]byte, maxMessage)
+		n, err := ends[1].Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var a monitorAnswer
+		if err := json.Unmarshal(b[:n], &a); err != nil || !strings.Contains(string(a.Error), want) {
+			t.Errorf("%q is answered with %s, %v", word, b[:n], err)
+		}
+		if unix.Close(fd) == nil {
+			t.Errorf("%q leaves a descriptor open", word)
 		}
 	}
 }
