@@ -126,13 +126,14 @@ func folders(path string) []string {
 type ownProcess struct{}
 
 // confineReader gives up what a command does not need that only reads images. Where one of them, or one beside it, is
-// mounted for writing, nothing is given up: the command has to talk to the mount.
-func confineReader(ctx context.Context, paths []string, o vhdx.Options) {
+// mounted for writing, nothing is given up: the command has to talk to the mount. In the folders it can make files.
+func confineReader(ctx context.Context, paths []string, o vhdx.Options, folders ...string) {
 	if own, _ := ctx.Value(ownProcess{}).(bool); !own || !freeToRead(paths, o) {
 		return
 	}
 	texts := make(map[string]string, len(paths))
-	r := sandbox.Rules{Read: []string{ownFiles}, Write: []string{os.DevNull}, Capabilities: sandbox.CapabilitySet(unix.CAP_DAC_READ_SEARCH)}
+	r := sandbox.Rules{Read: []string{ownFiles}, Write: []string{os.DevNull}, Make: folders, Empty: parents(folders)}
+	r.Capabilities = sandbox.CapabilitySet(unix.CAP_DAC_READ_SEARCH) | makerCapabilities(folders)
 	for _, path := range paths {
 		texts[path] = mountedText(path)
 		r.Read = append(r.Read, imageReach(path)...)
@@ -145,6 +146,14 @@ func confineReader(ctx context.Context, paths []string, o vhdx.Options) {
 	_ = time.Now().String() // which reads the time zone, if nothing has yet
 	keepOwnFiles()
 	_ = sandbox.Confine(r) // as far as the kernel can: what is missing keeps nothing from being read
+}
+
+// parents returns the folders that hold the paths.
+func parents(paths []string) (list []string) {
+	for _, p := range paths {
+		list = append(list, filepath.Dir(p))
+	}
+	return list
 }
 
 // freeToRead reports whether no other program keeps the images from being read, nor may keep their parents.

@@ -67,6 +67,10 @@ var commandStatuses = map[string][]exitStatus{
 	"detach": {notMountedStatus, {statusMount, "still in use"}},
 	"stats":  {notMountedStatus},
 	"info":   {damagedStatus, interruptedStatus},
+	"files":  {damagedStatus, interruptedStatus},
+	"extract": {
+		{statusWarnings, "complete except for files that cannot be copied, such as devices"}, damagedStatus, interruptedStatus,
+	},
 	"check": {
 		{statusWarnings, "warnings only, or the repair found that data is lost or suspect"},
 		{statusDamaged, "the image breaks a rule of the format, or could not be repaired"}, interruptedStatus,

@@ -28,7 +28,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		"info": {imageInfo{}, vhdInfo{}}, "check": {vhdx.Report{}, vhdx.RepairReport{}, vhdx.UndoResult{}}, "map": {mapEntry{}, qemuEntry{}},
 		"convert": {copyReport{}}, "compare": {comparison{}, compare.Range{}}, "hash": {hashReport{}}, "chain": {tree{}},
 		"snapshot": {vhdx.SnapshotResult{}}, "merge": {vhdx.MergeResult{}}, "set-parent": {vhdx.SetParentResult{}},
-		"compact": {compactReport{}}, "resize": {resizeReport{}}, "list": {activeMount{}}, "open": {openReport{}},
+		"compact": {compactReport{}}, "resize": {resizeReport{}}, "list": {activeMount{}}, "open": {openReport{}}, "files": {fileEntry{}}, "extract": {extractReport{}},
 	} {
 		for _, v := range values {
 			described := map[reflect.Type]bool{ // in sections of their own

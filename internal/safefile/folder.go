@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -286,7 +288,7 @@ func (d *Folder) MakeFolder(name string, mode fs.FileMode) (*Folder, error) {
 	}
 	made, err := d.OpenChild(name)
 	if err == nil {
-		err = os.Chmod(descriptorPath(made.fd), mode)
+		err = made.Chmod(mode)
 	}
 	if err != nil {
 		return nil, errors.Join(err, made.Close(), d.RemoveFolder(name))
@@ -313,3 +315,76 @@ func (d *Folder) RemoveFolder(name string) error {
 
 // Fd returns the descriptor of the folder, which is one of O_PATH and belongs to it.
 func (d *Folder) Fd() uintptr { return uintptr(d.fd) }
+
+// Chmod changes the mode of the folder itself, which this user must be able to read.
+func (d *Folder) Chmod(mode fs.FileMode) error {
+	f, err := d.readable()
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Chmod(mode), f.Close())
+}
+
+// SetTime changes the modification time of the folder itself, which this user must be able to read.
+func (d *Folder) SetTime(t time.Time) error {
+	f, err := d.readable()
+	if err != nil {
+		return err
+	}
+	return errors.Join(SetTime(f, t), f.Close())
+}
+
+// SetTime changes the modification time of an open file.
+func SetTime(f Descriptor, t time.Time) error {
+	defer runtime.KeepAlive(f)
+	ts, err := unix.TimeToTimespec(t)
+	if err != nil {
+		return err
+	}
+	times := [2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, ts}
+	// By the descriptor alone, which unix.UtimesNanoAt does not offer.
+	if _, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, f.Fd(), 0, uintptr(unsafe.Pointer(&times)), 0, 0, 0); errno != 0 {
+		return &fs.PathError{Op: "utimensat", Path: f.Name(), Err: errno}
+	}
+	return nil
+}
+
+// Symlink makes a symbolic link.
+func (d *Folder) Symlink(to, name string) error {
+	if err := unix.Symlinkat(to, d.fd, name); err != nil {
+		return &os.LinkError{Op: "symlink", Old: to, New: d.Join(name), Err: err}
+	}
+	return nil
+}
+
+// Move gives what is called from in the folder the name to in another one. Unless it may replace what has that name, it fails
+// with fs.ErrExist where there is something.
+func (d *Folder) Move(from string, other *Folder, to string, replace bool) error {
+	flags := uint(unix.RENAME_NOREPLACE)
+	if replace {
+		flags = 0
+	}
+	if err := unix.Renameat2(d.fd, from, other.fd, to, flags); err != nil {
+		return &os.LinkError{Op: "rename", Old: d.Join(from), New: other.Join(to), Err: err}
+	}
+	return nil
+}
+
+// RemoveAll removes what is called name, and if that is a directory all that is in it. It follows no symbolic link.
+func (d *Folder) RemoveAll(name string) error {
+	root, err := os.OpenRoot(descriptorPath(d.fd))
+	if err != nil {
+		return err
+	}
+	return errors.Join(root.RemoveAll(name), root.Close())
+}
+
+// Syncfs makes all files of the file system durable that holds the folder.
+func (d *Folder) Syncfs() error {
+	f, err := d.readable()
+	if err != nil {
+		return err
+	}
+	err = os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
+	return errors.Join(err, f.Close())
+}

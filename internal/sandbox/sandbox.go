@@ -19,6 +19,8 @@ import (
 type Rules struct {
 	Read  []string // files, and folders with all that is in them, that can be read
 	Write []string // those in which files can also be written, made, renamed and removed; devices can be controlled
+	Make  []string // folders in which directories and symbolic links can be made as well
+	Empty []string // folders in which empty directories can be removed, and no more than that
 
 	Capabilities Capabilities // that are kept, of those that there are
 }
@@ -103,7 +105,7 @@ func Confine(r Rules) *State {
 	} else {
 		s.Capabilities = true
 	}
-	if err := filterCalls(); err != nil {
+	if err := filterCalls(len(r.Make) > 0); err != nil {
 		miss("seccomp", err)
 	} else {
 		s.Seccomp = true
@@ -117,6 +119,7 @@ const (
 	writeFile   landlock.AccessFSSet = readFile | ll.AccessFSWriteFile | ll.AccessFSTruncate
 	readFolder  landlock.AccessFSSet = readFile | ll.AccessFSReadDir
 	writeFolder landlock.AccessFSSet = readFolder | writeFile | ll.AccessFSMakeReg | ll.AccessFSRemoveFile | ll.AccessFSRefer
+	makeFolder  landlock.AccessFSSet = writeFolder | ll.AccessFSMakeDir | ll.AccessFSMakeSym | ll.AccessFSRemoveDir
 )
 
 // confineFiles puts Landlock in force and returns its ABI.
@@ -129,12 +132,18 @@ func confineFiles(r Rules) (abi int, err error) {
 	for _, p := range r.Read {
 		rules = appendRule(rules, p, readFile, readFolder)
 	}
+	refer := landlock.AccessFSSet(ll.AccessFSRefer)
+	if abi < 2 {
+		refer = 0 // nothing can be moved to another folder
+	}
 	for _, p := range r.Write {
-		folder := writeFolder
-		if abi < 2 {
-			folder &^= ll.AccessFSRefer // nothing can be moved to another folder, which is not needed either
-		}
-		rules = appendRule(rules, p, writeFile, folder)
+		rules = appendRule(rules, p, writeFile, writeFolder&^ll.AccessFSRefer|refer)
+	}
+	for _, p := range r.Empty {
+		rules = appendRule(rules, p, 0, ll.AccessFSRemoveDir)
+	}
+	for _, p := range r.Make {
+		rules = appendRule(rules, p, writeFile, makeFolder&^ll.AccessFSRefer|refer)
 	}
 	fd, flags, err := landlock.V11.BestEffort().NewRulesetFD(rules...)
 	if err != nil {

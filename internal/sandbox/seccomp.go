@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"os"
+	"slices"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/elastic/go-seccomp-bpf/arch"
@@ -79,7 +80,7 @@ func conditionalCalls() []seccomp.NameWithConditions {
 
 // filterCalls lets all threads make the calls above only. Others fail with EPERM; those fail with ENOSYS for which
 // libraries have another way.
-func filterCalls() error {
+func filterCalls(makesFolders bool) error {
 	info, err := arch.GetInfo("")
 	if err != nil {
 		return err
@@ -89,7 +90,11 @@ func filterCalls() error {
 		return ok
 	}
 	allowed := seccomp.SyscallGroup{Action: seccomp.ActionAllow}
-	for _, name := range allowedCalls {
+	names := allowedCalls
+	if makesFolders {
+		names = append(slices.Clone(names), "mkdirat", "symlinkat")
+	}
+	for _, name := range names {
 		if known(name) {
 			allowed.Names = append(allowed.Names, name)
 		}
