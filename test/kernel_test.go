@@ -287,11 +287,13 @@ func TestKernelReadsFallBack(t *testing.T) {
 			s.end(t)
 		}
 	})
-	t.Run("on a tmpfs", func(t *testing.T) { // where it can
-		dir := smallFS(t, "tmpfs", "64")
-		must(t, "cp", img, dir)
-		bothWays(t, filepath.Join(dir, filepath.Base(img)))
-	})
+	for _, fstype := range []string{"tmpfs", "xfs", "btrfs", "ext4"} { // where it can
+		t.Run("on "+fstype, func(t *testing.T) {
+			dir := smallFS(t, fstype, "320")
+			must(t, "cp", img, dir)
+			bothWays(t, filepath.Join(dir, filepath.Base(img)))
+		})
+	}
 }
 
 // All that programs do with a file is done with one that the kernel reads, but for O_DIRECT.

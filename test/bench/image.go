@@ -25,6 +25,10 @@ func (b bench) image(c contestant, kind imageKind) (string, error) {
 		return name, nil
 	}
 	switch kind {
+	case chain10:
+		return b.chain(c, 10, name)
+	case chain100:
+		return b.chain(c, 100, name)
 	case hugeImage:
 		if c.format == "raw" {
 			return name, makeHugeFile(name)
@@ -53,6 +57,25 @@ func (b bench) image(c contestant, kind imageKind) (string, error) {
 		args = append(args, "-o", "block_size="+block)
 	}
 	return name, run("qemu-img", append(args, raw, name)...)
+}
+
+// chain puts empty layers over the full image, for a contestant that has such, and returns the topmost.
+func (b bench) chain(c contestant, layers int, name string) (string, error) {
+	image, err := b.image(c, fullImage)
+	if err != nil || c.format == "raw" {
+		return image, err
+	}
+	for i := range layers {
+		child := name
+		if i < layers-1 {
+			child = fmt.Sprintf("%s.%d", name, i)
+		}
+		if err := run(b.program, "create", "--parent", image, child); err != nil {
+			return "", err
+		}
+		image = child
+	}
+	return image, nil
 }
 
 // mountShared makes and mounts the file system whose files can share space, and returns what unmounts it.

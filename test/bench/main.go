@@ -70,6 +70,7 @@ func measureAll(program, options, dir, only, svg string, rounds int, b bench) (e
 			return err
 		}
 	}
+	b.program = program
 	self, err := os.Executable()
 	if err != nil {
 		return err

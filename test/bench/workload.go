@@ -33,10 +33,12 @@ type aim struct{ qemu, goFUSE float64 }
 type imageKind string
 
 const (
-	fullImage   imageKind = "full"   // random bytes, in blocks of 32 MiB
-	emptyImage  imageKind = "empty"  // nothing, in blocks of 1 MiB
-	sparseImage imageKind = "sparse" // 1 MiB of each 64 MiB of a disk of 2 GiB, in blocks of 1 MiB
-	hugeImage   imageKind = "huge"   // nothing, in blocks of 1 MiB: the largest disk there is
+	fullImage   imageKind = "full"       // random bytes, in blocks of 32 MiB
+	emptyImage  imageKind = "empty"      // nothing, in blocks of 1 MiB
+	sparseImage imageKind = "sparse"     // 1 MiB of each 64 MiB of a disk of 2 GiB, in blocks of 1 MiB
+	chain10     imageKind = "10 layers"  // a full image below empty ones
+	chain100    imageKind = "100 layers" // the same
+	hugeImage   imageKind = "huge"       // nothing, in blocks of 1 MiB: the largest disk there is
 )
 
 // A cacheState says what the kernel's caches hold.
@@ -59,6 +61,8 @@ var workloads = []workload{
 	{name: "… image in memory, kernel=on", aim: aim{4, 4}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randread", "--bs=4k"}, options: "ro,kernel=on"},
 	{name: "random read, kernel=on", unit: "IOPS", args: []string{"--rw=randread", "--bs=4k"}, options: "ro,kernel=on"},
 	{name: "sequential read, kernel=on", unit: "MB/s", args: []string{"--rw=read", "--bs=1M"}, options: "ro,kernel=on"},
+	{name: "random read, 10 layers", aim: aim{0, 1.5}, unit: "IOPS", image: chain10, args: []string{"--rw=randread", "--bs=4k"}, without: "qemu"},
+	{name: "random read, 100 layers", aim: aim{0, 1.5}, unit: "IOPS", image: chain100, args: []string{"--rw=randread", "--bs=4k"}, without: "qemu"},
 	{name: "random read, 16 deep", aim: aim{2.0, 1.5}, unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
 	{name: "random read, 4 jobs", aim: aim{2.0, 1.5}, unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--numjobs=4"}},
 	{name: "sequential write", aim: aim{1.2, 1.1}, unit: "MB/s", caches: imageCached, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
@@ -90,6 +94,7 @@ type measurement struct {
 // A bench is where and how measurements are made.
 type bench struct {
 	dir     string
+	program string // vhdxfs
 	memory  string // folder in a tmpfs
 	shared  string // folder on an XFS
 	size    int64  // of the disk, bytes
