@@ -24,7 +24,7 @@ test_needs := $(demo_needs) qemu-utils:qemu-img gcc:gcc libc6-dev:/usr/include/s
 helpers := mount.vhdx mount.vhdxfs mount.fuse.vhdxfs umount.fuse.vhdxfs
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-vm lint fuzz install package release clean help
+.PHONY: build demo test test-vm test-cluster lint fuzz install package release clean help
 export GO
 
 build: ## Build bin/vhdxfs, a static binary
@@ -44,6 +44,13 @@ test: ## Set up what the tests need and run them all, with the race detector; sk
 test-vm: ## Boot a virtual machine with systemd, which is kept in the folder VM, to test mounts at boot and at its end
 	@internal/scripts/need $(test_needs) qemu-system-x86:qemu-system-x86_64 mmdebstrap:mmdebstrap
 	$(GO) test -count=1 -timeout 30m -v -run TestSystemdMachine ./test -vm $(VM)
+
+# CASES chooses among them, such as CASES='Idle|Rolling'. All take about a quarter of an hour.
+CASES ?= .
+
+test-cluster: ## Set up a GlusterFS on this machine, as root, and let hosts fail that use one image (CASES chooses)
+	@internal/scripts/need glusterfs-server:glusterd glusterfs-client:glusterfs xfsprogs:mkfs.xfs iproute2:ip
+	$(GO) test -count=1 -timeout 40m -v -run '$(CASES)' ./test/cluster -cluster
 
 # What reads images, undo files, logs and partition tables. Elsewhere 64-bit numbers are descriptors, statistics and sizes of the kernel.
 reading := ./vhdx/... ./journal ./cache ./internal/partition ./internal/content

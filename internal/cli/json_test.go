@@ -29,6 +29,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		"convert": {copyReport{}}, "compare": {comparison{}, compare.Range{}}, "hash": {hashReport{}}, "chain": {tree{}},
 		"snapshot": {vhdx.SnapshotResult{}}, "merge": {vhdx.MergeResult{}}, "set-parent": {vhdx.SetParentResult{}},
 		"compact": {compactReport{}}, "resize": {resizeReport{}}, "list": {activeMount{}}, "open": {openReport{}}, "files": {fileEntry{}}, "extract": {extractReport{}},
+		"break-lease": {vhdx.BrokenLease{}}, "probe": {storageReport{}},
 	} {
 		for _, v := range values {
 			described := map[reflect.Type]bool{ // in sections of their own

@@ -37,7 +37,8 @@ type Host struct {
 }
 
 // knownHosts are the file systems by their types in the mount table. docs/cluster.md shows those that are shared; a test
-// compares the two. What is said here was found by vhdxfs probe, or is left unknown.
+// compares the two. What is said here was found by vhdxfs probe, or is documented by those who make the file system; the rest is
+// left unknown.
 var knownHosts = []Host{
 	{Type: "ext4", Holes: Yes, FindsHoles: Yes, Locks: Yes, TmpFile: Yes, Copies: No}, // ext2 and ext3, too
 	{Type: "xfs", Holes: Yes, FindsHoles: Yes, Locks: Yes, TmpFile: Yes, Copies: Yes},
@@ -52,8 +53,8 @@ var knownHosts = []Host{
 	{Type: "ntfs", Holes: No, Locks: Yes},
 	{Type: "fuseblk", Holes: No, Locks: Yes}, // ntfs-3g
 
-	{Type: "nfs4", Shared: true, Holes: Yes, FindsHoles: No, Locks: Yes, TmpFile: No, Copies: Yes},
-	{Type: "nfs", Shared: true, Holes: Yes, FindsHoles: No, TmpFile: No, Copies: No}, // version 3, whose locks are another server's
+	{Type: "nfs4", Shared: true, Holes: Yes, FindsHoles: No, Locks: Yes, TmpFile: No},
+	{Type: "nfs", Shared: true, Holes: Yes, FindsHoles: No, TmpFile: No}, // version 3, whose locks are another server's
 	{Type: "cifs", Shared: true, Holes: No, FindsHoles: No, Locks: Yes, TmpFile: No},
 	{Type: "smb3", Shared: true, Holes: No, FindsHoles: No, Locks: Yes, TmpFile: No},
 	{Type: "9p", Shared: true, Holes: No, FindsHoles: No},

@@ -1,0 +1,190 @@
+package cluster
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+)
+
+// The load: each slot of the disk is a page that holds a record. A write is told to be durable, and remembered as such, when a
+// sync has returned. What a slot may hold is then that record, or a later one that was tried.
+const (
+	recordSize = 4 << 10
+	slotStride = 1 << 20 // bytes of the disk from slot to slot, so that most writes map a block
+	slots      = 300
+)
+
+// A record says who wrote which slot, and in which order. Its page is filled by it, with a checksum at the end.
+type record struct{ writer, slot, number uint64 }
+
+func (r record) page() []byte {
+	b := aligned()
+	for i := 0; i < recordSize-8; i += 24 {
+		var w [24]byte
+		binary.LittleEndian.PutUint64(w[:], r.writer)
+		binary.LittleEndian.PutUint64(w[8:], r.slot)
+		binary.LittleEndian.PutUint64(w[16:], r.number)
+		copy(b[i:recordSize-8], w[:])
+	}
+	binary.LittleEndian.PutUint32(b[recordSize-4:], crc32.ChecksumIEEE(b[:recordSize-4]))
+	return b
+}
+
+// recordIn returns the record in a page. A page of zeros is the zero record.
+func recordIn(b []byte) (r record, err error) {
+	if bytes.Equal(b, make([]byte, recordSize)) {
+		return r, nil
+	}
+	r = record{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])}
+	if !bytes.Equal(r.page(), b) {
+		return r, errors.New("no record")
+	}
+	return r, nil
+}
+
+// aligned returns a page of memory for O_DIRECT.
+func aligned() []byte {
+	b := make([]byte, 2*recordSize)
+	skip := recordSize - int(uintptr(unsafe.Pointer(&b[0]))%recordSize)
+	return b[skip:][:recordSize]
+}
+
+// A ledger remembers what the writers of one disk were told.
+type ledger struct {
+	mu     sync.Mutex // guards what follows
+	synced map[uint64]record
+	tried  map[uint64]map[record]bool // since the last one that was synced
+	next   uint64
+}
+
+func newLedger() *ledger {
+	return &ledger{synced: make(map[uint64]record), tried: make(map[uint64]map[record]bool)}
+}
+
+func (l *ledger) try(writer uint64, slot uint64) record {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.next++
+	r := record{writer, slot, l.next}
+	if l.tried[slot] == nil {
+		l.tried[slot] = make(map[record]bool)
+	}
+	l.tried[slot][r] = true
+	return r
+}
+
+func (l *ledger) sync(r record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.synced[r.slot] = r
+	clear(l.tried[r.slot])
+}
+
+func (l *ledger) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.synced)
+}
+
+// A loader writes to a disk until it is stopped.
+type loader struct {
+	quit, done chan struct{}
+	wrote      int
+	errs       map[syscall.Errno]int
+	last       error
+}
+
+// load has a writer write to random slots. It goes on after errors.
+func (l *ledger) load(t *testing.T, disk string, writer uint64) *loader {
+	t.Helper()
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &loader{quit: make(chan struct{}), done: make(chan struct{}), errs: make(map[syscall.Errno]int)}
+	rng := rand.New(rand.NewPCG(writer, 7))
+	go func() {
+		defer close(w.done)
+		defer f.Close()
+		for {
+			select {
+			case <-w.quit:
+				return
+			default:
+			}
+			r := l.try(writer, rng.Uint64N(slots))
+			_, err := f.WriteAt(r.page(), int64(r.slot)*slotStride)
+			if err == nil {
+				err = f.Sync()
+			}
+			if err == nil {
+				l.sync(r)
+				w.wrote++
+				continue
+			}
+			var errno syscall.Errno
+			errors.As(err, &errno)
+			w.errs[errno]++
+			w.last = err
+			time.Sleep(100 * time.Millisecond)
+		}
+	}()
+	return w
+}
+
+// stop ends the writer. Fields of w are settled then.
+func (w *loader) stop() *loader {
+	close(w.quit)
+	<-w.done
+	return w
+}
+
+func (w *loader) String() string {
+	return fmt.Sprintf("%d writes synced, errors %v", w.wrote, w.errs)
+}
+
+// loadFor writes for a while.
+func (l *ledger) loadFor(t *testing.T, disk string, writer uint64, d time.Duration) *loader {
+	t.Helper()
+	w := l.load(t, disk, writer)
+	time.Sleep(d)
+	return w.stop()
+}
+
+// check compares the disk with what its writers were told.
+func (l *ledger) check(t *testing.T, disk string) {
+	t.Helper()
+	f, err := os.OpenFile(disk, os.O_RDONLY|syscall.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	wrong := 0
+	for slot := range uint64(slots) {
+		b := aligned()
+		if _, err := f.ReadAt(b, int64(slot)*slotStride); err != nil {
+			t.Fatal(err)
+		}
+		got, err := recordIn(b)
+		want := l.synced[slot]
+		if err != nil || got != want && !l.tried[slot][got] {
+			if wrong++; wrong <= 5 {
+				t.Errorf("slot %d holds %+v (%v); %+v was synced", slot, got, err, want)
+			}
+		}
+	}
+	if wrong > 0 {
+		t.Errorf("%d of %d slots are wrong", wrong, slots)
+	}
+}

@@ -1,0 +1,134 @@
+package cluster
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A served is an image that a host of the cluster has mounted.
+type served struct {
+	t    *testing.T
+	dir  string
+	disk string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has ended
+
+	mu  sync.Mutex // guards log
+	log bytes.Buffer
+}
+
+func (s *served) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.Write(p)
+}
+
+func (s *served) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.String()
+}
+
+// image creates an image on the volume, and returns its name.
+func (g *gluster) image(name string) string {
+	g.t.Helper()
+	must(g.t, program, "create", "--size", "1G", filepath.Join(g.view("a"), name))
+	return name
+}
+
+// mount mounts an image as a host does, and returns nil if it is refused.
+func (g *gluster) mount(host, image string, options ...string) *served {
+	g.t.Helper()
+	s := &served{t: g.t, dir: filepath.Join(work, "mount-"+host), done: make(chan struct{})}
+	s.disk = filepath.Join(s.dir, "disk.raw")
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		g.t.Fatal(err)
+	}
+	s.cmd = exec.Command(program, append(append([]string{"-f"}, options...), filepath.Join(g.view(host), image), s.dir)...)
+	s.cmd.Stderr = s
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := s.cmd.Start(); err != nil {
+		g.t.Fatal(err)
+	}
+	go func() {
+		_ = s.cmd.Wait()
+		close(s.done)
+	}()
+	g.t.Cleanup(s.remove)
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		select {
+		case <-s.done:
+			return nil
+		default:
+		}
+		if mounted(s.dir) {
+			return s
+		}
+	}
+	g.t.Fatalf("the mount neither comes nor is refused\n%s", s.text())
+	return nil
+}
+
+// mountWhenFree mounts an image as soon as it is not refused any more.
+func (g *gluster) mountWhenFree(host, image string) (s *served) {
+	g.t.Helper()
+	eventually(g.t, host+" mounts the image", func() bool {
+		s = g.mount(host, image)
+		return s != nil
+	})
+	return s
+}
+
+func mounted(dir string) bool {
+	table, _ := os.ReadFile("/proc/self/mountinfo")
+	return strings.Contains(string(table), " "+dir+" ")
+}
+
+// end unmounts, and returns whether the program has ended well.
+func (s *served) end() bool {
+	s.t.Helper()
+	eventually(s.t, "the unmount of "+s.dir, func() bool {
+		_ = exec.Command("umount", s.dir).Run()
+		return !mounted(s.dir)
+	})
+	select {
+	case <-s.done:
+	case <-time.After(patience):
+		s.t.Errorf("the program does not end\n%s", s.text())
+		s.remove()
+	}
+	return s.cmd.ProcessState.ExitCode() == 0
+}
+
+// remove takes away what is left.
+func (s *served) remove() {
+	select {
+	case <-s.done:
+	default:
+		_ = s.cmd.Process.Signal(syscall.SIGCONT)
+		_ = s.cmd.Process.Kill()
+		<-s.done
+	}
+	if mounted(s.dir) {
+		_ = exec.Command("umount", "-l", s.dir).Run()
+	}
+}
+
+// sound checks the image, and what is on its disk, from a host.
+func (g *gluster) sound(host, image string, l *ledger) {
+	g.t.Helper()
+	must(g.t, program, "check", filepath.Join(g.view(host), image))
+	s := g.mount(host, image, "-o", "ro")
+	if s == nil {
+		g.t.Fatal("the image cannot be read")
+	}
+	l.check(g.t, s.disk)
+	s.end()
+}
