@@ -2,7 +2,6 @@ package vhdx
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -80,9 +79,6 @@ func (w *writer) grow(size int64) error {
 	w.size = size
 	return nil
 }
-
-// outOfSpace reports whether err says that the host has no space left, or none for this user.
-func outOfSpace(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
 // withSpace calls do, and again if there was no space for it and some could be found: what was trimmed but is not durable
 // yet, or is still read. The caller holds no lock but the gate.

@@ -28,7 +28,7 @@ func (l *layer) sectorInBlock(diskOff int64) int64 {
 
 // bits pins the bits of block b.
 func (e *edit) bits(bitmap *cache.Span, b int64) (*blockBits, error) {
-	g := &e.w.l.geo
+	g := &e.w.current().geo
 	n := g.SectorsPerBlock()
 	first := (b & (g.ChunkRatio() - 1)) * n
 	bb := &blockBits{first: first % ondisk.BitsPerPage, n: n, used: (g.BlockEnd(b) - b<<g.BlockShift) >> g.SectorShift}

@@ -464,7 +464,7 @@ func (c chain) open(t testing.TB, o Options) *Image {
 		}
 		child = l
 	}
-	return &Image{top: top, close: top.close}
+	return newImage(top)
 }
 
 // writeTo writes the images into the folder, the first as image.vhdx and its parents as their children name

@@ -151,8 +151,7 @@ func (w *writer) unstick() error {
 	return w.emptyLog()
 }
 
-// syncFile makes the file durable, or the image read-only: after a failed fdatasync the kernel may have dropped
-// what it could not write, and a second one would succeed without it.
+// syncFile makes the file durable, or the image read-only; see failure.
 func (w *writer) syncFile() error {
 	if err := w.file.Sync(); err != nil {
 		return w.fail(fmt.Errorf("sync the image: %w", err))
@@ -175,17 +174,14 @@ func (w *writer) startSession() error {
 	// A header update that failed for want of space may still have left a header that names this log. So the next try uses
 	// the same log: another one would overwrite the entry that this header needs.
 	if w.begun == nil {
-		region := w.l.log()
+		region := w.current().log()
 		region.GUID = uuid.New()
 		// The entry calls this size flushed before its own sync makes it so. That is safe here only: no header names the
 		// entry before Start has synced both.
 		size := w.fileSize()
 		log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/ondisk.MiB*ondisk.MiB, w.lastOffset())
-		if outOfSpace(err) {
-			return fmt.Errorf("start a log: %w", err) // which no header names yet
-		}
 		if err != nil {
-			return w.fail(err)
+			return w.metadata(fmt.Errorf("start a log: %w", err)) // which no header names yet
 		}
 		w.counters.entry(0)
 		w.begun = &session{log: log, guid: region.GUID, flushed: size / ondisk.MiB * ondisk.MiB, logged: make(map[int64]*loggedPage)}
@@ -269,10 +265,8 @@ func (w *writer) commit(b *batch) error {
 	s := w.session
 	// s.flushed is the size at the last sync, not the size now: a replay refuses a file that is smaller than what an entry
 	// calls flushed, and a cut may lose the growth since.
-	if err := s.log.Append(b.pages, s.flushed, w.lastOffset()); outOfSpace(err) {
-		return err // where the host copies on write
-	} else if err != nil {
-		return w.fail(err)
+	if err := s.log.Append(b.pages, s.flushed, w.lastOffset()); err != nil {
+		return w.metadata(err) // there may be no space where the host copies on write
 	}
 	w.counters.entry(len(b.pages))
 	size := w.fileSize() // it may be larger when the sync returns, but not durably
@@ -365,11 +359,7 @@ func (w *writer) place() error {
 	}
 	for _, off := range slices.Sorted(maps.Keys(logged)) {
 		if _, err := w.file.WriteAt(logged[off].data[:], off); err != nil {
-			err = fmt.Errorf("write metadata at %#x: %w", off, err)
-			if outOfSpace(err) {
-				return err
-			}
-			return w.fail(err)
+			return w.metadata(fmt.Errorf("write metadata at %#x: %w", off, err))
 		}
 	}
 	return w.syncPlaces()
@@ -516,7 +506,7 @@ func (w *writer) tidy() (err error) {
 			return err
 		}
 	}
-	if s := w.session; s != nil && s.log.Free() < w.l.log().Length/2 {
+	if s := w.session; s != nil && s.log.Free() < w.current().log().Length/2 {
 		return w.endSession()
 	}
 	return nil

@@ -14,9 +14,9 @@ func (c *compaction) moveBAT() (moved bool, err error) {
 	defer w.gate.Unlock()
 	w.roundMu.Lock()
 	defer w.roundMu.Unlock()
-	r := newResizing(c.ctx, w, w.l.geo.DiskSize)
-	bat, _ := w.l.tables.find(ondisk.BATRegionGUID)
-	need := w.l.geo.BATLength()
+	r := newResizing(c.ctx, w, w.current().geo.DiskSize)
+	bat, _ := w.current().tables.find(ondisk.BATRegionGUID)
+	need := w.current().geo.BATLength()
 	to, err := w.allocateBelow(need, r.batOff)
 	switch {
 	case err == nil:
@@ -37,7 +37,6 @@ func (c *compaction) moveBAT() (moved bool, err error) {
 	}
 	err = r.commit()
 	w.awaitReads()
-	c.im.top = w.l
 	return err == nil, err
 }
 

@@ -43,7 +43,7 @@ func (c *compaction) move() error {
 // moveBlocks moves the blocks that lie highest in the file into free space below them, the highest first, until none
 // finds any.
 func (c *compaction) moveBlocks() error {
-	counts := c.w.l.blockCounts()
+	counts := c.w.current().blockCounts()
 	// Writes may put blocks at the end as fast as they are moved away from there. So each block is moved once only.
 	left := counts.FullyPresent + counts.PartiallyPresent + counts.SectorBitmaps
 	for {
@@ -85,7 +85,7 @@ func (c *compaction) highest() ([]movable, error) {
 		slices.SortFunc(blocks, func(a, b movable) int { return cmp.Compare(b.fileOff, a.fileOff) })
 		blocks = blocks[:min(len(blocks), maxMovables)]
 	}
-	err := c.w.l.eachEntry(func(n int64, bitmap bool, e ondisk.BATEntry) error {
+	err := c.w.current().eachEntry(func(n int64, bitmap bool, e ondisk.BATEntry) error {
 		if isMovable(bitmap, e) {
 			blocks = append(blocks, movable{e.FileOff(), n, bitmap})
 		}
@@ -117,7 +117,7 @@ func (c *compaction) interrupted() error {
 func (c *compaction) moveAll(blocks []movable) (moved int64, err error) {
 	var stuck [2]bool // payload blocks, sector bitmap blocks: those that lie lower find no place either
 	for _, m := range blocks {
-		kind, size := m.kind(), c.w.l.geo.BlockSize
+		kind, size := m.kind(), c.w.current().geo.BlockSize
 		if m.bitmap {
 			size = ondisk.BitmapBlockSize
 		}

@@ -26,9 +26,9 @@ func (w *writer) allocateBelow(size, limit int64) (place, error) {
 // moveBlock moves payload block b, whose lock the caller holds alone, from file offset from to a lower one. It
 // returns false if the block is not there any more, and errNoHole if there is no lower place.
 func (w *writer) moveBlock(b, from int64) (bool, error) {
-	g := &w.l.geo
+	g := &w.current().geo
 	start := b << g.BlockShift
-	entry, _, err := w.l.lookup(start, start+1)
+	entry, _, err := w.current().lookup(start, start+1)
 	if err != nil || entry.FileOff() != from || !entry.Present() {
 		return false, err
 	}
@@ -48,8 +48,8 @@ func (w *writer) moveBitmap(chunk, from int64) (ok bool, err error) {
 	if err := w.unlog(from, ondisk.BitmapBlockSize); err != nil {
 		return false, err
 	}
-	i := w.l.geo.BitmapEntry(chunk)
-	p, err := w.l.bat.Page(i / ondisk.EntriesPerPage)
+	i := w.current().geo.BitmapEntry(chunk)
+	p, err := w.current().bat.Page(i / ondisk.EntriesPerPage)
 	if err != nil {
 		return false, err
 	}
@@ -58,7 +58,7 @@ func (w *writer) moveBitmap(chunk, from int64) (ok bool, err error) {
 	}
 	err = w.copyBelow(ondisk.BitmapBlockSize, from, i, w.copyBitmap, func(bat *cache.Page, word int, to place) {
 		bat.SetWord(word, uint64(ondisk.NewBATEntry(ondisk.BitmapPresent, to.off)))
-		w.l.bitmaps[chunk].Store(w.l.cache.Span(w.file, to.off, ondisk.BitmapBlockSize/ondisk.PageSize))
+		w.current().bitmaps[chunk].Store(w.current().cache.Span(w.file, to.off, ondisk.BitmapBlockSize/ondisk.PageSize))
 		w.unmapped = append(w.unmapped, place{off: from, size: ondisk.BitmapBlockSize})
 	})
 	return err == nil, err
@@ -119,7 +119,7 @@ func (w *writer) unlog(off, n int64) error {
 // copyPlace copies a block's bytes from file offset from to the place to. What holds nothing in the old place takes no
 // space in the new one either, where the file may have holes.
 func (w *writer) copyPlace(from int64, to place) error {
-	keep := w.l.keepsBlocks()
+	keep := w.current().keepsBlocks()
 	sparse := w.punch && !keep
 	if sparse {
 		if err := w.zero(to.off, to.size); err != nil {

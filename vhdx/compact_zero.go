@@ -8,7 +8,7 @@ import (
 
 // releaseBlocks releases the places of blocks that need none.
 func (c *compaction) releaseBlocks() error {
-	l := c.w.l
+	l := c.w.current()
 	if l.keepsBlocks() {
 		return nil
 	}
@@ -38,8 +38,8 @@ func (l *layer) keepsBlocks() bool { return l.meta.leaveBlockAllocated && !l.geo
 
 // giveUpBlock gives up the place of block b, whose lock the caller holds alone, if it is needless still.
 func (c *compaction) giveUpBlock(b int64) error {
-	start := b << c.w.l.geo.BlockShift
-	e, _, err := c.w.l.lookup(start, start+1)
+	start := b << c.w.current().geo.BlockShift
+	e, _, err := c.w.current().lookup(start, start+1)
 	if err != nil {
 		return err
 	}
@@ -50,9 +50,9 @@ func (c *compaction) giveUpBlock(b int64) error {
 		return err
 	}
 	if !e.Present() {
-		c.result.Unmapped += c.w.l.geo.BlockSize
+		c.result.Unmapped += c.w.current().geo.BlockSize
 	} else {
-		c.result.Zero += c.w.l.geo.BlockSize
+		c.result.Zero += c.w.current().geo.BlockSize
 	}
 	return nil
 }

@@ -101,7 +101,7 @@ func TestBuilder(t *testing.T) {
 			if i := firstDifference(got, want); i >= 0 {
 				t.Errorf("byte %d is %#x, want %#x", i, got[i], want[i])
 			}
-			b, blocks := im.Info().Blocks, im.top.geo.PayloadBlocks()
+			b, blocks := im.Info().Blocks, im.current().geo.PayloadBlocks()
 			if rest := b.FullyPresent + b.NotPresent; o.ZeroBlocks && b.FullyPresent+b.Zero != blocks || !o.ZeroBlocks && rest != blocks {
 				t.Errorf("blocks %+v", b)
 			}
@@ -203,7 +203,7 @@ func crashBuildAt(h host, cut int, o CreateOptions, dropSync string) (done bool,
 
 func checkBuilt(im *Image, o CreateOptions) error {
 	got, want := make([]byte, 4096), bytes.Repeat([]byte{0xA5}, 4096)
-	for n := range im.top.geo.PayloadBlocks() {
+	for n := range im.current().geo.PayloadBlocks() {
 		if _, err := im.ReadAt(got, n*o.BlockSize+512); err != nil {
 			return err
 		}
@@ -326,7 +326,7 @@ func TestLike(t *testing.T) {
 	if a.DiskID != b.DiskID || a.DiskSize != b.DiskSize || a.BlockSize != b.BlockSize || a.LogicalSectorSize != b.LogicalSectorSize {
 		t.Errorf("made %+v like %+v", b, a)
 	}
-	items, err := like.top.diskItems()
+	items, err := like.current().diskItems()
 	if err != nil || len(items) != 2 || items[0].id != item.id || string(items[0].data) != "mine" || items[0].flags != item.flags {
 		t.Errorf("items %+v, %v", items, err)
 	}

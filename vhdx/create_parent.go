@@ -23,7 +23,7 @@ const maxDiskItems = 4 * ondisk.MiB
 // Like returns options for a new image of the same disk: its size, block and sector sizes, its id and the further
 // metadata of the disk, such as the items of users. The type is the default.
 func (im *Image) Like() (CreateOptions, error) {
-	l := im.top
+	l := im.current()
 	items, err := l.diskItems()
 	if err != nil {
 		return CreateOptions{}, fmt.Errorf("%s: %w", l.path, err)
@@ -113,7 +113,7 @@ func (o CreateOptions) childOf(im *Image, path string) (CreateOptions, error) {
 		return o, err
 	}
 	o.Inputs = append(inputs, o.Inputs...)
-	o.locator, err = parentKeys(path, o.Parent, o.ParentPaths, im.top.dataWriteGUID())
+	o.locator, err = parentKeys(path, o.Parent, o.ParentPaths, im.current().dataWriteGUID())
 	return o, err
 }
 
@@ -159,7 +159,7 @@ func (im *Image) Holds(path string) bool {
 		return false
 	}
 	defer f.Close()
-	for l := im.top; l != nil; l = l.parent {
+	for l := im.current(); l != nil; l = l.parent {
 		if imagefile.Same(l.file, f) {
 			return true
 		}

@@ -64,7 +64,7 @@ func TestCreateCombinations(t *testing.T) {
 						if in.Creator != DefaultCreator || in.Log.Length != DefaultLogSize || in.Log.State != LogClean {
 							t.Errorf("creator %q, log %+v", in.Creator, in.Log)
 						}
-						if want := map[bool]int64{true: im.top.geo.PayloadBlocks()}[typ == Fixed]; in.Blocks.FullyPresent != want {
+						if want := map[bool]int64{true: im.current().geo.PayloadBlocks()}[typ == Fixed]; in.Blocks.FullyPresent != want {
 							t.Errorf("%d blocks are present, want %d", in.Blocks.FullyPresent, want)
 						}
 						buf := bytes.Repeat([]byte{0xEE}, int(im.Size()))

@@ -66,22 +66,22 @@ func (w *writer) alone(b int64, do func() error) (err error) {
 
 // zeroBlock makes the bytes from off to end of block b read as zero.
 func (w *writer) zeroBlock(b, off, end int64) error {
-	entry, _, err := w.l.lookup(off, off+1)
+	entry, _, err := w.current().lookup(off, off+1)
 	if err != nil {
 		return err
 	}
 	st := entry.State()
-	keep := w.l.keepsBlocks()
-	switch whole := w.l.wholeBlock(b, off, end-off); {
-	case whole && !keep && (entry.Present() || st == ondisk.NotPresent && w.l.geo.HasParent):
+	keep := w.current().keepsBlocks()
+	switch whole := w.current().wholeBlock(b, off, end-off); {
+	case whole && !keep && (entry.Present() || st == ondisk.NotPresent && w.current().geo.HasParent):
 		return w.unmap(b, entry, dataWrite)
 	case st == ondisk.FullyPresent:
 		if err := w.announce(dataWrite); err != nil {
 			return err
 		}
 		defer w.changed()
-		return w.zeroPlace(entry.FileOff()+w.l.geo.InBlock(off), end-off, keep)
-	case st == ondisk.PartiallyPresent || st == ondisk.NotPresent && w.l.geo.HasParent:
+		return w.zeroPlace(entry.FileOff()+w.current().geo.InBlock(off), end-off, keep)
+	case st == ondisk.PartiallyPresent || st == ondisk.NotPresent && w.current().geo.HasParent:
 		return w.writeZeroSectors(b, off, end)
 	case keepsPlace(entry):
 		return w.unmap(b, entry, dataWrite) // other readers may show what is still in that place
@@ -120,7 +120,7 @@ func (w *writer) unmap(b int64, entry ondisk.BATEntry, kind writeKind) error {
 		return err
 	}
 	defer e.end()
-	bat, word, err := e.batPage(w.l.geo.PayloadEntry(b))
+	bat, word, err := e.batPage(w.current().geo.PayloadEntry(b))
 	if err == nil {
 		err = w.announce(kind)
 	}
@@ -137,8 +137,8 @@ func (w *writer) unmap(b int64, entry ondisk.BATEntry, kind writeKind) error {
 
 // releaseEntry releases the place of a block that had the given entry. The caller is in an edit's apply.
 func (w *writer) releaseEntry(entry ondisk.BATEntry) {
-	if entry.Present() || keepsPlace(entry) && !w.l.keptShared {
-		w.unmapped = append(w.unmapped, place{off: entry.FileOff(), size: w.l.geo.BlockSize})
+	if entry.Present() || keepsPlace(entry) && !w.current().keptShared {
+		w.unmapped = append(w.unmapped, place{off: entry.FileOff(), size: w.current().geo.BlockSize})
 	}
 }
 
@@ -161,16 +161,16 @@ func (im *Image) Allocate(off, n int64) error {
 }
 
 func (w *writer) allocateBlock(b, off int64) error {
-	entry, _, err := w.l.lookup(off, off+1)
+	entry, _, err := w.current().lookup(off, off+1)
 	if err != nil {
 		return err
 	}
 	switch {
-	case entry.State() == ondisk.NotPresent && w.l.geo.HasParent:
+	case entry.State() == ondisk.NotPresent && w.current().geo.HasParent:
 		return nil
 	case entry.Present():
 		// A last block that the end of the file cuts ends there.
-		n := min(w.l.geo.BlockSize, w.fileSize()-entry.FileOff())
+		n := min(w.current().geo.BlockSize, w.fileSize()-entry.FileOff())
 		if err := w.announce(fileWrite); err != nil {
 			return err
 		}
@@ -179,5 +179,5 @@ func (w *writer) allocateBlock(b, off int64) error {
 		}
 		return nil
 	}
-	return w.newFull(b, b<<w.l.geo.BlockShift, nil)
+	return w.newFull(b, b<<w.current().geo.BlockShift, nil)
 }

@@ -245,7 +245,7 @@ func TestDiscardOfAWholeBlockAllocatesNothing(t *testing.T) {
 	if err := im.Zero(0, 2*ondisk.MiB); err != nil {
 		t.Fatal(err)
 	}
-	if c := im.top.counts; c.Zero != 1 || c.PartiallyPresent != 0 {
+	if c := im.current().counts; c.Zero != 1 || c.PartiallyPresent != 0 {
 		t.Errorf("after a discard of the whole block: %+v", c)
 	}
 	im.Close()
@@ -270,7 +270,7 @@ func TestKeptPlaceIsGivenUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if free := ro.top.space.free(); free != 0 {
+	if free := ro.current().space.free(); free != 0 {
 		t.Errorf("%d MiB inside the file are lost", free/ondisk.MiB)
 	}
 }
@@ -364,7 +364,7 @@ func TestNoPinStays(t *testing.T) {
 		if err := im.Clean(); err != nil {
 			t.Fatal(err)
 		}
-		if n := im.top.cache.Pages(); i == pages/2 {
+		if n := im.current().cache.Pages(); i == pages/2 {
 			bound = n
 		} else if bound >= 0 && n > bound {
 			t.Fatalf("%d pages are cached after %d pages of the BAT were changed, %d were in the middle", n, i+1, bound)
@@ -555,7 +555,7 @@ func TestZerosOverAKeptPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e, _, _ := ro.top.lookup(0, 1); e.State() == ondisk.Unmapped {
+	if e, _, _ := ro.current().lookup(0, 1); e.State() == ondisk.Unmapped {
 		t.Errorf("after zeros were written and synced the block is %v at %#x, where another reader may see %x…", e.State(), e.FileOff(), b.read(e.FileOff(), 4))
 	}
 }
@@ -567,10 +567,10 @@ func TestAllocateKeepsDataWriteGUID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := im.top.headers.header().DataWriteGUID
+	before := im.current().headers.header().DataWriteGUID
 	im.Allocate(0, ondisk.MiB)
 	im.Close()
-	if im.top.headers.header().DataWriteGUID != before {
+	if im.current().headers.header().DataWriteGUID != before {
 		t.Error("Allocate renewed DataWriteGuid")
 	}
 }

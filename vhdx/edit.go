@@ -93,7 +93,7 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 
 // batPage returns the BAT page that holds entry i, and the entry's word in it.
 func (e *edit) batPage(i int64) (p *cache.Page, word int, err error) {
-	p, err = e.page(e.w.l.bat, i/ondisk.EntriesPerPage)
+	p, err = e.page(e.w.current().bat, i/ondisk.EntriesPerPage)
 	return p, int(i % ondisk.EntriesPerPage), err
 }
 

@@ -36,9 +36,7 @@ func OpenFront(name string, b []byte) (*Image, error) {
 	if l.geo.HasParent || l.replay != nil {
 		return nil, ErrNotInOrder
 	}
-	im := &Image{top: l}
-	im.close = l.close
-	return im, nil
+	return newImage(l), nil
 }
 
 // A frontFile is an image file of which only the first bytes are there. It is for reading, and as large as a file can be.

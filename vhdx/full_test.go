@@ -401,7 +401,7 @@ func TestResizeWithoutSpaceForMetadata(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, size, err := im.writer.l.item(ondisk.DiskSizeGUID)
+			_, size, err := im.writer.current().item(ondisk.DiskSizeGUID)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -413,7 +413,7 @@ func TestResizeWithoutSpaceForMetadata(t *testing.T) {
 			case "block allocation table":
 				f.off, to = b.batOff, 50*ondisk.MiB
 			}
-			im.writer.file, im.writer.l.file = f, f
+			im.writer.file, im.writer.current().file = f, f
 			full = true
 			if err := im.Resize(t.Context(), to); !errors.Is(err, unix.ENOSPC) || im.Size() != b.diskSize {
 				t.Errorf("resize: %v; the disk has %d bytes", err, im.Size())

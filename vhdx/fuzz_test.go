@@ -414,7 +414,7 @@ func openAndRead(t *testing.T, im, parent *image) {
 			t.Fatal(err)
 		}
 	}
-	disk := &Image{top: l, close: l.close}
+	disk := newImage(l)
 	if _, err := json.Marshal(disk.Info()); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -68,8 +69,8 @@ const DefaultCacheSize = 32 << 20
 // An Image is an open virtual disk: an image file and the chain of its parents.
 // Any number of goroutines may use it at once.
 type Image struct {
-	top    *layer
-	writer *writer // nil when the image is read-only
+	own    *atomic.Pointer[layer] // see current; its writer's, if it has one
+	writer *writer                // nil when the image is read-only
 	close  func() error
 }
 
@@ -86,13 +87,13 @@ func Open(path string, o Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	im := &Image{top: l}
+	im := newImage(l)
 	im.close = sync.OnceValue(im.closeAll)
 	if o.Writable {
 		if im.writer, err = newWriter(op, l); err != nil {
 			return nil, errors.Join(fmt.Errorf("%s: %w", path, err), l.close())
 		}
-		im.top = im.writer.l
+		im.own = im.writer.own
 	}
 	im.startLateScan(o.Log)
 	return im, nil
@@ -110,7 +111,7 @@ func (im *Image) closeAll() error {
 	if im.writer != nil {
 		err = im.writer.close()
 	}
-	return errors.Join(err, im.top.close())
+	return errors.Join(err, im.current().close())
 }
 
 // Sync makes everything durable that was written before the call.
@@ -155,13 +156,16 @@ func (im *Image) Path() string { return im.current().path }
 // Size returns the size of the virtual disk in bytes.
 func (im *Image) Size() int64 { return im.current().geo.DiskSize }
 
-// current returns the image's own layer as it is now: a disk that grows while it is in use gets another one. A caller
-// that goes on to use it must have called BeginRead, unless nothing can grow meanwhile.
-func (im *Image) current() *layer {
-	if im.writer != nil {
-		return im.writer.current.Load()
-	}
-	return im.top
+// current returns the image's own layer as it is now: a snapshot of a disk in use, and a disk that grows, put another one in
+// its place; see writer.replace. A caller that goes on to use it must have called BeginRead, unless nothing can replace it
+// meanwhile.
+func (im *Image) current() *layer { return im.own.Load() }
+
+// newImage returns the image that has l as its own layer, for reading.
+func newImage(l *layer) *Image {
+	im := &Image{own: new(atomic.Pointer[layer]), close: l.close}
+	im.own.Store(l)
+	return im
 }
 
 // AllocatedBytes returns how many bytes of the disk are held in files, parents included. A block that is
@@ -288,8 +292,10 @@ func (o *opener) lockLayer(file *os.File, path string, kind imagefile.LockKind, 
 	return l, nil
 }
 
+// newLayer returns the layer of a file that is opened as the options say.
 func (o *opener) newLayer(f File, path string) *layer {
-	l := &layer{path: path, file: f, cache: o.cache, collect: o.collect, skim: o.skim, salvage: o.Salvage}
+	l := newLayer(f, path, o.cache)
+	l.collect, l.skim, l.salvage = o.collect, o.skim, o.Salvage
 	if len(o.chain) == 0 {
 		l.assume, l.orphan = o.Assume, o.WithoutParent
 	}

@@ -72,6 +72,18 @@ type layer struct {
 	mayLate bool // load need not wait until all of a large BAT is validated
 }
 
+// newLayer returns the layer of file f, which was opened at path; load reads it.
+func newLayer(f File, path string, c *cache.Cache) *layer {
+	return &layer{path: path, file: f, cache: c}
+}
+
+// again returns a layer of the same file and with the same parent that is not loaded yet, for when the file has become another.
+func (l *layer) again() *layer {
+	fresh := newLayer(l.file, l.path, l.cache)
+	fresh.parent = l.parent
+	return fresh
+}
+
 // log returns where the log is.
 func (l *layer) log() journal.Region {
 	l.mu.Lock()

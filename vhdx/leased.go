@@ -84,7 +84,7 @@ func (w *writer) under(f *lease.File) {
 	w.lease.Store(f)
 	if f != nil {
 		f.WhenLost(func(err error) {
-			w.failed.CompareAndSwap(nil, &err)
+			w.endWith(err)
 			if do := w.whenTaken.Load(); do != nil {
 				(*do)()
 			}

@@ -365,7 +365,7 @@ func TestBreakLease(t *testing.T) {
 func leaveBehind(t *testing.T, im *Image) {
 	t.Helper()
 	im.writer.stop()
-	if err := im.top.close(); err != nil { // the headers name a log, so the lease is not released
+	if err := im.current().close(); err != nil { // the headers name a log, so the lease is not released
 		t.Fatal(err)
 	}
 }

@@ -92,16 +92,16 @@ type merge struct {
 func (m *merge) do() error {
 	last := len(m.run) - 1
 	into := m.run[last]
-	m.result.Into, m.result.Path = into.top.path, into.top.path
+	m.result.Into, m.result.Path = into.current().path, into.current().path
 	for i := last - 1; i >= 0; i-- {
 		child := m.run[i]
 		if err := m.push(child, into); err != nil {
-			return fmt.Errorf("merge %s into %s: %w", child.top.path, into.top.path, err)
+			return fmt.Errorf("merge %s into %s: %w", child.current().path, into.current().path, err)
 		}
-		m.result.Merged = append(m.result.Merged, child.top.path)
+		m.result.Merged = append(m.result.Merged, child.current().path)
 		if i > 0 {
 			if err := m.skip(m.run[i-1], child, into); err != nil {
-				return fmt.Errorf("make %s the parent of %s: %w", into.top.path, m.run[i-1].top.path, err)
+				return fmt.Errorf("make %s the parent of %s: %w", into.current().path, m.run[i-1].current().path, err)
 			}
 		}
 	}
@@ -110,7 +110,7 @@ func (m *merge) do() error {
 
 // push merges child into its parent; the steps are those that Merge tells of.
 func (m *merge) push(child, parent *Image) error {
-	own := child.top.headers.header().DataWriteGUID
+	own := child.current().headers.header().DataWriteGUID
 	if err := handOver(child, parent, uuid.New()); err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (m *merge) push(child, parent *Image) error {
 		if err := parent.Resize(m.ctx, child.Size()); err != nil {
 			return err
 		}
-		child.top.parent = parent.top
+		child.current().parent = parent.current()
 	}
 	if err := m.copyDown(child, parent); err != nil {
 		return err
@@ -134,7 +134,7 @@ func (m *merge) push(child, parent *Image) error {
 
 // handOver gives the parent another DataWriteGuid, which the child knows before.
 func handOver(child, parent *Image, coming uuid.UUID) error {
-	if err := child.writer.expectParent(parent.top.headers.header().DataWriteGUID, coming); err != nil {
+	if err := child.writer.expectParent(parent.current().headers.header().DataWriteGUID, coming); err != nil {
 		return err
 	}
 	return parent.writer.setDataWrite(coming)
@@ -145,20 +145,20 @@ func (m *merge) skip(above, between, into *Image) error {
 	// On Windows they are in the places that the image between knows.
 	var further []string
 	for _, key := range []string{ondisk.KeyVolumePath, ondisk.KeyAbsolutePath} {
-		if p := between.top.meta.locator.Values[key]; p != "" {
+		if p := between.current().meta.locator.Values[key]; p != "" {
 			if _, _, err := windowsPath(p); err == nil {
 				further = append(further, p)
 			}
 		}
 	}
-	keys, err := parentKeys(above.top.path, into.top.path, further, into.top.headers.header().DataWriteGUID)
+	keys, err := parentKeys(above.current().path, into.current().path, further, into.current().headers.header().DataWriteGUID)
 	if err != nil {
 		return err
 	}
 	if err := above.writer.linkParent(keys); err != nil {
 		return err
 	}
-	above.top.parent = into.top
+	above.current().parent = into.current()
 	return nil
 }
 
@@ -174,7 +174,7 @@ func (m *merge) copyDown(child, parent *Image) error {
 	if err != nil {
 		return err
 	}
-	m.Phase("merge "+filepath.Base(child.top.path), total)
+	m.Phase("merge "+filepath.Base(child.current().path), total)
 	buf := make([]byte, mergePiece)
 	return m.eachHeld(child, mergePiece, func(e Extent) error {
 		if e.File == nil {
@@ -245,7 +245,7 @@ func (m *merge) tidy() error {
 	if err := m.takeName(m.run[0], m.run[last]); err != nil {
 		return fmt.Errorf("the merge is done, but: %w", err)
 	}
-	m.result.Path = m.run[0].top.path
+	m.result.Path = m.run[0].current().path
 	return nil
 }
 
@@ -275,7 +275,7 @@ func (m *merge) takeName(top, merged *Image) error {
 
 // location returns where the image itself is, for removing and renaming, and an error if another file is there by now.
 func (im *Image) location() (*location, error) {
-	p, err := locationOf(im.top.file, im.top.path)
+	p, err := locationOf(im.current().file, im.current().path)
 	if err != nil {
 		return nil, err
 	}

@@ -104,7 +104,7 @@ func (f folder) open(name string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Image{top: l, close: l.close}, nil
+	return newImage(l), nil
 }
 
 // merge merges the first image into the last. Where the first one's parent is the last by now, that is all there is.
@@ -204,7 +204,7 @@ func (mt *mergeTest) check(f folder, done bool) error {
 		switch {
 		case i == last && (done || err != nil):
 			want = mt.models[0]
-		case i == last && im.top.headers.header().DataWriteGUID == mt.chain[0].dataWrite:
+		case i == last && im.current().headers.header().DataWriteGUID == mt.chain[0].dataWrite:
 			want = mt.models[0]
 		case i == last:
 			continue // under way
@@ -237,10 +237,10 @@ func (mt *mergeTest) check(f folder, done bool) error {
 	if err != nil {
 		return err
 	}
-	a, b := child.top.headers.header().DataWriteGUID, parent.top.headers.header().DataWriteGUID
-	if a != b || child.top.parent.path != parent.top.path || child.top.meta.locator.Linkage2 != uuid.Nil {
+	a, b := child.current().headers.header().DataWriteGUID, parent.current().headers.header().DataWriteGUID
+	if a != b || child.current().parent.path != parent.current().path || child.current().meta.locator.Linkage2 != uuid.Nil {
 		return fmt.Errorf("the child has the DataWriteGuid %v, its parent %s; the result %v; the locator says %v",
-			a, child.top.parent.path, b, child.top.meta.locator.Values)
+			a, child.current().parent.path, b, child.current().meta.locator.Values)
 	}
 	return nil
 }

@@ -21,7 +21,7 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, im.Close()) }()
-	if im.top.parent == nil {
+	if im.current().parent == nil {
 		return nil, optionsError{fmt.Errorf("%s has no parent to merge into", path)}
 	}
 	depth := 1
@@ -31,7 +31,7 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 		}
 	}
 	var run []*layer
-	for l := im.top; len(run) <= depth; l = l.parent {
+	for l := im.current(); len(run) <= depth; l = l.parent {
 		f, err := imagefile.Open(l.path, os.O_RDWR)
 		if err != nil {
 			return nil, fmt.Errorf("a merge changes all of its images: %w", err)
@@ -75,18 +75,18 @@ func (im *Image) depthOf(path string) (int, error) {
 		return 0, err
 	}
 	defer f.Close()
-	for l, depth := im.top.parent, 1; l != nil; l, depth = l.parent, depth+1 {
+	for l, depth := im.current().parent, 1; l != nil; l, depth = l.parent, depth+1 {
 		if imagefile.Same(l.file, f) {
 			return depth, nil
 		}
 	}
-	return 0, optionsError{fmt.Errorf("%s is not a parent of %s", path, im.top.path)}
+	return 0, optionsError{fmt.Errorf("%s is not a parent of %s", path, im.current().path)}
 }
 
 // checkRun makes sure that the images are those of the plan: they were not locked meanwhile.
 func checkRun(run []*Image, layers []string) error {
 	for i, im := range run {
-		if im.top.path != layers[i] {
+		if im.current().path != layers[i] {
 			return fmt.Errorf("%s: the chain has just changed; try again", layers[0])
 		}
 	}
@@ -109,7 +109,7 @@ func mergeDryRun(path string, layers []string, o MergeOptions) (r *MergeResult, 
 	if o.KeepName {
 		r.Path = path
 	}
-	l := im.top
+	l := im.current()
 	for _, name := range layers[:last] {
 		r.Merged = append([]string{name}, r.Merged...)
 		r.Data += l.allocated()

@@ -30,7 +30,7 @@ func runOf(op *opener, top *layer, n int) (run []*Image, closeAll func() error, 
 			if im.writer.err() != nil {
 				im.writer.stop() // why is known already
 			} else if err := im.writer.close(); err != nil {
-				errs = append(errs, fmt.Errorf("close %s: %w", im.top.path, err))
+				errs = append(errs, fmt.Errorf("close %s: %w", im.current().path, err))
 			}
 		}
 		for _, f := range files {
@@ -43,12 +43,12 @@ func runOf(op *opener, top *layer, n int) (run []*Image, closeAll func() error, 
 		if err != nil {
 			return nil, nil, errors.Join(fmt.Errorf("%s: %w", l.path, err), closeAll())
 		}
-		l = w.l                  // a new one, if there was a log to replay
+		l = w.current()          // a new one, if there was a log to replay
 		files[len(run)] = l.file // it may be under a lease now
 		if len(run) > 0 {
-			run[len(run)-1].top.parent = l
+			run[len(run)-1].current().parent = l
 		}
-		run = append(run, &Image{top: l, writer: w})
+		run = append(run, &Image{own: w.own, writer: w})
 	}
 	return run, closeAll, nil
 }

@@ -256,7 +256,7 @@ func TestReadModel(t *testing.T) {
 }
 
 func layerOf(im *Image, level int) *layer {
-	l := im.top
+	l := im.current()
 	for range level {
 		l = l.parent
 	}
@@ -449,7 +449,7 @@ func TestBitsOfAnotherTenure(t *testing.T) {
 	want, w := bytes.Repeat([]byte("new."), 128), im.writer
 	hooked := false
 	f.hook = func(off int64) {
-		bitmap := im.top.bitmaps[0].Load()
+		bitmap := im.current().bitmaps[0].Load()
 		if hooked || off < bitmap.Offset(0) || off >= bitmap.Offset(0)+ondisk.BitmapBlockSize {
 			return
 		}
@@ -513,7 +513,7 @@ func TestSeekInsideABlock(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if f := im.top.file; func() bool { n, _ := f.NextHole(0); return n >= im.top.size }() {
+	if f := im.current().file; func() bool { n, _ := f.NextHole(0); return n >= im.current().size }() {
 		t.Skip("the file system of the test's folder does not know holes")
 	}
 	var got []int64
@@ -544,7 +544,7 @@ func TestSeekInAFileCutShortWhileOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer im.Close()
-	if err := os.Truncate(path, im.top.size-ondisk.MiB-ondisk.MiB/2); err != nil {
+	if err := os.Truncate(path, im.current().size-ondisk.MiB-ondisk.MiB/2); err != nil {
 		t.Fatal(err)
 	}
 	data, err := im.SeekData(0)
@@ -580,7 +580,7 @@ func TestHugeHoles(t *testing.T) {
 	if e, err := im.Extent(ondisk.MiB); err != nil || e.Len != 64*ondisk.TiB-2*ondisk.MiB || e.File != nil {
 		t.Errorf("Extent(1 MiB) = %+v, %v; want a hole up to the last block", e, err)
 	}
-	if n := im.top.cache.Pages(); n > 2 {
+	if n := im.current().cache.Pages(); n > 2 {
 		t.Errorf("%d pages are cached, two hold something", n)
 	}
 	c.verify(t, im)
@@ -647,7 +647,7 @@ func TestConcurrentReadsWithTheSmallestCache(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := im.top.cache.Pages(); n > minCachedPages {
+	if n := im.current().cache.Pages(); n > minCachedPages {
 		t.Errorf("%d pages of %d bytes are cached; want at most %d", n, cache.PageSize, minCachedPages)
 	}
 }
@@ -674,7 +674,7 @@ func TestReadErrorsReachTheCaller(t *testing.T) {
 	if err := l.load(); err != nil {
 		t.Fatal(err)
 	}
-	im := &Image{top: l, close: l.close}
+	im := newImage(l)
 	buf := make([]byte, 8192)
 	if n, err := im.ReadAt(buf, ondisk.MiB-4096); n != 4096 || !errors.Is(err, errBad) {
 		t.Errorf("ReadAt = %d, %v; want the 4096 bytes before the bad sector, and its error", n, err)

@@ -49,7 +49,7 @@ func SetParent(path, parent string, o SetParentOptions) (_ *SetParentResult, err
 	if p.Holds(path) {
 		return nil, optionsError{fmt.Errorf("%s cannot become the parent of %s: it is the same image, or a child of it", parent, path)}
 	}
-	linkage := p.top.headers.header().DataWriteGUID
+	linkage := p.current().headers.header().DataWriteGUID
 	keys, err := parentKeys(path, parent, o.ParentPaths, linkage)
 	if err != nil {
 		return nil, optionsError{err}
@@ -63,7 +63,7 @@ func SetParent(path, parent string, o SetParentOptions) (_ *SetParentResult, err
 	if err != nil {
 		return nil, err
 	}
-	foreign, err := checkNewParent(top, p.top, o.Unsafe)
+	foreign, err := checkNewParent(top, p.current(), o.Unsafe)
 	if err != nil {
 		return nil, errors.Join(err, top.close())
 	}

@@ -24,7 +24,7 @@ func (w *writer) rewriteLocator(values map[string]string) error {
 	if err := w.clean(); err != nil {
 		return err
 	}
-	return w.l.readLocator()
+	return w.current().readLocator()
 }
 
 // locatorEntries returns the keys and values in the order in which new images have them, unknown keys behind.
@@ -49,7 +49,7 @@ func locatorEntries(values map[string]string) [][2]string {
 // logLocator makes the pages that hold the metadata table's entry of the locator, and the locator itself, part of the
 // next log entry. It finds the item another place in the metadata region where it has become too long for its old one.
 func (w *writer) logLocator(item []byte) error {
-	l := w.l
+	l := w.current()
 	i := slices.IndexFunc(l.items, func(m ondisk.MetadataItem) bool { return m.ID == ondisk.ParentLocatorGUID && !m.User() })
 	m := l.items[i] // the image has a parent, so it has a locator
 	at, ok := l.placeForItem(i, uint32(len(item)))
@@ -106,7 +106,7 @@ func (w *writer) logLocator(item []byte) error {
 // there may be none.
 func (w *writer) reservePage(off int64) error {
 	var b [ondisk.PageSize]byte
-	if err := readFull(w.l.src, b[:], off, "metadata"); err != nil {
+	if err := readFull(w.current().src, b[:], off, "metadata"); err != nil {
 		return err
 	}
 	return w.reserve(off, b[:])
@@ -148,7 +148,7 @@ func (l *layer) placeForItem(i int, n uint32) (at uint32, ok bool) {
 // expectParent makes the image accept a parent with the DataWriteGuid now, and one with the DataWriteGuid coming, if
 // that is not zero (MS-VHDX 2.6.2.6.3).
 func (w *writer) expectParent(now, coming uuid.UUID) error {
-	values := maps.Clone(w.l.meta.locator.Values)
+	values := maps.Clone(w.current().meta.locator.Values)
 	values[ondisk.KeyLinkage] = ondisk.LinkageText(now)
 	delete(values, ondisk.KeyLinkage2)
 	if coming != uuid.Nil {
@@ -159,7 +159,7 @@ func (w *writer) expectParent(now, coming uuid.UUID) error {
 
 // linkParent gives the locator the keys that parentKeys returned. Others that are not known stay.
 func (w *writer) linkParent(keys [][2]string) error {
-	values := maps.Clone(w.l.meta.locator.Values)
+	values := maps.Clone(w.current().meta.locator.Values)
 	for _, k := range append([]string{ondisk.KeyLinkage2}, ondisk.PathKeys...) {
 		delete(values, k)
 	}

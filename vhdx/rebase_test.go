@@ -216,18 +216,18 @@ func locatorOf(child, parent File, want model) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	v := im.top.meta.locator.Values
+	v := im.current().meta.locator.Values
 	if old := v[ondisk.KeyRelativePath] == `.\old.vhdx`; (v[ondisk.KeyLinkage] == ondisk.LinkageText(parentGUID)) != old || (v[ondisk.KeyLinkage2] != "") != old || v["of somebody"] != "else" {
 		return "", fmt.Errorf("a mixture: %q", v)
 	}
-	items, err := im.top.diskItems()
+	items, err := im.current().diskItems()
 	if err != nil || len(items) != 0 {
 		return "", fmt.Errorf("items of the disk: %v, %v", items, err)
 	}
-	for _, m := range im.top.items {
+	for _, m := range im.current().items {
 		if m.User() {
 			b := make([]byte, m.Length)
-			if _, err := im.top.src.ReadAt(b, im.top.metadataOffset()+int64(m.Offset)); err != nil || string(b) != "behind" {
+			if _, err := im.current().src.ReadAt(b, im.current().metadataOffset()+int64(m.Offset)); err != nil || string(b) != "behind" {
 				return "", fmt.Errorf("the item behind the locator is %q, %v", b, err)
 			}
 		}

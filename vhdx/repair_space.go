@@ -57,7 +57,7 @@ func (r *repairer) giveBack(l *layer, list []Finding) error {
 // givable returns the ranges of the file that nothing uses and that may be given back, and counts in kept what may not.
 func (r *repairer) givable(l *layer) (ranges []fileRange, err error) {
 	r.kept = 0
-	(&Image{top: l}).FreeRanges(func(off, n int64) {
+	newImage(l).FreeRanges(func(off, n int64) {
 		if err != nil {
 			return
 		}

@@ -449,7 +449,7 @@ func TestRepairKeepsTheDataWriteGUID(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.Close()
-	if h := o.top.headers.header(); h.DataWriteGUID != im.dataWrite || h.FileWriteGUID == otherGUID || !r.Changed {
+	if h := o.current().headers.header(); h.DataWriteGUID != im.dataWrite || h.FileWriteGUID == otherGUID || !r.Changed {
 		t.Errorf("DataWriteGuid %v, want %v; FileWriteGuid %v", h.DataWriteGUID, im.dataWrite, h.FileWriteGUID)
 	}
 }

@@ -64,7 +64,6 @@ func (im *Image) resize(ctx context.Context, size, most int64) (err error) {
 	}
 	err = r.commit()
 	w.awaitReads() // before the next change
-	im.top = w.l
 	return err
 }
 
@@ -101,7 +100,7 @@ type resizing struct {
 }
 
 func newResizing(ctx context.Context, w *writer, size int64) *resizing {
-	r := &resizing{ctx: ctx, w: w, old: w.l.geo, new: w.l.geo, batOff: w.l.batOffset(), pages: make(map[int64]*[ondisk.PageSize]byte)}
+	r := &resizing{ctx: ctx, w: w, old: w.current().geo, new: w.current().geo, batOff: w.current().batOffset(), pages: make(map[int64]*[ondisk.PageSize]byte)}
 	r.new.DiskSize = size
 	if r.small = &r.old; r.shrinks() {
 		r.small = &r.new
@@ -173,7 +172,7 @@ func (r *resizing) completeLastBlock() error {
 	if r.old.InBlock(end) == 0 {
 		return nil
 	}
-	entry, _, err := r.w.l.lookup(end-1, end)
+	entry, _, err := r.w.current().lookup(end-1, end)
 	if err != nil || entry.State() != ondisk.FullyPresent && entry.State() != ondisk.PartiallyPresent {
 		return err
 	}
@@ -182,14 +181,14 @@ func (r *resizing) completeLastBlock() error {
 	if err := w.growTo(entry.FileOff() + r.old.BlockSize); err != nil {
 		return err
 	}
-	return w.zeroPlace(entry.FileOff()+in, r.old.BlockSize-in, w.l.keepsBlocks())
+	return w.zeroPlace(entry.FileOff()+in, r.old.BlockSize-in, w.current().keepsBlocks())
 }
 
 // allocateBlocks finds space for the blocks that a fixed disk gains.
 func (r *resizing) allocateBlocks() error {
 	const step = 256 * ondisk.MiB // after which ctx is looked at
 	n := (r.new.PayloadBlocks() - r.old.PayloadBlocks()) << r.old.BlockShift
-	if !r.w.l.keepsBlocks() || n == 0 {
+	if !r.w.current().keepsBlocks() || n == 0 {
 		return nil
 	}
 	at, err := r.allocate(n)
@@ -216,7 +215,7 @@ func (r *resizing) allocateBlocks() error {
 
 // changeMetadata puts the pages that hold the virtual disk size into the log entry (MS-VHDX 2.6.2.2).
 func (r *resizing) changeMetadata() error {
-	_, off, err := r.w.l.item(ondisk.DiskSizeGUID)
+	_, off, err := r.w.current().item(ondisk.DiskSizeGUID)
 	if err != nil {
 		return err
 	}
@@ -271,19 +270,12 @@ func (r *resizing) clearEntries() error {
 
 // reload loads the layer anew from the file, which is clean and used by nothing else.
 func (w *writer) reload() error {
-	l := &layer{path: w.l.path, file: w.l.file, cache: w.l.cache, parent: w.l.parent}
+	l := w.current().again()
 	if err := l.load(); err != nil {
 		return fmt.Errorf("after the disk was resized: %w", err)
 	}
-	w.metaMu.Lock()
-	w.unmapped = nil
-	w.metaMu.Unlock()
-	w.giveBack()
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	w.l = l
-	w.useSpace()
-	w.current.Store(l)
+	w.giveBack() // the new layer's space has none of it in use
+	w.replace(l, false)
 	return nil
 }
 

@@ -7,7 +7,7 @@ import (
 
 // moveBAT finds a place for the BAT where it outgrows its region.
 func (r *resizing) moveBAT() error {
-	bat, _ := r.w.l.tables.find(ondisk.BATRegionGUID)
+	bat, _ := r.w.current().tables.find(ondisk.BATRegionGUID)
 	need := r.new.BATLength()
 	if need <= int64(bat.Length) {
 		return nil
@@ -33,7 +33,7 @@ func (r *resizing) placeBAT(at place) error {
 
 // nameBAT puts region tables into the log entry that have the BAT at the place at.
 func (r *resizing) nameBAT(at place) {
-	t := r.w.l.tables
+	t := r.w.current().tables
 	table := make([]ondisk.Region, len(t.regions))
 	for i, reg := range t.regions {
 		if reg.GUID == ondisk.BATRegionGUID {
@@ -73,8 +73,8 @@ func (r *resizing) changeEntries(direct bool) error {
 		from = 0
 	}
 	end := (max(r.old.BATEntries(), r.new.BATEntries()) + ondisk.EntriesPerPage - 1) / ondisk.EntriesPerPage
-	oldOff := r.w.l.batOffset()
-	bat, _ := r.w.l.tables.find(ondisk.BATRegionGUID)
+	oldOff := r.w.current().batOffset()
+	bat, _ := r.w.current().tables.find(ondisk.BATRegionGUID)
 	oldPages := int64(bat.Length) / ondisk.PageSize
 	for i := from; i < end; i++ {
 		if r.ctx.Err() != nil && !r.shrinks() {
@@ -84,7 +84,7 @@ func (r *resizing) changeEntries(direct bool) error {
 		if i < oldPages {
 			// What is a hole stays one, unless blocks of a fixed disk come there.
 			if r.blocks.size == 0 {
-				hole, err := r.w.l.hole(oldOff+i*ondisk.PageSize, (min(end, oldPages)-i)*ondisk.PageSize)
+				hole, err := r.w.current().hole(oldOff+i*ondisk.PageSize, (min(end, oldPages)-i)*ondisk.PageSize)
 				if err != nil {
 					return err
 				}

@@ -15,7 +15,7 @@ import (
 // none, since such an image is not opened.
 func (im *Image) Damage() []Finding {
 	var list []Finding
-	for l := im.top; l != nil; l = l.parent {
+	for l := im.current(); l != nil; l = l.parent {
 		list = append(list, l.errors...)
 	}
 	return list
@@ -198,7 +198,7 @@ func (z zeroTail) ReadAt(p []byte, off int64) (int, error) {
 // LeftToParent returns how many bytes of the disk an image that was opened with Options.WithoutParent leaves to its
 // parent. They read as zero.
 func (im *Image) LeftToParent() (n int64, err error) {
-	if im.top.parent != nil || !im.top.geo.HasParent {
+	if im.current().parent != nil || !im.current().geo.HasParent {
 		return 0, nil
 	}
 	for off := int64(0); ; {
@@ -207,7 +207,7 @@ func (im *Image) LeftToParent() (n int64, err error) {
 		case err == io.EOF:
 			return n, nil
 		case err != nil: // a block whose content is unknown, in an image that is salvaged
-			off = im.top.geo.BlockEnd(off >> im.top.geo.BlockShift)
+			off = im.current().geo.BlockEnd(off >> im.current().geo.BlockShift)
 			continue
 		case e.File == nil && (e.State == ondisk.NotPresent || e.State == ondisk.PartiallyPresent):
 			n += e.Len

@@ -64,13 +64,13 @@ func openLate(t *testing.T, f File, o Options) *Image {
 	} else {
 		var top *layer
 		if top, err = loadFiles(newOpener(o), f); err == nil {
-			im = &Image{top: top, close: top.close}
+			im = newImage(top)
 		}
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if im.top.wasValidated() {
+	if im.current().wasValidated() {
 		t.Fatal("the whole BAT was validated at once")
 	}
 	im.startLateScan(o.Log)
@@ -314,7 +314,7 @@ func TestLateScanAfterReplay(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if im.top.late == nil {
+		if im.current().late == nil {
 			t.Error("the whole BAT was validated twice")
 		}
 		if _, err := im.WriteAt(make([]byte, 512), ondisk.TiB); err != nil {
@@ -361,7 +361,7 @@ func TestLateScanInUse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if im.top.late == nil {
+		if im.current().late == nil {
 			t.Fatal("the whole BAT was validated at once")
 		}
 		var all sync.WaitGroup
@@ -427,7 +427,7 @@ func TestLateScanClose(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		late := im.top.late
+		late := im.current().late
 		if late == nil {
 			t.Fatal("the whole BAT was validated at once")
 		}

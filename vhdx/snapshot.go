@@ -50,7 +50,7 @@ func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *Sna
 	}
 	// Its lock keeps writers off until there is a child that says what it was.
 	defer func() { err = errors.Join(err, im.Close()) }()
-	f := im.top.file
+	f := im.current().file
 	p, err := locationOf(f, path) // the folder of the file, not of a symbolic link, is where parent and child belong
 	if err != nil {
 		return nil, err
@@ -87,7 +87,7 @@ func aloneError(image string) error {
 func openSettled(path string, o Options) (*Image, error) {
 	o.Writable = false
 	im, err := Open(path, o)
-	if err != nil || im.top.replay == nil {
+	if err != nil || im.current().replay == nil {
 		return im, err
 	}
 	if err := im.Close(); err != nil {

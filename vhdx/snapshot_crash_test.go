@@ -59,8 +59,7 @@ func (st *snapshotTest) run(cut int) (done bool, err error) {
 		}
 		disks, named = append([]*powercut.Disk{d}, disks...), c.count()
 		h.synced()
-		im.writer.switchTo(child)
-		im.top = child
+		im.writer.replace(child, true)
 		return nil
 	}
 	if err == nil {
@@ -117,8 +116,8 @@ func (st *snapshotTest) check(h *history, files []File, replay bool) error {
 		if err != nil {
 			return err
 		}
-		parent := im.top.parent
-		if !im.top.meta.locator.Accepts(parent.dataWriteGUID()) {
+		parent := im.current().parent
+		if !im.current().meta.locator.Accepts(parent.dataWriteGUID()) {
 			return errors.New("an image does not accept its parent")
 		}
 		if parent.replay != nil {

@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/google/uuid"
-
 	"vhdxfs/internal/newfile"
 	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/imagefile"
@@ -85,7 +83,7 @@ type liveSnapshot struct {
 func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOptions) (plan *liveSnapshot, err error) {
 	w := im.writer
 	s := &liveSnapshot{ctx: ctx, im: im, w: w, o: o}
-	path := w.l.path
+	path := w.current().path
 	if s.file = w.file; s.file.IsDevice() {
 		return nil, optionsError{fmt.Errorf("%s is not a regular file; unmount it, and name a child for it", path)}
 	}
@@ -177,13 +175,12 @@ func (s *liveSnapshot) freeze() error {
 	if err != nil {
 		return errors.Join(err, own.Close(), below.Close())
 	}
-	w.switchTo(child)
+	w.replace(child, true)
 	if err := below.Share(); err != nil {
 		w.log.WithError(err).Warnf("%s stays locked against readers until the unmount", s.frozen)
 	}
 	// Reads that are still under way may use the file by the name it was opened with.
 	w.awaitReads()
-	s.im.top = child
 	_ = s.file.Close() // what was written by it is durable, and another descriptor remains
 	return nil
 }
@@ -234,11 +231,11 @@ func (s *liveSnapshot) open() (own, below File, err error) {
 	return own, below, nil
 }
 
-// load loads the child, and the image as its parent. Only reads use what it returns, before switchTo.
+// load loads the child, and the image as its parent. Only reads use what it returns, before replace.
 func (s *liveSnapshot) load(own, below File) (*layer, error) {
-	l := s.w.l
-	child := &layer{path: s.child, file: own, cache: l.cache}
-	parent := &layer{path: s.frozen, file: below, cache: l.cache, parent: l.parent}
+	l := s.w.current()
+	child, parent := newLayer(own, s.child, l.cache), newLayer(below, s.frozen, l.cache)
+	parent.parent = l.parent
 	if err := child.load(); err != nil {
 		return nil, err
 	}
@@ -284,22 +281,4 @@ func (s *liveSnapshot) giveNames(child File) error {
 		return s.w.fail(fmt.Errorf("make the name %s durable: %w", s.image, err))
 	}
 	return nil
-}
-
-// switchTo makes the writer write to l, which reads as its own layer does. The image is clean; the caller holds the gate
-// alone, and roundMu.
-func (w *writer) switchTo(l *layer) {
-	w.headerMu.Lock()
-	defer w.headerMu.Unlock()
-	w.metaMu.Lock()
-	w.unmapped = nil
-	w.metaMu.Unlock()
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	w.use(l)
-	w.under(leaseOf(l.file))
-	w.header, w.slot = l.headers.header(), l.headers.current
-	w.opened, w.repaired, w.dataWrite = false, false, uuid.Nil
-	w.useSpace()
-	w.current.Store(l)
 }

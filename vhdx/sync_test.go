@@ -279,7 +279,7 @@ func TestGroupCommit(t *testing.T) {
 	}
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		im.writer.metaMu.Lock()
-		n := im.top.counts.FullyPresent
+		n := im.current().counts.FullyPresent
 		im.writer.metaMu.Unlock()
 		if n == callers {
 			break
@@ -317,7 +317,7 @@ func TestBackgroundCommitAndIdleClean(t *testing.T) {
 					if _, err := ro.ReadAt(got[:], ondisk.MiB); err != nil {
 						t.Fatal(err)
 					}
-					if string(got[:]) == "data" && ro.top.headers.header().Dirty() == tt.dirty {
+					if string(got[:]) == "data" && ro.current().headers.header().Dirty() == tt.dirty {
 						return
 					}
 				}

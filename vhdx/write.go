@@ -25,8 +25,8 @@ func (im *Image) WriteAt(p []byte, off int64) (done int, err error) {
 	defer w.gate.RUnlock()
 	for done < len(p) {
 		at := off + int64(done)
-		b := at >> w.l.geo.BlockShift
-		n := min(int64(len(p)-done), w.l.geo.BlockEnd(b)-at)
+		b := at >> w.current().geo.BlockShift
+		n := min(int64(len(p)-done), w.current().geo.BlockEnd(b)-at)
 		if err := w.withSpace(func() error { return w.writeBlock(b, at, p[done:][:n]) }); err != nil {
 			return done, fmt.Errorf("write %d bytes of the disk at %#x: %w", n, at, err)
 		}
@@ -65,17 +65,17 @@ func (w *writer) overwrite(b, off int64, p []byte) (done bool, err error) {
 	lock := w.blocks.of(b)
 	lock.RLock()
 	defer lock.RUnlock()
-	entry, _, err := w.l.lookup(off, off+1)
+	entry, _, err := w.current().lookup(off, off+1)
 	if err != nil {
 		return false, err
 	}
 	switch entry.State() {
 	case ondisk.FullyPresent:
 	case ondisk.PartiallyPresent:
-		if !w.l.aligned(off, p) {
+		if !w.current().aligned(off, p) {
 			return false, nil
 		}
-		here, end, err := w.l.sectorRun(off, off+int64(len(p)))
+		here, end, err := w.current().sectorRun(off, off+int64(len(p)))
 		if err != nil || !here || end < off+int64(len(p)) {
 			return false, err
 		}
@@ -98,26 +98,26 @@ func (w *writer) writePlace(entry ondisk.BATEntry, off int64, p []byte) error {
 		return err
 	}
 	defer w.changed()
-	_, err := w.file.WriteAt(p, entry.FileOff()+w.l.geo.InBlock(off))
+	_, err := w.file.WriteAt(p, entry.FileOff()+w.current().geo.InBlock(off))
 	return err
 }
 
 // writeAlone writes p to byte off in block b, whose lock the caller holds alone (MS-VHDX 2.5.1.1).
 func (w *writer) writeAlone(b, off int64, p []byte) error {
-	entry, _, err := w.l.lookup(off, off+1)
+	entry, _, err := w.current().lookup(off, off+1)
 	if err != nil {
 		return err
 	}
-	whole := w.l.wholeBlock(b, off, int64(len(p)))
+	whole := w.current().wholeBlock(b, off, int64(len(p)))
 	switch st := entry.State(); {
 	case st == ondisk.FullyPresent:
 		return w.writePlace(entry, off, p)
 	case st == ondisk.PartiallyPresent:
 		return w.writePartial(b, entry, off, p)
-	case st == ondisk.NotPresent && w.l.geo.HasParent && !whole:
+	case st == ondisk.NotPresent && w.current().geo.HasParent && !whole:
 		return w.newPartial(b, off, p)
 	case w.detectZeroes && allZero(p):
-		if st == ondisk.NotPresent && w.l.geo.HasParent || entry.Offset() != 0 {
+		if st == ondisk.NotPresent && w.current().geo.HasParent || entry.Offset() != 0 {
 			return w.unmap(b, entry, dataWrite)
 		}
 		return nil // it reads as zero already
@@ -137,7 +137,7 @@ func (l *layer) wholeBlock(b, off, n int64) bool {
 // Everything that can fail comes before apply: an error, such as ENOSPC, leaves the block as it was, and end returns the
 // place. Reads that take no lock find the new entry only when all bytes of the block are in the file.
 func (w *writer) newFull(b, off int64, p []byte) error {
-	g := &w.l.geo
+	g := &w.current().geo
 	kind := dataWrite
 	if len(p) == 0 {
 		kind = fileWrite
@@ -193,8 +193,8 @@ func (w *writer) fillBlock(at place, in int64, p []byte) error {
 // setEntry changes a BAT entry of a payload block. The caller is in an edit's apply.
 func (w *writer) setEntry(bat *cache.Page, word int, e ondisk.BATEntry) {
 	before := ondisk.BATEntry(bat.Word(word)).State()
-	w.l.count(before, -1)
-	w.l.count(e.State(), 1)
+	w.current().count(before, -1)
+	w.current().count(e.State(), 1)
 	w.counters.block(before, e.State())
 	bat.SetWord(word, uint64(e))
 }
@@ -210,25 +210,25 @@ func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, p []byt
 		return err
 	}
 	// The bits cannot change before apply, since the block's lock is held alone.
-	here, end, err := w.l.sectorRun(off, off+int64(len(p)))
+	here, end, err := w.current().sectorRun(off, off+int64(len(p)))
 	if err != nil || here && end == off+int64(len(p)) {
 		return err
 	}
-	e, err := w.edit(dataWrite, w.l.bitmapPages()+1)
+	e, err := w.edit(dataWrite, w.current().bitmapPages()+1)
 	if err != nil {
 		return err
 	}
 	defer e.end()
-	bits, err := e.bits(w.l.bitmaps[b>>w.l.geo.ChunkShift].Load(), b)
+	bits, err := e.bits(w.current().bitmaps[b>>w.current().geo.ChunkShift].Load(), b)
 	if err != nil {
 		return err
 	}
-	bat, word, err := e.batPage(w.l.geo.PayloadEntry(b))
+	bat, word, err := e.batPage(w.current().geo.PayloadEntry(b))
 	if err != nil {
 		return err
 	}
 	e.apply(func() {
-		bits.set(w.l.sectorInBlock(off), int64(len(p))>>w.l.geo.SectorShift)
+		bits.set(w.current().sectorInBlock(off), int64(len(p))>>w.current().geo.SectorShift)
 		if bits.all() {
 			w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, entry.FileOff()))
 		}
@@ -244,9 +244,9 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 	if err != nil {
 		return err
 	}
-	g := &w.l.geo
+	g := &w.current().geo
 	// Two pages of the BAT, for the block and for its chunk's sector bitmap block, and the bits.
-	e, err := w.edit(dataWrite, w.l.bitmapPages()+2)
+	e, err := w.edit(dataWrite, w.current().bitmapPages()+2)
 	if err != nil {
 		return err
 	}
@@ -259,14 +259,14 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 		return err
 	}
 	chunk := b >> g.ChunkShift
-	bitmap := w.l.bitmaps[chunk].Load()
+	bitmap := w.current().bitmaps[chunk].Load()
 	publish := func() {}
 	// A bitmap that is there stays until the gate is held alone, so it can be read without a lock. chunkMu is held up to
 	// the end of the edit, or a write to another block of the chunk could make a second one.
 	if bitmap == nil {
 		w.chunkMu.Lock()
 		defer w.chunkMu.Unlock()
-		if bitmap = w.l.bitmaps[chunk].Load(); bitmap == nil {
+		if bitmap = w.current().bitmaps[chunk].Load(); bitmap == nil {
 			if bitmap, publish, err = w.newBitmap(e, chunk); err != nil {
 				return err
 			}
@@ -288,7 +288,7 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 	e.apply(func() {
 		publish()
 		bits.clear() // those of a block that is not partially present mean nothing, and may be set
-		bits.set(w.l.sectorInBlock(off), int64(len(p))>>g.SectorShift)
+		bits.set(w.current().sectorInBlock(off), int64(len(p))>>g.SectorShift)
 		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.PartiallyPresent, at.off))
 		w.barrier = true // the entry and the bits hide the parent's data
 	})
@@ -298,7 +298,7 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 // newBitmap makes a sector bitmap block for a chunk that has none. It exists when publish is called, in the
 // edit's apply.
 func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, publish func(), err error) {
-	bat, word, err := e.batPage(w.l.geo.BitmapEntry(chunk))
+	bat, word, err := e.batPage(w.current().geo.BitmapEntry(chunk))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -313,25 +313,25 @@ func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, publish fu
 			return nil, nil, err
 		}
 	}
-	bitmap = w.l.cache.Span(w.file, at.off, ondisk.BitmapBlockSize/ondisk.PageSize)
+	bitmap = w.current().cache.Span(w.file, at.off, ondisk.BitmapBlockSize/ondisk.PageSize)
 	bitmap.MarkZero(0, ondisk.BitmapBlockSize/ondisk.PageSize)
 	return bitmap, func() {
 		bat.SetWord(word, uint64(ondisk.NewBATEntry(ondisk.BitmapPresent, at.off)))
-		w.l.bitmaps[chunk].Store(bitmap)
-		w.l.countBitmap()
+		w.current().bitmaps[chunk].Store(bitmap)
+		w.current().countBitmap()
 	}, nil
 }
 
 // wholeSectors widens p, at byte off, to whole sectors: what is added is read from the disk as it is. The caller holds the
 // block's lock alone, so it is still true when it is written, and the block keeps the place that is read.
 func (w *writer) wholeSectors(off int64, p []byte) (int64, []byte, error) {
-	if w.l.aligned(off, p) {
+	if w.current().aligned(off, p) {
 		return off, p, nil
 	}
-	size := w.l.geo.SectorSize
+	size := w.current().geo.SectorSize
 	start, end := off&^(size-1), ondisk.RoundUp(off+int64(len(p)), size)
 	wide := make([]byte, end-start)
-	im := Image{top: w.l}
+	im := Image{own: w.own}
 	if _, err := im.ReadAt(wide[:size], start); err != nil {
 		return 0, nil, err
 	}

@@ -34,7 +34,7 @@ func loadWritable(o Options, files ...File) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	im := &Image{top: w.l, writer: w}
+	im := &Image{own: w.own, writer: w}
 	im.close = im.closeAll
 	return im, nil
 }
@@ -45,7 +45,7 @@ func loadReadOnly(files ...File) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Image{top: top, close: top.close}, nil
+	return newImage(top), nil
 }
 
 func loadFiles(op *opener, files ...File) (top *layer, err error) {
@@ -161,7 +161,7 @@ func TestWriteModel(t *testing.T) {
 						t.Fatalf("open what was written: %v", err)
 					}
 					m.compare(t, ro)
-					if ro.top.headers.header().Dirty() {
+					if ro.current().headers.header().Dirty() {
 						t.Error("the image is not clean after Close")
 					}
 				}

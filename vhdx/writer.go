@@ -13,7 +13,6 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"vhdxfs/cache"
-	"vhdxfs/internal/fault"
 	"vhdxfs/journal"
 	"vhdxfs/vhdx/imagefile"
 	"vhdxfs/vhdx/lease"
@@ -33,12 +32,12 @@ import (
 // Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headerMu, metaMu, spaceMu.
 // metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
 type writer struct {
-	l    *layer // replaced with the gate and roundMu held
-	file File   // that of l, with its syncs counted; replaced with spaceMu held, too
+	*failure
+	own  *atomic.Pointer[layer] // see current
+	file File                   // that of the current layer, with its syncs counted; see replace
 
-	lease     atomic.Pointer[lease.File] // of l; nil without one
+	lease     atomic.Pointer[lease.File] // of the current layer; nil without one
 	whenTaken atomic.Pointer[func()]     // see WhenTakenOver
-	log       logrus.FieldLogger
 
 	detectZeroes bool
 	trims        bool // discards change the mapping
@@ -51,10 +50,8 @@ type writer struct {
 
 	reshaping sync.Mutex // held by Compact, Resize and Snapshot
 
-	current  atomic.Pointer[layer] // l, for reads
 	reads    readEpochs
 	counters counters
-	failed   atomic.Pointer[error]
 
 	fillMu  sync.Mutex   // held while a page of metadata gets its space
 	gate    sync.RWMutex // held shared by every operation that changes something, alone to make the image clean
@@ -107,13 +104,6 @@ type dirtyPage struct {
 	p    *cache.Page
 }
 
-// Errors of a writer.
-var (
-	// ErrFailed is what every write returns after the first failed sync: what reached the disk is not known any
-	// more. Opening the image again restores the last state that was synced.
-	ErrFailed = errors.New("the image became read-only after a failed sync; unmount and mount it again")
-)
-
 // newWriter makes the top layer l of a chain writable. Where its log has to be replayed that is done now: the
 // image was checked as it is after the replay, so one that is refused was not touched.
 func newWriter(op *opener, l *layer) (*writer, error) {
@@ -128,7 +118,8 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		return nil, err
 	}
 	w := &writer{
-		log:          op.Log,
+		failure:      &failure{log: op.Log},
+		own:          new(atomic.Pointer[layer]),
 		detectZeroes: op.DetectZeroes,
 		lockMode:     op.Lock,
 		byOption:     len(op.Parents) > 0,
@@ -143,8 +134,10 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		dirty:        make(map[int64]dirtyPage),
 		raw:          make(map[int64]*[ondisk.PageSize]byte),
 	}
-	w.use(l)
+	w.own.Store(l)
+	w.file = w.metered(l.file)
 	w.under(held)
+	w.useSpace(l)
 	w.roomFree.L, w.rounds.cond.L = &w.metaMu, &w.rounds.mu
 	w.reads.current.Store(1) // epoch 0 has ended
 	if w.log == nil {
@@ -154,7 +147,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	w.trims = op.Discard != DiscardOff
 	w.punch = op.Discard == DiscardPunch || w.holes && (op.Discard == DiscardAuto || op.Discard == "")
 	if l.replay != nil {
-		if err := w.replay(op); err != nil {
+		if err := w.replay(); err != nil {
 			return nil, err
 		}
 		w.log.Warnf("%s was not closed cleanly; its log was replayed", l.path)
@@ -162,15 +155,43 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 			w.log.Warnf("%s: %s", l.path, gap)
 		}
 	}
-	w.current.Store(w.l)
-	w.useSpace()
-	w.settled.Store(w.l.wasValidated())
+	w.settled.Store(w.current().wasValidated())
 	go w.background()
 	return w, nil
 }
 
-// use makes l the layer that is written to.
-func (w *writer) use(l *layer) { w.l, w.file = l, meteredFile{l.file, &w.counters.fileSyncs} }
+// current returns the layer that is written to, which is the one that is read. A change finds the same one until it gives up
+// the gate.
+func (w *writer) current() *layer { return w.own.Load() }
+
+// metered returns f with its syncs counted.
+func (w *writer) metered(f File) File { return meteredFile{f, &w.counters.fileSyncs} }
+
+// replace makes l the current layer: after a replay, after the disk was resized, and at a snapshot of a disk in use. l was
+// loaded from a file that is clean, and reads as the current layer does, or as the resized disk. All state of the writer that
+// belongs to a layer is set here: the file, its size and its free space; space that was given up, which l does not know; and,
+// with another file, the headers, which have told of no change yet. Those of the same file stay as they were written: what
+// the file has in their places may be newer, and not durable.
+//
+// The caller holds the gate alone, and roundMu, unless nothing else has the writer yet. Reads find l from then on. Those that
+// began before may still use the old layer, so the caller calls awaitReads before the next change.
+func (w *writer) replace(l *layer, anotherFile bool) {
+	w.headerMu.Lock()
+	defer w.headerMu.Unlock()
+	w.metaMu.Lock()
+	w.unmapped = nil
+	w.metaMu.Unlock()
+	w.spaceMu.Lock()
+	defer w.spaceMu.Unlock()
+	if anotherFile {
+		w.under(leaseOf(l.file))
+		w.header, w.slot = l.headers.header(), l.headers.current
+		w.opened, w.repaired, w.dataWrite = false, false, uuid.Nil
+	}
+	w.file = w.metered(l.file)
+	w.useSpace(l)
+	w.own.Store(l)
+}
 
 // nowhere returns a log that discards its entries.
 func nowhere() logrus.FieldLogger {
@@ -192,7 +213,7 @@ func (w *writer) settle() (err error) {
 	if w.settled.Load() {
 		return nil
 	}
-	l := w.current.Load() // nothing replaces it before
+	l := w.current() // nothing replaces it before
 	if err := l.validated(); err != nil {
 		return err
 	}
@@ -202,16 +223,15 @@ func (w *writer) settle() (err error) {
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
 	if !w.settled.Load() {
-		w.useSpace()
+		w.useSpace(l)
 		w.settled.Store(true)
 	}
 	return nil
 }
 
-// useSpace has the writer use the space of its layer's file. The caller holds spaceMu, if any other goroutine has
-// the writer.
-func (w *writer) useSpace() {
-	w.space, w.size, w.freed = w.l.space, w.l.fileSize, nil
+// useSpace has the writer use the space of l's file. The caller holds spaceMu, if any other goroutine has the writer.
+func (w *writer) useSpace(l *layer) {
+	w.space, w.size, w.freed = l.space, l.fileSize, nil
 	// Behind the last MiB of the file, and behind a last block that the end of the file cuts.
 	w.fresh = max(ondisk.RoundUp(w.size, ondisk.MiB), w.space.n*ondisk.MiB)
 	w.space.grow(w.fresh)
@@ -219,58 +239,32 @@ func (w *writer) useSpace() {
 
 // replay replays the log into the file and loads the layer anew from there (MS-VHDX 2.3.3). What the disk's user
 // sees stays what it was, so DataWriteGuid does: a new one would cut the image's children off.
-func (w *writer) replay(op *opener) error {
+func (w *writer) replay() error {
+	l := w.current()
 	h := w.header
 	h.FileWriteGUID = w.newFileWrite()
 	if err := w.updateHeaders(h); err != nil {
 		return err
 	}
-	if size := w.l.replay.Size(); !w.holes && size > w.l.fileSize {
-		if err := w.fill(w.l.fileSize, size-w.l.fileSize); err != nil {
+	if size := l.replay.Size(); !w.holes && size > l.fileSize {
+		if err := w.fill(l.fileSize, size-l.fileSize); err != nil {
 			return fmt.Errorf("grow the file for its log: %w", err)
 		}
 	}
-	if err := journal.Apply(w.file, w.l.sequence); err != nil {
+	if err := journal.Apply(w.file, l.sequence); err != nil {
 		return err
 	}
 	h.LogGUID = uuid.Nil
 	if err := w.updateHeaders(h); err != nil {
 		return err
 	}
-	fresh := op.newLayer(w.l.file, w.l.path)
-	fresh.mayLate = w.l.mayLate // it was found valid as it is now
+	fresh := l.again()
+	fresh.mayLate = l.mayLate // it was found valid as it is now
 	if err := fresh.load(); err != nil {
 		return fmt.Errorf("after the log was replayed: %w", err)
 	}
-	fresh.parent = w.l.parent
-	w.l = fresh
+	w.replace(fresh, false)
 	w.opened = true // the space behind the last block is cut off, where the session before left what it did not come to use
-	return nil
-}
-
-// fail makes the image read-only for good, with the first error as its reason.
-func (w *writer) fail(err error) error {
-	first := fmt.Errorf("%w: %w", ErrFailed, err)
-	if w.failed.CompareAndSwap(nil, &first) {
-		w.log.WithError(err).Error("the image is now read-only; synced data is safe")
-	}
-	return err
-}
-
-// catch is to be deferred by each function that changes something. After a panic, which is a fault of this program, the image is
-// read-only: what the change has left half done is in memory alone, and stays there.
-func (w *writer) catch(err *error) {
-	if e := fault.New(recover()); e != nil {
-		fault.Report(w.log, e)
-		*err = w.fail(e)
-	}
-}
-
-// err returns the error with which every write fails, and nil as long as all is well.
-func (w *writer) err() error {
-	if e := w.failed.Load(); e != nil {
-		return *e
-	}
 	return nil
 }
 
@@ -318,7 +312,7 @@ func (w *writer) announce(kind writeKind) error {
 // reserveLog gives the log its space before blocks take what is left: without, nothing written could ever be
 // committed.
 func (w *writer) reserveLog() error {
-	log := w.l.log()
+	log := w.current().log()
 	if err := w.file.Allocate(log.Offset, log.Length); err != nil && !imagefile.IsUnsupported(err) {
 		return fmt.Errorf("reserve space for the log: %w", err)
 	}
@@ -354,13 +348,10 @@ func (w *writer) updateHeaders(h ondisk.Header) error {
 	for copies := range ondisk.HeaderOffsets {
 		h.SequenceNumber++
 		slot := 1 - w.slot
-		if _, err := w.file.WriteAt(h.Encode()[:], ondisk.HeaderOffsets[slot]); outOfSpace(err) {
-			if copies > 0 {
-				break // the other one is current and durable, and the next update begins with this one
-			}
-			return fmt.Errorf("write header: %w", err) // the current one is as it was
+		if _, err := w.file.WriteAt(h.Encode()[:], ondisk.HeaderOffsets[slot]); outOfSpace(err) && copies > 0 {
+			break // the other one is current and durable, and the next update begins with this one
 		} else if err != nil {
-			return w.fail(fmt.Errorf("write header: %w", err))
+			return w.metadata(fmt.Errorf("write header: %w", err)) // without space, the current one is as it was
 		}
 		if err := w.file.Sync(); err != nil {
 			return w.fail(fmt.Errorf("sync header: %w", err))
@@ -368,14 +359,14 @@ func (w *writer) updateHeaders(h ondisk.Header) error {
 		w.header, w.slot = h, slot
 	}
 	w.counters.headerUpdates.Add(1)
-	w.l.setHeader(w.header, w.slot)
+	w.current().setHeader(w.header, w.slot)
 	return nil
 }
 
 // repairTables puts the region table that counts into the log for both copies, if they are not alike. The caller
 // holds headerMu.
 func (w *writer) repairTables() {
-	t := w.l.tables
+	t := w.current().tables
 	if w.repaired || t.err == [2]error{} && !t.differ {
 		return
 	}
