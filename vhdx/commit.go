@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -310,10 +309,7 @@ func (w *writer) retire(places []place) {
 		}
 		w.freed = append(w.freed, freed{p, epoch})
 	}
-	select {
-	case w.trimmed <- struct{}{}: // so that there is little left to do where the image is closed next
-	default:
-	}
+	w.worker.freed()
 }
 
 // endSession puts every logged page into its place, durably, and then has the headers say that there is nothing to replay,
@@ -435,64 +431,6 @@ func (w *writer) makeCleanThen(do func() error) error {
 	return nil
 }
 
-// background commits changes without a sync, keeps room in the log, and makes an idle image clean.
-func (w *writer) background() {
-	defer close(w.ended)
-	defer w.catch(new(error))
-	for {
-		select {
-		case <-w.quit:
-			return
-		case <-w.wake:
-		}
-		if !w.untilClean() {
-			return
-		}
-	}
-}
-
-// untilClean looks after the image until it is clean and all free space is given back, or until it is broken. It returns
-// false when the writer ends. It reads the state of the writer without locks: an old value costs a tick, or cleans an
-// image that was just changed again, and that is correct at any time.
-func (w *writer) untilClean() bool {
-	const (
-		tick       = 250 * time.Millisecond
-		retryAfter = 10 * time.Second
-	)
-	ticker := time.NewTicker(tick)
-	defer ticker.Stop()
-	committed := time.Now()
-	var retry time.Time // after a failure, as where the file cannot grow
-	for (w.inUse() || w.anyFreed()) && w.err() == nil {
-		select {
-		case <-w.quit:
-			return false
-		case <-w.trimmed:
-			w.giveBack()
-			continue
-		case <-ticker.C:
-		}
-		w.giveBack() // what reads were in the way of
-		now := time.Now()
-		if !w.inUse() || now.Before(retry) {
-			continue
-		}
-		var err error
-		switch idle := now.Sub(began.Add(time.Duration(w.lastUsed.Load()))); {
-		case w.idleAfter > 0 && idle >= w.idleAfter:
-			err = w.clean()
-		case w.commitAfter > 0 && now.Sub(committed) >= w.commitAfter:
-			committed = now
-			err = w.tidy()
-		}
-		if err != nil && w.err() == nil { // after a failure for good, which is logged already, nothing is tried again
-			retry = now.Add(retryAfter)
-			w.log.WithError(err).Warn("could not flush metadata; retrying")
-		}
-	}
-	return true
-}
-
 // tidy commits what is dirty, and frees a log that is half full before a sync has to wait for it.
 func (w *writer) tidy() (err error) {
 	defer w.catch(&err)
@@ -519,12 +457,7 @@ func (w *writer) close() error {
 }
 
 // stop ends what goes on in the background.
-func (w *writer) stop() {
-	w.stopOnce.Do(func() {
-		close(w.quit)
-		<-w.ended
-	})
-}
+func (w *writer) stop() { w.worker.stop() }
 
 // shrink cuts free space off the end of the file, which takes less time than a hole; that before it is left to giveBack.
 // The log is empty, so no entry speaks of the larger size, and the caller holds the gate alone, and roundMu. The cut is a

@@ -7,7 +7,6 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
@@ -45,8 +44,6 @@ type writer struct {
 	holes        bool // the file may have holes at all
 	lockMode     LockMode
 	byOption     bool // Options.Parents names parents
-	commitAfter  time.Duration
-	idleAfter    time.Duration
 
 	reshaping sync.Mutex // held by Compact, Resize and Snapshot
 
@@ -66,12 +63,7 @@ type writer struct {
 	header    ondisk.Header // as in the current copy on disk; guarded by headerMu
 	slot      int           // of the current copy; guarded by headerMu
 
-	lastUsed atomic.Int64  // time of the last change, ns since began
-	wake     chan struct{} // something is to be committed
-	trimmed  chan struct{} // space is to be given back
-	quit     chan struct{}
-	ended    chan struct{}
-	stopOnce sync.Once
+	worker *worker
 
 	rounds   sharedRun   // one serves all callers of sync that came before it
 	roundMu  sync.Mutex  // held by a sync round; guards what follows
@@ -123,14 +115,8 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		detectZeroes: op.DetectZeroes,
 		lockMode:     op.Lock,
 		byOption:     len(op.Parents) > 0,
-		commitAfter:  op.Commit,
-		idleAfter:    op.IdleClean,
 		header:       l.headers.header(),
 		slot:         l.headers.current,
-		wake:         make(chan struct{}, 1),
-		trimmed:      make(chan struct{}, 1),
-		quit:         make(chan struct{}),
-		ended:        make(chan struct{}),
 		dirty:        make(map[int64]dirtyPage),
 		raw:          make(map[int64]*[ondisk.PageSize]byte),
 	}
@@ -143,6 +129,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	if w.log == nil {
 		w.log = nowhere()
 	}
+	w.worker = newWorker(w, w.failure, op.Commit, op.IdleClean)
 	w.holes = l.file.Sparse()
 	w.trims = op.Discard != DiscardOff
 	w.punch = op.Discard == DiscardPunch || w.holes && (op.Discard == DiscardAuto || op.Discard == "")
@@ -156,7 +143,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		}
 	}
 	w.settled.Store(w.current().wasValidated())
-	go w.background()
+	go w.worker.run()
 	return w, nil
 }
 
@@ -319,21 +306,15 @@ func (w *writer) reserveLog() error {
 	return nil
 }
 
-// began is what times are measured from, so that it does not matter when the system's clock is set.
-var began = time.Now()
-
 // inUse reports whether a change was announced since the image was clean.
 func (w *writer) inUse() bool { return writeKind(w.announced.Load()) > noWrite }
 
 // changed says that a change was made, which a sync has to make durable.
 func (w *writer) changed() {
-	w.lastUsed.Store(int64(time.Since(began)))
+	w.worker.used()
 	if !w.unsynced.Load() {
 		w.unsynced.Store(true)
-		select {
-		case w.wake <- struct{}{}:
-		default: // it is awake
-		}
+		w.worker.awake()
 	}
 }
 
