@@ -185,11 +185,7 @@ func (w *writer) startSession() error {
 		w.counters.entry(0)
 		w.begun = &session{log: log, guid: region.GUID, flushed: size / ondisk.MiB * ondisk.MiB, logged: make(map[int64]*loggedPage)}
 	}
-	w.headerMu.Lock()
-	defer w.headerMu.Unlock()
-	h := w.header
-	h.LogGUID, h.LogVersion = w.begun.guid, 0
-	if err := w.updateHeaders(h); err != nil {
+	if err := w.headers.update(func(h *ondisk.Header) { h.LogGUID, h.LogVersion = w.begun.guid, 0 }); err != nil {
 		return err
 	}
 	w.session, w.begun = w.begun, nil
@@ -326,13 +322,9 @@ func (w *writer) endSession() error {
 	if err := w.place(); err != nil {
 		return w.waitForSpace(err)
 	}
-	w.headerMu.Lock()
-	defer w.headerMu.Unlock()
-	h := w.header
-	h.LogGUID = uuid.Nil
 	// After a failure either header may be the one that the next open finds, so an entry added now might not be replayed.
 	s.ending = true
-	if err := w.updateHeaders(h); err != nil {
+	if err := w.headers.update(func(h *ondisk.Header) { h.LogGUID = uuid.Nil }); err != nil {
 		return w.waitForSpace(err)
 	}
 	for _, lp := range s.logged {
@@ -384,7 +376,7 @@ func (w *writer) leave() error { return w.cleanThen(w.shrinkChanged) }
 
 // shrinkChanged is shrink for a file that was changed since it was opened.
 func (w *writer) shrinkChanged() error {
-	if !w.opened {
+	if !w.headers.everChanged() {
 		return nil
 	}
 	return w.shrink()
@@ -423,11 +415,7 @@ func (w *writer) makeCleanThen(do func() error) error {
 	if err := do(); err != nil {
 		return err
 	}
-	// announce reads this without a lock, but with the gate held, which the caller holds alone. So no change can slip through
-	// that saw the old value and is not announced.
-	w.headerMu.Lock()
-	defer w.headerMu.Unlock()
-	w.announced.Store(int32(noWrite))
+	w.headers.cleaned()
 	return nil
 }
 

@@ -47,7 +47,7 @@ var mutants = map[string]struct {
 	mutant
 	seed uint64 // the first to be tried: one that is known to find it soon
 }{
-	"no sync between the two headers":              {"dynamic", mutant{dropSync: "(*writer).updateHeaders"}, 0},
+	"no sync between the two headers":              {"dynamic", mutant{dropSync: "(*headerState).write"}, 0},
 	"no sync of the first entry of a log":          {"dynamic", mutant{dropSync: "journal.Start"}, 0},
 	"no sync of payload in recycled space":         {"recycled", mutant{dropSync: "(*writer).syncPayload"}, 5},
 	"no sync of payload that hides a parent":       {"differencing", mutant{dropSync: "(*writer).syncPayload"}, 0},

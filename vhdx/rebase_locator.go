@@ -174,18 +174,8 @@ func (w *writer) setDataWrite(id uuid.UUID) error {
 	if err := w.clean(); err != nil {
 		return err
 	}
-	w.headerMu.Lock()
-	w.dataWrite = id
-	w.headerMu.Unlock()
+	w.headers.keepDataWrite(id)
 	w.gate.RLock()
 	defer w.gate.RUnlock()
 	return w.announce(dataWrite)
-}
-
-// newDataWrite returns the DataWriteGuid for what is going to be written. The caller holds headerMu.
-func (w *writer) newDataWrite() uuid.UUID {
-	if w.dataWrite != uuid.Nil {
-		return w.dataWrite
-	}
-	return uuid.New()
 }

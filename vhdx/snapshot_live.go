@@ -187,7 +187,7 @@ func (s *liveSnapshot) freeze() error {
 
 // settle makes the image what it is to be for good.
 func (s *liveSnapshot) settle() error {
-	if err := s.w.makeCleanThen(s.w.shrinkChanged); err != nil || !s.w.opened {
+	if err := s.w.makeCleanThen(s.w.shrinkChanged); err != nil || !s.w.headers.everChanged() {
 		return err
 	}
 	s.w.giveBack() // later there is no writer that could do it
@@ -196,7 +196,7 @@ func (s *liveSnapshot) settle() error {
 
 // finish completes the child of the image as that is now, durably.
 func (s *liveSnapshot) finish() (err error) {
-	if s.b.o.locator, err = parentKeys(s.first, s.frozen, s.o.ParentPaths, s.w.header.DataWriteGUID); err != nil {
+	if s.b.o.locator, err = parentKeys(s.first, s.frozen, s.o.ParentPaths, s.w.headers.now().DataWriteGUID); err != nil {
 		return err
 	}
 	return s.b.Finish()

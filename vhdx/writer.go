@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"sync"
 	"sync/atomic"
 
@@ -28,7 +27,7 @@ import (
 //   - Space given up is given away only when the entry that unmaps it is durable and no read uses it any more.
 //   - After a failed sync nothing more is written.
 //
-// Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headerMu, metaMu, spaceMu.
+// Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headers.mu, metaMu, spaceMu.
 // metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
 type writer struct {
 	*failure
@@ -55,13 +54,7 @@ type writer struct {
 	blocks  blockLocks
 	chunkMu sync.Mutex // held while a chunk gets its sector bitmap block
 
-	headerMu  sync.Mutex
-	announced atomic.Int32  // the widest kind of change that the headers tell of; changed with headerMu held
-	opened    bool          // they have told of one at least once; guarded by headerMu
-	repaired  bool          // damaged region tables are in the log; guarded by headerMu
-	dataWrite uuid.UUID     // the DataWriteGuid to announce instead of a new one, if not zero; guarded by headerMu
-	header    ondisk.Header // as in the current copy on disk; guarded by headerMu
-	slot      int           // of the current copy; guarded by headerMu
+	headers *headerState
 
 	worker *worker
 
@@ -115,14 +108,14 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		detectZeroes: op.DetectZeroes,
 		lockMode:     op.Lock,
 		byOption:     len(op.Parents) > 0,
-		header:       l.headers.header(),
-		slot:         l.headers.current,
 		dirty:        make(map[int64]dirtyPage),
 		raw:          make(map[int64]*[ondisk.PageSize]byte),
 	}
 	w.own.Store(l)
 	w.file = w.metered(l.file)
 	w.under(held)
+	w.headers = &headerState{failure: w.failure, counters: &w.counters, newFileWrite: w.newFileWrite}
+	w.headers.use(l, w.file, true)
 	w.useSpace(l)
 	w.roomFree.L, w.rounds.cond.L = &w.metaMu, &w.rounds.mu
 	w.reads.current.Store(1) // epoch 0 has ended
@@ -163,19 +156,17 @@ func (w *writer) metered(f File) File { return meteredFile{f, &w.counters.fileSy
 // The caller holds the gate alone, and roundMu, unless nothing else has the writer yet. Reads find l from then on. Those that
 // began before may still use the old layer, so the caller calls awaitReads before the next change.
 func (w *writer) replace(l *layer, anotherFile bool) {
-	w.headerMu.Lock()
-	defer w.headerMu.Unlock()
+	file := w.metered(l.file)
+	if anotherFile {
+		w.under(leaseOf(l.file))
+	}
+	w.headers.use(l, file, anotherFile)
 	w.metaMu.Lock()
 	w.unmapped = nil
 	w.metaMu.Unlock()
 	w.spaceMu.Lock()
 	defer w.spaceMu.Unlock()
-	if anotherFile {
-		w.under(leaseOf(l.file))
-		w.header, w.slot = l.headers.header(), l.headers.current
-		w.opened, w.repaired, w.dataWrite = false, false, uuid.Nil
-	}
-	w.file = w.metered(l.file)
+	w.file = file
 	w.useSpace(l)
 	w.own.Store(l)
 }
@@ -228,9 +219,7 @@ func (w *writer) useSpace(l *layer) {
 // sees stays what it was, so DataWriteGuid does: a new one would cut the image's children off.
 func (w *writer) replay() error {
 	l := w.current()
-	h := w.header
-	h.FileWriteGUID = w.newFileWrite()
-	if err := w.updateHeaders(h); err != nil {
+	if err := w.headers.update(func(h *ondisk.Header) { h.FileWriteGUID = w.newFileWrite() }); err != nil {
 		return err
 	}
 	if size := l.replay.Size(); !w.holes && size > l.fileSize {
@@ -241,8 +230,7 @@ func (w *writer) replay() error {
 	if err := journal.Apply(w.file, l.sequence); err != nil {
 		return err
 	}
-	h.LogGUID = uuid.Nil
-	if err := w.updateHeaders(h); err != nil {
+	if err := w.headers.update(func(h *ondisk.Header) { h.LogGUID = uuid.Nil }); err != nil {
 		return err
 	}
 	fresh := l.again()
@@ -251,49 +239,18 @@ func (w *writer) replay() error {
 		return fmt.Errorf("after the log was replayed: %w", err)
 	}
 	w.replace(fresh, false)
-	w.opened = true // the space behind the last block is cut off, where the session before left what it did not come to use
+	w.headers.opened = true // the space behind the last block is cut off, where the session before left what it did not come to use
 	return nil
 }
-
-// A writeKind says how visible a change is (MS-VHDX 2.2.2).
-type writeKind int32
-
-const (
-	noWrite   writeKind = iota
-	fileWrite           // visible in the bytes of the file only
-	dataWrite           // visible to readers of the disk
-)
 
 // announce has to be called before every change, with the gate held. The first change renews FileWriteGuid, the first
 // one that a reader of the disk can see DataWriteGuid also, durably, and so do the first ones after the image was
 // made clean: a copy made meanwhile is another disk from then on.
 func (w *writer) announce(kind writeKind) error {
-	if err := w.err(); err != nil || writeKind(w.announced.Load()) >= kind {
+	if err := w.err(); err != nil || w.headers.told() >= kind {
 		return err
 	}
-	w.headerMu.Lock()
-	defer w.headerMu.Unlock()
-	before := writeKind(w.announced.Load())
-	if before >= kind {
-		return w.err()
-	}
-	h := w.header
-	if before == noWrite {
-		if err := w.reserveLog(); err != nil {
-			return err
-		}
-		h.FileWriteGUID = w.newFileWrite()
-	}
-	if kind == dataWrite {
-		h.DataWriteGUID = w.newDataWrite()
-	}
-	if err := w.updateHeaders(h); err != nil {
-		return err
-	}
-	w.repairTables()
-	w.opened = true
-	w.announced.Store(int32(kind))
-	return nil
+	return w.headers.announce(kind, w.reserveLog, w.repairTables)
 }
 
 // reserveLog gives the log its space before blocks take what is left: without, nothing written could ever be
@@ -307,7 +264,7 @@ func (w *writer) reserveLog() error {
 }
 
 // inUse reports whether a change was announced since the image was clean.
-func (w *writer) inUse() bool { return writeKind(w.announced.Load()) > noWrite }
+func (w *writer) inUse() bool { return w.headers.told() > noWrite }
 
 // changed says that a change was made, which a sync has to make durable.
 func (w *writer) changed() {
@@ -318,40 +275,13 @@ func (w *writer) changed() {
 	}
 }
 
-// updateHeaders makes h the current header: first in the place of the other copy, which becomes the current one
-// when it is durable, then in the place of this one, so that either may be lost (MS-VHDX 2.2.2). Where the host copies
-// on write there may be no space for a header; then h may or may not be there. The caller holds headerMu.
-func (w *writer) updateHeaders(h ondisk.Header) error {
-	h.SequenceNumber = w.header.SequenceNumber
-	if h.SequenceNumber > math.MaxUint64-uint64(len(ondisk.HeaderOffsets)) {
-		return w.fail(errors.New("the headers have no sequence numbers left"))
-	}
-	for copies := range ondisk.HeaderOffsets {
-		h.SequenceNumber++
-		slot := 1 - w.slot
-		if _, err := w.file.WriteAt(h.Encode()[:], ondisk.HeaderOffsets[slot]); outOfSpace(err) && copies > 0 {
-			break // the other one is current and durable, and the next update begins with this one
-		} else if err != nil {
-			return w.metadata(fmt.Errorf("write header: %w", err)) // without space, the current one is as it was
-		}
-		if err := w.file.Sync(); err != nil {
-			return w.fail(fmt.Errorf("sync header: %w", err))
-		}
-		w.header, w.slot = h, slot
-	}
-	w.counters.headerUpdates.Add(1)
-	w.current().setHeader(w.header, w.slot)
-	return nil
-}
-
-// repairTables puts the region table that counts into the log for both copies, if they are not alike. The caller
-// holds headerMu.
-func (w *writer) repairTables() {
+// repairTables puts the region table that counts into the log for both copies, if they are not alike, and reports whether it
+// did. The caller holds the mu of the headers.
+func (w *writer) repairTables() bool {
 	t := w.current().tables
-	if w.repaired || t.err == [2]error{} && !t.differ {
-		return
+	if t.err == [2]error{} && !t.differ {
+		return false
 	}
-	w.repaired = true
 	b := ondisk.EncodeRegionTable(t.regions)
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()
@@ -360,4 +290,5 @@ func (w *writer) repairTables() {
 			w.raw[off+i] = (*[ondisk.PageSize]byte)(b[i:])
 		}
 	}
+	return true
 }
