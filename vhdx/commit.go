@@ -1,10 +1,8 @@
 package vhdx
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
-	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -118,6 +116,13 @@ func (w *writer) logHeld() error {
 	return nil
 }
 
+// anyUnmapped reports whether space waits to be given up.
+func (w *writer) anyUnmapped() bool {
+	w.metaMu.Lock()
+	defer w.metaMu.Unlock()
+	return len(w.unmapped) > 0
+}
+
 // uncommitted reports whether there is metadata to put into the log. The caller holds roundMu.
 func (w *writer) uncommitted() bool { return w.held != nil || w.anyDirty() }
 
@@ -151,12 +156,7 @@ func (w *writer) unstick() error {
 }
 
 // syncFile makes the file durable, or the image read-only; see failure.
-func (w *writer) syncFile() error {
-	if err := w.file.Sync(); err != nil {
-		return w.fail(fmt.Errorf("sync the image: %w", err))
-	}
-	return nil
-}
+func (w *writer) syncFile() error { return w.durable(w.file) }
 
 // The barriers, each by its own name: the crash test leaves out one after the other, and has to notice. A barrier is
 // needed where a power cut could otherwise keep the later write and lose the earlier one.
@@ -177,8 +177,8 @@ func (w *writer) startSession() error {
 		region.GUID = uuid.New()
 		// The entry calls this size flushed before its own sync makes it so. That is safe here only: no header names the
 		// entry before Start has synced both.
-		size := w.fileSize()
-		log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/ondisk.MiB*ondisk.MiB, w.lastOffset())
+		size := w.space.fileSize()
+		log, err := journal.Start(w.file, region, rand.Uint64()>>1+1, size/ondisk.MiB*ondisk.MiB, w.space.lastOffset())
 		if err != nil {
 			return w.metadata(fmt.Errorf("start a log: %w", err)) // which no header names yet
 		}
@@ -190,20 +190,6 @@ func (w *writer) startSession() error {
 	}
 	w.session, w.begun = w.begun, nil
 	return nil
-}
-
-func (w *writer) fileSize() int64 {
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	return w.size
-}
-
-// lastOffset returns the smallest file size that holds everything. It is not larger than the file, which may end
-// inside the last block, or be a device.
-func (w *writer) lastOffset() int64 {
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	return min(w.space.end(), w.size)
 }
 
 // A batch is the dirty metadata as it stood at one instant.
@@ -260,11 +246,11 @@ func (w *writer) commit(b *batch) error {
 	s := w.session
 	// s.flushed is the size at the last sync, not the size now: a replay refuses a file that is smaller than what an entry
 	// calls flushed, and a cut may lose the growth since.
-	if err := s.log.Append(b.pages, s.flushed, w.lastOffset()); err != nil {
+	if err := s.log.Append(b.pages, s.flushed, w.space.lastOffset()); err != nil {
 		return w.metadata(err) // there may be no space where the host copies on write
 	}
 	w.counters.entry(len(b.pages))
-	size := w.fileSize() // it may be larger when the sync returns, but not durably
+	size := w.space.fileSize() // it may be larger when the sync returns, but not durably
 	if err := w.syncLog(); err != nil {
 		return err
 	}
@@ -282,30 +268,8 @@ func (w *writer) commit(b *batch) error {
 		s.logged[pg.FileOffset] = lp
 	}
 	w.counters.inLog.Store(int64(len(s.logged)))
-	w.retire(b.unmapped)
+	w.space.retire(b.unmapped)
 	return nil
-}
-
-// retire hands over space whose unmapping is durable. Before that a power cut would bring the old mapping back, and with it
-// the bytes of the next block in this place. The space can be given away when the reads have ended that may still look
-// there: those that began before the epoch turns here. Later ones find the new entries, which were changed in memory
-// before the batch was taken.
-func (w *writer) retire(places []place) {
-	if len(places) == 0 {
-		return
-	}
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	epoch := w.reads.turn()
-	slices.SortFunc(places, func(p, q place) int { return cmp.Compare(p.off, q.off) })
-	for _, p := range places {
-		if n := len(w.freed); n > 0 && w.freed[n-1].epoch == epoch && w.freed[n-1].off+w.freed[n-1].size == p.off {
-			w.freed[n-1].size += p.size // few large holes are made sooner than many small ones
-			continue
-		}
-		w.freed = append(w.freed, freed{p, epoch})
-	}
-	w.worker.freed()
 }
 
 // endSession puts every logged page into its place, durably, and then has the headers say that there is nothing to replay,
@@ -389,7 +353,7 @@ func (w *writer) cleanThen(do func() error) (err error) {
 	if err := w.cleanAlone(do); err != nil {
 		return err
 	}
-	w.giveBack()
+	w.space.giveBack()
 	return nil
 }
 
@@ -447,6 +411,9 @@ func (w *writer) close() error {
 // stop ends what goes on in the background.
 func (w *writer) stop() { w.worker.stop() }
 
+func (w *writer) anyFreed() bool { return w.space.anyFreed() }
+func (w *writer) giveBack()      { w.space.giveBack() }
+
 // shrink cuts free space off the end of the file, which takes less time than a hole; that before it is left to giveBack.
 // The log is empty, so no entry speaks of the larger size, and the caller holds the gate alone, and roundMu. The cut is a
 // change of the file, which the headers tell of.
@@ -454,7 +421,7 @@ func (w *writer) shrink() error {
 	if w.file.IsDevice() {
 		return nil
 	}
-	end, size := w.usedEnd()
+	end, size := w.space.usedEnd()
 	if end >= size {
 		return nil
 	}
@@ -464,27 +431,12 @@ func (w *writer) shrink() error {
 	if err := w.emptyLog(); err != nil { // damaged region tables come into the log with the announcement
 		return err
 	}
-	// With the gate held alone and spaceMu, no block can be put behind end meanwhile, and nothing names what is there. So a
-	// cut before the sync leaves a valid image with either size.
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	if err := w.file.Truncate(end); err != nil {
+	// With the gate held alone no block can be put behind end meanwhile, and nothing names what is there. So a power cut before
+	// the sync leaves a valid image with either size.
+	if err := w.space.cut(end); err != nil {
 		return fmt.Errorf("shrink the image to %d bytes: %w", end, err)
 	}
-	w.size, w.fresh = end, end
-	w.space.cut(end)
-	return w.syncFile()
-}
-
-// usedEnd returns where the last block ends that is in use, and the size of the file. Space that waits to be given back
-// is free if it lies behind.
-func (w *writer) usedEnd() (end, size int64) {
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	freed := w.takeFreed(math.MaxInt64)
-	end = w.space.end()
-	w.putBack(slices.DeleteFunc(freed, func(p place) bool { return p.off >= end }))
-	return end, w.size
+	return nil
 }
 
 // dataWriteGUID returns the DataWriteGuid as the headers have it now.

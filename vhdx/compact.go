@@ -3,7 +3,6 @@ package vhdx
 import (
 	"context"
 	"errors"
-	"time"
 	"vhdxfs/vhdx/ondisk"
 )
 
@@ -61,9 +60,9 @@ func (im *Image) Compact(ctx context.Context, o CompactOptions) (r *CompactResul
 	}
 	withoutNil(&o.Phase, &o.Progress)
 	c := &compaction{im: im, w: w, ctx: ctx, o: o}
-	r, c.result.Before = &c.result, w.fileSize()
+	r, c.result.Before = &c.result, w.space.fileSize()
 	err = c.run()
-	c.result.After = w.fileSize()
+	c.result.After = w.space.fileSize()
 	return r, err
 }
 
@@ -100,29 +99,7 @@ func (c *compaction) settle() error {
 	if err := c.w.sync(); err != nil {
 		return err
 	}
-	return c.w.drain(c.ctx)
-}
-
-// drain waits until every read has ended that may look at space given up before the call, and makes that space
-// available.
-func (w *writer) drain(ctx context.Context) error {
-	w.spaceMu.Lock()
-	epoch := w.reads.turn()
-	w.spaceMu.Unlock()
-	ticker := time.NewTicker(5 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		done := !w.anyFreed() || w.reads.ended(epoch) // if so, what follows finds all of that space
-		w.giveBack()
-		if done {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-ticker.C:
-		}
-	}
+	return c.w.space.drain(c.ctx)
 }
 
 // eachEntry calls do for every BAT entry that describes something and is not zero, in the order of the BAT: that of

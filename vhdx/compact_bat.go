@@ -17,7 +17,7 @@ func (c *compaction) moveBAT() (moved bool, err error) {
 	r := newResizing(c.ctx, w, w.current().geo.DiskSize)
 	bat, _ := w.current().tables.find(ondisk.BATRegionGUID)
 	need := w.current().geo.BATLength()
-	to, err := w.allocateBelow(need, r.batOff)
+	to, err := w.space.allocateBelow(need, r.batOff)
 	switch {
 	case err == nil:
 		r.places = append(r.places, to)
@@ -36,7 +36,7 @@ func (c *compaction) moveBAT() (moved bool, err error) {
 		return false, err
 	}
 	err = r.commit()
-	w.awaitReads()
+	w.space.awaitReads()
 	return err == nil, err
 }
 

@@ -66,9 +66,9 @@ func (im *Image) estimate() (r Reclaimable, pack *packing, size int64) {
 	l := im.current()
 	space, size := l.space, l.fileSize
 	if w := im.writer; w != nil {
-		w.spaceMu.Lock()
-		defer w.spaceMu.Unlock()
-		space, size = w.space, w.size
+		w.space.mu.Lock()
+		defer w.space.mu.Unlock()
+		space, size = w.space.used, w.space.size
 	}
 	pack = newPacking(l, space)
 	return Reclaimable{Free: space.free(), BAT: pack.batExcess()}, pack, size

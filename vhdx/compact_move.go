@@ -30,7 +30,7 @@ func (m movable) kind() int {
 
 // move moves blocks and the BAT into free space below them. A packing computes the same moves.
 func (c *compaction) move() error {
-	c.o.Phase("moving blocks", c.w.misplaced())
+	c.o.Phase("moving blocks", c.w.space.misplaced())
 	if err := c.moveBlocks(); err != nil {
 		return err
 	}
@@ -63,13 +63,6 @@ func (c *compaction) moveBlocks() error {
 			return nil
 		}
 	}
-}
-
-// misplaced returns how many bytes in use lie beyond what the file would have if nothing were free.
-func (w *writer) misplaced() int64 {
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	return w.space.usedFrom(w.space.n*ondisk.MiB - w.space.free())
 }
 
 func (l *layer) blockCounts() BlockCounts {

@@ -11,18 +11,6 @@ import (
 // errNoHole says that there is no free space below a block into which it could move.
 var errNoHole = errors.New("no free space before the block")
 
-// allocateBelow finds free space for size bytes that ends at or before the file offset limit.
-func (w *writer) allocateBelow(size, limit int64) (place, error) {
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	off, ok := w.space.find(size, limit)
-	if !ok {
-		return place{}, errNoHole
-	}
-	w.space.mark(off, size)
-	return place{off: off, size: size}, nil
-}
-
 // moveBlock moves payload block b, whose lock the caller holds alone, from file offset from to a lower one. It
 // returns false if the block is not there any more, and errNoHole if there is no lower place.
 func (w *writer) moveBlock(b, from int64) (bool, error) {
@@ -67,14 +55,14 @@ func (w *writer) moveBitmap(chunk, from int64) (ok bool, err error) {
 // copyBelow copies the size bytes at file offset from to a place below, and has change make the change that names the place,
 // in the page and word of BAT entry i. Where it fails nothing is changed, and no space taken.
 func (w *writer) copyBelow(size, from, i int64, copyTo func(from int64, to place) error, change func(bat *cache.Page, word int, to place)) error {
-	to, err := w.allocateBelow(size, from)
+	to, err := w.space.allocateBelow(size, from)
 	if err != nil {
 		return err
 	}
 	named := false
 	defer func() {
 		if !named {
-			w.release(to)
+			w.space.release(to)
 		}
 	}()
 	if err := w.announce(fileWrite); err != nil { // no reader of the disk can see the change
@@ -120,9 +108,9 @@ func (w *writer) unlog(off, n int64) error {
 // space in the new one either, where the file may have holes.
 func (w *writer) copyPlace(from int64, to place) error {
 	keep := w.current().keepsBlocks()
-	sparse := w.punch && !keep
+	sparse := w.space.punch && !keep
 	if sparse {
-		if err := w.zero(to.off, to.size); err != nil {
+		if err := w.space.zero(to.off, to.size); err != nil {
 			return err
 		}
 	}
@@ -137,7 +125,7 @@ func (w *writer) copyPlace(from int64, to place) error {
 		case sparse:
 			err = w.writeData(buf, to.off+i)
 		case allZero(buf):
-			err = w.zeroPlace(to.off+i, int64(len(buf)), keep)
+			err = w.space.zeroPlace(to.off+i, int64(len(buf)), keep)
 		default:
 			_, err = w.file.WriteAt(buf, to.off+i)
 		}

@@ -67,7 +67,7 @@ func giveAwayEarly(w *writer) {
 	w.metaMu.Lock()
 	defer w.metaMu.Unlock()
 	for _, p := range w.unmapped {
-		w.release(p)
+		w.space.release(p)
 	}
 	w.unmapped = nil
 }
@@ -86,7 +86,7 @@ func placeEarly(w *writer) {
 // claimSizeEarly makes log entries name a size of the file that was not synced.
 func claimSizeEarly(w *writer) {
 	if w.session != nil {
-		w.session.flushed = w.fileSize()
+		w.session.flushed = w.space.fileSize()
 	}
 }
 

@@ -144,8 +144,8 @@ func TestLeftoversAreCut(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			end := im.writer.lastOffset() - 2*ondisk.MiB // the places of both wait for what reads them
-			left := b.memFile.clone()                    // killed
+			end := im.writer.space.lastOffset() - 2*ondisk.MiB // the places of both wait for what reads them
+			left := b.memFile.clone()                          // killed
 			again, err := loadWritable(Options{Writable: true}, noAlloc{left, true})
 			if err != nil {
 				t.Fatal(err)

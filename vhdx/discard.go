@@ -80,21 +80,13 @@ func (w *writer) zeroBlock(b, off, end int64) error {
 			return err
 		}
 		defer w.changed()
-		return w.zeroPlace(entry.FileOff()+w.current().geo.InBlock(off), end-off, keep)
+		return w.space.zeroPlace(entry.FileOff()+w.current().geo.InBlock(off), end-off, keep)
 	case st == ondisk.PartiallyPresent || st == ondisk.NotPresent && w.current().geo.HasParent:
 		return w.writeZeroSectors(b, off, end)
 	case keepsPlace(entry):
 		return w.unmap(b, entry, dataWrite) // other readers may show what is still in that place
 	}
 	return nil // it reads as zero
-}
-
-// zeroPlace makes n bytes of the file read as zero; with keep, their space stays reserved.
-func (w *writer) zeroPlace(off, n int64, keep bool) error {
-	if keep || !w.punch {
-		return w.zeroWith(off, n, w.file.ZeroRange)
-	}
-	return w.zero(off, n)
 }
 
 // writeZeroSectors writes zeros over what the parent holds of block b from off to end.
@@ -170,7 +162,7 @@ func (w *writer) allocateBlock(b, off int64) error {
 		return nil
 	case entry.Present():
 		// A last block that the end of the file cuts ends there.
-		n := min(w.current().geo.BlockSize, w.fileSize()-entry.FileOff())
+		n := min(w.current().geo.BlockSize, w.space.fileSize()-entry.FileOff())
 		if err := w.announce(fileWrite); err != nil {
 			return err
 		}

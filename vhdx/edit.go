@@ -78,7 +78,7 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 			}
 			var b [ondisk.PageSize]byte
 			p.Encode(&b)
-			if err := e.w.reserve(span.Offset(i), b[:]); err != nil {
+			if err := e.w.space.reserve(span.Offset(i), b[:]); err != nil {
 				return nil, err
 			}
 		}
@@ -120,7 +120,7 @@ func (e *edit) apply(do func()) {
 // end ends an edit. What was not applied, as after an error or a panic, leaves no claim, no pin and no space taken.
 func (e *edit) end() {
 	for _, p := range e.places {
-		e.w.release(p)
+		e.w.space.release(p)
 	}
 	e.w.metaMu.Lock()
 	defer e.w.metaMu.Unlock()
@@ -134,7 +134,7 @@ func (e *edit) end() {
 
 // allocate finds space for size bytes, which apply maps.
 func (e *edit) allocate(size int64) (place, error) {
-	at, err := e.w.allocate(size)
+	at, err := e.w.space.allocate(size)
 	if err == nil {
 		e.places = append(e.places, at)
 	}

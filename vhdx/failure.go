@@ -75,5 +75,13 @@ func (f *failure) metadata(err error) error {
 	return f.fail(err)
 }
 
+// durable syncs the file. An error ends all writing.
+func (f *failure) durable(file File) error {
+	if err := file.Sync(); err != nil {
+		return f.fail(fmt.Errorf("sync the image: %w", err))
+	}
+	return nil
+}
+
 // outOfSpace reports whether err says that the host has no space left, or none for this user.
 func outOfSpace(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }

@@ -9,8 +9,8 @@ func (im *Image) FreeRanges(do func(off, n int64)) {
 		return
 	}
 	if w := im.writer; w != nil {
-		w.spaceMu.Lock()
-		defer w.spaceMu.Unlock()
+		w.space.mu.Lock()
+		defer w.space.mu.Unlock()
 	}
 	m := im.current().space
 	start := int64(-1)

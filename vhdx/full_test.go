@@ -298,7 +298,7 @@ func TestTrimmedSpaceOfAFullHost(t *testing.T) {
 		if err := im.Sync(); err != nil {
 			t.Fatal(err)
 		}
-		im.writer.giveBack()
+		im.writer.space.giveBack()
 		f.left = 0
 		if err := im.Zero(ondisk.MiB, ondisk.MiB); err != nil {
 			t.Fatal(err)
@@ -414,6 +414,7 @@ func TestResizeWithoutSpaceForMetadata(t *testing.T) {
 				f.off, to = b.batOff, 50*ondisk.MiB
 			}
 			im.writer.file, im.writer.current().file = f, f
+			im.writer.space.file, im.writer.headers.file = f, f
 			full = true
 			if err := im.Resize(t.Context(), to); !errors.Is(err, unix.ENOSPC) || im.Size() != b.diskSize {
 				t.Errorf("resize: %v; the disk has %d bytes", err, im.Size())

@@ -128,7 +128,7 @@ func (im *Image) Clean() error {
 	if im.writer == nil {
 		return nil
 	}
-	if !im.writer.holes {
+	if !im.writer.space.holes {
 		return im.writer.clean()
 	}
 	return im.writer.leave()
@@ -140,13 +140,13 @@ func (im *Image) BeginRead() uint64 {
 	if im.writer == nil {
 		return 0
 	}
-	return im.writer.reads.enter()
+	return im.writer.space.reads.enter()
 }
 
 // EndRead ends what BeginRead began.
 func (im *Image) EndRead(epoch uint64) {
 	if im.writer != nil {
-		im.writer.reads.leave(epoch)
+		im.writer.space.reads.leave(epoch)
 	}
 }
 

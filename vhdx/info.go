@@ -156,10 +156,10 @@ func (im *Image) Info() *Info {
 	if w == nil {
 		return im.current().info()
 	}
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
+	w.space.mu.Lock()
+	defer w.space.mu.Unlock()
 	in := im.current().info()
-	in.FileSize = w.size
+	in.FileSize = w.space.size
 	if in.Headers[in.CurrentHeader-1].LogGUID != uuid.Nil {
 		in.Log.State = LogInUse
 	}

@@ -109,7 +109,7 @@ func (w *writer) reservePage(off int64) error {
 	if err := readFull(w.current().src, b[:], off, "metadata"); err != nil {
 		return err
 	}
-	return w.reserve(off, b[:])
+	return w.space.reserve(off, b[:])
 }
 
 // placeForItem returns where in the metadata region, behind the table, item i has room if it becomes n bytes long:

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"time"
 
 	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx/ondisk"
@@ -63,7 +62,7 @@ func (im *Image) resize(ctx context.Context, size, most int64) (err error) {
 		return err
 	}
 	err = r.commit()
-	w.awaitReads() // before the next change
+	w.space.awaitReads() // before the next change
 	return err
 }
 
@@ -154,12 +153,12 @@ func (r *resizing) reserve() error {
 // undo gives back the space that was taken.
 func (r *resizing) undo() {
 	for _, p := range r.places {
-		r.w.release(p)
+		r.w.space.release(p)
 	}
 }
 
 func (r *resizing) allocate(size int64) (place, error) {
-	p, err := r.w.allocate(size)
+	p, err := r.w.space.allocate(size)
 	if err == nil {
 		r.places = append(r.places, p)
 	}
@@ -178,10 +177,10 @@ func (r *resizing) completeLastBlock() error {
 	}
 	// The file may end where the disk did.
 	w, in := r.w, r.old.InBlock(end)
-	if err := w.growTo(entry.FileOff() + r.old.BlockSize); err != nil {
+	if err := w.space.growTo(entry.FileOff() + r.old.BlockSize); err != nil {
 		return err
 	}
-	return w.zeroPlace(entry.FileOff()+in, r.old.BlockSize-in, w.current().keepsBlocks())
+	return w.space.zeroPlace(entry.FileOff()+in, r.old.BlockSize-in, w.current().keepsBlocks())
 }
 
 // allocateBlocks finds space for the blocks that a fixed disk gains.
@@ -202,9 +201,9 @@ func (r *resizing) allocateBlocks() error {
 		}
 		part := min(step, n-off)
 		if at.fresh {
-			err = r.w.fill(at.off+off, part)
+			err = r.w.space.fill(at.off+off, part)
 		} else {
-			err = r.w.zeroPlace(at.off+off, part, true)
+			err = r.w.space.zeroPlace(at.off+off, part, true)
 		}
 		if err != nil {
 			return err
@@ -274,21 +273,7 @@ func (w *writer) reload() error {
 	if err := l.load(); err != nil {
 		return fmt.Errorf("after the disk was resized: %w", err)
 	}
-	w.giveBack() // the new layer's space has none of it in use
+	w.space.giveBack() // the new layer's space has none of it in use
 	w.replace(l, false)
 	return nil
-}
-
-// awaitReads waits until every read has ended that began before the call, and may know the layer that was replaced:
-// where its BAT was other bytes may come.
-func (w *writer) awaitReads() {
-	w.spaceMu.Lock()
-	epoch := w.reads.turn()
-	w.spaceMu.Unlock()
-	for !w.reads.ended(epoch) {
-		time.Sleep(time.Millisecond)
-		w.spaceMu.Lock()
-		w.reads.turn()
-		w.spaceMu.Unlock()
-	}
 }

@@ -22,7 +22,7 @@ func (r *resizing) moveBAT() error {
 // placeBAT has the BAT come to the place at, which reads as zero afterwards.
 func (r *resizing) placeBAT(at place) error {
 	if !at.fresh {
-		if err := r.w.zero(at.off, at.size); err != nil {
+		if err := r.w.space.zero(at.off, at.size); err != nil {
 			return err
 		}
 	}

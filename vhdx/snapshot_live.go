@@ -180,7 +180,7 @@ func (s *liveSnapshot) freeze() error {
 		w.log.WithError(err).Warnf("%s stays locked against readers until the unmount", s.frozen)
 	}
 	// Reads that are still under way may use the file by the name it was opened with.
-	w.awaitReads()
+	w.space.awaitReads()
 	_ = s.file.Close() // what was written by it is durable, and another descriptor remains
 	return nil
 }
@@ -190,7 +190,7 @@ func (s *liveSnapshot) settle() error {
 	if err := s.w.makeCleanThen(s.w.shrinkChanged); err != nil || !s.w.headers.everChanged() {
 		return err
 	}
-	s.w.giveBack() // later there is no writer that could do it
+	s.w.space.giveBack() // later there is no writer that could do it
 	return nil
 }
 

@@ -1,8 +1,10 @@
 package vhdx
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"vhdxfs/cache"
 	"vhdxfs/vhdx/ondisk"
@@ -44,6 +46,26 @@ func (im *Image) changing(off, n int64) (*writer, error) {
 		return nil, fmt.Errorf("%d bytes at %#x of a disk of %#x bytes: %w", n, off, im.Size(), ErrBeyondEnd)
 	}
 	return im.writer, im.writer.settle()
+}
+
+// withSpace calls do, and again if there was no space for it and some could be found: what was trimmed but is not durable
+// yet, or is still read. The caller holds no lock but the gate.
+func (w *writer) withSpace(do func() error) error {
+	const patience = 10 * time.Second // with reads
+	err := do()
+	if !outOfSpace(err) {
+		return err
+	}
+	unmapped := w.anyUnmapped()
+	if unmapped && w.sync() != nil || !unmapped && !w.space.anyFreed() {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if w.space.drain(ctx) != nil {
+		return err
+	}
+	return do()
 }
 
 // writeBlock writes p to byte off in payload block b. Between the two attempts the block's lock is free, so writeAlone looks at
@@ -175,16 +197,16 @@ func (w *writer) newFull(b, off int64, p []byte) error {
 // names the place yet, so the order of these writes does not matter.
 func (w *writer) fillBlock(at place, in int64, p []byte) error {
 	if !at.fresh {
-		if err := w.zero(at.off, in); err != nil {
+		if err := w.space.zero(at.off, in); err != nil {
 			return err
 		}
 		end := in + int64(len(p))
-		if err := w.zero(at.off+end, at.size-end); err != nil {
+		if err := w.space.zero(at.off+end, at.size-end); err != nil {
 			return err
 		}
 	}
 	if len(p) == 0 {
-		return w.fill(at.off, at.size)
+		return w.space.fill(at.off, at.size)
 	}
 	_, err := w.file.WriteAt(p, at.off+in)
 	return err
@@ -309,7 +331,7 @@ func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, publish fu
 	// Only some pages of the new bitmap go through the log. The others have to be zero in the file, or old bytes would count
 	// as bits; the barrier of newPartial makes these zeros durable before the entry that names the bitmap.
 	if !at.fresh {
-		if err := w.zero(at.off, at.size); err != nil {
+		if err := w.space.zero(at.off, at.size); err != nil {
 			return nil, nil, err
 		}
 	}

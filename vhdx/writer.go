@@ -27,8 +27,8 @@ import (
 //   - Space given up is given away only when the entry that unmaps it is durable and no read uses it any more.
 //   - After a failed sync nothing more is written.
 //
-// Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headers.mu, metaMu, spaceMu.
-// metaMu is held for memory only, spaceMu also while the file grows. No read ever wants one of them.
+// Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headers.mu, metaMu, space.mu.
+// metaMu is held for memory only, space.mu also while the file grows. No read ever wants one of them.
 type writer struct {
 	*failure
 	own  *atomic.Pointer[layer] // see current
@@ -39,14 +39,11 @@ type writer struct {
 
 	detectZeroes bool
 	trims        bool // discards change the mapping
-	punch        bool // and leave holes in the file
-	holes        bool // the file may have holes at all
 	lockMode     LockMode
 	byOption     bool // Options.Parents names parents
 
 	reshaping sync.Mutex // held by Compact, Resize and Snapshot
 
-	reads    readEpochs
 	counters counters
 
 	fillMu  sync.Mutex   // held while a page of metadata gets its space
@@ -74,12 +71,7 @@ type writer struct {
 	barrier  bool                             // the payload of what is dirty must be durable before it is logged
 	unmapped []place                          // by what is dirty
 
-	settled atomic.Bool // the space that is free is known; see settle
-	spaceMu sync.Mutex
-	space   *spaceMap
-	size    int64 // of the file, bytes
-	fresh   int64 // file offset from which on the file was never used
-	freed   []freed
+	space allocator
 }
 
 // A dirtyPage is a pinned page of metadata that was changed.
@@ -116,16 +108,17 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	w.under(held)
 	w.headers = &headerState{failure: w.failure, counters: &w.counters, newFileWrite: w.newFileWrite}
 	w.headers.use(l, w.file, true)
-	w.useSpace(l)
 	w.roomFree.L, w.rounds.cond.L = &w.metaMu, &w.rounds.mu
-	w.reads.current.Store(1) // epoch 0 has ended
 	if w.log == nil {
 		w.log = nowhere()
 	}
 	w.worker = newWorker(w, w.failure, op.Commit, op.IdleClean)
-	w.holes = l.file.Sparse()
 	w.trims = op.Discard != DiscardOff
-	w.punch = op.Discard == DiscardPunch || w.holes && (op.Discard == DiscardAuto || op.Discard == "")
+	w.space.failure, w.space.gaveUp = w.failure, w.worker.freed
+	w.space.holes = l.file.Sparse()
+	w.space.punch = op.Discard == DiscardPunch || w.space.holes && (op.Discard == DiscardAuto || op.Discard == "")
+	w.space.reads.current.Store(1) // epoch 0 has ended
+	w.space.use(l, w.file)
 	if l.replay != nil {
 		if err := w.replay(); err != nil {
 			return nil, err
@@ -135,7 +128,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 			w.log.Warnf("%s: %s", l.path, gap)
 		}
 	}
-	w.settled.Store(w.current().wasValidated())
+	w.space.settled.Store(w.current().wasValidated())
 	go w.worker.run()
 	return w, nil
 }
@@ -164,11 +157,11 @@ func (w *writer) replace(l *layer, anotherFile bool) {
 	w.metaMu.Lock()
 	w.unmapped = nil
 	w.metaMu.Unlock()
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
+	w.space.mu.Lock()
+	defer w.space.mu.Unlock()
 	w.file = file
-	w.useSpace(l)
-	w.own.Store(l)
+	w.space.take(l, file)
+	w.own.Store(l) // with the space, so that what looks at both sees those of one layer
 }
 
 // nowhere returns a log that discards its entries.
@@ -188,7 +181,7 @@ func (l *layer) mayGrow() error {
 // was opened. It comes before every change, and is called without a lock.
 func (w *writer) settle() (err error) {
 	defer w.catch(&err)
-	if w.settled.Load() {
+	if w.space.settled.Load() {
 		return nil
 	}
 	l := w.current() // nothing replaces it before
@@ -198,21 +191,8 @@ func (w *writer) settle() (err error) {
 	if err := l.mayGrow(); err != nil {
 		return err
 	}
-	w.spaceMu.Lock()
-	defer w.spaceMu.Unlock()
-	if !w.settled.Load() {
-		w.useSpace(l)
-		w.settled.Store(true)
-	}
+	w.space.settle(l)
 	return nil
-}
-
-// useSpace has the writer use the space of l's file. The caller holds spaceMu, if any other goroutine has the writer.
-func (w *writer) useSpace(l *layer) {
-	w.space, w.size, w.freed = l.space, l.fileSize, nil
-	// Behind the last MiB of the file, and behind a last block that the end of the file cuts.
-	w.fresh = max(ondisk.RoundUp(w.size, ondisk.MiB), w.space.n*ondisk.MiB)
-	w.space.grow(w.fresh)
 }
 
 // replay replays the log into the file and loads the layer anew from there (MS-VHDX 2.3.3). What the disk's user
@@ -222,8 +202,8 @@ func (w *writer) replay() error {
 	if err := w.headers.update(func(h *ondisk.Header) { h.FileWriteGUID = w.newFileWrite() }); err != nil {
 		return err
 	}
-	if size := l.replay.Size(); !w.holes && size > l.fileSize {
-		if err := w.fill(l.fileSize, size-l.fileSize); err != nil {
+	if size := l.replay.Size(); !w.space.holes && size > l.fileSize {
+		if err := w.space.fill(l.fileSize, size-l.fileSize); err != nil {
 			return fmt.Errorf("grow the file for its log: %w", err)
 		}
 	}
