@@ -12,8 +12,8 @@ func (c *compaction) moveBAT() (moved bool, err error) {
 	w := c.w
 	w.gate.Lock()
 	defer w.gate.Unlock()
-	w.roundMu.Lock()
-	defer w.roundMu.Unlock()
+	w.committer.mu.Lock()
+	defer w.committer.mu.Unlock()
 	r := newResizing(c.ctx, w, w.current().geo.DiskSize)
 	bat, _ := w.current().tables.find(ondisk.BATRegionGUID)
 	need := w.current().geo.BATLength()

@@ -33,7 +33,7 @@ func (w *writer) moveBitmap(chunk, from int64) (ok bool, err error) {
 	defer w.catch(&err)
 	w.gate.Lock()
 	defer w.gate.Unlock()
-	if err := w.unlog(from, ondisk.BitmapBlockSize); err != nil {
+	if err := w.committer.unlog(from, ondisk.BitmapBlockSize); err != nil {
 		return false, err
 	}
 	i := w.current().geo.BitmapEntry(chunk)
@@ -47,7 +47,7 @@ func (w *writer) moveBitmap(chunk, from int64) (ok bool, err error) {
 	err = w.copyBelow(ondisk.BitmapBlockSize, from, i, w.copyBitmap, func(bat *cache.Page, word int, to place) {
 		bat.SetWord(word, uint64(ondisk.NewBATEntry(ondisk.BitmapPresent, to.off)))
 		w.current().bitmaps[chunk].Store(w.current().cache.Span(w.file, to.off, ondisk.BitmapBlockSize/ondisk.PageSize))
-		w.unmapped = append(w.unmapped, place{off: from, size: ondisk.BitmapBlockSize})
+		w.dirty.unmapped = append(w.dirty.unmapped, place{off: from, size: ondisk.BitmapBlockSize})
 	})
 	return err == nil, err
 }
@@ -82,25 +82,9 @@ func (w *writer) copyBelow(size, from, i int64, copyTo func(from int64, to place
 	}
 	e.apply(func() {
 		change(bat, word, to)
-		w.barrier = true // the copy has to be durable before anything says that it counts
+		w.dirty.barrier = true // the copy has to be durable before anything says that it counts
 	})
 	named = true
-	return nil
-}
-
-// unlog has all pages of the n bytes from file offset off on in their places, and none of them in a log that a replay
-// might write them from. The caller holds the gate alone, so that it stays so.
-func (w *writer) unlog(off, n int64) error {
-	w.roundMu.Lock()
-	defer w.roundMu.Unlock()
-	if err := w.round(); err != nil || w.session == nil {
-		return err
-	}
-	for at := range w.session.logged {
-		if at >= off && at < off+n {
-			return w.endSession()
-		}
-	}
 	return nil
 }
 

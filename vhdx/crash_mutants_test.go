@@ -49,34 +49,34 @@ var mutants = map[string]struct {
 }{
 	"no sync between the two headers":              {"dynamic", mutant{dropSync: "(*headerState).write"}, 0},
 	"no sync of the first entry of a log":          {"dynamic", mutant{dropSync: "journal.Start"}, 0},
-	"no sync of payload in recycled space":         {"recycled", mutant{dropSync: "(*writer).syncPayload"}, 5},
-	"no sync of payload that hides a parent":       {"differencing", mutant{dropSync: "(*writer).syncPayload"}, 0},
-	"no sync of the log":                           {"dynamic", mutant{dropSync: "(*writer).syncLog"}, 0},
-	"no sync of pages before the log is clean":     {"dynamic", mutant{dropSync: "(*writer).syncPlaces"}, 0},
-	"no sync of overwritten payload":               {"fixed", mutant{dropSync: "(*writer).round"}, 0},
+	"no sync of payload in recycled space":         {"recycled", mutant{dropSync: "(*committer).syncPayload"}, 5},
+	"no sync of payload that hides a parent":       {"differencing", mutant{dropSync: "(*committer).syncPayload"}, 0},
+	"no sync of the log":                           {"dynamic", mutant{dropSync: "(*committer).syncLog"}, 0},
+	"no sync of pages before the log is clean":     {"dynamic", mutant{dropSync: "(*committer).syncPlaces"}, 0},
+	"no sync of overwritten payload":               {"fixed", mutant{dropSync: "(*committer).round"}, 0},
 	"space given away before it is unmapped":       {"dynamic", mutant{step: giveAwayEarly}, 1},
 	"pages in their places before they are logged": {"differencing", mutant{step: placeEarly}, 1},
 	"the log begins anew before pages are placed":  {"full log", mutant{step: forgetLogged}, 0},
-	"no sync of the copy of a block":               {"compacted", mutant{dropSync: "(*writer).syncPayload"}, 0},
-	"no sync of the log that says where it moved":  {"compacted", mutant{dropSync: "(*writer).syncLog"}, 0},
+	"no sync of the copy of a block":               {"compacted", mutant{dropSync: "(*committer).syncPayload"}, 0},
+	"no sync of the log that says where it moved":  {"compacted", mutant{dropSync: "(*committer).syncLog"}, 0},
 	"a size is claimed before it is durable":       {"growing", mutant{step: claimSizeEarly}, 3},
 }
 
 // giveAwayEarly makes space available whose unmapping nothing durable knows of.
 func giveAwayEarly(w *writer) {
-	w.metaMu.Lock()
-	defer w.metaMu.Unlock()
-	for _, p := range w.unmapped {
+	w.dirty.mu.Lock()
+	defer w.dirty.mu.Unlock()
+	for _, p := range w.dirty.unmapped {
 		w.space.release(p)
 	}
-	w.unmapped = nil
+	w.dirty.unmapped = nil
 }
 
 // placeEarly writes dirty pages to their places without a log entry.
 func placeEarly(w *writer) {
-	w.metaMu.Lock()
-	defer w.metaMu.Unlock()
-	for off, d := range w.dirty {
+	w.dirty.mu.Lock()
+	defer w.dirty.mu.Unlock()
+	for off, d := range w.dirty.cached {
 		var b [ondisk.PageSize]byte
 		d.p.Encode(&b)
 		w.file.WriteAt(b[:], off)
@@ -85,15 +85,15 @@ func placeEarly(w *writer) {
 
 // claimSizeEarly makes log entries name a size of the file that was not synced.
 func claimSizeEarly(w *writer) {
-	if w.session != nil {
-		w.session.flushed = w.space.fileSize()
+	if w.committer.session != nil {
+		w.committer.session.flushed = w.space.fileSize()
 	}
 }
 
 // forgetLogged has pages that are in the log never come to their places.
 func forgetLogged(w *writer) {
-	if w.session != nil {
-		clear(w.session.logged)
+	if w.committer.session != nil {
+		clear(w.committer.session.logged)
 	}
 }
 

@@ -130,7 +130,7 @@ func (w *writer) unmap(b int64, entry ondisk.BATEntry, kind writeKind) error {
 // releaseEntry releases the place of a block that had the given entry. The caller is in an edit's apply.
 func (w *writer) releaseEntry(entry ondisk.BATEntry) {
 	if entry.Present() || keepsPlace(entry) && !w.current().keptShared {
-		w.unmapped = append(w.unmapped, place{off: entry.FileOff(), size: w.current().geo.BlockSize})
+		w.dirty.unmapped = append(w.dirty.unmapped, place{off: entry.FileOff(), size: w.current().geo.BlockSize})
 	}
 }
 

@@ -585,7 +585,7 @@ func TestRegionTablesAreRepairedOnce(t *testing.T) {
 	}
 	for i := range 2 {
 		im.WriteAt([]byte{1}, 0)
-		if n := len(im.writer.raw); i == 1 && n > 0 {
+		if n := len(im.writer.dirty.raw); i == 1 && n > 0 {
 			t.Errorf("%d pages of region tables are logged again", n)
 		}
 		im.Clean()
@@ -606,7 +606,7 @@ func TestLargeLogTakesBoundedMemory(t *testing.T) {
 		}
 	}
 	im.Sync()
-	if n := len(im.writer.session.logged); n > maxLoggedPages {
+	if n := len(im.writer.committer.session.logged); n > maxLoggedPages {
 		t.Errorf("%d pages of the log in memory, want at most %d", n, maxLoggedPages)
 	}
 	im.writer.stop()

@@ -19,7 +19,7 @@ type edit struct {
 // which can take a sync round. While there is no space for what was changed before it fails. The caller announces the
 // change, defers end, and makes the change with apply.
 func (w *writer) edit(kind writeKind, claim int) (*edit, error) {
-	if err := w.unstick(); err != nil {
+	if err := w.committer.unstick(); err != nil {
 		return nil, err
 	}
 	return w.editFreeing(kind, claim)
@@ -27,28 +27,10 @@ func (w *writer) edit(kind writeKind, claim int) (*edit, error) {
 
 // editFreeing is edit for a change that gives up space, of which there may be none otherwise.
 func (w *writer) editFreeing(kind writeKind, claim int) (*edit, error) {
-	w.metaMu.Lock()
-	defer w.metaMu.Unlock()
-	for {
-		if err := w.err(); err != nil {
-			return nil, err
-		}
-		dirty := len(w.dirty)
-		if dirty+w.claimed+claim <= maxDirtyPages {
-			w.claimed += claim
-			return &edit{w: w, kind: kind, claim: claim}, nil
-		}
-		if dirty == 0 {
-			w.roomFree.Wait() // until an edit under way gives up its claim
-			continue
-		}
-		w.metaMu.Unlock()
-		err := w.sync()
-		w.metaMu.Lock()
-		if err != nil {
-			return nil, err
-		}
+	if err := w.dirty.claim(claim, w.err, w.sync); err != nil {
+		return nil, err
 	}
+	return &edit{w: w, kind: kind, claim: claim}, nil
 }
 
 // page returns page i of span, to be changed in apply. The first time its place gets space: later, when the page has to
@@ -99,22 +81,11 @@ func (e *edit) batPage(i int64) (p *cache.Page, word int, err error) {
 
 // apply makes the change with do, which sets words of the pages and must not wait for anything.
 func (e *edit) apply(do func()) {
-	w := e.w
-	w.metaMu.Lock()
-	defer w.metaMu.Unlock()
-	do()
-	for len(e.pages) > 0 {
-		d := e.pages[0]
-		e.pages = e.pages[1:]
-		off := d.span.Offset(d.page)
-		if _, already := w.dirty[off]; already {
-			d.span.Unpin(d.page) // one pin is enough
-			continue
-		}
-		w.dirty[off] = d
-	}
-	e.places = nil
-	w.changed()
+	e.w.dirty.apply(&e.pages, func() {
+		do()
+		e.places = nil
+		e.w.changed()
+	})
 }
 
 // end ends an edit. What was not applied, as after an error or a panic, leaves no claim, no pin and no space taken.
@@ -122,13 +93,7 @@ func (e *edit) end() {
 	for _, p := range e.places {
 		e.w.space.release(p)
 	}
-	e.w.metaMu.Lock()
-	defer e.w.metaMu.Unlock()
-	for _, d := range e.pages {
-		d.span.Unpin(d.page)
-	}
-	e.w.claimed -= e.claim
-	e.w.roomFree.Broadcast()
+	e.w.dirty.unclaim(e.claim, e.pages)
 	e.pages, e.places, e.claim = nil, nil, 0
 }
 

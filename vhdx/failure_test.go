@@ -97,7 +97,7 @@ func TestNoSpace(t *testing.T) {
 			if !bytes.Equal(batOf(c[0], before), batOf(c[0], c[0].memFile)) {
 				t.Error("the BAT has changed")
 			}
-			if n := im.writer.claimed; n != 0 {
+			if n := im.writer.dirty.claimed; n != 0 {
 				t.Errorf("%d pages are still claimed", n)
 			}
 			f.set(func(f *faultFile) { f.limit = 0 })

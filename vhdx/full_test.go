@@ -414,7 +414,7 @@ func TestResizeWithoutSpaceForMetadata(t *testing.T) {
 				f.off, to = b.batOff, 50*ondisk.MiB
 			}
 			im.writer.file, im.writer.current().file = f, f
-			im.writer.space.file, im.writer.headers.file = f, f
+			im.writer.space.file, im.writer.headers.file, im.writer.committer.file = f, f, f
 			full = true
 			if err := im.Resize(t.Context(), to); !errors.Is(err, unix.ENOSPC) || im.Size() != b.diskSize {
 				t.Errorf("resize: %v; the disk has %d bytes", err, im.Size())

@@ -218,11 +218,11 @@ func TestHolesHoldNobodyUp(t *testing.T) {
 			return
 		}
 		defer w.gate.RUnlock()
-		if !w.roundMu.TryLock() {
+		if !w.committer.mu.TryLock() {
 			t.Error("syncs wait for a hole")
 			return
 		}
-		w.roundMu.Unlock()
+		w.committer.mu.Unlock()
 	}
 	if err := im.Zero(0, ondisk.MiB); err != nil {
 		t.Fatal(err)

@@ -276,8 +276,8 @@ func TestPanicFailsTheWriterAlone(t *testing.T) {
 					if _, ok := errors.AsType[*fault.Error](again); !ok || !errors.Is(again, ErrFailed) {
 						t.Errorf("%s of %s, call %d: the next write: %v", what, name, n, again)
 					}
-					if w := im.writer; w.claimed != 0 {
-						t.Errorf("%s of %s, call %d: %d pages are still claimed", what, name, n, w.claimed)
+					if w := im.writer; w.dirty.claimed != 0 {
+						t.Errorf("%s of %s, call %d: %d pages are still claimed", what, name, n, w.dirty.claimed)
 					}
 					if err := readErr(im.ReadAt(make([]byte, 512), 2*ondisk.MiB)); err != nil {
 						t.Errorf("%s of %s, call %d: a read: %v", what, name, n, err)

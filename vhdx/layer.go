@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/google/uuid"
+
 	"vhdxfs/cache"
 	"vhdxfs/internal/content"
 	"vhdxfs/internal/safefile"
@@ -309,6 +311,22 @@ func (l *layer) countBitmap() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts.SectorBitmaps++
+}
+
+// dataWriteGUID returns the DataWriteGuid as the headers have it now.
+func (l *layer) dataWriteGUID() uuid.UUID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.headers.header().DataWriteGUID
+}
+
+// setHeader remembers what the copy of the header in the given slot says now, for Info.
+func (l *layer) setHeader(h ondisk.Header, slot int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	hs := &headers{copies: [2]ondisk.Header{h, h}, current: slot}
+	hs.copies[1-slot].SequenceNumber--
+	l.headers = hs
 }
 
 // close closes the layer's file and those of its parents.

@@ -94,9 +94,7 @@ func (w *writer) logLocator(item []byte) error {
 			return err
 		}
 	}
-	w.metaMu.Lock()
-	defer w.metaMu.Unlock()
-	maps.Copy(w.raw, pages)
+	w.dirty.addRaw(pages, false)
 	l.items[i] = m
 	w.changed()
 	return nil

@@ -50,8 +50,8 @@ func (im *Image) resize(ctx context.Context, size, most int64) (err error) {
 	}
 	w.gate.Lock()
 	defer w.gate.Unlock()
-	w.roundMu.Lock()
-	defer w.roundMu.Unlock()
+	w.committer.mu.Lock()
+	defer w.committer.mu.Unlock()
 	// From here on no log names a page that is changed in its place below.
 	if err := w.makeClean(); err != nil {
 		return err
@@ -233,12 +233,7 @@ func (r *resizing) changeMetadata() error {
 // commit makes the new size durable, and the image clean.
 func (r *resizing) commit() error {
 	w := r.w
-	w.metaMu.Lock()
-	for off, p := range r.pages {
-		w.raw[off] = p
-	}
-	w.barrier = true // before the log says so, all that was prepared has to be durable
-	w.metaMu.Unlock()
+	w.dirty.addRaw(r.pages, true) // before the log says so, all that was prepared has to be durable
 	w.changed()
 	if err := w.makeClean(); err != nil {
 		return w.fail(err) // the size of the disk is unknown

@@ -281,8 +281,8 @@ func TestPowerCutWhileResizing(t *testing.T) {
 // The test before is proven by what it finds: a barrier that is left out.
 func TestPowerCutWhileResizingFindsMutants(t *testing.T) {
 	for _, m := range []struct{ disk, dropSync string }{
-		{"dynamic, the BAT moves into free space", "(*writer).round"},
-		{"fixed", "(*writer).syncLog"},
+		{"dynamic, the BAT moves into free space", "(*committer).round"},
+		{"fixed", "(*committer).syncLog"},
 	} {
 		if err := resizeCases()[m.disk].cutAll(m.dropSync); err == nil {
 			t.Errorf("%s without %s: nothing was noticed", m.disk, m.dropSync)

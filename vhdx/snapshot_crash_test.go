@@ -160,7 +160,7 @@ func TestPowerCutInSnapshot(t *testing.T) {
 
 // The test is proven by what it finds.
 func TestPowerCutInSnapshotFindsMutants(t *testing.T) {
-	for _, name := range []string{"(*liveSnapshot).settle", "(*liveSnapshot).finish", "(*headerState).write", "(*writer).syncLog"} {
+	for _, name := range []string{"(*liveSnapshot).settle", "(*liveSnapshot).finish", "(*headerState).write", "(*committer).syncLog"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			found := slices.ContainsFunc([]string{"dynamic", "differencing"}, func(kind string) bool {

@@ -156,8 +156,8 @@ func (s *liveSnapshot) freeze() error {
 	w := s.w
 	w.gate.Lock()
 	defer w.gate.Unlock()
-	w.roundMu.Lock()
-	defer w.roundMu.Unlock()
+	w.committer.mu.Lock()
+	defer w.committer.mu.Unlock()
 	if err := s.settle(); err != nil {
 		return err
 	}

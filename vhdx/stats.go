@@ -48,9 +48,7 @@ func (im *Image) Stats() Stats {
 	s.BlocksAllocated = w.counters.allocated.Load()
 	s.BlocksFreed = w.counters.freed.Load()
 	s.PagesInLog = w.counters.inLog.Load()
-	w.metaMu.Lock()
-	defer w.metaMu.Unlock()
-	s.DirtyPages = int64(len(w.dirty) + len(w.raw))
+	s.DirtyPages = int64(w.dirty.count())
 	return s
 }
 
@@ -71,7 +69,7 @@ type counters struct {
 	fileSyncs                                           atomic.Int64 // of the image file
 	headerUpdates, logEntries, loggedPages, checkpoints atomic.Int64
 	allocated, freed                                    atomic.Int64 // payload blocks
-	inLog                                               atomic.Int64 // len(session.logged), for reading without roundMu
+	inLog                                               atomic.Int64 // len(session.logged), for reading without the committer's mu
 }
 
 // entry counts a log entry of so many pages.

@@ -264,7 +264,7 @@ func TestGroupCommit(t *testing.T) {
 	}
 	// Hold the round that is under way until all others wait for the next.
 	const callers = 16
-	im.writer.roundMu.Lock()
+	im.writer.committer.mu.Lock()
 	before := f.syncs.Load()
 	var wg sync.WaitGroup
 	for i := range int64(callers) {
@@ -278,14 +278,14 @@ func TestGroupCommit(t *testing.T) {
 		})
 	}
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		im.writer.metaMu.Lock()
+		im.writer.dirty.mu.Lock()
 		n := im.current().counts.FullyPresent
-		im.writer.metaMu.Unlock()
+		im.writer.dirty.mu.Unlock()
 		if n == callers {
 			break
 		}
 	}
-	im.writer.roundMu.Unlock()
+	im.writer.committer.mu.Unlock()
 	wg.Wait()
 	// The session begins with 3 syncs; those that came in time share one round, stragglers another one or two.
 	if got := f.syncs.Load() - before; got > 3+4 {

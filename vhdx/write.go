@@ -56,7 +56,7 @@ func (w *writer) withSpace(do func() error) error {
 	if !outOfSpace(err) {
 		return err
 	}
-	unmapped := w.anyUnmapped()
+	unmapped := w.dirty.anyUnmapped()
 	if unmapped && w.sync() != nil || !unmapped && !w.space.anyFreed() {
 		return err
 	}
@@ -81,7 +81,7 @@ func (w *writer) writeBlock(b, off int64, p []byte) error {
 }
 
 // overwrite writes p in place, and reports false if that is not all there is to do. It reads the BAT entry and the bits of the
-// sector bitmap without metaMu: they change only with the block's lock held alone, or with the gate held alone, and this
+// sector bitmap without a lock of the pages: they change only with the block's lock held alone, or with the gate held alone, and this
 // write holds both shared. So the place stays the block's until the bytes are in it.
 func (w *writer) overwrite(b, off int64, p []byte) (done bool, err error) {
 	lock := w.blocks.of(b)
@@ -188,7 +188,7 @@ func (w *writer) newFull(b, off int64, p []byte) error {
 		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, at.off))
 		// A power cut that keeps the entry without the bytes would show another block's old bytes in recycled space, and
 		// hide the parent's data behind zeros. In fresh space without a parent it shows zeros, as the block did before.
-		w.barrier = w.barrier || !at.fresh || g.HasParent
+		w.dirty.barrier = w.dirty.barrier || !at.fresh || g.HasParent
 	})
 	return nil
 }
@@ -254,7 +254,7 @@ func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, p []byt
 		if bits.all() {
 			w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, entry.FileOff()))
 		}
-		w.barrier = true // bits that outlive their bytes would hide the parent's data
+		w.dirty.barrier = true // bits that outlive their bytes would hide the parent's data
 	})
 	return nil
 }
@@ -312,7 +312,7 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 		bits.clear() // those of a block that is not partially present mean nothing, and may be set
 		bits.set(w.current().sectorInBlock(off), int64(len(p))>>g.SectorShift)
 		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.PartiallyPresent, at.off))
-		w.barrier = true // the entry and the bits hide the parent's data
+		w.dirty.barrier = true // the entry and the bits hide the parent's data
 	})
 	return nil
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
 
-	"vhdxfs/cache"
 	"vhdxfs/journal"
 	"vhdxfs/vhdx/imagefile"
 	"vhdxfs/vhdx/lease"
@@ -27,12 +26,15 @@ import (
 //   - Space given up is given away only when the entry that unmaps it is durable and no read uses it any more.
 //   - After a failed sync nothing more is written.
 //
-// Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, roundMu, headers.mu, metaMu, space.mu.
-// metaMu is held for memory only, space.mu also while the file grows. No read ever wants one of them.
+// Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, committer.mu, headers.mu, dirty.mu,
+// space.mu. dirty.mu is held for memory only, space.mu also while the file grows. No read ever wants one of them.
+//
+// It only joins what has the state, each with a lock of its own, and calls it in the right order.
 type writer struct {
 	*failure
-	own  *atomic.Pointer[layer] // see current
-	file File                   // that of the current layer, with its syncs counted; see replace
+	counters counters
+	own      *atomic.Pointer[layer] // see current
+	file     File                   // that of the current layer, with its syncs counted; who holds the gate may use it, see replace
 
 	lease     atomic.Pointer[lease.File] // of the current layer; nil without one
 	whenTaken atomic.Pointer[func()]     // see WhenTakenOver
@@ -42,43 +44,17 @@ type writer struct {
 	lockMode     LockMode
 	byOption     bool // Options.Parents names parents
 
-	reshaping sync.Mutex // held by Compact, Resize and Snapshot
+	reshaping sync.Mutex   // held by Compact, Resize and Snapshot
+	gate      sync.RWMutex // held shared by every operation that changes something, alone to make the image clean
+	blocks    blockLocks
+	chunkMu   sync.Mutex // held while a chunk gets its sector bitmap block
+	fillMu    sync.Mutex // held while a page of metadata gets its space
 
-	counters counters
-
-	fillMu  sync.Mutex   // held while a page of metadata gets its space
-	gate    sync.RWMutex // held shared by every operation that changes something, alone to make the image clean
-	blocks  blockLocks
-	chunkMu sync.Mutex // held while a chunk gets its sector bitmap block
-
-	headers *headerState
-
-	worker *worker
-
-	rounds   sharedRun   // one serves all callers of sync that came before it
-	roundMu  sync.Mutex  // held by a sync round; guards what follows
-	session  *session    // nil while no header names a log
-	begun    *session    // a log with an entry, which no header names for certain; nil but after a failure
-	held     *batch      // taken, and not in the log yet; nil but after a failure
-	unsynced atomic.Bool // something was written since the last round began
-	stuck    atomic.Bool // there was no space for what was changed before
-
-	metaMu   sync.Mutex
-	roomFree sync.Cond                        // claimed has become smaller
-	dirty    map[int64]dirtyPage              // by file offset: changed and not in the log yet
-	raw      map[int64]*[ondisk.PageSize]byte // likewise, pages that no cache holds: region tables to repair
-	claimed  int                              // pages that operations under way may still make dirty
-	barrier  bool                             // the payload of what is dirty must be durable before it is logged
-	unmapped []place                          // by what is dirty
-
-	space allocator
-}
-
-// A dirtyPage is a pinned page of metadata that was changed.
-type dirtyPage struct {
-	span *cache.Span
-	page int64
-	p    *cache.Page
+	committer committer   // the log
+	headers   headerState // and what they tell of changes
+	dirty     dirtyPages  // what is not in the log yet
+	space     allocator   // of the file
+	worker    *worker     // in the background
 }
 
 // newWriter makes the top layer l of a chain writable. Where its log has to be replayed that is done now: the
@@ -100,15 +76,17 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		detectZeroes: op.DetectZeroes,
 		lockMode:     op.Lock,
 		byOption:     len(op.Parents) > 0,
-		dirty:        make(map[int64]dirtyPage),
-		raw:          make(map[int64]*[ondisk.PageSize]byte),
 	}
 	w.own.Store(l)
 	w.file = w.metered(l.file)
 	w.under(held)
-	w.headers = &headerState{failure: w.failure, counters: &w.counters, newFileWrite: w.newFileWrite}
+	w.headers.failure, w.headers.counters, w.headers.newFileWrite = w.failure, &w.counters, w.newFileWrite
 	w.headers.use(l, w.file, true)
-	w.roomFree.L, w.rounds.cond.L = &w.metaMu, &w.rounds.mu
+	w.dirty.init()
+	c := &w.committer
+	c.failure, c.counters, c.own, c.file = w.failure, &w.counters, w.own, w.file
+	c.headers, c.space, c.dirty = &w.headers, &w.space, &w.dirty
+	c.init()
 	if w.log == nil {
 		w.log = nowhere()
 	}
@@ -146,7 +124,7 @@ func (w *writer) metered(f File) File { return meteredFile{f, &w.counters.fileSy
 // with another file, the headers, which have told of no change yet. Those of the same file stay as they were written: what
 // the file has in their places may be newer, and not durable.
 //
-// The caller holds the gate alone, and roundMu, unless nothing else has the writer yet. Reads find l from then on. Those that
+// The caller holds the gate alone, and the committer's mu, unless nothing else has the writer yet. Reads find l from then on. Those that
 // began before may still use the old layer, so the caller calls awaitReads before the next change.
 func (w *writer) replace(l *layer, anotherFile bool) {
 	file := w.metered(l.file)
@@ -154,9 +132,8 @@ func (w *writer) replace(l *layer, anotherFile bool) {
 		w.under(leaseOf(l.file))
 	}
 	w.headers.use(l, file, anotherFile)
-	w.metaMu.Lock()
-	w.unmapped = nil
-	w.metaMu.Unlock()
+	w.committer.file = file // the caller holds its mu
+	w.dirty.forgetUnmapped()
 	w.space.mu.Lock()
 	defer w.space.mu.Unlock()
 	w.file = file
@@ -249,8 +226,7 @@ func (w *writer) inUse() bool { return w.headers.told() > noWrite }
 // changed says that a change was made, which a sync has to make durable.
 func (w *writer) changed() {
 	w.worker.used()
-	if !w.unsynced.Load() {
-		w.unsynced.Store(true)
+	if w.committer.wrote() {
 		w.worker.awake()
 	}
 }
@@ -263,12 +239,12 @@ func (w *writer) repairTables() bool {
 		return false
 	}
 	b := ondisk.EncodeRegionTable(t.regions)
-	w.metaMu.Lock()
-	defer w.metaMu.Unlock()
+	pages := make(map[int64]*[ondisk.PageSize]byte)
 	for _, off := range ondisk.RegionTableOffsets {
 		for i := int64(0); i < ondisk.RegionTableSize; i += ondisk.PageSize {
-			w.raw[off+i] = (*[ondisk.PageSize]byte)(b[i:])
+			pages[off+i] = (*[ondisk.PageSize]byte)(b[i:])
 		}
 	}
+	w.dirty.addRaw(pages, false)
 	return true
 }
