@@ -36,8 +36,8 @@ type SnapshotResult struct {
 }
 
 // Snapshot freezes the image at path: it makes a differencing child of it, to which is written from now on. The image
-// must not be in use for writing. Nothing of it changes, unless its log had to be replayed. name is that of the new
-// file in its folder: the child, or, with KeepName, what the image is called from then on; "" chooses one by the time.
+// must not be in use for writing. Nothing of it changes, unless its log had to be replayed. name is the path of the new
+// file, in its folder: the child, or, with KeepName, what the image is called from then on; "" chooses one by the time.
 //
 // With KeepName the image gets its new name beside the old one, a hard link, and then the complete child takes the
 // old name in one step. After a cut either the image or the child has the old name, and the image has the new one at
