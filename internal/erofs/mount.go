@@ -59,7 +59,7 @@ func checkKernel() error {
 	var have [2]int
 	_, _ = fmt.Sscanf(release, "%d.%d", &have[0], &have[1]) // what it cannot read is old
 	if slices.Compare(have[:], minKernel[:]) < 0 {
-		return fmt.Errorf("Linux %s is older than %d.%d", release, minKernel[0], minKernel[1])
+		return fmt.Errorf("the kernel, %s, is older than %d.%d", release, minKernel[0], minKernel[1])
 	}
 	return nil
 }
