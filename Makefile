@@ -53,7 +53,7 @@ test-cluster: ## Set up a GlusterFS on this machine, as root, and let hosts fail
 	$(GO) test -count=1 -timeout 40m -v -run '$(CASES)' ./test/cluster -cluster
 
 # What reads images, undo files, logs and partition tables. Elsewhere 64-bit numbers are descriptors, statistics and sizes of the kernel.
-reading := ./vhdx/... ./journal ./cache ./internal/partition ./internal/content
+reading := ./vhdx/... ./journal ./cache ./internal/partition ./internal/content ./internal/erofs
 
 lint: ## Static analysis: gofmt, go vet, staticcheck, conversions of large numbers, shellcheck
 	@internal/scripts/need shellcheck:shellcheck
