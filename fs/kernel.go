@@ -20,7 +20,9 @@ import (
 //
 // The kernel has three rules for such a file. None of them has a way around, so Options.Kernel is not the default:
 //
-//   - It cannot be opened with O_DIRECT, and a program that has it open cannot turn that on.
+//   - It cannot be opened with O_DIRECT, and a program that has it open cannot turn that on. An OPEN answered with ESTALE
+//     leads the kernel to look the name up again, and could so lead it to another file; but not through a bind mount of
+//     disk.raw, and not where it has no OPEN to ask, as for fcntl(2) and LOOP_SET_DIRECT_IO.
 //   - All that have it open read it so. A program that opens it for O_DIRECT cannot be served beside the others.
 //   - What was opened can be read until it is closed, also when the server, and with it the locks on the image, is gone.
 
