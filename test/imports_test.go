@@ -17,6 +17,7 @@ var layers = [][]string{
 	{"internal/vhd"},
 	{"internal/mounts", "internal/disk", "internal/draw"},
 	{"fs", "internal/convert", "internal/compare", "internal/hash"},
+	{"internal/delta"},
 	{"internal/cli"},
 	{""}, // the command
 }
@@ -27,6 +28,7 @@ var apart = [][2]string{
 	{"internal/convert", "fs"},
 	{"internal/compare", "fs"},
 	{"internal/hash", "fs"},
+	{"internal/delta", "fs"},
 	{"fs", "internal/content"},
 }
 

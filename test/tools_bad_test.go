@@ -230,7 +230,8 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 			w.refuses(t, usageStatus, "is also the image, or one of its parents", "map", force, "--svg", same, "child.vhdx")
 		}
 	}
-	w.refuses(t, usageStatus, "standard output", "convert", "full.vhdx", "-")
+	w.refuses(t, usageStatus, "convert -O vhdx child.vhdx -", "flatten", "child.vhdx", "-")
+	w.refuses(t, usageStatus, "convert -O vhdx raw -", "create", "--from", "raw", "-")
 	w.refuses(t, usageStatus, "need different files", "map", "--svg", "new", "--png", "new", "full.vhdx")
 	w.refuses(t, usageStatus, "--png is empty", "map", "--png", "", "full.vhdx")
 	w.refuses(t, usageStatus, "--parent is empty", "create", "--parent", "", "--size", "1M", "new.vhdx")

@@ -44,8 +44,9 @@ type CreateOptions struct {
 	ParentPaths []string // paths by which Windows finds the parent, beside the relative one; see parentKeys
 	Open        Options  // how to open the parent: where its own parents are, and locks
 
-	items   []diskItem  // metadata of the virtual disk, other than what has a field here
-	locator [][2]string // keys and values of the parent locator
+	items     []diskItem  // metadata of the virtual disk, other than what has a field here
+	locator   [][2]string // keys and values of the parent locator
+	dataWrite uuid.UUID   // DataWriteGuid; zero is a new one
 }
 
 // DefaultBlockSize returns the block size for a disk of the given size, both in bytes: small for small disks,

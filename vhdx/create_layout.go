@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"cmp"
 	"io"
 
 	"github.com/google/uuid"
@@ -53,7 +54,7 @@ func (o *CreateOptions) writeHeaders(f io.WriterAt, l layout) error {
 	}
 	h := ondisk.Header{
 		FileWriteGUID: uuid.New(),
-		DataWriteGUID: uuid.New(),
+		DataWriteGUID: cmp.Or(o.dataWrite, uuid.New()),
 		Version:       ondisk.HeaderVersion,
 		LogLength:     uint32(o.LogSize),
 		LogOffset:     ondisk.HeaderSectionSize,

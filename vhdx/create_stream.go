@@ -21,6 +21,7 @@ type StreamWriter struct {
 	l layout
 
 	held  []uint64 // a bit for each payload block that is going to be present
+	delta *delta   // nil in an image without a parent
 	begun bool
 	pos   int64 // bytes of the file that were written
 
@@ -42,9 +43,13 @@ func NewStreamWriter(w io.Writer, o CreateOptions) (*StreamWriter, error) {
 	if err != nil {
 		return nil, optionsError{err}
 	}
+	return newStreamWriter(w, o), nil
+}
+
+func newStreamWriter(w io.Writer, o CreateOptions) *StreamWriter {
 	s := &StreamWriter{w: w, o: o, l: o.layout(o.Size), block: -1}
 	s.held = make([]uint64, (s.l.geo.PayloadBlocks()+63)/64)
-	return s, nil
+	return s
 }
 
 // Hold says that the block with byte off of the disk is going to be present. It returns the byte of the disk behind it.
@@ -114,6 +119,9 @@ func (s *StreamWriter) enter(n int64) error {
 		if s.block++; s.block == s.l.geo.PayloadBlocks() {
 			return errLastBlock
 		}
+		if err := s.enterChunk(); err != nil {
+			return err
+		}
 	}
 	if s.block != n || !s.holds(n) {
 		return fmt.Errorf("block %d: %w", n, ErrNotHeld)
@@ -127,6 +135,7 @@ func (s *StreamWriter) begin() error {
 		return nil
 	}
 	s.begun = true
+	s.settle()
 	var header sectionWriter
 	_, err := header.WriteAt(s.o.identifier(), 0)
 	err = errors.Join(err, s.o.writeHeaders(&header, s.l))
@@ -155,18 +164,27 @@ func (s *StreamWriter) begin() error {
 // writeBAT writes the BAT region.
 func (s *StreamWriter) writeBAT() error {
 	b := make([]byte, 0, ondisk.MiB)
-	at := s.l.dataOff
+	at, bitmapAt := s.l.dataOff, int64(0)
 	for i := int64(0); i < s.l.geo.BATEntries(); i++ {
-		var e ondisk.BATEntry // of a sector bitmap block: not present
-		switch n, bitmap := s.l.geo.Entry(i); {
+		var e ondisk.BATEntry // not present
+		n, bitmap := s.l.geo.Entry(i)
+		if !bitmap && s.beginsChunk(n) && s.delta.hasBitmap(n>>s.l.geo.ChunkShift) {
+			bitmapAt, at = at, at+ondisk.BitmapBlockSize
+		}
+		switch {
 		case bitmap:
+			if bitmapAt != 0 {
+				e = ondisk.NewBATEntry(ondisk.BitmapPresent, bitmapAt)
+			}
+			bitmapAt = 0
+		case n >= s.l.geo.PayloadBlocks(): // only the entry of the sector bitmap block is behind
 		case s.holds(n):
 			if at+s.o.BlockSize > ondisk.MaxFileSize {
 				return errors.New("the file would be larger than 256 TiB")
 			}
-			e = ondisk.NewBATEntry(ondisk.FullyPresent, at)
+			e = ondisk.NewBATEntry(s.delta.state(n), at)
 			at += s.o.BlockSize
-		case s.o.ZeroBlocks:
+		case s.o.ZeroBlocks || s.delta.isZero(n):
 			e = ondisk.NewBATEntry(ondisk.Zero, 0)
 		}
 		if b = ondisk.LE.AppendUint64(b, uint64(e)); len(b) == cap(b) {

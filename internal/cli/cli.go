@@ -107,7 +107,7 @@ func newRoot(args []string) *cobra.Command {
 		"mount":  {newOpen(), newClose(), newAttach(), newDetach(), newMount(args), newUmount(), newList(), newStats()},
 		"look":   {newInfo(), newFiles(), newExtract(), newCheck(), newMap(), newChain(), newCompare(), newDiff(), newHash(), newProbe()},
 		"make":   {newCreate(), newConvert(), newFlatten()},
-		"change": {newSnapshot(), newMerge(), newSetParent(), newCompact(), newResize(), newBreakLease()},
+		"change": {newSnapshot(), newMerge(), newApply(), newSetParent(), newCompact(), newResize(), newBreakLease()},
 		"more":   {newCompletion(), newVersion()},
 	} {
 		for _, c := range commands {

@@ -157,7 +157,8 @@ func (r *comparison) print(w io.Writer, size sizeWriter) error {
 
 func newDiff() *cobra.Command {
 	var c compareFlags
-	var content bool
+	var content, force bool
+	var output string
 	depth := 1
 	cmd := &cobra.Command{
 		Use:   "diff [flags] IMAGE | FIRST SECOND",
@@ -169,9 +170,13 @@ created. No data is read, so data that was overwritten with the same data is lis
 With two disks, list the ranges in which SECOND differs from FIRST. Data that both have in the same place of the same
 file is not read. So comparing two children of one parent, or a child with its parent, reads only their own data.
 
-Each range is data, or zero if there is nothing to copy.`,
+Each range is data, or zero if there is nothing to copy.
+
+With --output, write the changes to a delta instead: a differencing image of FIRST that shows SECOND. vhdxfs apply writes it
+into a copy of FIRST, also at the other end of a pipe. FIRST must be a VHDX image, and neither disk may be in use.`,
 		Example: `  vhdxfs diff --json child.avhdx
-  vhdxfs diff monday.avhdx tuesday.avhdx`,
+  vhdxfs diff monday.avhdx tuesday.avhdx
+  vhdxfs diff --output tuesday.delta.avhdx monday.avhdx tuesday.avhdx`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
 				return exactArgs("FIRST", "SECOND")(cmd, args)
@@ -179,6 +184,14 @@ Each range is data, or zero if there is nothing to copy.`,
 			return exactArgs("IMAGE")(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case output != "" && len(args) < 2:
+				return usageError("--output needs two disks: vhdxfs diff --output FILE FIRST SECOND")
+			case output != "":
+				return c.writeDelta(cmd, args, output, force)
+			case force:
+				return usageError("--force needs --output")
+			}
 			ctx, stop := interruptible(cmd.Context())
 			defer stop()
 			if len(args) == 2 {
@@ -211,6 +224,8 @@ Each range is data, or zero if there is nothing to copy.`,
 	}
 	c.add(cmd)
 	cmd.Flags().IntVar(&depth, "depth", depth, "count the changes of the first `N` images of the chain")
+	cmd.Flags().StringVar(&output, "output", "", "write a delta to `FILE`, which vhdxfs apply takes; - is standard output")
+	cmd.Flags().BoolVar(&force, "force", false, "with --output: replace an existing file")
 	cmd.Flags().BoolVar(&content, "content", false, "read the data and list it only if it differs")
 	return cmd
 }

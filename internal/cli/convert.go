@@ -237,6 +237,9 @@ func (c *convertCommand) imageFlags(cmd *cobra.Command, output string) error {
 // toImage copies input to a new image. What the options leave open is as in an input that is an image; with keepID
 // it stands for the same disk.
 func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.CreateOptions, keepID bool) error {
+	if output == standardStream {
+		return usageError("only convert writes to standard output: vhdxfs convert -O vhdx %s -", input)
+	}
 	if convert.IsDevice(output) {
 		return usageError("%s is a block device; an image must be a file. To write the disk itself to the device, use convert -O raw", output)
 	}

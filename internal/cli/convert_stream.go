@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -72,10 +71,7 @@ func (c *convertCommand) toStdout(cmd *cobra.Command, input string, format disk.
 			SkipErrors: c.copy.rescue.skipErrors, Phase: c.copy.progress.phase, Progress: c.copy.progress.add,
 		})
 	})
-	if errors.Is(err, syscall.EPIPE) {
-		return errors.New("standard output: broken pipe; the program that reads the disk ended before it had all of it")
-	}
-	return err
+	return brokenPipe(err)
 }
 
 // messages returns where a command that copies a disk says what it did.

@@ -87,6 +87,7 @@ var commandStatuses = map[string][]exitStatus{
 	"flatten":    {damagedStatus, interruptedStatus},
 	"snapshot":   {damagedStatus, interruptedStatus},
 	"merge":      {damagedStatus, interruptedStatus},
+	"apply":      {damagedStatus, interruptedStatus},
 	"set-parent": {damagedStatus},
 	"compact":    {damagedStatus, interruptedStatus},
 	"resize":     {damagedStatus, interruptedStatus},

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"vhdxfs/internal/compare"
+	"vhdxfs/internal/delta"
 	"vhdxfs/vhdx"
 )
 
@@ -26,7 +27,7 @@ func TestJSONIsDocumented(t *testing.T) {
 	}
 	for name, values := range map[string][]any{
 		"info": {imageInfo{}, vhdInfo{}}, "check": {vhdx.Report{}, vhdx.RepairReport{}, vhdx.UndoResult{}}, "map": {mapEntry{}, qemuEntry{}},
-		"convert": {copyReport{}}, "compare": {comparison{}, compare.Range{}}, "hash": {hashReport{}}, "chain": {tree{}},
+		"convert": {copyReport{}}, "compare": {comparison{}, compare.Range{}, deltaReport{}}, "apply": {delta.Applied{}}, "hash": {hashReport{}}, "chain": {tree{}},
 		"snapshot": {vhdx.SnapshotResult{}}, "merge": {vhdx.MergeResult{}}, "set-parent": {vhdx.SetParentResult{}},
 		"compact": {compactReport{}}, "resize": {resizeReport{}}, "list": {activeMount{}}, "open": {openReport{}}, "files": {fileEntry{}}, "extract": {extractReport{}},
 		"break-lease": {vhdx.BrokenLease{}}, "probe": {storageReport{}},

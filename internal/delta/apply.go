@@ -1,0 +1,197 @@
+package delta
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"vhdxfs/internal/fault"
+	"vhdxfs/internal/newfile"
+	"vhdxfs/internal/safefile"
+	"vhdxfs/vhdx"
+)
+
+// ApplySuffix is behind the name of the base in that of the copy of the delta which is applied to it. The copy is there from
+// the first change of the base to the last, so that after a power cut nothing is missing.
+const ApplySuffix = ".apply"
+
+// ApplyOptions says how to apply a delta. The functions must not be nil.
+type ApplyOptions struct {
+	Name     string       // what the delta is called in errors
+	Open     vhdx.Options // of the base: where its own parents are, and locks
+	Phase    func(name string, total int64)
+	Progress func(n int64)
+}
+
+// An Applied says what Apply did. Sizes are in bytes.
+type Applied struct {
+	Base    string    `json:"base"`
+	From    uuid.UUID `json:"parent_linkage"`  // that the base had, and the delta needs
+	ID      uuid.UUID `json:"data_write_guid"` // that the base has now
+	Already bool      `json:"already_applied"` // it had it before, so nothing was changed
+	Data    int64     `json:"data_bytes"`      // written to the base
+	Zero    int64     `json:"zero_bytes"`      // made zero in it
+}
+
+// An OtherBaseError says that a delta is not one of the base.
+type OtherBaseError struct {
+	Base       string
+	Needs, Has uuid.UUID
+}
+
+func (e *OtherBaseError) Error() string {
+	return fmt.Sprintf("the delta was made of another disk, or of another state of this one, than %s (it needs DataWriteGuid %s, not %s); nothing was changed",
+		e.Base, e.Needs, e.Has)
+}
+
+// Apply copies the delta from in beside the base, verifies it, and writes it into the base, which then shows the disk that
+// the delta leads to, under the identity of that disk. Until the delta is verified, nothing changes. An error that
+// comes later leaves the copy, and Finish goes on.
+func Apply(ctx context.Context, in io.Reader, inputs []safefile.Access, base string, o ApplyOptions) (*Applied, error) {
+	f, err := newfile.Create(base+ApplySuffix, newfile.Options{Inputs: inputs})
+	if errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("%s is left from an interrupted vhdxfs apply; finish that first: vhdxfs apply %[1]s %s", base+ApplySuffix, base)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r, err := check(ctx, f, in, base, o)
+	if err != nil || r.Already {
+		return r, errors.Join(err, f.Discard())
+	}
+	if err := f.Commit(); err != nil {
+		return nil, err
+	}
+	return finish(ctx, r, o)
+}
+
+// Finish goes on where Apply was interrupted.
+func Finish(ctx context.Context, base string, o ApplyOptions) (*Applied, error) {
+	r, err := verify(ctx, base+ApplySuffix, base, o)
+	if err != nil {
+		return nil, err
+	}
+	if r.Already { // all but the last step was done
+		return r, os.Remove(base + ApplySuffix)
+	}
+	return finish(ctx, r, o)
+}
+
+// check copies the delta to f and verifies it.
+func check(ctx context.Context, f *newfile.File, in io.Reader, base string, o ApplyOptions) (*Applied, error) {
+	o.Phase("receive", -1)
+	done := make(chan error, 1)
+	go func() {
+		defer fault.Then(func(err error) { done <- err })
+		done <- copyAll(f, in, o.Progress)
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			return nil, err
+		}
+	case <-ctx.Done(): // the stream may give nothing more
+		return nil, context.Cause(ctx)
+	}
+	return verify(ctx, f.TempPath(), base, o)
+}
+
+// copyAll copies in to the empty file f and leaves holes for zeros.
+func copyAll(f *newfile.File, in io.Reader, progress func(n int64)) error {
+	b := make([]byte, pieceSize)
+	for off := int64(0); ; {
+		n, err := io.ReadFull(in, b)
+		if string(b[:n]) != string(zeros[:n]) {
+			if _, err := f.WriteAt(b[:n], off); err != nil {
+				return err
+			}
+		}
+		off += int64(n)
+		progress(int64(n))
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return f.Truncate(off)
+		case err != nil:
+			return fmt.Errorf("read the delta at byte %d: %w", off, err)
+		}
+	}
+}
+
+// verify returns what the delta at path is, if it is whole, and one of the base.
+func verify(ctx context.Context, path, base string, o ApplyOptions) (_ *Applied, err error) {
+	o.Open.Writable = false
+	alone := o.Open
+	alone.WithoutParent = true
+	d, err := vhdx.Open(path, alone)
+	if err != nil {
+		return nil, unnamed(path, o.Name, err)
+	}
+	needs, child := d.Linkage()
+	_, isDelta, err := d.DeltaDigest()
+	id := d.DataWriteGUID()
+	if err = errors.Join(err, d.Close()); err != nil {
+		return nil, unnamed(path, o.Name, err)
+	}
+	if !child || !isDelta {
+		return nil, fmt.Errorf("%s: %w", o.Name, ErrNoDelta)
+	}
+	b, err := vhdx.Open(base, o.Open)
+	if err != nil {
+		return nil, err
+	}
+	has := b.DataWriteGUID()
+	if err := b.Close(); err != nil {
+		return nil, err
+	}
+	r := &Applied{Base: base, From: needs, ID: id, Already: has == id}
+	if r.Already {
+		return r, nil
+	}
+	whole := o.Open
+	whole.Parents = append([]string{base}, o.Open.Parents...)
+	d, err = vhdx.Open(path, whole)
+	switch {
+	case errors.Is(err, vhdx.ErrLocked):
+		return nil, err
+	case err != nil && has != needs:
+		return nil, &OtherBaseError{base, needs, has}
+	case err != nil:
+		return nil, unnamed(path, o.Name, err)
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	o.Phase("verify", -1)
+	return r, unnamed(path, o.Name, Verify(ctx, d, o.Progress))
+}
+
+// finish merges the copy of the delta into the base and removes it.
+func finish(ctx context.Context, r *Applied, o ApplyOptions) (*Applied, error) {
+	copied := r.Base + ApplySuffix
+	o.Open.Parents = append([]string{r.Base}, o.Open.Parents...)
+	m, err := vhdx.Merge(ctx, copied, vhdx.MergeOptions{Open: o.Open, Delete: true, Phase: o.Phase, Progress: o.Progress})
+	if err != nil {
+		return nil, fmt.Errorf("%w; %s may have changed in part; finish with: vhdxfs apply %s %[2]s", err, r.Base, copied)
+	}
+	r.Data, r.Zero = m.Data, m.Zero
+	return r, nil
+}
+
+// An unnamedError names the delta where an error names the file that stands for it.
+type unnamedError struct {
+	path, name string
+	err        error
+}
+
+func unnamed(path, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &unnamedError{path, name, err}
+}
+
+func (e *unnamedError) Error() string { return strings.ReplaceAll(e.err.Error(), e.path, e.name) }
+func (e *unnamedError) Unwrap() error { return e.err }

@@ -1,0 +1,165 @@
+package test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A backup of a disk that is written every day: each night the disk is frozen by a snapshot, what changed since the last
+// night goes to the backup as a delta, by a file or over a pipe, and the older snapshot is merged. The chain stays short, and
+// the backup is the disk of that night.
+func TestNightlyIncrements(t *testing.T) {
+	requireFUSE(t)
+	requireTools(t, "bash")
+	nights := 30
+	if testing.Short() {
+		nights = 5
+	}
+	const size = 24 * mib
+	here, there := t.TempDir(), t.TempDir()
+	live, last := filepath.Join(here, "disk.vhdx"), filepath.Join(here, "night0.vhdx")
+	backup := filepath.Join(there, "backup.vhdx")
+	mustVhdxfs(t, "create", live, fmt.Sprint(size))
+	writeADay(t, live, 0, size)
+	mustVhdxfs(t, "snapshot", "--keep-name", live, last)
+	must(t, "cp", last, backup)
+	for night := 1; night <= nights; night++ {
+		writeADay(t, live, night, size)
+		frozen := filepath.Join(here, fmt.Sprintf("night%d.vhdx", night))
+		mustVhdxfs(t, "snapshot", "--keep-name", live, frozen)
+		if night%2 == 0 {
+			mustPipe(t, `$vhdxfs diff --output - "$1" "$2" | $vhdxfs apply - "$3"`, last, frozen, backup)
+		} else {
+			delta := filepath.Join(there, "delta.avhdx")
+			mustVhdxfs(t, "diff", "--output", delta, last, frozen)
+			mustVhdxfs(t, "apply", delta, backup)
+			if got := mustVhdxfs(t, "apply", delta, backup); !strings.Contains(got, "already") {
+				t.Errorf("a second time: %s", got)
+			}
+			must(t, "rm", delta)
+		}
+		if want, got := digestOf(t, frozen), digestOf(t, backup); got != want {
+			t.Fatalf("night %d: the backup is another disk", night)
+		}
+		mustVhdxfs(t, "merge", "--keep-name", frozen)
+		if want, got := digestOf(t, frozen), digestOf(t, backup); got != want {
+			t.Fatalf("night %d: the merge has changed the disk", night)
+		}
+		last = frozen
+	}
+	checkClean(t, backup)
+	checkClean(t, live)
+	if list := strings.Fields(must(t, "ls", here)); len(list) != 2 {
+		t.Errorf("files: %q", list)
+	}
+	if list := strings.Fields(must(t, "ls", there)); len(list) != 1 {
+		t.Errorf("files of the backup: %q", list)
+	}
+}
+
+// writeADay mounts the image and changes its disk: data of any size, and trims.
+func writeADay(t *testing.T, image string, day int, size int64) {
+	t.Helper()
+	point := newDir(t)
+	mustVhdxfs(t, image, point)
+	defer vhdxfs(t, "umount", point) // where something fails
+	disk := filepath.Join(point, "disk.raw")
+	rng := rand.New(rand.NewPCG(uint64(day), 41))
+	for range 6 {
+		b := make([]byte, 1+rng.IntN(200_000))
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+		writeAt(t, disk, b, rng.Int64N(size-int64(len(b))))
+	}
+	off := rng.Int64N(size-2*mib) / 4096 * 4096
+	must(t, "fallocate", "--punch-hole", "--offset", fmt.Sprint(off), "--length", fmt.Sprint(mib+rng.Int64N(mib)/512*512), disk)
+	mustVhdxfs(t, "umount", point) // which waits until the image is closed
+}
+
+func digestOf(t *testing.T, image string) string {
+	t.Helper()
+	return strings.Fields(mustVhdxfs(t, "hash", image))[0]
+}
+
+// What apply was doing when it was killed, it completes when it is called again; and what says otherwise changes nothing.
+func TestApplyKilled(t *testing.T) {
+	t.Parallel()
+	requireTools(t, "bash")
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	a, b := randomRaw(t, 64*mib, 51), randomRaw(t, 64*mib, 52)
+	fill := make([]byte, 30*mib)
+	rng := rand.New(rand.NewPCG(1, 53))
+	for i := range fill {
+		fill[i] = byte(rng.Uint32())
+	}
+	writeAt(t, b, fill, 20*mib)
+	mustVhdxfs(t, "convert", a, path("a.vhdx"))
+	mustVhdxfs(t, "convert", b, path("b.vhdx"))
+	r := mustVhdxfs(t, "diff", "--json", "--output", path("delta.avhdx"), path("a.vhdx"), path("b.vhdx"))
+	var report struct {
+		Data, Zero int64
+		Linkage    string `json:"parent_linkage"`
+		ID         string `json:"data_write_guid"`
+		SHA256     string
+	}
+	if err := json.Unmarshal([]byte(r), &report); err != nil || report.ID == "" || report.Linkage == report.ID || len(report.SHA256) != 64 {
+		t.Fatalf("%v\n%s", err, r)
+	}
+	mustVhdxfs(t, "compare", "--strict", path("delta.avhdx"), b)
+	checkClean(t, path("delta.avhdx"))
+	base := path("sub/base.vhdx")
+	must(t, "mkdir", path("sub"))
+	for try := range 8 {
+		must(t, "rm", "-f", base)
+		must(t, "cp", path("a.vhdx"), base)
+		cmd := exec.CommandContext(t.Context(), program.path(t), "apply", path("delta.avhdx"), base)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(try*try) * 12 * time.Millisecond) // it may be at any point, or done
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if _, err := os.Stat(base + ".apply"); err == nil {
+			if r := vhdxfs(t, "apply", path("delta.avhdx"), base); r.status == 0 || !strings.Contains(r.stderr, "left from an interrupted") {
+				t.Errorf("status %d, %q", r.status, r.stderr)
+			}
+			mustVhdxfs(t, "apply", base+".apply", base)
+		} else {
+			mustVhdxfs(t, "apply", path("delta.avhdx"), base)
+		}
+		mustVhdxfs(t, "compare", "--strict", base, b)
+		checkClean(t, base)
+		if list := strings.Fields(must(t, "ls", "-A", path("sub"))); len(list) != 1 {
+			t.Errorf("files: %q", list)
+		}
+	}
+	// Over a pipe that breaks.
+	must(t, "cp", "-f", path("a.vhdx"), base)
+	before := must(t, "sha256sum", base)
+	for _, n := range []string{"100", "3M", "9M", "20M"} {
+		said, ok := pipeline(t, `$vhdxfs diff --output - "$1" "$2" 2>/dev/null | head -c `+n+` | $vhdxfs apply - "$3"`, path("a.vhdx"), path("b.vhdx"), base)
+		if ok || !strings.Contains(said, "standard input: ") {
+			t.Errorf("%s: %t, %q", n, ok, said)
+		}
+	}
+	if r := vhdxfs(t, "apply", path("delta.avhdx"), path("b.vhdx")); r.status != 0 || !strings.Contains(r.stdout, "already") {
+		t.Errorf("status %d, %q%q", r.status, r.stdout, r.stderr)
+	}
+	mustVhdxfs(t, "convert", path("a.vhdx"), path("sub/other.vhdx"))
+	if r := vhdxfs(t, "apply", path("delta.avhdx"), path("sub/other.vhdx")); r.status == 0 || !strings.Contains(r.stderr, "another disk") || !strings.Contains(r.stderr, "nothing was changed") {
+		t.Errorf("status %d, %q", r.status, r.stderr)
+	}
+	mustVhdxfs(t, "compare", "--strict", path("sub/other.vhdx"), a)
+	if after := must(t, "sha256sum", base); after != before {
+		t.Error("the base was changed")
+	}
+}
