@@ -12,7 +12,7 @@ import (
 var layers = [][]string{
 	{"internal/tally", "internal/fault", "internal/size", "internal/safefile", "internal/content", "internal/loop", "internal/filesystem", "internal/filetree", "internal/sandbox", "internal/erofs"},
 	{"internal/newfile", "internal/partition", "vhdx/ondisk", "vhdx/imagefile", "cache"},
-	{"journal", "vhdx/lease"},
+	{"journal", "vhdx/lease", "vhdx/undofile"},
 	{"vhdx"},
 	{"internal/vhd"},
 	{"internal/mounts", "internal/disk", "internal/draw"},

@@ -6,25 +6,26 @@ import (
 	"io"
 	"path/filepath"
 	"time"
+
 	"vhdxfs/vhdx/ondisk"
+	"vhdxfs/vhdx/undofile"
 )
 
 // writeUndo writes the undo file of the plan to w, and returns its size.
 func (r *repairer) writeUndo(w io.Writer) (int64, error) {
 	path, err := filepath.Abs(r.top.path)
-	if err != nil || len(path) > maxUndoPath {
+	if err != nil || len(path) > undofile.MaxPath {
 		path = filepath.Base(r.top.path) // as if it lay beside the undo file
 	}
 	out := bufio.NewWriterSize(w, ondisk.MiB)
-	u := &undoWriter{w: out}
 	tail := min(r.d.size, r.d.old)
 	total := int64(len(r.d.pages))*ondisk.PageSize + r.d.old - tail
 	for _, h := range r.d.holes {
 		total += h.n
 	}
 	r.o.Phase("save", total)
-	h := undoHeader{oldSize: r.d.old, newSize: r.d.size, fileWrite: r.header.FileWriteGUID, made: time.Now(), path: path}
-	if err := u.write(h.encode()); err != nil {
+	u, err := undofile.NewWriter(out, undofile.Header{OldSize: r.d.old, NewSize: r.d.size, FileWriteGUID: r.header.FileWriteGUID, Made: time.Now(), Path: path})
+	if err != nil {
 		return 0, err
 	}
 	if err := r.recordPages(u); err != nil {
@@ -39,15 +40,15 @@ func (r *repairer) writeUndo(w io.Writer) (int64, error) {
 	if err := r.recordZeroed(u, tail, r.d.old); err != nil {
 		return 0, err
 	}
-	if err := u.end(); err != nil {
+	if err := u.End(); err != nil {
 		return 0, err
 	}
-	return u.size, out.Flush()
+	return u.Size(), out.Flush()
 }
 
 // recordPages saves the old bytes of the pages that change.
-func (r *repairer) recordPages(u *undoWriter) error {
-	announced := sectorSums(r.announcement()[:])
+func (r *repairer) recordPages(u *undofile.Writer) error {
+	announced := undofile.SectorSums(r.announcement()[:])
 	for _, at := range r.d.offsets() {
 		n := min(ondisk.PageSize, r.d.old-at)
 		if n <= 0 {
@@ -57,11 +58,11 @@ func (r *repairer) recordPages(u *undoWriter) error {
 		if err := readFull(r.d.base, old, at, "the image"); err != nil {
 			return err
 		}
-		news := [][]byte{sectorSums(r.d.pages[at][:n])}
+		news := [][]byte{undofile.SectorSums(r.d.pages[at][:n])}
 		if at == ondisk.HeaderOffsets[1-r.slot] {
 			news = append(news, announced)
 		}
-		if err := u.record(at, old, news...); err != nil {
+		if err := u.Record(at, old, news...); err != nil {
 			return err
 		}
 		r.o.Progress(ondisk.PageSize)
@@ -70,10 +71,10 @@ func (r *repairer) recordPages(u *undoWriter) error {
 }
 
 // recordZeroed saves what is not zero of the bytes from off to end, which are to be.
-func (r *repairer) recordZeroed(u *undoWriter, off, end int64) error {
+func (r *repairer) recordZeroed(u *undofile.Writer, off, end int64) error {
 	const piece = 64 * ondisk.KiB
 	buf := make([]byte, piece)
-	sums := sectorSums(buf)
+	sums := undofile.SectorSums(buf)
 	for off < end {
 		if err := context.Cause(r.ctx); err != nil {
 			return err
@@ -96,9 +97,9 @@ func (r *repairer) recordZeroed(u *undoWriter, off, end int64) error {
 		if !allZero(b) {
 			zeroed := sums
 			if len(b) < piece {
-				zeroed = sectorSums(make([]byte, len(b)))
+				zeroed = undofile.SectorSums(make([]byte, len(b)))
 			}
-			if err := u.record(off, b, zeroed); err != nil {
+			if err := u.Record(off, b, zeroed); err != nil {
 				return err
 			}
 		}

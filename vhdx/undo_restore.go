@@ -13,6 +13,7 @@ import (
 	sizes "vhdxfs/internal/size"
 	"vhdxfs/vhdx/imagefile"
 	"vhdxfs/vhdx/ondisk"
+	"vhdxfs/vhdx/undofile"
 )
 
 // UndoOptions says what to restore.
@@ -89,7 +90,7 @@ func (u *undoReader) image(d *safefile.Folder, path string) (File, string, error
 		f, err := imagefile.Open(path, os.O_RDWR)
 		return f, path, err
 	}
-	name := filepath.Base(u.path)
+	name := filepath.Base(u.Path)
 	f, err := d.Open(name, os.O_RDWR)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, safefile.ErrOutside):
@@ -114,14 +115,14 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 	switch {
 	case as.foreign != nil && !force:
 		return 0, as.foreign
-	case as.old && size == u.oldSize:
+	case as.old && size == u.OldSize:
 		return 0, nil
 	}
 	if err := context.Cause(ctx); err != nil {
 		return 0, err
 	}
-	if size < u.oldSize {
-		if err := f.Truncate(u.oldSize); err != nil {
+	if size < u.OldSize {
+		if err := f.Truncate(u.OldSize); err != nil {
 			return 0, err
 		}
 	}
@@ -131,18 +132,18 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 	}
 	var n int64
 	var lastHeader []byte
-	u.phase("restore", u.size)
-	err = u.each(func(rec *undoRecord) error {
-		n += int64(len(rec.old))
-		u.progress(int64(len(rec.old)))
+	u.phase("restore", u.Size)
+	err = u.Each(func(rec *undofile.Record) error {
+		n += int64(len(rec.Old))
+		u.progress(int64(len(rec.Old)))
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		if rec.off == last && lastHeader == nil && len(rec.old) <= ondisk.HeaderSize {
-			lastHeader = bytes.Clone(rec.old)
+		if rec.Off == last && lastHeader == nil && len(rec.Old) <= ondisk.HeaderSize {
+			lastHeader = bytes.Clone(rec.Old)
 			return nil
 		}
-		if _, err := f.WriteAt(rec.old, rec.off); err != nil || rec.off != first {
+		if _, err := f.WriteAt(rec.Old, rec.Off); err != nil || rec.Off != first {
 			return err
 		}
 		return f.Sync()
@@ -153,8 +154,8 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 	if err := f.Sync(); err != nil {
 		return 0, err
 	}
-	if size > u.oldSize {
-		if err := f.Truncate(u.oldSize); err != nil {
+	if size > u.OldSize {
+		if err := f.Truncate(u.OldSize); err != nil {
 			return 0, err
 		}
 	}
@@ -175,9 +176,9 @@ type comparison struct {
 // compare reads all of the undo file, and compares f, of size bytes, with it.
 func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 	c := &comparison{old: true}
-	if size < min(u.oldSize, u.newSize) || size > max(u.oldSize, u.newSize) {
+	if size < min(u.OldSize, u.NewSize) || size > max(u.OldSize, u.NewSize) {
 		c.foreign = fmt.Errorf("%w: the repair left %s, now the file has %s. Undoing it would lose later changes; --force restores anyway",
-			ErrChanged, sizes.Exact(u.newSize), sizes.Exact(size))
+			ErrChanged, sizes.Exact(u.NewSize), sizes.Exact(size))
 	}
 	headers := 0
 	for i, off := range ondisk.HeaderOffsets {
@@ -187,28 +188,28 @@ func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 		}
 		if string(h[:4]) == ondisk.HeaderSignature {
 			headers++
-			c.repaired[i] = ondisk.GUID(h[16:]) == u.fileWrite
+			c.repaired[i] = ondisk.GUID(h[16:]) == u.FileWriteGUID
 		}
 	}
 	if headers == 0 && c.foreign == nil { // even if the undo file says otherwise: it may come from anyone, and name any file
 		c.foreign = fmt.Errorf("%w: it has no header of a VHDX image. It was overwritten, or is another file; --force restores anyway", ErrChanged)
 	}
-	u.phase("compare", u.size)
-	buf := make([]byte, maxUndoRecord)
-	err := u.each(func(rec *undoRecord) error {
-		u.progress(int64(len(rec.old)))
-		now := buf[:len(rec.old)]
-		if err := readZeroPast(f, now, rec.off, size); err != nil {
+	u.phase("compare", u.Size)
+	buf := make([]byte, undofile.MaxRecord)
+	err := u.Each(func(rec *undofile.Record) error {
+		u.progress(int64(len(rec.Old)))
+		now := buf[:len(rec.Old)]
+		if err := readZeroPast(f, now, rec.Off, size); err != nil {
 			return err
 		}
-		for i := 0; i*undoSector < len(now); i++ {
-			sector := now[i*undoSector : min((i+1)*undoSector, len(now))]
-			if !rec.knows(i, sector) && c.foreign == nil {
+		for i := 0; i*undofile.SectorSize < len(now); i++ {
+			sector := now[i*undofile.SectorSize : min((i+1)*undofile.SectorSize, len(now))]
+			if !rec.Knows(i, sector) && c.foreign == nil {
 				c.foreign = fmt.Errorf("%w, at offset %#x: undoing it would lose those changes. Undo later repairs first; --force restores anyway",
-					ErrChanged, rec.off+int64(i*undoSector))
+					ErrChanged, rec.Off+int64(i*undofile.SectorSize))
 			}
 		}
-		c.old = c.old && string(now) == string(rec.old)
+		c.old = c.old && string(now) == string(rec.Old)
 		return nil
 	})
 	return c, err

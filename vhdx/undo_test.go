@@ -12,6 +12,7 @@ import (
 
 	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx/ondisk"
+	"vhdxfs/vhdx/undofile"
 )
 
 // damagedForUndo is an image whose repair changes all that a repair can: pages, the size, and, without the lost block,
@@ -244,10 +245,9 @@ func TestUndoFileOfAnotherFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	u := &undoWriter{w: &b}
-	h := undoHeader{oldSize: int64(len(content)), newSize: int64(len(content)), path: victim}
-	sums := sectorSums(content[:ondisk.PageSize])
-	if err := errors.Join(u.write(h.encode()), u.record(0, make([]byte, ondisk.PageSize), sums), u.end()); err != nil {
+	u, err := undofile.NewWriter(&b, undofile.Header{OldSize: int64(len(content)), NewSize: int64(len(content)), Path: victim})
+	sums := undofile.SectorSums(content[:ondisk.PageSize])
+	if err := errors.Join(err, u.Record(0, make([]byte, ondisk.PageSize), sums), u.End()); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
@@ -313,7 +313,7 @@ func TestUndoFileDamaged(t *testing.T) {
 		refuse("a flipped bit", b)
 	}
 	refuse("cut by a byte", whole[:len(whole)-1])
-	refuse("without its end", whole[:len(whole)-undoRecordSize])
+	refuse("without its end", whole[:len(whole)-undofile.RecordSize])
 	if err := os.WriteFile(r.UndoFile, whole, 0o666); err != nil {
 		t.Fatal(err)
 	}
@@ -323,20 +323,20 @@ func TestUndoFileDamaged(t *testing.T) {
 // stampUndo makes the checksums of an undo file right, as far as it is one.
 func stampUndo(b []byte) {
 	stamp := func(b []byte, at int) { ondisk.LE.PutUint32(b[at:], ondisk.Checksum(b, at)) }
-	if len(b) < undoHeaderSize {
+	if len(b) < undofile.HeaderSize {
 		return
 	}
-	n := undoHeaderSize + int64(ondisk.LE.Uint32(b[56:]))
+	n := undofile.HeaderSize + int64(ondisk.LE.Uint32(b[56:]))
 	if n > int64(len(b)) {
 		return
 	}
-	stamp(b[:n], undoHeaderSum)
-	for b = b[n:]; len(b) >= undoRecordSize; b = b[n:] {
+	stamp(b[:n], undofile.HeaderSum)
+	for b = b[n:]; len(b) >= undofile.RecordSize; b = b[n:] {
 		old, states := int64(ondisk.LE.Uint32(b[8:])), int64(ondisk.LE.Uint32(b[12:]))
-		if n = undoRecordSize + (old+undoSector-1)/undoSector*sumSize*min(states, maxUndoStates+1) + old; n > int64(len(b)) {
+		if n = undofile.RecordSize + (old+undofile.SectorSize-1)/undofile.SectorSize*undofile.SumSize*min(states, undofile.MaxStates+1) + old; n > int64(len(b)) {
 			return
 		}
-		stamp(b[:n], undoRecordSum)
+		stamp(b[:n], undofile.RecordSum)
 	}
 }
 
@@ -346,9 +346,8 @@ func FuzzUndo(f *testing.F) {
 	base := build(spec{})
 	for _, path := range []string{"/image.vhdx", "..", "/x/../..", "", "/link.vhdx", "/x/\x00"} {
 		var b bytes.Buffer
-		u := &undoWriter{w: &b}
-		h := undoHeader{oldSize: base.size, newSize: base.size - ondisk.PageSize, path: path}
-		if err := errors.Join(u.write(h.encode()), u.record(ondisk.HeaderOffsets[0], make([]byte, 1000), sectorSums(make([]byte, 1000))), u.end()); err != nil {
+		u, err := undofile.NewWriter(&b, undofile.Header{OldSize: base.size, NewSize: base.size - ondisk.PageSize, Path: path})
+		if err := errors.Join(err, u.Record(ondisk.HeaderOffsets[0], make([]byte, 1000), undofile.SectorSums(make([]byte, 1000))), u.End()); err != nil {
 			f.Fatal(err)
 		}
 		f.Add(b.Bytes(), true)
@@ -374,13 +373,13 @@ func FuzzUndo(f *testing.F) {
 		if named, path, err := u.image(folder, ""); err == nil {
 			named.Close()
 			if path != image {
-				t.Errorf("the undo file of %q is let write %s", u.path, path)
+				t.Errorf("the undo file of %q is let write %s", u.Path, path)
 			}
 		}
 		file := base.clone()
 		_, err = u.restore(t.Context(), file, force)
-		if err == nil && file.size != u.oldSize {
-			t.Errorf("the file has %d bytes, the undo file says %d", file.size, u.oldSize)
+		if err == nil && file.size != u.OldSize {
+			t.Errorf("the file has %d bytes, the undo file says %d", file.size, u.OldSize)
 		}
 		if err != nil && !sameBytes(file, base.memFile) {
 			t.Errorf("the image was changed: %v", err)
