@@ -82,6 +82,8 @@ func (a *allocator) settle(l *layer) {
 func (a *allocator) allocate(size int64) (place, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	// Space that was given up is looked at first, a step at a time: it may be all there is, and a file that grows costs a sync
+	// of its size. What reclaim makes available no read looks at any more, and no log entry to be replayed maps.
 	for more := true; more; {
 		more = a.reclaim(reclaimStep)
 		// The last MiB, where the file ends inside it, is too short for a block.
@@ -90,6 +92,8 @@ func (a *allocator) allocate(size int64) (place, error) {
 			return place{off: off, size: size}, nil
 		}
 	}
+	// The new size need not be durable before the place is mapped: a log entry that names the place says how large the file has
+	// to be, and a replay makes it so. What is lost of the file then reads as zeros, as fresh space does.
 	off := a.fresh
 	if end := off + size; end > a.size {
 		if err := a.grow(ondisk.RoundUp(end, growStep)); err != nil {

@@ -20,7 +20,8 @@ func (w *writer) shrinkChanged() error {
 }
 
 // cleanThen makes the image clean and calls do before the next change. The holes in the file come last, without the gate,
-// so that no change has to wait for them.
+// so that no change has to wait for them. They lie where nothing is mapped and no read looks, and the allocator gives none of
+// that space away while it makes one.
 func (w *writer) cleanThen(do func() error) (err error) {
 	defer w.catch(&err)
 	if err := w.cleanAlone(do); err != nil {

@@ -162,7 +162,7 @@ func (c *committer) syncFile() error { return c.durable(c.file) }
 // needed where a power cut could otherwise keep the later write and lose the earlier one.
 func (c *committer) syncPayload() error { return c.syncFile() } // before the log entry that maps it
 func (c *committer) syncLog() error     { return c.syncFile() } // before a sync returns, and before pages go to their places
-func (c *committer) syncPlaces() error  { return c.syncFile() } // before the log's tail moves past them
+func (c *committer) syncPlaces() error  { return c.syncFile() } // before the headers stop naming the log
 
 // startSession begins to use the log, unless it is in use. An entry under the new LogGuid is durable before the
 // headers name it: a header must never name a log that holds nothing valid (MS-VHDX 2.3.3).
@@ -293,7 +293,7 @@ func (c *committer) emptyLog() error {
 	if err := c.endSession(); err != nil {
 		return err
 	}
-	c.stuck.Store(false)
+	c.stuck.Store(false) // last: what there was no space for is in its place
 	return nil
 }
 

@@ -32,6 +32,8 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 	defer w.catch(&err)
 	first := off
 	for end := off + n; off < end; {
+		// Without a lock. What it finds may be old when do is called, which looks at the block again with the lock held. A block
+		// that was written since, and that this passes over, was written at the same time as this call.
 		e, err := im.look(off, end)
 		if err != nil {
 			return err
@@ -41,7 +43,7 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 			continue
 		}
 		// The block may begin with what reads as zero, and still has to be treated as a whole.
-		g := &im.current().geo
+		g := &im.current().geo // of the layer now; one that replaces it has blocks of the same size
 		b := off >> g.BlockShift
 		from, to := max(first, b<<g.BlockShift), min(end, g.BlockEnd(b))
 		if err := w.withSpace(func() error { return w.alone(b, func() error { return do(w, b, from, to) }) }); err != nil {

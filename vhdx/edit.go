@@ -46,6 +46,8 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The flag is set once, and goes with the page. So to find it set without a lock is enough, and to find it not set is
+	// looked at again with fillMu held.
 	if !p.HasSpace() {
 		// Held until the page is pinned and known to have space. No other edit changes the page before, so what is
 		// written to its place is what it holds there.
@@ -65,6 +67,7 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 			}
 		}
 	}
+	// The cache may have given the page up since; then this is another one of the same content, whose place has space now.
 	if p, err = span.Pin(i); err != nil {
 		return nil, err
 	}
@@ -79,11 +82,14 @@ func (e *edit) batPage(i int64) (p *cache.Page, word int, err error) {
 	return p, int(i % ondisk.EntriesPerPage), err
 }
 
-// apply makes the change with do, which sets words of the pages and must not wait for anything.
+// apply makes the change with do, which sets words of the pages and must not wait for anything. Whatever the words name is in
+// the file by now. Reads, which take no lock, may see one word before the next, so do sets first what others refer to. A
+// round sees all or nothing of it, since it copies pages with the same lock held; a change of bytes alone it learns of from
+// changed.
 func (e *edit) apply(do func()) {
 	e.w.dirty.apply(&e.pages, func() {
 		do()
-		e.places = nil
+		e.places = nil // they are mapped, and end must not give them back
 		e.w.changed()
 	})
 }

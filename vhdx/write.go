@@ -23,6 +23,8 @@ func (im *Image) WriteAt(p []byte, off int64) (done int, err error) {
 		return 0, err
 	}
 	defer w.catch(&err)
+	// With the gate held, the layer stays the same, and a change that was announced stays so until its bytes are in the file:
+	// the image is made clean only between two calls.
 	w.gate.RLock()
 	defer w.gate.RUnlock()
 	for done < len(p) {
@@ -37,7 +39,8 @@ func (im *Image) WriteAt(p []byte, off int64) (done int, err error) {
 	return done, nil
 }
 
-// changing returns the writer for a change of the n bytes from byte off.
+// changing returns the writer for a change of the n bytes from byte off. It reads the size without the gate: while a disk is in
+// use it only grows, so what fits now fits when the change is made.
 func (im *Image) changing(off, n int64) (*writer, error) {
 	if im.writer == nil {
 		return nil, ErrReadOnly
@@ -56,6 +59,7 @@ func (w *writer) withSpace(do func() error) error {
 	if !outOfSpace(err) {
 		return err
 	}
+	// Both answers may be old by the time they are used. Then the caller gets ENOSPC a moment too early, or waits in vain.
 	unmapped := w.dirty.anyUnmapped()
 	if unmapped && w.sync() != nil || !unmapped && !w.space.anyFreed() {
 		return err
@@ -302,6 +306,7 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 	if err != nil {
 		return err
 	}
+	// Before apply nothing names the place. After an error it goes back, and no bit is set.
 	if _, err := w.file.WriteAt(p, at.off+g.InBlock(off)); err != nil {
 		return err
 	}
