@@ -78,6 +78,8 @@ func (w *writer) writeBlock(b, off int64, p []byte) error {
 	if done, err := w.overwrite(b, off, p); done || err != nil {
 		return err
 	}
+	// Alone: between the look at the entry and the change of it no other write may put its bytes into the old place, or they
+	// would be lost.
 	lock := w.blocks.of(b)
 	lock.Lock()
 	defer lock.Unlock()
@@ -141,13 +143,15 @@ func (w *writer) writeAlone(b, off int64, p []byte) error {
 	case st == ondisk.PartiallyPresent:
 		return w.writePartial(b, entry, off, p)
 	case st == ondisk.NotPresent && w.current().geo.HasParent && !whole:
-		return w.newPartial(b, off, p)
+		return w.newPartial(b, off, p) // the parent still has the rest of the block
 	case w.detectZeroes && allZero(p):
+		// Only a state of the block hides the parent. And a place that the block keeps holds old bytes, which other readers
+		// may show.
 		if st == ondisk.NotPresent && w.current().geo.HasParent || entry.Offset() != 0 {
 			return w.unmap(b, entry, dataWrite)
 		}
 		return nil // it reads as zero already
-	default:
+	default: // all of the block reads as zero, or p covers it
 		return w.newFull(b, off, p)
 	}
 }
@@ -188,7 +192,7 @@ func (w *writer) newFull(b, off int64, p []byte) error {
 		return err
 	}
 	e.apply(func() {
-		w.releaseEntry(ondisk.BATEntry(bat.Word(word)))
+		w.releaseEntry(ondisk.BATEntry(bat.Word(word))) // a place that the block has kept; not given away before this is durable
 		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, at.off))
 		// A power cut that keeps the entry without the bytes would show another block's old bytes in recycled space, and
 		// hide the parent's data behind zeros. In fresh space without a parent it shows zeros, as the block did before.
@@ -254,6 +258,8 @@ func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, p []byt
 		return err
 	}
 	e.apply(func() {
+		// A read between these two finds the block partially present with the new bits, which is right: the bytes are in the
+		// file, and the place stays the same.
 		bits.set(w.current().sectorInBlock(off), int64(len(p))>>w.current().geo.SectorShift)
 		if bits.all() {
 			w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, entry.FileOff()))
@@ -340,9 +346,12 @@ func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, publish fu
 			return nil, nil, err
 		}
 	}
+	// No page of it is read from the file before it is named: fresh space reads as zero, and other space was zeroed above.
 	bitmap = w.current().cache.Span(w.file, at.off, ondisk.BitmapBlockSize/ondisk.PageSize)
 	bitmap.MarkZero(0, ondisk.BitmapBlockSize/ondisk.PageSize)
 	return bitmap, func() {
+		// Reads find the bitmap through the pointer, and look for it only when a block's entry says so, which newPartial sets
+		// after this. So the order here is free; the log has both words or neither.
 		bat.SetWord(word, uint64(ondisk.NewBATEntry(ondisk.BitmapPresent, at.off)))
 		w.current().bitmaps[chunk].Store(bitmap)
 		w.current().countBitmap()
