@@ -44,6 +44,7 @@ func scattered(rng *rand.Rand) chain {
 
 // What Reclaimable says is what Compact wins, to the byte, also where gaps have to stay.
 func TestForetold(t *testing.T) {
+	notShort(t, "it compacts 60 images")
 	stayed := 0
 	for seed := range uint64(60) {
 		c := scattered(rand.New(rand.NewPCG(seed, 1)))

@@ -99,6 +99,7 @@ func forgetLogged(w *writer) {
 
 // The crash test is proven by what it finds: each error that is put into the writer on purpose.
 func TestPowerCutFindsMutants(t *testing.T) {
+	notShort(t, "it needs a power cut at every operation")
 	const seeds = 40
 	specs := crashSpecs()
 	for name, m := range mutants {

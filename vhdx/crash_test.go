@@ -15,7 +15,18 @@ import (
 	"vhdxfs/vhdx/ondisk"
 )
 
-var crashRounds = flag.Int("crash.rounds", 1, "how many seeds the crash test tries for each kind of disk; each is some thousand states")
+var (
+	crashRounds = flag.Int("crash.rounds", 1, "how many seeds the crash test tries for each kind of disk; each is some thousand states")
+	crashEvery  = flag.Bool("crash.every", false, "cut the power at every operation, also where a test usually leaves some out")
+)
+
+// notShort skips a test that takes long where -short is given.
+func notShort(t *testing.T, why string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("left out by -short: " + why)
+	}
+}
 
 // crashStates is how many of the states that a power cut can leave are looked at, for each cut.
 const crashStates = 6
@@ -451,7 +462,7 @@ func TestPowerCutInFullLog(t *testing.T) {
 		if err := ct.runFrom(first, 7); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
-		if ct.states < 100 {
+		if ct.states < 100 && !testing.Short() {
 			t.Errorf("only %d states", ct.states)
 		}
 		t.Logf("%d states", ct.states)

@@ -69,19 +69,33 @@ func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	defer f.mu.Unlock()
 	for n := 0; n < len(p); {
 		at := off + int64(n)
-		var pg [ondisk.PageSize]byte
-		if old := f.pages[at/ondisk.PageSize]; old != nil {
-			pg = *old
-		}
-		n += copy(pg[at%ondisk.PageSize:], p[n:])
-		if allZero(pg[:]) {
-			delete(f.pages, at/ondisk.PageSize)
-		} else {
-			f.pages[at/ondisk.PageSize] = &pg
-		}
+		in := int(at % ondisk.PageSize)
+		part := p[n:min(len(p), n+ondisk.PageSize-in)]
+		n += len(part)
+		f.put(at/ondisk.PageSize, in, part)
 	}
 	f.size = max(f.size, off+int64(len(p)))
 	return len(p), nil
+}
+
+// put changes page n from byte in on. Clones share pages, so the page becomes a new one; one of zeros is not kept.
+func (f *memFile) put(n int64, in int, part []byte) {
+	old := f.pages[n]
+	zeros := allZero(part)
+	if zeros && (old == nil || len(part) == ondisk.PageSize) {
+		delete(f.pages, n)
+		return
+	}
+	pg := new([ondisk.PageSize]byte)
+	if old != nil && len(part) < ondisk.PageSize {
+		*pg = *old
+	}
+	copy(pg[in:], part)
+	if zeros && allZero(pg[:]) {
+		delete(f.pages, n)
+		return
+	}
+	f.pages[n] = pg
 }
 
 func (f *memFile) Size() (int64, error) {

@@ -183,8 +183,15 @@ func (mt *mergeTest) run(cut int) (done bool, err error) {
 	return c.powered(), nil
 }
 
-// untilDone calls run with the first cut and every step-th after it, until what it does is done before the cut.
+// untilDone calls run with the first cut and every step-th after it, until what it does is done before the cut. With
+// -short there are fewer cuts, and with -crash.every none is left out.
 func untilDone(first, step int, run func(cut int) (done bool, err error)) error {
+	switch {
+	case *crashEvery:
+		step = 1
+	case testing.Short():
+		step *= 23 // a prime, so that the cuts of different hosts fall on different operations
+	}
 	for cut := first; ; cut += step {
 		if done, err := run(cut); done || err != nil {
 			return err
@@ -332,6 +339,7 @@ func TestPowerCutInMerge(t *testing.T) {
 
 // The test is proven by what it finds.
 func TestPowerCutInMergeFindsMutants(t *testing.T) {
+	notShort(t, "it needs a power cut at every operation")
 	for name, m := range map[string]struct {
 		dropSync string
 		first    int // cut that is tried

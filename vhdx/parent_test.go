@@ -412,9 +412,7 @@ func TestParentBesideTheFile(t *testing.T) {
 
 // A wrong turn that leads through many files leaves nothing behind when the right one is taken.
 func TestWrongParentsDoNotCount(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it makes hundreds of files")
-	}
+	notShort(t, "it makes hundreds of files")
 	t.Parallel()
 	f := newFamily(t)
 	writeChain(t, f.path("vm"), "wrong", 200)
@@ -458,9 +456,7 @@ func writeChain(t *testing.T, dir, name string, n int) string {
 }
 
 func TestLongestChain(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it makes hundreds of files")
-	}
+	notShort(t, "it makes hundreds of files")
 	t.Parallel()
 	got, err := taken(writeChain(t, t.TempDir(), "c", maxLayers), Options{})
 	if got != "the end of the chain" || err != nil {

@@ -11,6 +11,7 @@ import (
 // before, or as the new size has it, when the image is opened again, and at once if it can be written on. There the
 // same works when there is space.
 func TestReshapingOnAFullDisk(t *testing.T) {
+	notShort(t, "it fills a disk at every step")
 	const size = (1<<17 + 5) * ondisk.MiB // for which the BAT has to move
 	for name, reshape := range map[string]func(im *Image) error{
 		"compact": func(im *Image) error { _, err := im.Compact(t.Context(), CompactOptions{}); return err },

@@ -280,6 +280,7 @@ func TestPowerCutWhileResizing(t *testing.T) {
 
 // The test before is proven by what it finds: a barrier that is left out.
 func TestPowerCutWhileResizingFindsMutants(t *testing.T) {
+	notShort(t, "it needs a power cut at every operation")
 	for _, m := range []struct{ disk, dropSync string }{
 		{"dynamic, the BAT moves into free space", "(*committer).round"},
 		{"fixed", "(*committer).syncLog"},

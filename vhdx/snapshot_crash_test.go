@@ -160,6 +160,7 @@ func TestPowerCutInSnapshot(t *testing.T) {
 
 // The test is proven by what it finds.
 func TestPowerCutInSnapshotFindsMutants(t *testing.T) {
+	notShort(t, "it needs a power cut at every operation")
 	for _, name := range []string{"(*liveSnapshot).settle", "(*liveSnapshot).finish", "(*headerState).write", "(*committer).syncLog"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
