@@ -26,6 +26,7 @@ func requireSandbox(t *testing.T, s *served) {
 
 // TestSandboxRefuses tries, from inside the process that serves a mount, what a program tries that has taken it over.
 func TestSandboxRefuses(t *testing.T) {
+	t.Parallel()
 	for _, options := range []string{"rw", "ro", "overlay=tmp"} {
 		t.Run(options, func(t *testing.T) {
 			folder := filepath.Join(t.TempDir(), "images")
@@ -104,6 +105,23 @@ func TestSandboxState(t *testing.T) {
 	}
 }
 
+// Where memory is short, the kernel forgets the folders of /proc that are not open, and makes new ones, which the rules of the
+// sandbox do not cover.
+func TestSandboxKeepsProc(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have the kernel forget folders")
+	}
+	socket := filepath.Join(t.TempDir(), "metrics.sock")
+	s := serve(t, create(t, "64M"), "-o", "metrics=unix:"+socket)
+	requireSandbox(t, s)
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0); err != nil {
+		t.Skipf("needs a kernel that forgets when it is told to: %v", err)
+	}
+	if values, _ := scrape(t, socket); values["process_resident_memory_bytes"] == "" {
+		t.Error("the process cannot read its own files in /proc any more")
+	}
+}
+
 // statusField returns a number of /proc/PID/status; those of capabilities are hexadecimal.
 func statusField(t *testing.T, status, name string) uint64 {
 	t.Helper()
@@ -168,6 +186,7 @@ func mountInBackground(t *testing.T, img, options string) (dir string, pid int) 
 
 // TestMonitorIsKilled sees that a process that serves ends without its monitor, says so, and leaves a clean image.
 func TestMonitorIsKilled(t *testing.T) {
+	detectRaces(t)
 	img, log := create(t, "64M"), filepath.Join(t.TempDir(), "log")
 	dir, pid := mountInBackground(t, img, "idle_clean=0,commit=0,log="+log)
 	writeThrough(t, filepath.Join(dir, "disk.raw"), []byte("written before"))
@@ -182,6 +201,7 @@ func TestMonitorIsKilled(t *testing.T) {
 
 // TestServerIsKilled sees that the monitor goes with a process that serves, and takes the pidfile away.
 func TestServerIsKilled(t *testing.T) {
+	detectRaces(t)
 	img, pidFile := create(t, "64M"), filepath.Join(t.TempDir(), "pid")
 	dir, pid := mountInBackground(t, img, "pidfile="+pidFile)
 	if b, err := os.ReadFile(pidFile); err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(pid) {
