@@ -8,6 +8,9 @@ VM       ?= /var/tmp/vhdxfs-vm
 # TESTFLAGS goes to go test, such as TESTFLAGS='-run Corpus'.
 TESTFLAGS ?=
 
+# All that do not test the whole program.
+packages = $(shell $(GO) list ./... | grep -v '/test$$')
+
 gotestsum := $(GO) tool gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg --
 
 # A folder there is a program.
@@ -24,7 +27,7 @@ test_needs := $(demo_needs) qemu-utils:qemu-img gcc:gcc libc6-dev:/usr/include/s
 helpers := mount.vhdx mount.vhdxfs mount.fuse.vhdxfs umount.fuse.vhdxfs
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-vm test-cluster lint fuzz install package release clean help
+.PHONY: build demo test test-short test-long test-vm test-cluster lint fuzz install package release clean help
 export GO
 
 build: ## Build bin/vhdxfs, a static binary
@@ -35,11 +38,23 @@ demo: ## Mount an image (IMAGE=path, else a new one), show what is inside, put e
 	@$(MAKE) --no-print-directory build
 	@internal/scripts/demo "$(IMAGE)"
 
-test: ## Set up what the tests need and run them all, with the race detector; skipped tests are listed at the end
+# The race detector makes everything several times slower. The packages have it; of the tests of the whole program, those in
+# which it does several things at once run it with the detector (detectRaces). Power cuts are tried in one goroutine each.
+test: ## Set up what the tests need and run them all; skipped tests are listed at the end
 	@internal/scripts/need $(test_needs)
-	CGO_ENABLED=1 $(gotestsum) -race -count=1 -timeout 55m $(or $(TESTFLAGS),-skip PowerCut) ./...
-	$(if $(TESTFLAGS),,$(gotestsum) -count=1 -timeout 55m -run PowerCut ./vhdx) # one goroutine each, and the detector makes them slow
+	CGO_ENABLED=1 $(gotestsum) -race -count=1 -timeout 30m $(or $(TESTFLAGS),-skip PowerCut) $(packages)
+	$(gotestsum) -count=1 -timeout 30m -parallel 4 $(TESTFLAGS) ./test
+	$(if $(TESTFLAGS),,$(gotestsum) -count=1 -timeout 30m -run PowerCut ./vhdx)
 	$(GO) test -count=1 -run 'Allocat' ./cache ./fs ./vhdx # what the race detector does not let be counted
+
+test-short: ## In less than a minute, without root or mounts: what most changes need
+	$(GO) test -short ./...
+
+test-long: ## For hours: everything with the race detector, power cuts at every operation, long histories, a clean Debian
+	@internal/scripts/need $(test_needs) mmdebstrap:mmdebstrap
+	$(gotestsum) -count=1 -timeout 6h -run 'PowerCut' ./vhdx -crash.every -crash.rounds 3
+	$(gotestsum) -count=1 -timeout 1h -run 'LosesPower' ./journal -crashruns 50
+	CGO_ENABLED=1 $(gotestsum) -race -count=1 -timeout 6h ./test -long -kills 20
 
 test-vm: ## Boot a virtual machine with systemd, which is kept in the folder VM, to test mounts at boot and at its end
 	@internal/scripts/need $(test_needs) qemu-system-x86:qemu-system-x86_64 mmdebstrap:mmdebstrap
@@ -81,4 +96,4 @@ clean: ## Remove what was built
 	rm -rf bin dist
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile

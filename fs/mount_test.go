@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +21,9 @@ import (
 // needMount skips where nothing can be mounted.
 func needMount(t *testing.T) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("left out by -short, since it mounts")
+	}
 	if os.Geteuid() != 0 {
 		t.Skip("not root: mounting is tested as root only")
 	}
@@ -48,13 +52,25 @@ func mountDisk(t *testing.T, d Disk, image string, o Options) *Server {
 		}
 		t.Fatal(err)
 	}
+	overdue := deadline(t, s.MountPoint())
 	t.Cleanup(func() {
 		if err := s.Unmount(); err != nil {
 			t.Error(err)
 		}
 		s.Wait()
+		overdue.Stop()
 	})
 	return s
+}
+
+// deadline gives a test some minutes for what it does with a mount. Then the connection is aborted, so that a request
+// without an answer fails, and with it the test, instead of waiting for ever.
+func deadline(t *testing.T, point string) *time.Timer {
+	const limit = 3 * time.Minute
+	return time.AfterFunc(limit, func() {
+		t.Errorf("the mount at %s is still there after %v; its connection is aborted: %v", point, limit, unix.Unmount(point, unix.MNT_FORCE))
+		unix.Unmount(point, unix.MNT_DETACH)
+	})
 }
 
 func openDisk(t *testing.T, s *Server, flags int) int {

@@ -112,6 +112,7 @@ func TestAttachSweeps(t *testing.T) {
 
 // Many at once neither take each other's mount points nor leave one.
 func TestAttachAtOnce(t *testing.T) {
+	detectRaces(t)
 	requireLoop(t)
 	before := runDirs(t)
 	var images []string

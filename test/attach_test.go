@@ -72,6 +72,8 @@ func attachImage(t *testing.T, img string, args ...string) listed {
 	if err := json.Unmarshal([]byte(text), &l); err != nil {
 		t.Fatalf("attach --json: %v\n%s", err, text)
 	}
+	overdue := deadline(t, l.MountPoint, l.PID)
+	t.Cleanup(func() { overdue.Stop() })
 	if len(l.Devices) != 1 {
 		t.Fatalf("attach: %d devices, want one\n%s", len(l.Devices), text)
 	}

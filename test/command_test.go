@@ -93,6 +93,7 @@ func TestMountEndsBy(t *testing.T) {
 
 // A signal must not pull the disk away from under those who use it.
 func TestSignalLeavesUsersTheirDisk(t *testing.T) {
+	detectRaces(t)
 	img, raw := sampleImage(t)
 	want, err := os.ReadFile(raw)
 	if err != nil {

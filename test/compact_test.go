@@ -62,6 +62,8 @@ func reclaimable(t *testing.T, img string) int64 {
 
 // A compaction wins what info says, and changes nothing of the disk: of an image that nobody uses, and of a mount.
 func TestCompact(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	for _, v := range variants {
 		for _, mounted := range []bool{false, true} {
 			name := v.name
@@ -122,6 +124,7 @@ func TestCompact(t *testing.T) {
 // What info says can be won is what is won also where not all that is free can be: between blocks that are larger than
 // a gap, in images of QEMU, and where the block table has moved to the end of the file.
 func TestCompactWinsWhatInfoSays(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	for _, tc := range []struct {
 		name  string
@@ -204,6 +207,7 @@ func readHead(t *testing.T, img string) string {
 // Writers go on while their mount is compacted; then the program is killed in the middle. Whatever it was about, the
 // image is sound, and holds what was synced.
 func TestCompactIsKilled(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to unmount what is left behind")
@@ -262,6 +266,7 @@ func TestCompactIsKilled(t *testing.T) {
 
 // An interrupted compaction says so, leaves nothing half done, and can be run again.
 func TestCompactIsInterrupted(t *testing.T) {
+	t.Parallel()
 	for _, mounted := range []bool{false, true} {
 		img := loose(t, variants[0])
 		ro := readOnly(t, img)
@@ -295,6 +300,8 @@ func TestCompactIsInterrupted(t *testing.T) {
 
 // Who waits for a compaction is told that the mount has ended meanwhile.
 func TestCompactMountEnds(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	requireFUSE(t)
 	img := loose(t, variants[0])
 	s := serve(t, img)
@@ -353,6 +360,7 @@ func TestCompactRefuses(t *testing.T) {
 
 // Blocks that hold little take as little space when they have moved.
 func TestCompactStaysSparse(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	img := create(t, "256MiB", "--block-size", "2MiB")
 	s := serve(t, img)

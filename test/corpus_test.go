@@ -141,6 +141,7 @@ func (c *corpus) unpackChain(t *testing.T, ci corpusImage) (img string, want raw
 }
 
 func TestCorpusReadsAsExpected(t *testing.T) {
+	t.Parallel()
 	c := openCorpus(t)
 	for _, ci := range c.Files {
 		t.Run(ci.Name, func(t *testing.T) {
@@ -155,6 +156,7 @@ func TestCorpusReadsAsExpected(t *testing.T) {
 
 // A mount that could write, and is only read, changes nothing either, unless there is a log to replay.
 func TestCorpusReadWriteMountChangesNothingByItself(t *testing.T) {
+	t.Parallel()
 	c := openCorpus(t)
 	for _, ci := range c.Files {
 		if ci.LogGUID == "dirty" {
@@ -182,6 +184,7 @@ func TestCorpusReadWriteMountChangesNothingByItself(t *testing.T) {
 // Replaying the log into the file gives the same disk as replaying it in memory, keeps the DataWriteGuid, by which
 // children know their parent, and leaves a file that needs no replay.
 func TestCorpusReadWriteMountReplaysTheLog(t *testing.T) {
+	t.Parallel()
 	c := openCorpus(t)
 	for _, ci := range c.Files {
 		if ci.LogGUID != "dirty" {
@@ -256,6 +259,7 @@ func TestCorpusRefusesTheChildWithoutItsParent(t *testing.T) {
 var contentOf = regexp.MustCompile(`(?:MBR|GPT)(\d+)@(\d+)(?: type \w+)?:(\w+)`)
 
 func TestCorpusFileSystemsMount(t *testing.T) {
+	t.Parallel()
 	c := openCorpus(t)
 	for _, ci := range c.Files {
 		for _, m := range contentOf.FindAllStringSubmatch(ci.Content, -1) {

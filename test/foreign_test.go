@@ -219,6 +219,7 @@ func beside(t *testing.T, args ...string) (stop func()) {
 
 // What is detached beside other commands that look at devices goes all the same, and so does the mount below.
 func TestDetachBesideList(t *testing.T) {
+	detectRaces(t)
 	requireLoop(t)
 	img := create(t, "16MiB")
 	for range 2 { // of which one may keep what the other has just let go
@@ -240,6 +241,10 @@ func TestDetachBesideList(t *testing.T) {
 
 // A mount is unmounted at once, however often other commands look at what is mounted.
 func TestUmountBesideList(t *testing.T) {
+	requireFUSE(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to unmount without fusermount3")
+	}
 	img := create(t, "16MiB")
 	defer beside(t, "list")()
 	dir := newDir(t)

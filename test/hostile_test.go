@@ -198,10 +198,12 @@ func cost(t *testing.T, args ...string) (c commandCost) {
 // A hostile image costs no command more than some seconds of processor time and 200 MB. The bound on time is what even a slow
 // machine keeps; what it finds is minutes.
 func TestHostileImagesCostLittle(t *testing.T) {
+	t.Parallel()
 	const (
 		limit  = 15 * time.Second // of processor
 		memory = 200_000          // kB
 	)
+	notShort(t, "it measures what a hundred commands cost")
 	requireTools(t, "python3")
 	path := release.path(t)
 	for _, h := range hostileImages {
@@ -229,6 +231,8 @@ func TestHostileImagesCostLittle(t *testing.T) {
 // A user may change the image beneath a mount of root. Whatever is written there, the process goes on to serve: requests
 // succeed or fail, none hangs, and the mount can be ended.
 func TestImageChangesBeneathAMount(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	requireFUSE(t)
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to unmount what is left behind")

@@ -64,6 +64,7 @@ func makeFS(t *testing.T, fstype, target, tree string) {
 
 // The disk is made by others from beginning to end; we only read it.
 func TestFileSystemsInside(t *testing.T) {
+	t.Parallel()
 	for _, fstype := range []string{"ext4", "xfs", "btrfs", "ntfs"} {
 		t.Run(fstype, func(t *testing.T) {
 			requireLoop(t)

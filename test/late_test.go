@@ -38,6 +38,8 @@ func largeTable(t *testing.T, last uint64) string {
 // Damage far behind in a large table does not keep the disk from being mounted and read. It keeps all from writing, is
 // logged, and the file stays as it was.
 func TestDamageFarBehind(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	const fullyPresent = 6
 	img := largeTable(t, 200<<40|fullyPresent)
 	before := readAt(t, img, 0, int(stat(t, img).Size))
@@ -92,6 +94,7 @@ func TestDamageFarBehind(t *testing.T) {
 
 // What keeps an image from being written is known in time for ro_fallback, however far behind it is.
 func TestFallbackFarBehind(t *testing.T) {
+	t.Parallel()
 	const unmapped = 3
 	img := largeTable(t, 200<<40|unmapped)
 	s := serve(t, img, "-o", "ro_fallback")
@@ -106,6 +109,8 @@ func TestFallbackFarBehind(t *testing.T) {
 
 // Writing to a disk with a large table begins when all of that is known to be good.
 func TestWriteAfterLargeTable(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	img := largeTable(t, 2)
 	s := serve(t, img)
 	f, err := os.OpenFile(s.disk, os.O_RDWR, 0)

@@ -10,6 +10,7 @@ import (
 )
 
 func TestReadOnlyMountKeepsQemuFromWriting(t *testing.T) {
+	t.Parallel()
 	img, raw := sampleImage(t)
 	s := readOnly(t, img)
 	if out, err := command("qemu-io", "-f", "vhdx", "-c", "write 0 512", img); err == nil {
@@ -30,6 +31,7 @@ func TestReadOnlyMountKeepsQemuFromWriting(t *testing.T) {
 }
 
 func TestReadWriteMountKeepsOthersOut(t *testing.T) {
+	t.Parallel()
 	img, raw := sampleImage(t)
 	s := serve(t, img)
 	for _, args := range [][]string{
@@ -52,6 +54,7 @@ func TestReadWriteMountKeepsOthersOut(t *testing.T) {
 }
 
 func TestReadWriteMountIsRefusedWhileOthersRead(t *testing.T) {
+	t.Parallel()
 	img, raw := sampleImage(t)
 	s := readOnly(t, img)
 	if r := vhdxfs(t, "-f", img, newDir(t)); r.status != mountStatus || !strings.Contains(r.stderr, img) {
@@ -67,6 +70,7 @@ func TestReadWriteMountIsRefusedWhileOthersRead(t *testing.T) {
 }
 
 func TestMountIsRefusedWhileQemuWrites(t *testing.T) {
+	t.Parallel()
 	img, raw := sampleImage(t)
 	release := qemuHolds(t, img)
 	for _, args := range [][]string{
@@ -88,12 +92,14 @@ func TestMountIsRefusedWhileQemuWrites(t *testing.T) {
 }
 
 func TestReadOnlyMountIsNotRefusedWhileQemuReads(t *testing.T) {
+	t.Parallel()
 	img, raw := sampleImage(t)
 	qemuHolds(t, img, "-r")
 	sameContent(t, readOnly(t, img).disk, raw)
 }
 
 func TestMountLocksTheParentToo(t *testing.T) {
+	t.Parallel()
 	c := openCorpus(t)
 	child, parent := c.child(t)
 	dir := t.TempDir()

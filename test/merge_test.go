@@ -34,6 +34,7 @@ func writtenChild(t *testing.T, size string, n int64) (base, child, raw string) 
 
 // What a merge makes is an image for QEMU, and the child is one for libvhdi.
 func TestMergeForOthers(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "qemu-img")
 	base, child, raw := writtenChild(t, "64MiB", 9*mib)
 	mustVhdxfs(t, "merge", child)
@@ -86,6 +87,7 @@ func TestChainCommandsKeepTheLocks(t *testing.T) {
 
 // On a full disk a merge fails, the child shows what it did, and with space again the merge can be run again.
 func TestMergeToAFullDisk(t *testing.T) {
+	t.Parallel()
 	for _, fstype := range []string{"tmpfs", "ext4"} {
 		t.Run(fstype, func(t *testing.T) {
 			made, child, raw := writtenChild(t, "64MiB", 20*mib)
@@ -121,6 +123,7 @@ func TestMergeToAFullDisk(t *testing.T) {
 
 // Whatever signal ends a merge, the child shows what it did, and the merge can be run again.
 func TestKilledMerge(t *testing.T) {
+	detectRaces(t)
 	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 		t.Run(sig.String(), func(t *testing.T) {

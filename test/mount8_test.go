@@ -77,9 +77,9 @@ func newHost(t *testing.T) *host {
 }
 
 // leaveMounts is what a script does first in a mount namespace of its own that stays for a while: the mounts of other
-// tests would live on in it, and their programs wait for that.
+// tests would live on in it, and their programs and loop devices wait for that.
 const leaveMounts = `while read -r _ at type _; do
-case $type in fuse.vhdxfs) umount -l -i "$(printf %b "$at")" || true;; esac
+case $type,$at in fuse.vhdxfs,*|*,"$TMPDIR"/*) umount -l -i "$(printf %b "$at")" || true;; esac
 done </proc/self/mounts
 `
 

@@ -27,6 +27,7 @@ func sampleImage(t *testing.T) (img, raw string) {
 }
 
 func TestMountShowsOneFile(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		option      string
 		permissions uint32 // which of the image's disk.raw has as well
@@ -99,6 +100,7 @@ func TestMountHasSensibleStatfs(t *testing.T) {
 }
 
 func TestReadOnlyMountRefusesChanges(t *testing.T) {
+	t.Parallel()
 	img, _ := sampleImage(t)
 	before := sha256File(t, img)
 	s := readOnly(t, img)
@@ -140,6 +142,8 @@ func openAs(path string, flags int) error {
 }
 
 func TestMountReadsAtAnyOffsetFromManyReaders(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	img, raw := sampleImage(t)
 	want, err := os.ReadFile(raw)
 	if err != nil {
@@ -194,6 +198,7 @@ func readRandomly(f *os.File, want []byte, rng *rand.Rand) error {
 }
 
 func TestMountCanBeMapped(t *testing.T) {
+	t.Parallel()
 	img, raw := sampleImage(t)
 	want, err := os.ReadFile(raw)
 	if err != nil {
@@ -215,6 +220,7 @@ func TestMountCanBeMapped(t *testing.T) {
 }
 
 func TestMountTellsHoles(t *testing.T) {
+	t.Parallel()
 	img, raw := sampleImage(t)
 	s := readOnly(t, img)
 	f := open(t, s.disk)
@@ -258,6 +264,7 @@ func TestMountTellsHoles(t *testing.T) {
 }
 
 func TestMountHasExtendedAttributes(t *testing.T) {
+	t.Parallel()
 	img, _ := sampleImage(t)
 	i := info(t, img)
 	s := serve(t, img)

@@ -21,6 +21,7 @@ func bind(t *testing.T, from, to string) {
 
 // An image is known by its file, by whatever name it is called.
 func TestMountedImageHasManyNames(t *testing.T) {
+	requireLoop(t)
 	img := create(t, "16MiB")
 	in := func(name string) string { return filepath.Dir(img) + "/" + name }
 	must(t, "ln", "-s", img, in("link"))
@@ -101,6 +102,7 @@ func TestMountedImageLosesItsName(t *testing.T) {
 
 // Each mount namespace may have a mount at the same path. What is done in one harms nothing in the other.
 func TestSameMountPointInTwoNamespaces(t *testing.T) {
+	requireLoop(t)
 	requireTools(t, "unshare", "mount")
 	img, other := create(t, "16MiB"), create(t, "32MiB")
 	point := newDir(t)

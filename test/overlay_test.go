@@ -34,6 +34,7 @@ func writeInPlaces(t *testing.T, disk string, pattern byte) {
 // What is written over an image of any kind is in the overlay, also the next time. The image stays what it was, until the
 // overlay is merged into it.
 func TestOverlayIsKept(t *testing.T) {
+	t.Parallel()
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
 			img := v.create(t, "32MiB")
@@ -80,6 +81,7 @@ func TestOverlayIsKept(t *testing.T) {
 // A throw-away overlay has no name while it is used, and is gone however its mount ends. Several mounts of one image each
 // have their own.
 func TestOverlayIsThrownAway(t *testing.T) {
+	detectRaces(t)
 	img, _ := sampleImage(t)
 	before := sha256File(t, img)
 	tmp := newDir(t)
@@ -148,6 +150,7 @@ func TestOverlayOfOddPath(t *testing.T) {
 // An image that was not closed cleanly can be written over; its log is replayed in memory. So can an overlay be used
 // again that was not closed, and replay=no refuses both.
 func TestOverlayOfDirtyImages(t *testing.T) {
+	t.Parallel()
 	img := create(t, "32MiB", "--block-size", "1MiB")
 	over := filepath.Join(t.TempDir(), "over.vhdx")
 	dirty := func(file string, pattern byte, options string) (sum string) {

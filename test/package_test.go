@@ -15,6 +15,7 @@ import (
 // packages builds the packages when a test first asks for them, and returns the .deb and the .rpm.
 func packages(t *testing.T) (deb, rpm string) {
 	t.Helper()
+	notShort(t, "it builds packages")
 	requireTools(t, "git")
 	dist := filepath.Join(root, "dist")
 	packagesOnce.Do(func() {
@@ -177,6 +178,9 @@ func TestPackageInstallsAndPurges(t *testing.T) {
 // In a Debian with nothing but its essential packages, mount(8) and fuse3. Making it takes most of a minute.
 func TestPackageInCleanDebian(t *testing.T) {
 	t.Parallel()
+	if !*long {
+		t.Skip("left out without -long: it makes a Debian first")
+	}
 	requireTools(t, "mmdebstrap")
 	packageIn(t, `
 		mmdebstrap --variant=essential --include=fuse3,mount bookworm "$root" >"$dir/log" 2>&1 ||

@@ -44,6 +44,7 @@ func sameAround(t *testing.T, got, want string, from, to int64) {
 // A partition is a disk of its own: mount(8) needs no offset, a file system is written, trimmed and checked in it, and
 // not a byte around it changes, whatever is done to disk.raw.
 func TestPartition(t *testing.T) {
+	t.Parallel()
 	for _, sector := range []int64{512, 4096} {
 		t.Run(strconv.FormatInt(sector, 10), func(t *testing.T) {
 			requireLoop(t)
@@ -177,6 +178,7 @@ func TestPartitionsOfAnMBR(t *testing.T) {
 
 // A partition can be written over an overlay.
 func TestPartitionOfAnOverlay(t *testing.T) {
+	t.Parallel()
 	requireLoop(t)
 	img, tree := diskWithGPT(t, 512)
 	before := sha256File(t, img)

@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-// A build is the program, built when a test first asks for it.
+// A build is the program, built once, when a test first asks for it.
 type build struct {
 	name   string
 	flags  []string
@@ -25,18 +25,45 @@ type build struct {
 }
 
 var (
-	program = build{name: "vhdxfs", flags: raceFlags}                        // what nearly all tests run
-	release = build{name: "vhdxfs-release", flags: []string{}, static: true} // never with the race detector, which takes memory
+	program = build{name: "program", flags: raceFlags, static: len(raceFlags) == 0} // what nearly all tests run
+	raced   = build{name: "raced", flags: []string{"-race"}}                        // what it is for a test that calls detectRaces
+	release = build{name: "release", static: true}                                  // never with the race detector, which takes memory
 )
+
+// racing holds the names of the tests that called detectRaces.
+var racing sync.Map
+
+// detectRaces has the test, and all its parts, run a program with the race detector. It is for tests in which the program
+// does several things at once; the detector makes it several times slower. Without a C compiler, which it needs, and with
+// -short the test runs without it.
+func detectRaces(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Log("without the race detector, which needs gcc")
+	} else if !testing.Short() {
+		racing.Store(t.Name(), true)
+	}
+}
 
 // path builds the program if need be and returns where it is.
 func (b *build) path(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(root, b.name)
+	test, _, _ := strings.Cut(t.Name(), "/")
+	if _, ok := racing.Load(test); ok && b == &program && program.static {
+		b = &raced
+	} else if b == &release && program.static {
+		b = &program // the same
+	}
+	path := filepath.Join(root, b.name, "vhdxfs")
 	b.once.Do(func() {
+		if b.err = os.MkdirAll(filepath.Dir(path), 0o755); b.err != nil {
+			return
+		}
 		args := slices.Concat([]string{"go", "build", "-o", path}, b.flags, []string{"vhdxfs"})
 		if b.static {
 			args = append([]string{"CGO_ENABLED=0"}, args...)
+		} else if slices.Contains(b.flags, "-race") {
+			args = append([]string{"CGO_ENABLED=1"}, args...)
 		}
 		if out, err := command("env", args...); err != nil {
 			b.err = fmt.Errorf("%w\n%s", err, out)

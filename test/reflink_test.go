@@ -68,6 +68,7 @@ func freeBytes(t *testing.T, dir string) int64 {
 
 // Where files can share extents, a copy of a disk shares its data, holds the same bytes, and takes no space of its own.
 func TestReflink(t *testing.T) {
+	t.Parallel()
 	for _, fstype := range []string{"xfs", "btrfs"} {
 		t.Run(fstype, func(t *testing.T) { reflink(t, reflinkFS(t, fstype), fstype) })
 	}
@@ -161,6 +162,7 @@ func reflink(t *testing.T, dir, fstype string) {
 // A write to what is shared needs space. Without any, the writer is told so, and what was there stays; with space again, it
 // goes on.
 func TestNoSpaceToWriteWhatIsShared(t *testing.T) {
+	t.Parallel()
 	for _, fstype := range []string{"xfs", "btrfs"} {
 		t.Run(fstype, func(t *testing.T) { noSpaceForShared(t, reflinkFS(t, fstype)) })
 	}

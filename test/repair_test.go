@@ -101,6 +101,7 @@ func holdsDisk(t *testing.T, img string, disk []byte) {
 // Damage is found, repaired to what check and QEMU call sound, costs the disk no more than it says, and the repair can be
 // undone to the byte.
 func TestRepair(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "qemu-img")
 	for _, tc := range repairCases {
 		t.Run(tc.name, func(t *testing.T) {
@@ -156,6 +157,7 @@ func TestRepairOfAChildHidesItsParent(t *testing.T) {
 
 // Nothing that is wrong is nothing that is changed.
 func TestRepairOfSoundImages(t *testing.T) {
+	detectRaces(t)
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
 			img := v.create(t, "32M")
@@ -307,6 +309,10 @@ func TestRepairInUse(t *testing.T) {
 
 // Where the undo file has no room, the image is not touched.
 func TestRepairWithoutRoomForTheUndoFile(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for a file system without room")
+	}
+	t.Parallel()
 	img, _ := repairSample(t)
 	writeAt(t, img, bytes.Repeat([]byte("leak"), 2*mib), stat(t, img).Size)
 	before := sha256File(t, img)
@@ -361,6 +367,7 @@ func TestRepairOfADevice(t *testing.T) {
 
 // Killed at any moment, a repair leaves an image that nobody has touched, or an undo file that restores it, or both.
 func TestRepairKilled(t *testing.T) {
+	t.Parallel()
 	img := create(t, "64M", "--block-size", "1M")
 	blocks := map[int64]byte{}
 	for n := range int64(60) {
@@ -456,6 +463,7 @@ func TestRepairUsage(t *testing.T) {
 // Images of other programs: each is repaired as far as anything is wrong, shows the same disk, and is itself again
 // after the undo. So it is with some damage done to it.
 func TestRepairOfTheCorpus(t *testing.T) {
+	t.Parallel()
 	c := openCorpus(t)
 	for _, ci := range c.Files {
 		for name, damage := range map[string]func(t *testing.T, img string){

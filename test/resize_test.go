@@ -38,6 +38,7 @@ func diskWithGPT(t *testing.T, sector int64) (img, tree string) {
 // A disk with a GPT becomes larger and smaller, and stays one with a sound GPT and the same files, for sfdisk, the
 // kernel and QEMU. What would cut something off is refused, and leaves the image as it is.
 func TestResize(t *testing.T) {
+	t.Parallel()
 	for _, sector := range []int64{512, 4096} {
 		t.Run(strconv.FormatInt(sector, 10), func(t *testing.T) {
 			requireLoop(t)
@@ -152,6 +153,8 @@ func TestResizeUnknown(t *testing.T) {
 // A disk grows while a file system on it is mounted and written; the loop device is told, and then the file system takes
 // the new space.
 func TestGrowMounted(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	requireLoop(t)
 	requireKernelFS(t, "ext4")
 	requireTools(t, "mkfs.ext4", "resize2fs")
@@ -212,6 +215,8 @@ func TestGrowMounted(t *testing.T) {
 
 // Of an image that is mounted, resize says what can be done, and that only where it can.
 func TestResizeMounted(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	img, _ := diskWithGPT(t, 512)
 	for _, tc := range []struct {
 		options, want string

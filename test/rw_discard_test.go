@@ -14,6 +14,8 @@ import (
 // What is discarded comes back to the file system below the image, by each of the ways that users have. With -long,
 // each way meets each kind of image.
 func TestDiscardGivesSpaceBack(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	requireTools(t, "blkdiscard")
 	for i, tc := range []struct {
 		name string
@@ -77,6 +79,8 @@ func allZero(t *testing.T, path string, off, n int64) {
 
 // A file system's own trim, after files were removed.
 func TestFstrimGivesSpaceBack(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	requireLoop(t)
 	requireFileSystem(t, "ext4")
 	img := create(t, "200MiB", "--block-size", "1MiB")
@@ -105,6 +109,7 @@ func TestFstrimGivesSpaceBack(t *testing.T) {
 
 // A hole is a promise of zeros, whatever part of a block it takes, over data here, over a parent's, and over none.
 func TestHolesReadAsZeros(t *testing.T) {
+	t.Parallel()
 	const size = 24 * mib
 	for _, v := range variants {
 		for _, discard := range []string{"auto", "unmap"} {
@@ -171,6 +176,7 @@ func TestHolesReadAsZeros(t *testing.T) {
 }
 
 func TestDiscardOff(t *testing.T) {
+	t.Parallel()
 	img, raw := sampleImage(t)
 	s := serve(t, img, "-o", "discard=off")
 	f := openDisk(t, s.disk, 0)

@@ -14,6 +14,8 @@ import (
 // Every file system writes in its own way: what they all do must hold on disks of every kind, through the loop
 // device, fsck, fstrim and mounts anew. With -long, every file system meets every kind of disk.
 func TestFileSystemsWrite(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	for _, tc := range []struct {
 		fstype, variant string
 		long            bool

@@ -28,6 +28,7 @@ func fioJobs(file string, verifyOnly bool, more ...string) []string {
 // A checksum that fio wrote is right in the same mount and in a new one, however it was written. With -long, the
 // parts of the disk are larger.
 func TestFioVerifies(t *testing.T) {
+	detectRaces(t)
 	t.Parallel()
 	requireTools(t, "fio")
 	for _, tc := range []struct {
@@ -59,6 +60,7 @@ func TestFioVerifies(t *testing.T) {
 
 // Each block is trimmed, then written: what the trims gave up is used again at once.
 func TestFioTrims(t *testing.T) {
+	detectRaces(t)
 	t.Parallel()
 	requireTools(t, "fio")
 	for _, v := range variants {

@@ -53,7 +53,7 @@ func (v variant) create(t *testing.T, size string) string {
 	s := serve(t, img)
 	f := openDisk(t, s.disk, 0)
 	end := sizeOf(t, f)
-	for off := int64(0); off < end; off += 5*mib + 3*v.sector {
+	for off := int64(0); off < end; off += max(5*mib, end/64) + 3*v.sector {
 		b := bytes.Repeat([]byte{0xA5}, int(min(mib, end-off)))
 		if _, err := f.WriteAt(b, off); err != nil {
 			t.Fatal(err)

@@ -21,6 +21,8 @@ import (
 // mount, which replays its log, each sector is as the last acknowledged fsync left it, or as it was made since.
 // The flag -kills says how often, for each kind of image.
 func TestKill(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) { killed(t, v) })
 	}
@@ -90,24 +92,13 @@ func killedDisk() string { return fmt.Sprint(killedWriters*killedPart + killedFi
 // serveToKill mounts img in a process that is to be killed, and which no cleanup expects to end well.
 func serveToKill(t *testing.T, img string, options ...string) *served {
 	t.Helper()
-	dir := newDir(t)
-	s := &served{dir: dir, disk: filepath.Join(dir, "disk.raw"), done: make(chan struct{})}
-	s.cmd = exec.Command(program.path(t), append(append([]string{"-f"}, options...), img, dir)...)
-	s.cmd.Stderr = &s.log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		s.cmd.Wait()
-		close(s.done)
-	}()
+	s := launch(t, program.path(t), img, options...)
 	t.Cleanup(s.kill)
-	eventually(t, "the mount at "+dir, func() bool {
+	eventually(t, "the mount at "+s.dir, func() bool {
 		if !s.running() {
 			t.Fatalf("vhdxfs ended without a mount: %v\n%s", s.cmd.ProcessState, s.log.String())
 		}
-		_, ok := mountAt(dir)
+		_, ok := mountAt(s.dir)
 		return ok
 	})
 	return s

@@ -17,6 +17,8 @@ var seed = flag.Uint64("seed", 1, "of the random operations through the mount")
 // A seeded sequence of all that can be done to disk.raw through the kernel, in all the ways of doing it, against a
 // slice of bytes. With -long, the sequence is longer; -seed chooses another.
 func TestRandomOperations(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
 			ops := 600
@@ -220,6 +222,7 @@ func (r *randomDisk) compare(got []byte, off int) error {
 }
 
 func TestWritesBeyondTheEnd(t *testing.T) {
+	t.Parallel()
 	const size = 5*mib + 512
 	img := create(t, fmt.Sprint(size), "--block-size", "1MiB")
 	s := serve(t, img)

@@ -38,6 +38,8 @@ func smallFS(t *testing.T, fstype string, mibs string) string {
 // Without space, the writer is told so, the image stays sound, and what was there stays what it was. With space
 // again, writing goes on, in the same mount.
 func TestNoSpaceLeft(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	for _, fstype := range []string{"tmpfs", "ext4"} {
 		for _, v := range variants {
 			if v.name == "fixed" || v.sector == 4096 {
@@ -168,6 +170,7 @@ func TestReadOnlyHost(t *testing.T) {
 
 // A mount that only reads leaves no trace, whatever ways there are to read.
 func TestReadingChangesNothing(t *testing.T) {
+	t.Parallel()
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
 			img := v.create(t, "40MiB")

@@ -12,6 +12,8 @@ import (
 
 // With the kernel collecting writes, a disk holds the same as without.
 func TestWritebackCache(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
 			r := newRandomDisk(t, v, "-o", "writeback_cache")
@@ -28,6 +30,7 @@ func TestWritebackCache(t *testing.T) {
 
 // Who syncs learns that the disk of the image was full, and what was synced before is there.
 func TestWritebackCacheOnAFullDisk(t *testing.T) {
+	t.Parallel()
 	made := create(t, "256MiB")
 	img := filepath.Join(smallFS(t, "tmpfs", "44"), "full.vhdx")
 	must(t, "cp", "--sparse=always", made, img)
@@ -57,6 +60,7 @@ func TestWritebackCacheOnAFullDisk(t *testing.T) {
 
 // Who writes beyond the end of the disk learns of it from fsync, and the size can be put right.
 func TestWritebackCacheBeyondTheEnd(t *testing.T) {
+	t.Parallel()
 	s := serve(t, create(t, "4MiB"), "-o", "writeback_cache")
 	f := openDisk(t, s.disk, 0)
 	if _, err := f.WriteAt(fill(1), 4*mib-mib/2); err != nil {
@@ -75,6 +79,7 @@ func TestWritebackCacheBeyondTheEnd(t *testing.T) {
 
 // What the kernel has not sent yet is data to who looks for holes, as a copy does.
 func TestWritebackCacheHasNoHoles(t *testing.T) {
+	t.Parallel()
 	s := serve(t, create(t, "16MiB"), "-o", "writeback_cache")
 	f := openDisk(t, s.disk, 0)
 	if _, err := f.WriteAt(fill(3), 8*mib); err != nil {

@@ -52,6 +52,14 @@ func (b *build) serve(t *testing.T, img string, options ...string) *served {
 // start starts the program in the foreground to mount img, whether that succeeds or not.
 func start(t *testing.T, program, img string, options ...string) *served {
 	t.Helper()
+	s := launch(t, program, img, options...)
+	t.Cleanup(func() { s.end(t) })
+	return s
+}
+
+// launch is start without a cleanup. The process does not live longer than the deadline of a mount.
+func launch(t *testing.T, program, img string, options ...string) *served {
+	t.Helper()
 	dir := newDir(t)
 	s := &served{dir: dir, disk: filepath.Join(dir, "disk.raw"), done: make(chan struct{})}
 	s.cmd = exec.Command(program, append(append([]string{"-f"}, options...), img, dir)...)
@@ -61,12 +69,28 @@ func start(t *testing.T, program, img string, options ...string) *served {
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	overdue := deadline(t, dir, s.cmd.Process.Pid)
 	go func() {
 		s.cmd.Wait()
+		overdue.Stop()
 		close(s.done)
 	}()
-	t.Cleanup(func() { s.end(t) })
 	return s
+}
+
+// deadline gives a test some minutes for what it does with one mount. Then the process that serves it is killed, so that
+// requests without an answer fail, and with them the test, instead of waiting for ever.
+func deadline(t *testing.T, dir string, pid int) *time.Timer {
+	limit := 5 * time.Minute
+	if *long {
+		limit *= 6
+	}
+	return time.AfterFunc(limit, func() {
+		t.Errorf("the mount at %s is still there after %v; its process, %d, is killed", dir, limit, pid)
+		syscall.Kill(pid, syscall.SIGQUIT) // what it does is then in its log
+		time.Sleep(time.Second)
+		syscall.Kill(pid, syscall.SIGKILL)
+	})
 }
 
 // end unmounts, if that is still to be done, and waits until the process has ended well.

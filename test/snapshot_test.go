@@ -36,6 +36,7 @@ func imagesOf(t *testing.T, img string) (names []string) {
 // A file system on a loop device goes on while its disk is frozen, over and over. Each frozen image holds the disk as it
 // was, the mount tells where it is now, and a merge makes one image of all.
 func TestSnapshotOfAMount(t *testing.T) {
+	detectRaces(t)
 	requireTools(t, "mkfs.ext4", "fsfreeze", "qemu-img", "getfattr")
 	requireLoop(t)
 	requireFileSystem(t, "ext4")
@@ -145,6 +146,8 @@ func chainOf(t *testing.T, path string) (paths []string) {
 // The program is killed while writers write and snapshots are made. Whenever that is, the newest image holds what was
 // synced, whatever it is called: with --keep-name it has the name that it always had.
 func TestSnapshotIsKilled(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	requireFUSE(t)
 	requireTools(t, "fio")
 	if os.Geteuid() != 0 {
@@ -283,6 +286,7 @@ func TestSnapshotOfAMountFails(t *testing.T) {
 
 // Many ask for a snapshot at one moment: each learns what became of his own, however soon another follows.
 func TestSnapshotsAtOnce(t *testing.T) {
+	detectRaces(t)
 	img := create(t, "16MiB")
 	s := serve(t, img)
 	var asking sync.WaitGroup

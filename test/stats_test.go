@@ -38,6 +38,7 @@ var gauges = map[string]bool{"writers": true, "cache_pages": true, "dirty_pages"
 
 // Each step of a known sequence of operations adds to the numbers what it did, and nothing else.
 func TestStatsAreExact(t *testing.T) {
+	detectRaces(t)
 	// Nothing happens by itself, and the kernel's cache answers nothing.
 	img := create(t, "64MiB", "--block-size", "1MiB")
 	s := serve(t, img, "-o", "commit=0,idle_clean=0,direct_io,discard=unmap")
@@ -190,6 +191,7 @@ func scrape(t *testing.T, socket string) (values map[string]string, types map[st
 
 // The socket tells what the attributes tell.
 func TestMetrics(t *testing.T) {
+	detectRaces(t)
 	img := create(t, "64MiB")
 	socket := filepath.Join(t.TempDir(), "metrics.sock")
 	s := serve(t, img, "-o", "idle_clean=0,commit=0,metrics=unix:"+socket)

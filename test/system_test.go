@@ -24,6 +24,14 @@ func eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
+// notShort skips a test that takes long where -short is given.
+func notShort(t *testing.T, why string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("left out by -short: " + why)
+	}
+}
+
 // requireTools skips the test unless all the programs are installed.
 func requireTools(t *testing.T, names ...string) {
 	t.Helper()
@@ -37,6 +45,9 @@ func requireTools(t *testing.T, names ...string) {
 // requireFUSE skips the test where this user cannot mount a FUSE file system.
 func requireFUSE(t *testing.T) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("left out by -short, since it mounts")
+	}
 	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
 		t.Skipf("needs FUSE: %v", err)

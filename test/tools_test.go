@@ -39,6 +39,8 @@ func randomRaw(t *testing.T, size int64, seed uint64) string {
 
 // What convert makes of a raw disk, other programs read as that disk; and what it makes of it again is the disk.
 func TestConvertThereAndBack(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	requireTools(t, "qemu-img", "vhdimount")
 	const size = 50*mib + 3*512
 	raw := randomRaw(t, size, 1)
@@ -78,6 +80,7 @@ func TestConvertThereAndBack(t *testing.T) {
 
 // What QEMU makes, convert reads.
 func TestConvertFromQemu(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "qemu-img")
 	const size = 40*mib + 512
 	raw := randomRaw(t, size, 2)
@@ -99,6 +102,7 @@ func TestConvertFromQemu(t *testing.T) {
 }
 
 func TestConvertFromAPipe(t *testing.T) {
+	t.Parallel()
 	raw := randomRaw(t, 20*mib+100, 3) // in the middle of a sector
 	for _, name := range []string{"disk.vhdx", "disk.raw"} {
 		out := filepath.Join(t.TempDir(), name)
@@ -114,6 +118,7 @@ func TestConvertFromAPipe(t *testing.T) {
 
 // A chain is flattened to what it shows when it is mounted.
 func TestFlattenAChain(t *testing.T) {
+	t.Parallel()
 	v := variants[3]
 	img := v.create(t, "32MiB")
 	s := serve(t, img)
@@ -141,6 +146,7 @@ func TestFlattenAChain(t *testing.T) {
 
 // backup copies the ranges that diff tells onto an old copy, which then is the new disk.
 func TestDiffIsEnoughForABackup(t *testing.T) {
+	t.Parallel()
 	old := create(t, "64MiB", "--block-size", "1MiB")
 	s := serve(t, old)
 	f := openDisk(t, s.disk, 0)
@@ -254,6 +260,7 @@ func unnamedFiles(dir string) bool {
 
 // On a full disk the command says so and leaves nothing, and what it was to replace is still there.
 func TestConvertToAFullDisk(t *testing.T) {
+	t.Parallel()
 	raw := randomRaw(t, 60*mib, 4)
 	writeAt(t, raw, bytes.Repeat([]byte{0x5A}, 16*mib), 8*mib)
 	for _, fstype := range []string{"tmpfs", "ext4"} {
@@ -417,6 +424,8 @@ func TestProgressOnATerminal(t *testing.T) {
 
 // A disk of 64 TiB takes the time and memory of what it holds.
 func TestToolsOnAHugeDisk(t *testing.T) {
+	t.Parallel()
+	detectRaces(t)
 	img := create(t, "64TiB", "--block-size", "1MiB")
 	s := serve(t, img)
 	f := openDisk(t, s.disk, 0)

@@ -19,6 +19,9 @@ import (
 // needMount skips where nothing can be mounted.
 func needMount(t *testing.T) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("left out by -short, since it mounts")
+	}
 	if os.Geteuid() != 0 {
 		t.Skip("not root: mounting is tested as root only")
 	}
