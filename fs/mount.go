@@ -2,7 +2,6 @@ package fs
 
 import (
 	"fmt"
-	"log"
 	"slices"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -109,15 +108,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := newTransport(fd, fsys, &fuse.MountOptions{
-		Name:                     mounts.TypeName,
-		MaxWrite:                 maxRequest,
-		MaxReadAhead:             maxRequest,
-		MaxBackground:            maxBackground,
-		ExtraCapabilities:        o.capabilities(),
-		ExplicitDataCacheControl: true, // else a new mtime, after each write, makes the kernel drop what it has cached
-		Logger:                   log.New(logWriter{o.Log}, "", 0),
-	}, o.Log)
+	t := newTransport(fd, fsys, &o)
 	if err := t.initialize(); err != nil {
 		unix.Close(fd)
 		_ = o.Mounter.Unmount() // it is told that the kernel did not accept it, which is why

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -19,19 +18,12 @@ import (
 // in the kernel: memory that the system is short of may be waiting for these very writes.
 const maxWorkers = 64
 
-// The requests that the transport does not leave to go-fuse, by their numbers in the kernel's protocol.
-const (
-	opRead      = 15
-	opWrite     = 16
-	opInterrupt = 36
-)
-
 // A transport takes the kernel's requests from the FUSE device, and brings back the replies. READ and WRITE, which
 // are nearly all of them, it hands to the file system as they are; go-fuse decodes the others. Its workers do that.
 type transport struct {
 	device   int // descriptor of the connection
 	fs       *fileSystem
-	protocol *fuse.ProtocolServer
+	protocol *protocol
 	log      logrus.FieldLogger
 	buffers  sync.Pool // of *buffer
 
@@ -40,18 +32,17 @@ type transport struct {
 	running sync.WaitGroup // of workers
 }
 
-func newTransport(device int, fs *fileSystem, o *fuse.MountOptions, log logrus.FieldLogger) *transport {
+func newTransport(device int, fs *fileSystem, o *Options) *transport {
 	return &transport{
 		device:   device,
 		fs:       fs,
-		protocol: fuse.NewProtocolServer(fs, o),
-		log:      log,
+		protocol: newProtocol(fs, o),
+		log:      o.Log,
 		buffers:  sync.Pool{New: func() any { return newBuffer() }},
 	}
 }
 
-// initialize answers INIT, the kernel's first request, in which both sides say what they can do. Until it is
-// answered, the kernel sends no other.
+// initialize answers INIT. Until it is answered, the kernel sends no other request.
 func (t *transport) initialize() error {
 	b := t.buffers.Get().(*buffer)
 	defer t.buffers.Put(b)
@@ -59,12 +50,9 @@ func (t *transport) initialize() error {
 	if err != nil {
 		return err
 	}
-	reply, status := t.handle(req, b.spare[:])
-	if status != fuse.OK {
-		return fmt.Errorf("INIT: %w", syscall.Errno(status))
-	}
-	if head := (*fuse.OutHeader)(unsafe.Pointer(&b.spare)); len(reply) < headerSize || head.Status != 0 {
-		return fmt.Errorf("INIT was answered with the error %d", -head.Status)
+	reply, err := t.protocol.initialize(req, b.spare[:])
+	if err != nil {
+		return err
 	}
 	_, err = unix.Write(t.device, reply)
 	return err
@@ -141,7 +129,7 @@ func (w *worker) answer(req []byte, h *fuse.InHeader) (err error) {
 func (t *transport) other(req []byte, unique uint64) error {
 	b := t.buffers.Get().(*buffer)
 	defer t.buffers.Put(b)
-	reply, status := t.handle(req, b.all())
+	reply, status := t.protocol.handle(req, b.all())
 	switch {
 	case status != fuse.OK:
 		return t.sendError(unique, status)
@@ -150,12 +138,6 @@ func (t *transport) other(req []byte, unique uint64) error {
 	}
 	_, err := unix.Write(t.device, reply)
 	return err
-}
-
-// handle has go-fuse decode a request, and returns the reply, which lies in out.
-func (t *transport) handle(req, out []byte) ([]byte, fuse.Status) {
-	n, status := t.protocol.HandleRequest([][]byte{req}, [][]byte{out})
-	return out[:n], status
 }
 
 func (t *transport) sendError(unique uint64, status fuse.Status) error {

@@ -36,7 +36,7 @@ func newFakeKernel(t *testing.T, d *fakeDisk) *fakeKernel {
 	k := &fakeKernel{t: t, socket: pair[0], log: new(strings.Builder)}
 	log := logrus.New()
 	log.SetOutput(k.log)
-	k.transport = newTransport(pair[1], newTestFileSystem(t, d, Options{}), &fuse.MountOptions{MaxWrite: maxRequest}, log)
+	k.transport = newTransport(pair[1], newTestFileSystem(t, d, Options{}), &Options{Log: log})
 	k.transport.start()
 	t.Cleanup(func() {
 		unix.Close(k.socket) // workers read an empty packet, and end
@@ -272,7 +272,7 @@ func TestInitRefused(t *testing.T) {
 	}
 	defer unix.Close(pair[0])
 	defer unix.Close(pair[1])
-	tr := newTransport(pair[1], newTestFileSystem(t, &fakeDisk{extents: []vhdx.Extent{}}, Options{}), &fuse.MountOptions{}, logrus.New())
+	tr := newTransport(pair[1], newTestFileSystem(t, &fakeDisk{extents: []vhdx.Extent{}}, Options{}), &Options{Log: quiet()})
 	in := fuse.InitIn{Major: 6}
 	in.Length, in.Opcode, in.Unique = uint32(unsafe.Sizeof(in)), 26, 1
 	if _, err := unix.Write(pair[0], bytesOf(&in)); err != nil {
