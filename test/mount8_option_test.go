@@ -21,7 +21,7 @@ var optionTrials = []struct {
 	{"nodev", ""}, {"nosuid", ""}, {"noexec", ""}, {"suid", ""}, {"dev", ""}, {"exec", ""}, {"dirsync", ""},
 	{"parent=/none", ""}, {"parent_dir=/none", ""},
 	{"ignore_parent_mismatch", "needs ro"}, {"ro,ignore_parent_mismatch", ""},
-	{"lock=on", ""}, {"lock=try", ""}, {"lock=off", ""}, {"lock=maybe", "must be on, try or off"},
+	{"lock=on", ""}, {"lock=try", ""}, {"lock=off", ""}, {"lock=maybe", "must be on, lease, try or off"},
 	{"discard=auto", ""}, {"discard=unmap", ""}, {"discard=punch", ""}, {"discard=off", ""}, {"discard=always", "must be auto, unmap, punch or off"},
 	{"detect_zeroes=on", ""}, {"detect_zeroes=off", ""},
 	{"cache_size=16M", ""}, {"cache_size=lots", "give a positive size"},

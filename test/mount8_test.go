@@ -152,7 +152,7 @@ func (h *host) daemons() []int {
 		}
 		ns, nerr := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 		exe, eerr := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		if nerr == nil && eerr == nil && ns == own && filepath.Base(exe) == program.name {
+		if nerr == nil && eerr == nil && ns == own && filepath.Base(exe) == "vhdxfs" {
 			pids = append(pids, pid)
 		}
 	}
