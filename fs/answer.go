@@ -7,38 +7,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A partsReply is a reply in parts, the bytes of which may lie in the buffer of the request.
-type partsReply interface {
-	Slices() ([][]byte, fuse.Status)
-}
-
 // read answers a READ, which lies in the worker's buffer.
 func (w *worker) read(in *fuse.ReadIn) error {
-	t, b, unique := w.transport, w.buf, in.Unique
-	res, status := w.fs.read(in, b.data[:min(int(in.Size), len(b.data))], w.aside)
+	b, unique := w.buf, in.Unique // the reply may overwrite the request
+	r, status := w.fs.read(in, b.data[:min(int(in.Size), len(b.data))], w.aside)
 	if status != fuse.OK {
-		return t.sendError(unique, status)
+		return w.sendError(unique, status)
 	}
-	defer res.Done()
-	if p, ok := res.(*pipeReply); ok {
-		return p.send(t.device)
-	}
-	var parts [][]byte
-	if r, ok := res.(partsReply); ok {
-		parts, _ = r.Slices()
-	}
-	whole := b.reply(0)
-	*(*fuse.OutHeader)(unsafe.Pointer(&whole[0])) = fuse.OutHeader{Length: uint32(headerSize + res.Size()), Unique: unique}
-	var err error
-	switch {
-	case len(parts) == 0:
-		_, err = unix.Write(t.device, whole)
-	case len(parts) == 1 && &parts[0][0] == &b.data[0]:
-		_, err = unix.Write(t.device, b.reply(len(parts[0])))
-	default:
-		_, err = unix.Writev(t.device, append([][]byte{whole}, parts...))
-	}
-	return err
+	defer r.Done()
+	return r.send(w.device, unique, b)
 }
 
 // write answers a WRITE of data.

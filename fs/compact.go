@@ -26,7 +26,7 @@ const remountWatch = time.Second
 
 // A compactor runs one compaction at a time.
 type compactor struct {
-	disk     Disk
+	disk     Control
 	readOnly func() bool // reports whether the mount was made read-only; nil where that cannot be known
 	running  sync.WaitGroup
 

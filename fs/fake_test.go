@@ -288,21 +288,14 @@ func readAll(t testing.TB, f *fileSystem, off uint64, n int) ([]byte, fuse.Statu
 	t.Helper()
 	in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: diskNode}, Offset: off, Size: uint32(n)}
 	buf := bytes.Repeat([]byte{0xaa}, n)
-	res, status := f.Read(nil, in, buf)
+	res, status := f.read(in, buf, func() {})
 	if !status.Ok() {
 		return nil, status
 	}
-	size := res.Size()
-	got, status := res.Bytes(buf)
-	if !status.Ok() {
-		t.Fatalf("Bytes: %v", status)
+	defer res.Done()
+	got, err := res.bytes(buf)
+	if err != nil || len(got) != res.size {
+		t.Fatalf("read of %d at %d: %d bytes of %d, %v", n, off, len(got), res.size, err)
 	}
-	if len(got) != size {
-		t.Fatalf("read of %d at %d: Size %d, but %d bytes", n, off, size, len(got))
-	}
-	got = bytes.Clone(got)
-	if size > 0 { // go-fuse does not call it for an empty reply
-		res.Done()
-	}
-	return got, fuse.OK
+	return bytes.Clone(got), fuse.OK
 }

@@ -27,18 +27,15 @@ const cacheTimeout = 365 * 24 * time.Hour
 // A Disk is the virtual disk that is served; *vhdx.Image is one. Offsets and lengths are in bytes. Its
 // methods are called from many goroutines at once.
 type Disk interface {
-	Path() string // of the image; it takes no lock
+	Content
+	Control
+}
 
-	// File returns the open file of the image, with level 0, or of its parent of that level, and Way the way to it.
-	File(level int) (*vhdx.ImageFile, error)
-	Way(level int) (safefile.Way, error)
+// A Content is what requests read and write.
+type Content interface {
 	Size() int64
-	SectorSize() int64 // of a logical sector
-	Validated() error  // waits until all of the image was looked at
 	AllocatedBytes() int64
 	Counted() bool // AllocatedBytes is no bound, but what there is
-	Info() *vhdx.Info
-	Stats() vhdx.Stats
 
 	// Resolve appends to dst the extents of n bytes from off, all of them inside the disk. They follow
 	// each other without gaps.
@@ -67,9 +64,23 @@ type Disk interface {
 	Discard(off, n int64) error
 	Allocate(off, n int64) error
 
-	// Sync and Clean do nothing, without an error, where there is nothing to be made durable. Clean also leaves
-	// the image as a close would.
+	// Sync does nothing, without an error, where there is nothing to be made durable.
 	Sync() error
+}
+
+// A Control tells about the image and changes it as a whole.
+type Control interface {
+	Path() string // of the image; it takes no lock
+
+	// File returns the open file of the image, with level 0, or of its parent of that level, and Way the way to it.
+	File(level int) (*vhdx.ImageFile, error)
+	Way(level int) (safefile.Way, error)
+	SectorSize() int64 // of a logical sector
+	Validated() error  // waits until all of the image was looked at
+	Info() *vhdx.Info
+	Stats() vhdx.Stats
+
+	// Clean is Sync, and leaves the image as a close would.
 	Clean() error
 
 	// Grow makes the disk larger, durably, while it is in use. The error matches vhdx.ErrSize where it cannot have

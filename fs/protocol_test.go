@@ -116,20 +116,32 @@ func TestProtocolInit(t *testing.T) {
 	}
 }
 
+// slowSeek is a disk whose SeekData waits to be let go, and says that it does.
+type slowSeek struct {
+	*fakeDisk
+	began, letGo chan struct{}
+}
+
+func (d slowSeek) SeekData(off int64) (int64, error) {
+	close(d.began)
+	<-d.letGo
+	return off, nil
+}
+
 // Requests from many workers are decoded at the same time, also while one of them takes long.
 func TestProtocolDoesNotSerialize(t *testing.T) {
-	slow := newSlowFile(1)
-	p := newProtocol(newTestFileSystem(t, halfZeros(slow), Options{}), &Options{Log: quiet()})
+	d := slowSeek{newFakeDisk(t), make(chan struct{}), make(chan struct{})}
+	p := newProtocol(newTestFileSystem(t, d, Options{}), &Options{Log: quiet()})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		p.handle(request(opRead, diskNode, &fuse.ReadIn{Size: 4096}, ""), make([]byte, 2*pageSize))
+		p.handle(request(opLseek, diskNode, &fuse.LseekIn{Whence: unix.SEEK_DATA}, ""), make([]byte, pageSize))
 	})
-	<-slow.began
+	<-d.began
 	for range 10 {
 		if _, status := p.handle(request(opGetAttr, diskNode, &fuse.GetAttrIn{}, ""), make([]byte, pageSize)); status != fuse.OK {
 			t.Error(status)
 		}
 	}
-	close(slow.letGo)
+	close(d.letGo)
 	wg.Wait()
 }

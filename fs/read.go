@@ -56,60 +56,65 @@ func (f *fileSystem) openPassed(in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status 
 	return fuse.OK
 }
 
-// Read answers with all of the bytes asked for that the disk has, or with an error. It must not answer
-// with fewer: the kernel takes a short reply for the end of the file and shortens the file to it.
-func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	return f.read(in, buf, func() {})
-}
-
 // maxQuick is the longest read, in bytes, that is answered from memory at once: to copy a longer one takes as
 // long as another thread needs to wake up.
 const maxQuick = 64 << 10
 
-// read is Read, and calls slow before anything that may take long.
-func (f *fileSystem) read(in *fuse.ReadIn, buf []byte, slow func()) (fuse.ReadResult, fuse.Status) {
+// read answers a READ with all of the bytes asked for that the disk has, or with an error. It must not answer with fewer: the
+// kernel takes a short reply for the end of the file and shortens the file to it. What is read may lie in buf. It calls aside
+// before anything that may take long.
+func (f *fileSystem) read(in *fuse.ReadIn, buf []byte, aside func()) (*reply, fuse.Status) {
 	if in.NodeId != diskNode {
 		return nil, fuse.EISDIR
 	}
-	if in.Offset >= uint64(f.disk.Size()) {
-		return endOfFile, fuse.OK
+	off, size := int64(0), f.disk.Size()
+	if in.Offset < uint64(size) {
+		off = int64(in.Offset)
+		buf = buf[:min(int64(len(buf)), size-off)]
+	} else {
+		buf = nil
 	}
-	off := int64(in.Offset)
-	buf = buf[:min(int64(len(buf)), f.disk.Size()-off)]
-	if len(buf) == 0 {
-		return endOfFile, fuse.OK
+	if len(buf) > maxQuick || len(buf) > 0 && !f.disk.InMemory(off, int64(len(buf))) {
+		aside()
 	}
-	if len(buf) > maxQuick || !f.disk.InMemory(off, int64(len(buf))) {
-		slow()
-	}
-	r := newReply(f.disk)
+	r := newReply(f.disk, aside)
 	answered := false
 	defer func() { // also where a fault of this program ends it: space that a read may look at is never used again
 		if !answered {
 			r.Done()
 		}
 	}()
-	var err error
-	if r.extents, err = f.disk.Resolve(r.extents, off, int64(len(buf))); err != nil {
-		return nil, f.errno("resolve", off, err)
-	}
-	if len(r.extents) == 1 && spliceable(len(buf)) {
-		if pipe := loadPipe(r.extents[0], len(buf), in.Unique); pipe != nil {
-			f.countRead(len(buf), &f.counters.splicedReads)
-			answered = true
-			return &pipeReply{reply: r, pipe: pipe, size: len(buf)}, fuse.OK
+	if len(buf) > 0 {
+		if status := f.readInto(r, buf, off, in.Unique); status != fuse.OK {
+			return nil, status
 		}
 	}
-	if err := r.fill(buf, off, slow); err != nil {
-		return nil, f.errno("read", off, err)
+	answered = true
+	return r, fuse.OK
+}
+
+// readInto lets r answer the request with the number unique with the bytes from off, as many as buf has room for.
+func (f *fileSystem) readInto(r *reply, buf []byte, off int64, unique uint64) fuse.Status {
+	var err error
+	if r.extents, err = f.disk.Resolve(r.extents, off, int64(len(buf))); err != nil {
+		return f.errno("resolve", off, err)
+	}
+	if len(r.extents) == 1 && spliceable(len(buf)) {
+		if r.pipe = loadPipe(r.extents[0], len(buf), unique); r.pipe != nil {
+			r.size = len(buf)
+			f.countRead(len(buf), &f.counters.splicedReads)
+			return fuse.OK
+		}
+	}
+	if err := r.fill(buf, off); err != nil {
+		return f.errno("read", off, err)
 	}
 	if r.zero() {
 		f.countRead(len(buf), &f.counters.zeroReads)
 	} else {
 		f.countRead(len(buf), nil)
 	}
-	answered = true
-	return r, fuse.OK
+	return fuse.OK
 }
 
 // countRead counts a read of n bytes, and that it was of the kind that another counter counts.
@@ -122,11 +127,11 @@ func (f *fileSystem) countRead(n int, kind *tally.Counter) {
 }
 
 // readExtent fills p, which is the extent's length, from the file that holds the extent.
-func readExtent(p []byte, e vhdx.Extent, slow func()) error {
+func (r *reply) readExtent(p []byte, e vhdx.Extent) error {
 	if readCached(p, e) {
 		return nil
 	}
-	slow()
+	r.aside()
 	n, err := e.File.ReadAt(p, e.FileOff)
 	switch {
 	case n == len(p):

@@ -71,13 +71,13 @@ func TestReplyParts(t *testing.T) {
 	}
 	f := newTestFileSystem(t, d, Options{})
 	in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: diskNode}}
-	res, status := f.Read(nil, in, make([]byte, maxRequest))
+	res, status := f.read(in, make([]byte, maxRequest), func() {})
 	if !status.Ok() {
 		t.Fatal(status)
 	}
 	defer res.Done()
-	if parts, _ := res.(*reply).Slices(); len(parts) != 1 {
-		t.Errorf("%d parts, want 1", len(parts))
+	if n := len(res.parts); n != 1 {
+		t.Errorf("%d parts, want 1", n)
 	}
 	if zeros != [maxRequest]byte{} {
 		t.Error("the shared zeros were written")
@@ -102,13 +102,13 @@ func TestReadByTheCheapestMeans(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: diskNode}, Offset: tc.off}
-			res, status := f.Read(nil, in, make([]byte, tc.n))
+			res, status := f.read(in, make([]byte, tc.n), func() {})
 			if !status.Ok() {
 				t.Fatal(status)
 			}
 			defer res.Done()
-			if _, ok := res.(*reply); ok == tc.pipe {
-				t.Errorf("answered with a %T, want a pipe: %v", res, tc.pipe)
+			if got := res.pipe != nil; got != tc.pipe {
+				t.Errorf("answered by a pipe: %v, want %v", got, tc.pipe)
 			}
 		})
 	}
@@ -237,7 +237,7 @@ func TestReadAllocations(t *testing.T) {
 	buf := make([]byte, 128<<10)
 	in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: diskNode}, Offset: 1<<20 - 64<<10}
 	allocs := testing.AllocsPerRun(200, func() {
-		res, status := f.Read(nil, in, buf)
+		res, status := f.read(in, buf, func() {})
 		if !status.Ok() {
 			t.Fatal(status)
 		}
@@ -258,7 +258,7 @@ func BenchmarkRead(b *testing.B) {
 			b.SetBytes(int64(n))
 			b.ReportAllocs()
 			for b.Loop() {
-				res, status := f.Read(nil, in, buf)
+				res, status := f.read(in, buf, func() {})
 				if !status.Ok() {
 					b.Fatal(status)
 				}

@@ -3,8 +3,11 @@ package fs
 import (
 	"fmt"
 	"sync"
+	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/hanwen/go-fuse/v2/splice"
+	"golang.org/x/sys/unix"
 
 	"vhdxfs/vhdx"
 )
@@ -17,30 +20,33 @@ const (
 // zeros answers for what nothing holds. No code writes to it, so all of it is the kernel's one page of zeros.
 var zeros [maxRequest]byte
 
-// endOfFile is the reply to a read at or behind the end of the disk.
-var endOfFile = fuse.ReadResultData(nil)
-
-// A reply answers a READ with parts that lie in the request's buffer or in zeros. The transport hands them to
-// writev(2) as they are, and calls Done when the kernel has them. Replies are reused.
+// A reply answers a READ with parts that lie in the request's buffer or in zeros, or with a pipe. Done is called when the
+// kernel has it. Replies are reused.
 type reply struct {
-	disk    Disk
+	disk    Content
+	aside   func() // called before anything that may take long
 	epoch   uint64 // what EndRead wants
 	extents []vhdx.Extent
 	parts   [][]byte
-	size    int // bytes in parts
+	size    int // bytes of data
+
+	// pipe holds the header and the data, and is nil for a reply in parts. The data are still pages of the image file, so the
+	// read lasts until the kernel has taken them.
+	pipe *splice.Pair
+	sent bool // the pipe is empty again
 }
 
 var replies = sync.Pool{New: func() any { return new(reply) }}
 
 // newReply begins to read from disk. Done ends it.
-func newReply(disk Disk) *reply {
+func newReply(disk Content, aside func()) *reply {
 	r := replies.Get().(*reply)
-	r.disk, r.epoch = disk, disk.BeginRead()
+	r.disk, r.aside, r.epoch = disk, aside, disk.BeginRead()
 	return r
 }
 
-// fill reads the reply's extents, which begin at byte off of the disk, into buf. It calls slow before it waits.
-func (r *reply) fill(buf []byte, off int64, slow func()) error {
+// fill reads the reply's extents, which begin at byte off of the disk, into buf.
+func (r *reply) fill(buf []byte, off int64) error {
 	pending := 0 // buf[pending:pos] is ready, and not yet a part
 	pos := 0
 	for _, e := range r.extents {
@@ -50,7 +56,7 @@ func (r *reply) fill(buf []byte, off int64, slow func()) error {
 		p := buf[pos : pos+int(e.Len)]
 		switch {
 		case e.File != nil:
-			if err := readExtent(p, e, slow); err != nil {
+			if err := r.readExtent(p, e); err != nil {
 				return err
 			}
 		case len(p) < minZeroRun || len(p) > len(zeros):
@@ -86,28 +92,45 @@ func (r *reply) add(part []byte) {
 	}
 }
 
-// Size returns the length of the reply in bytes.
-func (r *reply) Size() int { return r.size }
+// send hands the reply to the request with the number unique to the kernel. b is the request's buffer.
+func (r *reply) send(device int, unique uint64, b *buffer) error {
+	if r.pipe != nil {
+		return r.sendPipe(device)
+	}
+	whole := b.reply(0)
+	*(*fuse.OutHeader)(unsafe.Pointer(&whole[0])) = fuse.OutHeader{Length: uint32(headerSize + r.size), Unique: unique}
+	var err error
+	switch {
+	case len(r.parts) == 0:
+		_, err = unix.Write(device, whole)
+	case len(r.parts) == 1 && &r.parts[0][0] == &b.data[0]: // it lies behind the header
+		_, err = unix.Write(device, b.reply(r.size))
+	default:
+		_, err = unix.Writev(device, append([][]byte{whole}, r.parts...))
+	}
+	return err
+}
 
-// Slices returns the parts.
-func (r *reply) Slices() ([][]byte, fuse.Status) { return r.parts, fuse.OK }
-
-// Bytes returns the parts in one piece, for a server that cannot send them one by one. A part that lies
-// in buf is already at its place there.
-func (r *reply) Bytes(buf []byte) ([]byte, fuse.Status) {
+// bytes returns the data in one piece. A part that lies in buf is already at its place there.
+func (r *reply) bytes(buf []byte) ([]byte, error) {
+	if r.pipe != nil {
+		return r.pipeBytes(buf)
+	}
 	n := 0
 	for _, p := range r.parts {
 		n += copy(buf[n:], p)
 	}
-	return buf[:n], fuse.OK
+	return buf[:n], nil
 }
 
 // Done makes the reply available for another request. The slices keep their room, but no file or buffer.
 func (r *reply) Done() {
+	if r.pipe != nil {
+		r.endPipe()
+	}
 	r.disk.EndRead(r.epoch)
-	r.disk = nil
 	clear(r.extents)
 	clear(r.parts)
-	r.extents, r.parts, r.size = r.extents[:0], r.parts[:0], 0
+	*r = reply{extents: r.extents[:0], parts: r.parts[:0]}
 	replies.Put(r)
 }

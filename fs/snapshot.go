@@ -20,7 +20,7 @@ const maxEarlier = 8
 // A snapshotter makes one snapshot at a time. Like that of a compaction, its work is not done in the request: the
 // kernel would hold the program that has asked, also where the image is on a disk that hangs.
 type snapshotter struct {
-	disk    Disk
+	disk    Control
 	running sync.WaitGroup
 
 	mu    sync.Mutex // guards what follows

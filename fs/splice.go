@@ -39,15 +39,6 @@ func prepareSplice() error {
 	return nil
 }
 
-// A pipeReply answers a READ by a pipe that holds the reply's header and the data. The data are still pages of the
-// image file, so the read lasts until the kernel has taken them.
-type pipeReply struct {
-	reply *reply
-	pipe  *splice.Pair
-	size  int // bytes
-	sent  bool
-}
-
 // loadPipe returns a pipe with the reply's header and n bytes of e, and nil where they must be read otherwise: then
 // the caller reads them, and learns of the error, if it was one.
 func loadPipe(e vhdx.Extent, n int, unique uint64) *splice.Pair {
@@ -75,8 +66,8 @@ func loadPipe(e vhdx.Extent, n int, unique uint64) *splice.Pair {
 	return nil
 }
 
-// send hands the reply to the kernel.
-func (r *pipeReply) send(device int) error {
+// sendPipe hands the kernel the reply that the pipe holds.
+func (r *reply) sendPipe(device int) error {
 	n, err := r.pipe.WriteTo(uintptr(device), headerSize+r.size)
 	switch {
 	case err != nil:
@@ -88,28 +79,21 @@ func (r *pipeReply) send(device int) error {
 	return nil
 }
 
-// Size returns the length of the data in bytes.
-func (r *pipeReply) Size() int { return r.size }
-
-// Bytes takes the data out of the pipe.
-func (r *pipeReply) Bytes(buf []byte) ([]byte, fuse.Status) {
+// pipeBytes takes the data out of the pipe.
+func (r *reply) pipeBytes(buf []byte) ([]byte, error) {
 	var head fuse.OutHeader
 	if _, err := r.pipe.Read(bytesOf(&head)); err != nil {
-		return nil, fuse.ToStatus(err)
+		return nil, err
 	}
 	n, err := r.pipe.Read(buf[:r.size])
-	if err != nil {
-		return nil, fuse.ToStatus(err)
-	}
-	return buf[:n], fuse.OK
+	return buf[:max(n, 0)], err
 }
 
-// Done ends the read. A pipe that was not emptied is not used again.
-func (r *pipeReply) Done() {
+// endPipe lets the pipe be used again, unless it was not emptied.
+func (r *reply) endPipe() {
 	if r.sent {
 		splice.Done(r.pipe)
 	} else {
 		splice.Drop(r.pipe)
 	}
-	r.reply.Done()
 }

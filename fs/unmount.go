@@ -39,14 +39,13 @@ func (s *Server) Stop() error {
 func (s *Server) Check() error {
 	buf := make([]byte, statUnit)
 	in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: diskNode}, Size: uint32(len(buf))}
-	result, status := s.fs.Read(nil, in, buf)
+	r, status := s.fs.read(in, buf, func() {})
 	if !status.Ok() {
 		return fmt.Errorf("read of the disk: %w", syscall.Errno(status))
 	}
-	_, status = result.Bytes(buf)
-	result.Done()
-	if !status.Ok() {
-		return fmt.Errorf("read of the disk: %w", syscall.Errno(status))
+	defer r.Done()
+	if _, err := r.bytes(buf); err != nil {
+		return fmt.Errorf("read of the disk: %w", err)
 	}
 	return nil
 }
