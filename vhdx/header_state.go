@@ -28,7 +28,7 @@ type headerState struct {
 	// enough was announced durably before, and that cannot be taken back while the gate is held. It is changed with mu held.
 	announced atomic.Int32
 
-	mu        sync.Mutex // headerMu in the order of locks; guards what follows
+	mu        sync.Mutex // held while the headers are synced; guards what follows
 	file      File       // that of the current layer
 	layer     *layer     // the current one, which tells the user what the headers say
 	header    ondisk.Header

@@ -4,10 +4,10 @@ import "sync"
 
 // A sharedRun is work that many goroutines ask for at once. One run serves all calls that came before it began.
 type sharedRun struct {
-	mu           sync.Mutex
-	cond         sync.Cond // a run has ended; its L is mu
-	begun, ended uint64    // runs; they differ while one is under way
-	err          error     // of the last run that ended
+	mu           sync.Mutex // guards what follows; not held by a run that is under way
+	cond         sync.Cond  // a run has ended; its L is mu
+	begun, ended uint64     // runs; they differ while one is under way
+	err          error      // of the last run that ended
 }
 
 // run returns when a run has ended that began after the call, with its error or that of a later one. A run that is under

@@ -26,8 +26,9 @@ import (
 //   - Space given up is given away only when the entry that unmaps it is durable and no read uses it any more.
 //   - After a failed sync nothing more is written.
 //
-// Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, committer.mu, headers.mu, dirty.mu,
-// space.mu. dirty.mu is held for memory only, space.mu also while the file grows. No read ever wants one of them.
+// Locks, in the order in which they are taken: reshaping, gate, a block's lock, chunkMu, fillMu, rounds.mu,
+// committer.mu, headers.mu, dirty.mu, space.mu. dirty.mu is held for memory only, space.mu also while the file grows. No read ever
+// wants one of them.
 //
 // It only joins what has the state, each with a lock of its own, and calls it in the right order.
 type writer struct {
