@@ -14,7 +14,7 @@ packages = $(shell $(GO) list ./... | grep -v '/test$$')
 gotestsum := $(GO) tool gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg --
 
 # A folder there is a program.
-scripts := $(filter-out $(patsubst %/,%,$(wildcard internal/scripts/*/)),$(sort $(wildcard internal/scripts/*))) .ci/run
+scripts := $(filter-out $(patsubst %/,%,$(wildcard internal/scripts/*/)),$(sort $(wildcard internal/scripts/*))) .ci/run packaging/vhdxfs.ocf
 
 # Debian packages, each with a command or file that shows that it is there.
 demo_needs := fuse3:fusermount3 e2fsprogs:mkfs.ext4 mount:losetup util-linux:fstrim

@@ -162,6 +162,24 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// stop stops processes until the function that it returns is called, at the end of the test, or after two minutes: much else on a
+// machine waits for the server of a mount that is stopped.
+func (g *gluster) stop(pids []int) (resume func()) {
+	resume = sync.OnceFunc(func() {
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGCONT)
+		}
+	})
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			g.t.Fatal(err)
+		}
+	}
+	time.AfterFunc(2*time.Minute, resume)
+	g.t.Cleanup(resume)
+	return resume
+}
+
 // A host is suspended for a minute, cut off from the storage, in the middle of its writes.
 func TestSuspend(t *testing.T) {
 	g, l := up(t), newLedger()
@@ -169,23 +187,16 @@ func TestSuspend(t *testing.T) {
 	a := g.mountWhenFree("a", img)
 	w := l.load(t, a.disk, 1)
 	time.Sleep(3 * time.Second)
-	stopped := append(g.pids("a", "^[^ ]*glusterfs "), a.cmd.Process.Pid)
-	for _, pid := range stopped {
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-	}
 	g.link("a", "down")
 	began := time.Now()
+	resume := g.stop(append(g.pids("a", "^[^ ]*glusterfs "), a.cmd.Process.Pid))
 	b := g.mountWhenFree("b", img)
 	l.check(t, b.disk)
 	t.Log(l.loadFor(t, b.disk, 2, 3*time.Second))
 	time.Sleep(time.Until(began.Add(time.Minute)))
 	v := l.load(t, b.disk, 3)
 	g.link("a", "up")
-	for _, pid := range stopped {
-		_ = syscall.Kill(pid, syscall.SIGCONT)
-	}
+	resume()
 	time.Sleep(5 * time.Second)
 	t.Log(w.stop())
 	takenOver(t, l, a, 4)

@@ -95,7 +95,10 @@ func ip(t *testing.T, args ...string) {
 // link cuts a host off, or brings it back.
 func (g *gluster) link(host, state string) {
 	g.t.Helper()
-	ip(g.t, "-n", g.netns("sw"), "link", "set", "to-"+host, state)
+	// Not ip -n, which makes a mount namespace: that waits where the server of a mount is stopped.
+	if out, err := g.onHost("sw", "ip", "link", "set", "to-"+host, state).CombinedOutput(); err != nil {
+		g.t.Fatalf("ip link set %s: %v\n%s", state, err, out)
+	}
 }
 
 // onHost is a command in the network of a host.
