@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"vhdxfs/internal/filetree"
 	"vhdxfs/internal/partition"
 	"vhdxfs/vhdx"
 )
@@ -158,12 +160,23 @@ type compactReport struct {
 // They count it themselves, and what they use was not always written, so it is never less than that.
 func untrimmed(im *vhdx.Image) int64 {
 	size, held := im.Size(), im.Info().AllocatedBytes
-	used := size - partition.Unused(im, size, im.SectorSize())
+	used := size - unusedInside(im, size, im.SectorSize())
 	free := held - used
 	if im.Type() == vhdx.Fixed || free < max(held/20, 64<<20) {
 		return 0
 	}
 	return free
+}
+
+// unusedInside returns how many bytes the file systems on a disk say they do not use, as far as they tell.
+func unusedInside(disk io.ReaderAt, size, sector int64) int64 {
+	unused := partition.Unused(disk, size, sector)
+	for _, v := range partition.Inside(disk, size, sector).Volumes {
+		if n, err := filetree.Free(io.NewSectionReader(disk, v.Off, v.Len), v.Len, v.FileSystem); err == nil && n <= v.Len {
+			unused += n
+		}
+	}
+	return min(unused, size)
 }
 
 // dryRunReport tells what offline would reclaim.

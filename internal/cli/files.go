@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,11 +16,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vhdxfs/internal/disk"
 	"vhdxfs/internal/filetree"
 	"vhdxfs/internal/mounts"
 	"vhdxfs/internal/partition"
 	"vhdxfs/internal/sandbox"
-	"vhdxfs/vhdx"
 )
 
 // A filesCommand reads the files of an image without mounting anything.
@@ -106,9 +107,11 @@ func (c *filesCommand) withTrees(cmd *cobra.Command, name string, folder []strin
 		return useMounted(cmd.Context(), m, folder, use)
 	}
 	confineReader(cmd.Context(), []string{name}, o.image, folder...)
-	return withImage(name, o.image, func(im *vhdx.Image) error {
-		return use(diskReader{im, im.Size(), im.SectorSize()})
-	})
+	d, err := disk.Open(name, disk.Auto, o.image)
+	if err != nil {
+		return withAdvice(err)
+	}
+	return errors.Join(use(diskReader{d, d.Size(), cmp.Or(d.SectorSize, 512)}), d.Close())
 }
 
 // useMounted calls use with the disk that a mount shows, which is what its writers have written by now.

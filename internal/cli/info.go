@@ -46,7 +46,7 @@ it is mounted. -v adds headers, log, regions, metadata and blocks, of the parent
 				if err != nil {
 					return err
 				}
-				in := imageInfo{im.Info(), won, partition.Inside(im, im.Size(), im.SectorSize())}
+				in := imageInfo{im.Info(), won, untrimmed(im), partition.Inside(im, im.Size(), im.SectorSize())}
 				list = append(list, in)
 				if c.json {
 					return nil
@@ -76,6 +76,7 @@ it is mounted. -v adds headers, log, regions, metadata and blocks, of the parent
 type imageInfo struct {
 	*vhdx.Info
 	Reclaimable vhdx.Reclaimable  `json:"reclaimable"` // by compact
+	Untrimmed   int64             `json:"untrimmed_bytes"` // by compact --trim, about, beside that
 	Inside      partition.Content `json:"inside"`
 }
 
@@ -127,6 +128,9 @@ func (p *infoPrinter) summary(in imageInfo, zeros bool) {
 	reclaim := ""
 	if in.Reclaimable.Total > 0 {
 		reclaim = fmt.Sprintf("; vhdxfs compact reclaims %s", p.size(in.Reclaimable.Total))
+	}
+	if in.Untrimmed > 0 {
+		reclaim += fmt.Sprintf("; vhdxfs compact --trim reclaims about %s of free space of the file systems inside", p.size(in.Untrimmed))
 	}
 	p.line("file size", "%s, %s used by the disk%s", p.size(in.FileSize), p.size(in.AllocatedBytes), reclaim)
 	if zeros {
