@@ -75,7 +75,7 @@ it is mounted. -v adds headers, log, regions, metadata and blocks, of the parent
 // An imageInfo is what the JSON of info says.
 type imageInfo struct {
 	*vhdx.Info
-	Reclaimable vhdx.Reclaimable  `json:"reclaimable"` // by compact
+	Reclaimable vhdx.Reclaimable  `json:"reclaimable"`     // by compact
 	Untrimmed   int64             `json:"untrimmed_bytes"` // by compact --trim, about, beside that
 	Inside      partition.Content `json:"inside"`
 }
