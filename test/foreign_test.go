@@ -21,6 +21,8 @@ type foreignFS struct {
 	attributes map[string]string
 	hang       chan struct{} // until it is closed, nothing is answered; nil is never
 	asked      atomic.Int64  // requests for attributes
+	read       atomic.Bool   // anything of a file
+	flush      chan struct{} // until it is closed, no file can be closed; nil is never
 }
 
 func (f *foreignFS) wait() {

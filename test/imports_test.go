@@ -11,6 +11,7 @@ import (
 // ARCHITECTURE.md says.
 var layers = [][]string{
 	{"internal/tally", "internal/fault", "internal/size", "internal/safefile", "internal/content", "internal/loop", "internal/filesystem", "internal/filetree", "internal/sandbox", "internal/erofs"},
+	{"internal/processes"},
 	{"internal/newfile", "internal/partition", "vhdx/ondisk", "vhdx/imagefile", "cache"},
 	{"journal", "vhdx/lease", "vhdx/undofile"},
 	{"vhdx"},

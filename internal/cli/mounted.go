@@ -8,13 +8,13 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"vhdxfs/internal/mounts"
+	"vhdxfs/internal/processes"
 	"vhdxfs/vhdx"
 )
 
@@ -60,16 +60,18 @@ func imageNamed(name string) (string, error) {
 // openBy returns a path to the image's file as its server has it open, for one that has no other name here. It is "" where
 // there is none.
 func openBy(m *activeMount) string {
-	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", m.PID)) // the pattern is a good one
-	for _, l := range links {
-		if to, err := os.Readlink(l); err != nil || !strings.HasPrefix(to, m.Image) && to != m.ImageNow {
-			continue
+	path, _ := processes.Look(func() (string, bool) {
+		for _, l := range processes.OpenFiles(m.PID) {
+			if to, err := os.Readlink(l); err != nil || !strings.HasPrefix(to, m.Image) && to != m.ImageNow {
+				continue
+			}
+			if st, err := os.Stat(l); err == nil && mounts.FileID(st) == m.imageID {
+				return l, true
+			}
 		}
-		if st, err := os.Stat(l); err == nil && mounts.FileID(st) == m.imageID {
-			return l
-		}
-	}
-	return ""
+		return "", false
+	})
+	return path
 }
 
 // imagesNamed is imageNamed for each of the names.

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"vhdxfs/internal/mounts"
+	"vhdxfs/internal/processes"
 )
 
 // remount changes the mount of an image from read/write to read-only and back, and flags such as noexec. The kernel
@@ -111,8 +111,11 @@ func serverOptions(dir string) []string {
 	if err != nil {
 		return nil
 	}
-	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
-	if err != nil {
+	line, ok := processes.Look(func() ([]byte, bool) {
+		line, err := os.ReadFile(processes.Path(pid, "cmdline"))
+		return line, err == nil
+	})
+	if !ok {
 		return nil
 	}
 	var options []string

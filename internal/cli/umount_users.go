@@ -7,10 +7,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 
 	"vhdxfs/internal/mounts"
+	"vhdxfs/internal/processes"
 )
 
 // maxUsers bounds how many processes are named.
@@ -60,24 +62,22 @@ func loopUsers(dir string, table []*mountinfo.Info) []string {
 // or as their place, but for those excepted.
 func processUsers(path string, except ...int) []string {
 	var users []string
-	processes, _ := filepath.Glob("/proc/[0-9]*")
-	for _, p := range processes {
-		if pid, err := strconv.Atoi(filepath.Base(p)); err != nil || slices.Contains(except, pid) || !processUses(p, path) {
-			continue
-		}
+	for pid := range processes.Find(func(pid int) (struct{}, bool) {
+		return struct{}{}, !slices.Contains(except, pid) && processUses(pid, path)
+	}) {
 		if len(users) == maxUsers {
 			return append(users, "others")
 		}
-		name, _ := os.ReadFile(filepath.Join(p, "comm"))
-		users = append(users, fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), filepath.Base(p)))
+		name, _ := os.ReadFile(processes.Path(pid, "comm"))
+		users = append(users, fmt.Sprintf("%s (process %d)", strings.TrimSpace(string(name)), pid))
 	}
 	return users
 }
 
-func processUses(process, dir string) bool {
-	links, _ := filepath.Glob(filepath.Join(process, "fd", "*"))
+func processUses(pid int, dir string) bool {
+	links := processes.OpenFiles(pid)
 	for _, name := range []string{"cwd", "root", "exe"} {
-		links = append(links, filepath.Join(process, name))
+		links = append(links, processes.Path(pid, name))
 	}
 	if slices.ContainsFunc(links, func(l string) bool {
 		to, err := os.Readlink(l)
@@ -85,7 +85,7 @@ func processUses(process, dir string) bool {
 	}) {
 		return true
 	}
-	maps, err := os.ReadFile(filepath.Join(process, "maps"))
+	maps, err := os.ReadFile(processes.Path(pid, "maps"))
 	return err == nil && strings.Contains(string(maps), " "+dir+"/")
 }
 
@@ -124,24 +124,24 @@ func mountedAt(device string) string {
 
 // namespaceWith returns a process that has the device, major:minor, in its mount table, and "" where none is found.
 func namespaceWith(device string) string {
-	tables, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
-	seen := map[string]bool{}
-	for _, t := range tables {
-		process := filepath.Dir(t)
-		ns, err := os.Readlink(filepath.Join(process, "ns", "mnt"))
-		if err != nil || seen[ns] {
-			continue
-		}
-		seen[ns] = true
-		f, err := os.Open(t)
+	var seen sync.Map // mount namespaces
+	for pid := range processes.Find(func(pid int) (struct{}, bool) {
+		ns, err := os.Readlink(processes.Path(pid, "ns", "mnt"))
 		if err != nil {
-			continue
+			return struct{}{}, false
 		}
+		if _, again := seen.LoadOrStore(ns, true); again {
+			return struct{}{}, false
+		}
+		f, err := os.Open(processes.Path(pid, "mountinfo"))
+		if err != nil {
+			return struct{}{}, false
+		}
+		defer f.Close()
 		table, err := mountinfo.GetMountsFromReader(f, mounts.OnDevice(device))
-		f.Close()
-		if err == nil && len(table) > 0 {
-			return filepath.Base(process)
-		}
+		return struct{}{}, err == nil && len(table) > 0
+	}) {
+		return strconv.Itoa(pid)
 	}
 	return ""
 }

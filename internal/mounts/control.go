@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 	"vhdxfs/internal/fault"
+	"vhdxfs/internal/processes"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -300,11 +301,10 @@ func LocalPID(values map[string]string) (int, error) {
 
 // serverOf looks for the process of a user that serves the FUSE connection of a device, major:minor.
 func serverOf(device string, uid uint32) (int, error) {
-	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is a good one
-	for _, p := range processes {
-		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && connected(pid, device) && belongs(pid, uid) {
-			return pid, nil
-		}
+	for pid := range processes.Find(func(pid int) (struct{}, bool) {
+		return struct{}{}, belongs(pid, uid) && connected(pid, device)
+	}) {
+		return pid, nil
 	}
 	return 0, ErrUnknownServer
 }
@@ -315,7 +315,10 @@ func serves(pid int, device string, uid uint32) bool {
 	if !belongs(pid, uid) {
 		return false
 	}
-	open := fuseFiles(pid)
+	open, answered := processes.Look(func() ([]string, bool) { return fuseFiles(pid), true })
+	if !answered {
+		return false
+	}
 	if open == nil {
 		_, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 		return errors.Is(err, os.ErrPermission)
@@ -341,12 +344,11 @@ func connected(pid int, device string) bool {
 // fuseFiles returns the FUSE connections that a process has open; "" stands for one of which the kernel tells no number,
 // as before Linux 6.18.
 func fuseFiles(pid int) (connections []string) {
-	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-	for _, l := range links {
+	for _, l := range processes.OpenFiles(pid) {
 		if to, err := os.Readlink(l); err != nil || to != FUSEDevice {
 			continue
 		}
-		info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, filepath.Base(l)))
+		info, err := os.ReadFile(processes.Path(pid, "fdinfo", filepath.Base(l)))
 		if err != nil {
 			continue
 		}

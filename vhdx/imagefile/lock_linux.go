@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vhdxfs/internal/processes"
 )
 
 // LockMode says how an image and its parents are locked against other programs.
@@ -311,26 +313,26 @@ func (f *hostFile) ask(who func(FileID) (names string, pids []int)) (names strin
 // Only files that are locked are looked at, and only on file systems that answer by themselves: the
 // program or server behind another one may hang, and the question would hang with it.
 func FindLockHolders(file FileID) (names string, pids []int) {
-	self := fmt.Sprintf("/proc/%d/fd/%d", file.PID, file.Descriptor) // it may hold locks itself at this moment
 	var holders []string
-	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	for _, fd := range fds {
-		// Processes come and go meanwhile, and not all of them let us look.
-		process := filepath.Dir(filepath.Dir(fd))
-		pid := filepath.Base(process)
-		if fd == self || !fdHasLock(filepath.Join(process, "fdinfo", filepath.Base(fd))) {
-			continue
-		}
-		if id, err := cachedFileID(fd); err != nil || !id.is(file) {
-			continue
-		}
-		n, err := strconv.Atoi(pid)
-		if err != nil {
-			continue
-		}
-		holders, pids = append(holders, ProcessName(n)), append(pids, n)
+	for pid := range processes.Find(func(pid int) (struct{}, bool) { return struct{}{}, holdsLock(pid, file) }) {
+		holders, pids = append(holders, ProcessName(pid)), append(pids, pid)
 	}
 	return strings.Join(holders, ", "), pids
+}
+
+// holdsLock reports whether a process holds a lock on the file.
+func holdsLock(pid int, file FileID) bool {
+	self := processes.Path(file.PID, "fd", strconv.Itoa(file.Descriptor)) // it may hold locks itself at this moment
+	for _, fd := range processes.OpenFiles(pid) {
+		// Processes come and go meanwhile, and not all of them let us look.
+		if fd == self || !fdHasLock(processes.Path(pid, "fdinfo", filepath.Base(fd))) {
+			continue
+		}
+		if id, err := cachedFileID(fd); err == nil && id.is(file) {
+			return true
+		}
+	}
+	return false
 }
 
 // ProcessName names a process for people.
@@ -341,13 +343,26 @@ func ProcessName(pid int) string {
 
 // WrittenBy reports whether a process has a file open for writing. The error says that it does not let this process look.
 func WrittenBy(pid int, file FileID) (bool, error) {
-	dir := fmt.Sprintf("/proc/%d", pid)
-	if _, err := os.ReadDir(dir + "/fd"); err != nil {
+	type answer struct {
+		writes bool
+		err    error
+	}
+	a, ok := processes.Look(func() (answer, bool) {
+		writes, err := writtenBy(pid, file)
+		return answer{writes, err}, true
+	})
+	if !ok {
+		return false, fmt.Errorf("process %d does not let itself be looked at", pid)
+	}
+	return a.writes, a.err
+}
+
+func writtenBy(pid int, file FileID) (bool, error) {
+	if _, err := os.ReadDir(processes.Path(pid, "fd")); err != nil {
 		return false, err
 	}
-	fds, _ := filepath.Glob(dir + "/fd/*") // the pattern is a good one
-	for _, fd := range fds {
-		info, err := os.ReadFile(filepath.Join(dir, "fdinfo", filepath.Base(fd)))
+	for _, fd := range processes.OpenFiles(pid) {
+		info, err := os.ReadFile(processes.Path(pid, "fdinfo", filepath.Base(fd)))
 		if err != nil {
 			continue
 		}
