@@ -44,7 +44,7 @@ status is 3. Lost data reads as zeros; it is never replaced by data of a parent.
   vhdxfs check --undo data.vhdx.undo`,
 		Args:              c.args,
 		RunE:              c.run,
-		ValidArgsFunction: completeImage,
+		ValidArgsFunction: completeReadable,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false

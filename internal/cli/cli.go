@@ -213,6 +213,9 @@ func someArgs(name string) cobra.PositionalArgs {
 // imageExtensions are the usual ends of an image's name, for completion.
 var imageExtensions = []string{"vhdx", "avhdx"}
 
+// readableExtensions are also those of old images, for commands that read them.
+var readableExtensions = append(slices.Clone(imageExtensions), "vhd", "avhd")
+
 // completeMount completes an image and a mount point. Where the word may become that of a command, those come first: the
 // shells take all that comes with a filter for a part of it.
 func completeMount(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
@@ -221,9 +224,25 @@ func completeMount(cmd *cobra.Command, args []string, word string) ([]string, co
 	case len(args) == 0 && cmd.Flags().NFlag() == 0 && slices.ContainsFunc(commandNames(cmd), isCommand):
 		return nil, cobra.ShellCompDirectiveDefault
 	case len(args) == 0:
-		return imageExtensions, cobra.ShellCompDirectiveFilterFileExt
+		return readableExtensions, cobra.ShellCompDirectiveFilterFileExt
 	case len(args) == 1:
 		return nil, cobra.ShellCompDirectiveFilterDirs
+	}
+	return nil, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeReadable completes an image that may be an old one.
+func completeReadable(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return readableExtensions, cobra.ShellCompDirectiveFilterFileExt
+	}
+	return nil, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeTwo completes two images.
+func completeTwo(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) < 2 {
+		return imageExtensions, cobra.ShellCompDirectiveFilterFileExt
 	}
 	return nil, cobra.ShellCompDirectiveNoFileComp
 }

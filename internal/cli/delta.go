@@ -162,7 +162,7 @@ If the command is interrupted or the power fails while BASE changes, BASE.apply 
   vhdxfs diff a.vhdx b.vhdx --output - | ssh host vhdxfs apply - a.vhdx`,
 		Args:              exactArgs("DELTA", "BASE"),
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0], args[1]) },
-		ValidArgsFunction: completeImage,
+		ValidArgsFunction: completeTwo,
 	}
 	cmd.Flags().BoolVar(&c.force, "force", false, "apply even if children of BASE are lost")
 	addChainFlags(cmd, &c.json, &c.options)

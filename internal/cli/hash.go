@@ -41,7 +41,7 @@ a list and print the ranges that differ; zeros are skipped. --check also takes w
   vhdxfs hash --check monday.list copy.vhdx`,
 		Args:              exactArgs("IMAGE"),
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0]) },
-		ValidArgsFunction: completeImage,
+		ValidArgsFunction: completeReadable,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false

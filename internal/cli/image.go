@@ -19,7 +19,7 @@ func (c *imageCommand) command(cmd *cobra.Command, run func(cmd *cobra.Command, 
 	if cmd.Args == nil {
 		cmd.Args = exactArgs("IMAGE")
 	}
-	cmd.ValidArgsFunction = completeImage
+	cmd.ValidArgsFunction = completeReadable
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o, err := parseOptions(c.options, forImage)
 		if err != nil {
