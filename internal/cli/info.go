@@ -136,7 +136,7 @@ func (p *infoPrinter) summary(in imageInfo, zeros bool) {
 	if zeros {
 		p.line("zeros", "%s in blocks that hold only zeros", p.size(in.Reclaimable.Zero))
 	}
-	p.contents(in.Inside)
+	p.contents(in.Inside, in.Parent != nil && in.Parent.Image == nil)
 	p.line("parent", "%s", parentText(in.Parent))
 	state := logText(in.Log)
 	if len(in.Warnings) > 0 {
@@ -149,8 +149,8 @@ func (p *infoPrinter) summary(in imageInfo, zeros bool) {
 	p.line("mounted", "%s", tellMounted(in.Path))
 }
 
-// contents writes what is on the disk.
-func (p *infoPrinter) contents(in partition.Content) {
+// contents writes what is on the disk, or that a missing parent hides it.
+func (p *infoPrinter) contents(in partition.Content, orphan bool) {
 	name := "contents"
 	if in.Table != "" {
 		p.line(name, "%s partition table", strings.ToUpper(in.Table))
@@ -164,7 +164,11 @@ func (p *infoPrinter) contents(in partition.Content) {
 			p.line(name, "%s", text)
 		}
 	}
-	if in.Table == "" && len(in.Volumes) == 0 {
+	switch {
+	case in.Table != "" || len(in.Volumes) > 0:
+	case orphan:
+		p.line(name, "unknown without the parent")
+	default:
 		p.line(name, "no known partition table or file system")
 	}
 }
@@ -189,7 +193,7 @@ func parentText(in *vhdx.ParentInfo) string {
 	case in == nil:
 		return "none"
 	case in.Image == nil:
-		return "missing"
+		return printable(in.Missing) + ", missing"
 	}
 	return printable(in.Image.Path)
 }

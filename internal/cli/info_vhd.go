@@ -42,13 +42,13 @@ func printVHD(cmd *cobra.Command, in vhdInfo, again bool) error {
 	p.line("type", "%s VHD%s", in.Type, blocks)
 	p.line("disk size", "%s", p.size(in.DiskSize))
 	p.line("file size", "%s, %s used by the disk", p.size(in.FileSize), p.size(in.AllocatedBytes))
-	p.contents(in.Inside)
+	p.contents(in.Inside, in.Parent == nil && in.ParentID != nil)
 	parent := "none"
 	switch {
 	case in.Parent != nil:
 		parent = printable(in.Parent.Path)
 	case in.ParentID != nil:
-		parent = "missing"
+		parent = printable(in.ParentMissing) + ", missing"
 	}
 	p.line("parent", "%s", parent)
 	state := "can only be read"
