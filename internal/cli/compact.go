@@ -75,24 +75,32 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 	case notMounted == nil && c.dryRun:
 		return usageError("%s: mounted on %s; --dry-run needs the image unmounted: vhdxfs detach %[1]s", m.Image, m.MountPoint)
 	case notMounted == nil:
+		before := int64(0)
 		if c.trim {
+			before = fileSize(m.Image)
 			if err := trimMounted(ctx, cmd, m); err != nil {
 				return interrupted(err, "nothing was compacted")
 			}
 		}
 		r = new(compactReport)
-		r.CompactResult, err = c.online(ctx, m, p)
+		if r.CompactResult, err = c.online(ctx, m, p); err == nil {
+			r.Before = max(r.Before, before)
+		}
 	case isDir(path):
 		return usageError("%w", notMounted)
 	case c.dryRun:
 		r, err = c.dryRunReport(ctx, path, o.image, p)
 	default:
+		before := int64(0)
 		if c.trim {
+			before = fileSize(path)
 			if err := c.trimOffline(ctx, cmd, path); err != nil {
 				return interrupted(err, "nothing was compacted")
 			}
 		}
-		r, err = c.offline(ctx, path, o.image, p)
+		if r, err = c.offline(ctx, path, o.image, p); err == nil {
+			r.Before = max(r.Before, before)
+		}
 	}
 	p.end()
 	if err != nil {

@@ -20,6 +20,16 @@ import (
 // toolWait bounds how long a program of the system may take to end after the command was interrupted.
 const toolWait = 2 * time.Minute
 
+// fileSize returns the size of the file at path, or 0 where it is unknown: the report then starts after the trim, which alone
+// can have made the file much smaller.
+func fileSize(path string) int64 {
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
 // trimMounted trims the file systems that are mounted from the loop devices of a mount.
 func trimMounted(ctx context.Context, cmd *cobra.Command, m *activeMount) error {
 	points := mountedFrom(m.Devices)
