@@ -65,7 +65,11 @@ func TestOneWriter(t *testing.T) {
 				t.Errorf("%s beside %s: status %d, %q; want 32 and %q", second, first, r.status, r.stderr, want)
 			}
 		}
-		for _, args := range [][]string{{"resize", hard, "32MiB"}, {"check", "--repair", hard}} {
+		commands := [][]string{{"resize", hard, "32MiB"}, {"check", "--repair", hard}}
+		if first != "lock=off" { // which lets readers in
+			commands = append(commands, []string{"merge", hard}, []string{"convert", hard, img + ".copy.vhdx"})
+		}
+		for _, args := range commands {
 			if r := vhdxfs(t, args...); r.status == 0 || !strings.Contains(r.stderr, s.dir) {
 				t.Errorf("%s beside %s: status %d, %q; want an error that names %s", args, first, r.status, r.stderr, s.dir)
 			}

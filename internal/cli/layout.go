@@ -76,7 +76,11 @@ func completeFlag(cmd *cobra.Command, name string, words ...string) {
 }
 
 // createError gives an error the status of wrong usage, where what was asked for cannot be, or a file is in the way.
+// Of an image that is in use, it says which mount uses it.
 func createError(err error) error {
+	if _, explained := errors.AsType[*lockError](err); errors.Is(err, vhdx.ErrLocked) && !explained {
+		err = explainLock(err)
+	}
 	if errors.Is(err, vhdx.ErrOptions) || errors.Is(err, fs.ErrExist) || errors.Is(err, disk.ErrFormat) {
 		return &statusError{statusUsage, err}
 	}
