@@ -142,8 +142,8 @@ func (l *layer) cutOff(errors []Finding) string {
 	if !ruled || l.size < ondisk.HeaderSectionSize && !l.begins() {
 		return ""
 	}
-	return fmt.Sprintf("all that is wrong lies beyond the end of the file, at %#x: was the file cut off? Copy it again if you can; "+
-		"else vhdxfs convert --skip-errors saves what is there", l.size)
+	return fmt.Sprintf("all errors are about data beyond the end of the file (%#x); was the file cut off? Copy it again if you can; "+
+		"otherwise vhdxfs convert --skip-errors saves what is there", l.size)
 }
 
 // begins reports whether the file begins as an image.

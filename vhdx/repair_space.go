@@ -104,7 +104,7 @@ func (r *repairer) adviseSpace() []string {
 	if r.kept == 0 {
 		return nil
 	}
-	return []string{fmt.Sprintf("%s of unused space hold data and are kept: missing parts of the disk may be there; "+
+	return []string{fmt.Sprintf("%s of unused space holds data and is kept: missing parts of the disk may be there; "+
 		"otherwise compact or --free-leaks reclaims the space", bytesOf(r.kept))}
 }
 

@@ -157,7 +157,7 @@ func printReport(out io.Writer, size sizeWriter, r *vhdx.Report) error {
 		case r.Leaked > 0 && r.Lost:
 			result += fmt.Sprintf("; %s of the file is unused and may hold lost blocks", size(r.Leaked))
 		case r.Leaked > 0:
-			result += fmt.Sprintf("; %s of the file is unused; vhdxfs compact reclaims it", size(r.Leaked))
+			result += fmt.Sprintf("; %s of the file is unused; unless data is missing from the disk, vhdxfs compact reclaims it", size(r.Leaked))
 		}
 		if r.Advice != "" {
 			if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), r.Advice); err != nil {

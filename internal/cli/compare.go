@@ -140,7 +140,7 @@ smaller disk counts as zeros.`,
 
 func (r *comparison) print(w io.Writer, size sizeWriter) error {
 	for _, d := range r.Ranges {
-		if _, err := fmt.Fprintf(w, "%s at %#x differ\n", size(d.Length), d.Offset); err != nil {
+		if _, err := fmt.Fprintf(w, "%s at %#x differs\n", size(d.Length), d.Offset); err != nil {
 			return err
 		}
 	}

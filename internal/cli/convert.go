@@ -346,7 +346,10 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if report.LeftToParent > 0 && len(r.Skipped)+len(report.Damage) == 0 {
 		return &statusError{statusWarnings, fmt.Errorf("%s was copied without its parent; what only the parent has is zero in %s", input, output)}
 	}
-	if len(r.Skipped)+len(report.Damage) > 0 {
+	if len(r.Skipped) == 0 && len(report.Damage) > 0 {
+		return &statusError{statusWarnings, fmt.Errorf("%s is damaged; no unreadable range was found, but check the data in %s", input, output)}
+	}
+	if len(r.Skipped) > 0 {
 		return &statusError{statusWarnings, fmt.Errorf("%s is damaged; unreadable ranges are zeros in %s", input, output)}
 	}
 	return nil

@@ -235,7 +235,7 @@ func (k *hashChecked) print(w io.Writer, size sizeWriter, r hashReport, blocks b
 		if !blocks {
 			break // it is the whole disk
 		}
-		if _, err := fmt.Fprintf(w, "%s at %#x differ\n", size(d.Length), d.Offset); err != nil {
+		if _, err := fmt.Fprintf(w, "%s at %#x differs\n", size(d.Length), d.Offset); err != nil {
 			return err
 		}
 	}

@@ -151,3 +151,26 @@ func words(t *testing.T, line string) []string {
 	}
 	return strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
 }
+
+// What a rescue prints at its two steps before the data is read: info names a parent that is missing and does not guess what
+// hides behind it, and convert speaks of unreadable ranges only where there are some.
+func TestRescueMessages(t *testing.T) {
+	t.Chdir(t.TempDir())
+	mistakesSetup(t)
+	for _, c := range []struct {
+		args    []string
+		status  int
+		has, no string
+	}{
+		{[]string{"info", "orphan.avhdx"}, statusOK, "lost.vhdx, missing", "no known"},
+		{[]string{"info", "orphan.avhdx"}, statusOK, "unknown without the parent", "no known"},
+		{[]string{"convert", "--skip-errors", "headless.vhdx", "a.raw"}, statusWarnings, "no unreadable range was found", "are zeros"},
+		{[]string{"convert", "--skip-errors", "cut.vhdx", "b.raw"}, statusWarnings, "unreadable ranges are zeros", "no unreadable"},
+		{[]string{"check", "cut.vhdx"}, statusDamaged, "all errors are about data beyond the end of the file", "else vhdxfs"},
+	} {
+		r := run(t, c.args...)
+		if all := r.stdout + r.stderr; r.status != c.status || !strings.Contains(all, c.has) || strings.Contains(all, c.no) {
+			t.Errorf("vhdxfs %s: status %d, %s; want %d, %q and not %q", c.args, r.status, all, c.status, c.has, c.no)
+		}
+	}
+}

@@ -197,8 +197,8 @@ func TestCompareCommand(t *testing.T) {
 		{[]string{raw, raw}, statusOK, "the disks are equal\n"},
 		{[]string{raw, longer}, statusOK, "equal, but their sizes are 3 MiB and 4 MiB"},
 		{[]string{"--strict", raw, longer}, statusDiffers, "sizes are 3 MiB"},
-		{[]string{raw, other}, statusDiffers, "512 B at 0x100200 differ\n512 B at 0x200000 differ\nthe disks differ in 2 ranges, 1 KiB in total\n"},
-		{[]string{"--limit", "1", raw, other}, statusDiffers, "512 B at 0x100200 differ\nthe disks differ in 2 ranges"},
+		{[]string{raw, other}, statusDiffers, "512 B at 0x100200 differs\n512 B at 0x200000 differs\nthe disks differ in 2 ranges, 1 KiB in total\n"},
+		{[]string{"--limit", "1", raw, other}, statusDiffers, "512 B at 0x100200 differs\nthe disks differ in 2 ranges"},
 	} {
 		r := run(t, append([]string{"compare"}, tc.args...)...)
 		if r.status != tc.status || !strings.Contains(r.stdout, tc.want) || r.stderr != "" {
