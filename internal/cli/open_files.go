@@ -31,8 +31,8 @@ func newOpen() *cobra.Command {
 on the disk and where it is mounted. vhdxfs close undoes all of it. If a step fails, nothing stays attached or mounted.
 
 A single file system is mounted on DIR, and so is the one that --partition names. Several are mounted in folders of DIR,
-which are named like their labels, or p1, p2 and so on. Without DIR, a new folder in ` + rootRunDir + ` is used, which only
-root can enter.
+which are named like their labels, or p1, p2 and so on. If DIR does not exist, open creates it and close removes it. Without
+DIR, a new folder in ` + rootRunDir + ` is used, which only root can enter.
 
 An image that cannot be written is opened read-only. A file system that was not unmounted is then mounted without replay
 of its journal (ext4 noload, XFS norecovery), and a note says so. Set-user-ID programs and device files on the disk have

@@ -114,7 +114,7 @@ var optionTable = []option{
 		o.image.AnyParent = true
 		return nil
 	}},
-	{"lock", "lease|on|try|off", forImage, "lock the image and its parents against other programs; try proceeds even if another program holds the lock; lease also keeps other hosts from writing an image that is written here, and is the default on network and FUSE file systems, on is it elsewhere", func(o *options, v string) error {
+	{"lock", "lease|on|try|off", forImage, "lock the image and its parents against other programs; try proceeds even if another program holds the lock; lease also keeps other hosts from writing an image that is written here. lease is the default on network and FUSE file systems; on is the default elsewhere", func(o *options, v string) error {
 		o.image.Lock = vhdx.LockMode(v)
 		return oneOf(v, string(vhdx.LockOn), string(vhdx.LockLease), string(vhdx.LockTry), string(vhdx.LockOff))
 	}},
