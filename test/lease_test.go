@@ -28,10 +28,7 @@ func newClusterHost(t *testing.T, folder string, refuseLocks bool) *clusterHost 
 	requireFUSE(t)
 	h := &clusterHost{dir: newDir(t)}
 	root := &fs.LoopbackRoot{Path: folder}
-	root.NewNode = func(root *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &clusterNode{LoopbackNode: fs.LoopbackNode{RootData: root}, host: h}
-	}
-	root.RootNode = root.NewNode(root, nil, "", nil)
+	root.RootNode = &clusterNode{LoopbackNode: fs.LoopbackNode{RootData: root}, host: h}
 	server, err := fs.Mount(h.dir, root.RootNode, &fs.Options{MountOptions: fuse.MountOptions{Name: "clusterhost", EnableLocks: refuseLocks, DirectMount: os.Geteuid() == 0}})
 	if err != nil {
 		t.Fatal(err)
@@ -47,6 +44,14 @@ func newClusterHost(t *testing.T, folder string, refuseLocks bool) *clusterHost 
 type clusterNode struct {
 	fs.LoopbackNode
 	host *clusterHost
+}
+
+// WrapChild has each file below the folder be one of this host, too.
+func (n *clusterNode) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
+	if node, ok := ops.(*fs.LoopbackNode); ok {
+		return &clusterNode{LoopbackNode: fs.LoopbackNode{RootData: node.RootData}, host: n.host}
+	}
+	return ops
 }
 
 func (n *clusterNode) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {

@@ -53,13 +53,8 @@ func (o *options) confine(k keeper) error {
 // keepOwnFiles keeps the folder of ownFiles open. A rule of Landlock holds for the folder as the kernel has it in memory: where
 // it drops that, as it does when memory is short, it makes another one at the next access, for which there is no rule.
 var keepOwnFiles = sync.OnceFunc(func() {
-	if fd, err := unix.Open(ownFiles, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
-		ownFilesFD = fd
-	}
+	_, _ = unix.Open(ownFiles, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) // stays open as long as the process
 })
-
-// ownFilesFD is the descriptor of keepOwnFiles, which is never closed.
-var ownFilesFD = -1
 
 // confineOpened gives up what was needed to open the image for reading.
 func (o *options) confineOpened(log *logrus.Logger) {

@@ -29,20 +29,19 @@ const (
 
 // extFS is ext2, ext3 or ext4.
 type extFS struct {
-	v               volume
-	block           int64 // bytes
-	first           int64 // block of the first group
-	blocksPerGroup  int64
-	inodesPerGroup  int64
-	inodes          int64
-	inodeSize       int64
-	descriptor      int64 // bytes
-	features        uint32
-	firstMetaGroup  int64
-	sparseSuper     bool
-	backups         [2]uint32 // groups with a super block, with sparse_super2
-	hasTwoBackups   bool
-	caseInsensitive bool
+	v              volume
+	block          int64 // bytes
+	first          int64 // block of the first group
+	blocksPerGroup int64
+	inodesPerGroup int64
+	inodes         int64
+	inodeSize      int64
+	descriptor     int64 // bytes
+	features       uint32
+	firstMetaGroup int64
+	sparseSuper    bool
+	backups        [2]uint32 // groups with a super block, with sparse_super2
+	hasTwoBackups  bool
 }
 
 func openExt(v volume) (Tree, error) {

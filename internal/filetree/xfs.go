@@ -21,14 +21,14 @@ const (
 
 // xfsFS is XFS 4 or 5. All numbers are big-endian (XFS Algorithms & Data Structures).
 type xfsFS struct {
-	v                    volume
-	block, dirBlock      int64 // bytes
-	root                 uint64
-	groupBlocks, groups  int64
-	inodeSize            int64
-	perBlockLog          uint
-	groupBlockLog        uint
-	five, hasType, dirty bool
+	v                   volume
+	block, dirBlock     int64 // bytes
+	root                uint64
+	groupBlocks, groups int64
+	inodeSize           int64
+	perBlockLog         uint
+	groupBlockLog       uint
+	five, hasType       bool
 }
 
 func openXFS(v volume) (Tree, error) {

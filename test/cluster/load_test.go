@@ -89,12 +89,6 @@ func (l *ledger) sync(r record) {
 	clear(l.tried[r.slot])
 }
 
-func (l *ledger) count() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.synced)
-}
-
 // A loader writes to a disk until it is stopped.
 type loader struct {
 	quit, done chan struct{}
