@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,7 +114,7 @@ func TestFull(t *testing.T) {
 	if err := syscall.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-8<<20); err != nil {
 		t.Fatal(err)
 	}
-	for err == nil { // up to the last byte
+	for _, err = f.Seek(0, io.SeekEnd); err == nil; { // up to the last byte
 		_, err = f.Write(make([]byte, 64<<10))
 		if err == nil {
 			err = f.Sync()
