@@ -63,7 +63,7 @@ var knownHosts = []Host{
 	{Type: "gfs2", Shared: true, Holes: Yes, Locks: Yes},
 	{Type: "ocfs2", Shared: true, Holes: Yes, Locks: Yes},
 	{Type: "lustre", Shared: true, Holes: Yes, FindsHoles: No},
-	{Type: "fuse.glusterfs", Shared: true, Holes: Yes, FindsHoles: No, Locks: Yes, TmpFile: No, Copies: No},
+	{Type: "fuse.glusterfs", Shared: true, Holes: Yes, Locks: Yes, TmpFile: No, Copies: No},
 	{Type: "fuse.sshfs", Shared: true, Holes: No, FindsHoles: No, Locks: No, TmpFile: No},
 	{Type: "fuse.mfs", Shared: true, Holes: Unknown, FindsHoles: No, Locks: Yes},
 }
