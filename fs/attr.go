@@ -45,31 +45,82 @@ func (o *Options) statImage(disk Disk) (imageAttr, error) {
 		a.ctime = time.Unix(st.Ctim.Unix())
 	}
 	if o.AllowOther && o.Umask == nil && o.Mode == nil {
-		way, err := disk.Way(level)
-		a.closeOff(o, way, err == nil)
+		sources, err := sourcesOf(disk, level)
+		if err != nil {
+			return imageAttr{}, err
+		}
+		a.closeOff(o, sources)
 	}
 	return a, nil
 }
 
-// closeOff takes the permissions away from users that could not open the image, since a folder on the way to it does not let
-// them pass. Where the way is not known, only the owner keeps them. A mounting user other than root keeps the access to the
-// image, as the owner of disk.raw.
-func (a *imageAttr) closeOff(o *Options, way safefile.Way, known bool) {
+// A source is a file of which disk.raw shows something: who may use it, and the way to it.
+type source struct {
+	safefile.Access
+	way   safefile.Way
+	known bool // the way
+}
+
+// sourcesOf returns the files of the image, from a level on, and its parents.
+func sourcesOf(disk Disk, level int) (sources []source, err error) {
+	list, err := disk.Access()
+	if err != nil {
+		return nil, err
+	}
+	for l := level; l == level || l < len(list); l++ {
+		var s source
+		if l < len(list) {
+			s.Access = list[l]
+		}
+		s.way, err = disk.Way(l)
+		s.known = err == nil
+		sources = append(sources, s)
+	}
+	return sources, nil
+}
+
+// closeOff takes the permissions away from users that could not open the image, or one of its parents: its own permissions do
+// not let them, or a folder on the way to it does not let them pass. Where the way is not known, only the owner keeps them. A
+// mounting user other than root keeps the access to the image, as the owner of disk.raw.
+func (a *imageAttr) closeOff(o *Options, sources []source) {
 	perm := a.perm
-	if !known || !way.LetsOthers() {
-		perm &^= 0o007
-	}
-	if o.GID == nil && (!known || !way.LetsGroup(a.gid)) {
-		perm &^= 0o070
-	}
-	if o.UID == nil && known && !way.LetsUser(a.uid, groupsOf(a.uid)) {
-		perm &^= 0o700
+	for i, s := range sources {
+		perm &= s.lets(o, a, i > 0)
 	}
 	if me := uint32(os.Geteuid()); me != 0 && a.uid != me && perm != a.perm && o.UID == nil && o.Overlay == "" {
 		perm = perm&0o007 | 0o600
 		a.uid, a.gid = me, uint32(os.Getegid())
 	}
 	a.perm = perm
+}
+
+// lets returns the permissions that disk.raw may have for what it shows of this file. A parent is only read. To whom the
+// mounting user gives disk.raw is that user's choice.
+func (s *source) lets(o *Options, a *imageAttr, parent bool) uint32 {
+	gid := a.gid
+	if o.GID != nil {
+		gid = *o.GID
+	}
+	perm := uint32(safefile.Limit(gid, []safefile.Access{s.Access}))
+	for _, class := range []uint32{0o070, 0o007} {
+		if parent && perm&class&0o444 != 0 {
+			perm |= class
+		} else if parent {
+			perm &^= class
+		}
+	}
+	if !s.known || !s.way.LetsOthers() {
+		perm &^= 0o007
+	}
+	if o.GID != nil {
+		perm |= 0o070
+	} else if !s.known || !s.way.LetsGroup(a.gid) {
+		perm &^= 0o070
+	}
+	if groups := groupsOf(a.uid); o.UID == nil && (s.known && !s.way.LetsUser(a.uid, groups) || parent && a.uid != uint32(os.Geteuid()) && !s.LetsRead(a.uid, groups)) {
+		perm &^= 0o700
+	}
+	return perm
 }
 
 // groupsOf returns the groups of a user.

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -9,7 +10,9 @@ import (
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
+	"vhdxfs/internal/otheruser"
 	"vhdxfs/internal/safefile"
 	"vhdxfs/vhdx"
 )
@@ -55,13 +58,78 @@ func TestAttributesOfTheOpenFile(t *testing.T) {
 		"the mounter has named a group": {Options{GID: &uid}, safefile.Way{{Perm: 0o700}}, 0o660, 0o060},
 	} {
 		a := imageAttr{uid: 7, gid: 8, perm: c.perm}
-		if a.closeOff(&c.o, c.way, true); a.perm != c.want {
+		if a.closeOff(&c.o, []source{{safefile.Access{UID: 7, GID: 8, Perm: os.FileMode(c.perm)}, c.way, true}}); a.perm != c.want {
 			t.Errorf("%s: %o, want %o", name, a.perm, c.want)
 		}
 	}
 	a = imageAttr{uid: 7, gid: 8, perm: 0o666}
-	if a.closeOff(&Options{}, nil, false); a.perm != 0o600 {
+	if a.closeOff(&Options{}, []source{{safefile.Access{UID: 7, GID: 8, Perm: 0o666}, nil, false}}); a.perm != 0o600 {
 		t.Errorf("where the way is not known: %o", a.perm)
+	}
+}
+
+// A disk is shown only to users who can open the image and each of its parents, whatever ACL these have.
+func TestAttributesOfPrivateFiles(t *testing.T) {
+	dir := otheruser.Folder(t) // which all may pass
+	image, parent := filepath.Join(dir, "child.vhdx"), filepath.Join(dir, "parent.vhdx")
+	if err := vhdx.Create(parent, vhdx.CreateOptions{Size: 8 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	if err := vhdx.Create(image, vhdx.CreateOptions{Parent: parent}); err != nil {
+		t.Fatal(err)
+	}
+	const acl = "system.posix_acl_access"
+	entries := func(user, group, mask, others byte) []byte { // the owner may read and write; user 7 has an entry
+		b := []byte{2, 0, 0, 0}
+		for _, e := range [][3]byte{{1, 6, 255}, {2, user, 7}, {4, group, 255}, {16, mask, 255}, {32, others, 255}} {
+			id := []byte{e[2], 0, 0, 0}
+			if e[2] == 255 {
+				id = []byte{255, 255, 255, 255}
+			}
+			b = append(append(b, e[0], 0, e[1], 0), id...)
+		}
+		return b
+	}
+	type file struct {
+		uid, gid int
+		mode     os.FileMode
+		acl      []byte
+	}
+	for name, c := range map[string]struct {
+		image, parent file
+		want          uint32
+	}{
+		"open":                          {file{9, 9, 0o666, nil}, file{0, 0, 0o644, nil}, 0o666},
+		"a private parent":              {file{9, 9, 0o666, nil}, file{0, 0, 0o600, nil}, 0},
+		"a private parent of the owner": {file{9, 9, 0o666, nil}, file{9, 0, 0o600, nil}, 0o600},
+		"both of root":                  {file{0, 0, 0o644, nil}, file{0, 0, 0o600, nil}, 0o600},
+		"a parent of the group":         {file{9, 9, 0o664, nil}, file{0, 9, 0o640, nil}, 0o660},
+		"a parent without the group":    {file{9, 9, 0o666, nil}, file{0, 8, 0o604, nil}, 0o600},
+		"an image with an ACL":          {file{0, 9, 0o600, entries(6, 0, 6, 0)}, file{0, 0, 0o644, nil}, 0o600},
+		"an ACL that keeps a user out":  {file{0, 9, 0o600, entries(0, 4, 6, 4)}, file{0, 0, 0o644, nil}, 0o600},
+		"an ACL that lets all read":     {file{0, 9, 0o600, entries(6, 6, 6, 4)}, file{0, 0, 0o644, nil}, 0o644},
+		"a parent with an ACL":          {file{0, 9, 0o664, nil}, file{0, 9, 0o600, entries(4, 0, 4, 0)}, 0o600},
+	} {
+		for path, f := range map[string]file{image: c.image, parent: c.parent} {
+			_ = unix.Removexattr(path, acl)
+			if err := errors.Join(os.Chown(path, f.uid, f.gid), os.Chmod(path, f.mode)); err != nil {
+				t.Fatal(err)
+			}
+			if f.acl != nil {
+				if err := unix.Setxattr(path, acl, f.acl, 0); err != nil {
+					t.Skipf("no ACLs here: %v", err)
+				}
+			}
+		}
+		im, err := vhdx.Open(image, vhdx.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := (&Options{Image: image, AllowOther: true}).statImage(im)
+		if err != nil || a.perm != c.want {
+			t.Errorf("%s: permissions %o, %v; want %o", name, a.perm, err, c.want)
+		}
+		im.Close()
 	}
 }
 

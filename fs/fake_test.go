@@ -123,6 +123,16 @@ func (d *fakeDisk) File(int) (*vhdx.ImageFile, error) {
 	return &vhdx.ImageFile{Path: d.info.Path, Info: fi}, err
 }
 
+func (d *fakeDisk) Access() ([]safefile.Access, error) {
+	f, err := os.Open(d.info.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	a, err := safefile.AccessOf(f)
+	return []safefile.Access{a}, err
+}
+
 func (d *fakeDisk) Way(int) (safefile.Way, error) { return d.way, nil }
 
 // Snapshot waits until a test lets it go on.

@@ -75,8 +75,9 @@ type Control interface {
 	// File returns the open file of the image, with level 0, or of its parent of that level, and Way the way to it.
 	File(level int) (*vhdx.ImageFile, error)
 	Way(level int) (safefile.Way, error)
-	SectorSize() int64 // of a logical sector
-	Validated() error  // waits until all of the image was looked at
+	Access() ([]safefile.Access, error) // to the file of the image, and to those of its parents
+	SectorSize() int64                  // of a logical sector
+	Validated() error                   // waits until all of the image was looked at
 	Info() *vhdx.Info
 	Stats() vhdx.Stats
 

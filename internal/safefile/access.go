@@ -1,6 +1,7 @@
 package safefile
 
 import (
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"runtime"
@@ -45,7 +46,7 @@ func accessOf(fd int) (Access, error) {
 func Limit(gid uint32, inputs []Access) fs.FileMode {
 	limit := fs.FileMode(0o777)
 	for _, in := range inputs {
-		group, others := in.Perm>>3&7, in.Perm&7
+		group, others := in.Perm>>3&7, in.Perm&7&in.named()
 		if in.acl != nil || in.GID != gid {
 			// Those whom the input's group keeps out may be others here.
 			group, others = group&others, group&others
@@ -53,6 +54,35 @@ func Limit(gid uint32, inputs []Access) fs.FileMode {
 		limit &= 0o700 | group<<3 | others
 	}
 	return limit
+}
+
+// named returns the permissions that each user and group has to whom the ACL gives some of their own, and all where there
+// is no such ACL. Elsewhere they are others, or members of the group.
+func (a Access) named() fs.FileMode {
+	const head, size = 4, 8             // bytes: the version, and an entry of a tag, permissions and an identity, little-endian
+	const user, owning, group = 2, 4, 8 // tags
+	perm := fs.FileMode(7)
+	for b := a.acl; len(b) >= head+size; b = b[size:] {
+		e := b[head:]
+		if tag := binary.LittleEndian.Uint16(e); tag == user || tag == owning || tag == group {
+			perm &= fs.FileMode(binary.LittleEndian.Uint16(e[2:]))
+		}
+	}
+	return perm
+}
+
+// LetsRead reports whether a user may read the file who is a member of these groups and no others. What an ACL allows some
+// users does not count.
+func (a Access) LetsRead(uid uint32, groups []uint32) bool {
+	switch {
+	case uid == 0:
+		return true
+	case a.UID == uid:
+		return a.Perm&0o400 != 0
+	case slices.Contains(groups, a.GID) && a.acl == nil:
+		return a.Perm&0o040 != 0
+	}
+	return Limit(a.GID, []Access{a})&0o004 != 0
 }
 
 // Give gives f the owner, group, permissions and ACL of a, as far as the caller may and the file system has them. Where it
