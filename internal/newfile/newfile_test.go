@@ -255,7 +255,9 @@ func givesAccess(t *testing.T) {
 		"a group that is kept out":        {[]file{{0, 6, 0o604}}, nil, file{0, 0, 0o600}},
 		"replaced":                        {nil, &file{12, 13, 0o664}, file{12, 13, 0o664}},
 		"replaced, and an open input":     {[]file{{0, 0, 0o644}}, &file{12, 13, 0o640}, file{12, 13, 0o640}},
-		"replaced, and a private input":   {[]file{{0, 0, 0o600}}, &file{12, 13, 0o664}, file{12, 13, 0o600}},
+		"replaced, and a private input":   {[]file{{0, 0, 0o600}}, &file{12, 13, 0o664}, file{0, 13, 0o600}},
+		"replaced, and one of its owner":  {[]file{{12, 0, 0o600}}, &file{12, 13, 0o664}, file{12, 13, 0o600}},
+		"replaced, and one of a group":    {[]file{{0, 13, 0o640}}, &file{12, 13, 0o664}, file{0, 13, 0o640}},
 		"replaced, which nobody can read": {nil, &file{12, 13, 0}, file{12, 13, 0}},
 	} {
 		dir := t.TempDir()

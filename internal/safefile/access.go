@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io/fs"
+	"os"
 	"runtime"
 	"slices"
 
@@ -86,11 +87,16 @@ func (a Access) LetsRead(uid uint32, groups []uint32) bool {
 }
 
 // Give gives f the owner, group, permissions and ACL of a, as far as the caller may and the file system has them. Where it
-// cannot be given the group or the ACL, nobody gets rights instead. No permission goes beyond the limit of the inputs.
+// cannot be given the group or the ACL, nobody gets rights instead. No permission goes beyond the limit of the inputs, and an
+// owner who could not read each of them is none of f.
 func (a Access) Give(f Descriptor, inputs []Access) error {
 	defer runtime.KeepAlive(f)
 	fd := int(f.Fd())
-	if err := unix.Fchown(fd, int(a.UID), int(a.GID)); err != nil {
+	owner := int(a.UID)
+	if a.UID != uint32(os.Geteuid()) && slices.ContainsFunc(inputs, func(in Access) bool { return !in.LetsRead(a.UID, nil) }) {
+		owner = -1
+	}
+	if err := unix.Fchown(fd, owner, int(a.GID)); err != nil {
 		_ = unix.Fchown(fd, -1, int(a.GID)) // what was reached is looked at below
 	}
 	now, err := accessOf(fd)
