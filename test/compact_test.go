@@ -63,7 +63,6 @@ func reclaimable(t *testing.T, img string) int64 {
 // A compaction wins what info says, and changes nothing of the disk: of an image that nobody uses, and of a mount.
 func TestCompact(t *testing.T) {
 	t.Parallel()
-	detectRaces(t)
 	for _, v := range variants {
 		for _, mounted := range []bool{false, true} {
 			name := v.name

@@ -123,7 +123,6 @@ func TestMergeToAFullDisk(t *testing.T) {
 
 // Whatever signal ends a merge, the child shows what it did, and the merge can be run again.
 func TestKilledMerge(t *testing.T) {
-	detectRaces(t)
 	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 		t.Run(sig.String(), func(t *testing.T) {
