@@ -42,8 +42,8 @@ demo: ## Mount an image (IMAGE=path, else a new one), show what is inside, put e
 # which it does several things at once run it with the detector (detectRaces). Power cuts are tried in one goroutine each.
 test: ## Set up what the tests need and run them all; skipped tests are listed at the end
 	@internal/scripts/need $(test_needs)
-	CGO_ENABLED=1 $(gotestsum) -race -count=1 -timeout 30m $(or $(TESTFLAGS),-skip PowerCut) $(packages)
-	$(gotestsum) -count=1 -timeout 30m -parallel 4 $(TESTFLAGS) ./test
+	CGO_ENABLED=1 $(gotestsum) -race -count=1 -timeout 60m $(or $(TESTFLAGS),-skip PowerCut) $(packages)
+	$(gotestsum) -count=1 -timeout 60m -parallel 4 $(TESTFLAGS) ./test
 	$(if $(TESTFLAGS),,$(gotestsum) -count=1 -timeout 30m -run PowerCut ./vhdx)
 	$(GO) test -count=1 -run 'Allocat' ./cache ./fs ./vhdx # what the race detector does not let be counted
 
