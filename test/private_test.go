@@ -51,3 +51,27 @@ func TestPrivateImageStaysPrivate(t *testing.T) {
 		})
 	}
 }
+
+// What another user has mounted is not named by its image to root, who is told how to unmount it.
+func TestRootNamesAnothersMount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to become another user")
+	}
+	requireTools(t, "setpriv", "fusermount3")
+	folder := newDir(t)
+	letPass(t, folder)
+	if err := os.Chown(folder, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	img, dir := filepath.Join(folder, "img.vhdx"), filepath.Join(folder, "mnt")
+	for _, args := range [][]string{{"mkdir", dir}, {program.path(t), "create", "-q", img, "16M"}, {program.path(t), img, dir}} {
+		if out, err := command(asNobody(args...)[0], asNobody(args...)[1:]...); err != nil {
+			t.Fatalf("%v: %v, %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() { _, _ = command("umount", "-l", dir) })
+	if r := vhdxfs(t, "detach", img); r.status != 6 || !strings.Contains(r.stderr, "name its mount point: vhdxfs umount "+dir) {
+		t.Errorf("detach: status %d, %s", r.status, r.stderr)
+	}
+	mustVhdxfs(t, "umount", dir)
+}

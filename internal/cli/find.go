@@ -170,7 +170,11 @@ func devicesOf(m *mountinfo.Info) []string {
 func notMounted(name string, list []*activeMount) error {
 	if abs, err := absPath(name); err == nil {
 		for _, m := range list {
-			if m.trusted && m.Image == abs && m.ImageState != "" {
+			switch {
+			case m.Image != abs:
+			case !m.trusted: // by its own account, which is no reason to act on it
+				return fmt.Errorf("%s is %w by root or by you, but by another user; to unmount that mount, name its mount point: vhdxfs umount %s", name, errNotMounted, printable(m.MountPoint))
+			case m.ImageState != "":
 				return fmt.Errorf("%s is %w: the image that is mounted at %s had this name and was %s; name the mount point to mean that one", name, errNotMounted, m.MountPoint, m.ImageState)
 			}
 		}
