@@ -167,18 +167,18 @@ func TestOpen(t *testing.T) {
 	checkClosed(t, img, dir)
 	checkClean(t, img)
 
-	// One alone is mounted on the folder itself, by its number, label or type.
+	// One alone is mounted in a folder that only root can enter, by its number, label or type.
 	for name, file := range map[string]string{"1": "new", "root": "a", "xfs": "b", "4": "c"} {
 		o := openImage(t, "-r", "--partition", name, img)
 		readText(t, filepath.Join(o.Directory, file))
 		if err := os.WriteFile(filepath.Join(o.Directory, "x"), nil, 0o600); err == nil {
 			t.Error("a file was written to what is open read-only")
 		}
-		if o.Mode != "ro" || filepath.Dir(o.Directory) != "/run/vhdxfs" {
+		if o.Mode != "ro" || filepath.Dir(o.Directory) != "/run/vhdxfs/disk.files" {
 			t.Errorf("--partition %s: %+v", name, o)
 		}
 		mustVhdxfs(t, "close", o.Directory)
-		checkClosed(t, img, o.Directory)
+		checkClosed(t, img, filepath.Dir(o.Directory))
 	}
 	if r := vhdxfs(t, "close", img); r.status != 6 {
 		t.Errorf("closed twice: %d, %s", r.status, r.stderr)
@@ -301,4 +301,23 @@ func TestOpenNTFS(t *testing.T) {
 	}
 	mustVhdxfs(t, "close", img)
 	checkClean(t, img)
+}
+
+// Without a folder, nobody but root gets at a file system, whatever the mode of its root is.
+func TestOpenedFilesArePrivate(t *testing.T) {
+	img := partitioned(t, "64M", part{"", "mkfs.ext4 -q", map[string]string{"file": "content"}})
+	o := openImage(t, "-r", img)
+	if st, err := os.Stat(o.Directory); err != nil || st.Mode().Perm()&0o005 != 0o005 {
+		t.Fatalf("%s: %v; the root of the file system is open to all", o.Directory, err)
+	}
+	if out, err := exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", o.Directory+"/file").CombinedOutput(); err == nil {
+		t.Errorf("another user reads %q", out)
+	}
+	if again := openImage(t, "-r", img); again.Directory != o.Directory || again.Volumes[0].MountPoint != o.Directory {
+		t.Errorf("again: %+v, first %+v", again, o)
+	}
+	mustVhdxfs(t, "close", o.Directory)
+	if names, err := filepath.Glob("/run/vhdxfs/disk*"); err != nil || len(names) > 0 {
+		t.Errorf("left: %v, %v", names, err)
+	}
 }

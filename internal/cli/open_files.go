@@ -32,7 +32,7 @@ on the disk and where it is mounted. vhdxfs close undoes all of it. If a step fa
 
 A single file system is mounted on DIR, and so is the one that --partition names. Several are mounted in folders of DIR,
 which are named like their labels, or p1, p2 and so on. If DIR does not exist, open creates it and close removes it. Without
-DIR, a new folder in ` + rootRunDir + ` is used, which only root can enter.
+DIR, they are all in folders of a new folder in ` + rootRunDir + `, which only root can enter.
 
 An image that cannot be written is opened read-only. A file system that was not unmounted is then mounted without replay
 of its journal (ext4 noload, XFS norecovery), and a note says so. Set-user-ID programs and device files on the disk have
@@ -231,7 +231,7 @@ func (c *openCommand) mountAll(ctx context.Context, r *openReport, chosen []*ope
 			continue
 		}
 		at := top
-		if len(chosen) > 1 {
+		if len(chosen) > 1 || dir == "" { // the root of a file system would hide a folder that others cannot enter
 			if at, err = makePlace(top.path+"/"+names[i], partPlace, false, undo); err != nil {
 				return err
 			}
@@ -243,6 +243,9 @@ func (c *openCommand) mountAll(ctx context.Context, r *openReport, chosen []*ope
 		undo.add(func() error { return unmountPlace(at.path) })
 		v.Note = trees[i].Note
 		v.settle(at.path)
+		if len(chosen) == 1 {
+			r.Directory = at.path
+		}
 	}
 	return nil
 }
