@@ -1,4 +1,4 @@
-module vhdxfs
+module github.com/vhdxfs/vhdxfs
 
 go 1.26.0
 

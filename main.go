@@ -5,7 +5,7 @@ import (
 	"context"
 	"os"
 
-	"vhdxfs/internal/cli"
+	"github.com/vhdxfs/vhdxfs/internal/cli"
 )
 
 func main() {

@@ -4,7 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"vhdxfs/internal/tally"
+	"github.com/vhdxfs/vhdxfs/internal/tally"
 )
 
 // minPages is the least number of pages that a cache keeps, even if its bound is smaller.

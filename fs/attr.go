@@ -10,8 +10,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 const (

@@ -10,9 +10,9 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/mounts"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // Causes of a compaction's end before it is done.

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // mountFuse mounts a FUSE connection at o.MountPoint and returns its descriptor. With the privilege to

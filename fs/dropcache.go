@@ -6,7 +6,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
 )
 
 // notifyInvalInode is what tells the kernel that what it has cached of a file does not count any more.

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"os"
 
-	"vhdxfs/fs"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // Serve the disk of an image as a file below /mnt/disk until that is unmounted. Without an output to compare, the example is

@@ -19,9 +19,9 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/sirupsen/logrus"
 
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // fakeDisk is a disk whose extents the test lays out. want is its content. What would change it is recorded, and

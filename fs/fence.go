@@ -5,7 +5,7 @@ import (
 	"errors"
 	"sync"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // errFenced is the answer to changes that come too late.

@@ -8,9 +8,9 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // The two nodes. Their numbers are their inode numbers, too.

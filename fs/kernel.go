@@ -10,9 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/erofs"
-	"vhdxfs/internal/fault"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/erofs"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // The kernel can read a disk that nobody changes by itself: package erofs makes it a file whose chunks lie in the image

@@ -4,7 +4,7 @@ import (
 	"os"
 	"testing"
 
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // TestMain makes the test program ask a mount when package mounts starts it again for that.

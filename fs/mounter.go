@@ -12,8 +12,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/erofs"
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/erofs"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // A Mounter does for one mount what may take privilege, so that the process that serves the mount needs none. An

@@ -7,9 +7,9 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/mounts"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 const (

@@ -14,8 +14,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 func TestAttributes(t *testing.T) {

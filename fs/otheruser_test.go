@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vhdxfs/internal/otheruser"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/otheruser"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // The name of another user's image leads to one of root's at every other moment. Whichever is opened, disk.raw has the

@@ -10,8 +10,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/tally"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/tally"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 func (f *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {

@@ -9,7 +9,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/splice"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 const (

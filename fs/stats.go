@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"strconv"
 
-	"vhdxfs/internal/tally"
+	"github.com/vhdxfs/vhdxfs/internal/tally"
 )
 
 // A Stat is one number of a mount's statistics.

@@ -11,7 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
 )
 
 // maxWorkers bounds the requests that are served at once, and with them the memory for their data. More of them wait

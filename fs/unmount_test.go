@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // abort cuts the connection below a mount, as umount -f does of one in use.

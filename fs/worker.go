@@ -2,13 +2,13 @@ package fs
 
 import (
 	"errors"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"runtime"
 	"sync/atomic"
-	"vhdxfs/internal/mounts"
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
 )
 
 // A worker answers what it has read from the device before it reads again. So one thread does all that a request

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // headerRegion returns where the header at file offset off says the log is.

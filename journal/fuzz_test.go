@@ -5,7 +5,7 @@ import (
 	"errors"
 	"testing"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Rings are mostly data sectors, and inputs of their size are more than the fuzzer can search. An input

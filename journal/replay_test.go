@@ -8,7 +8,7 @@ import (
 	"slices"
 	"testing"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 func TestR12FileShorterThanFlushed(t *testing.T) {

@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A Region says where in the file the log lies, and which of its entries count. All of it stands in the

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"io"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Find finds the active sequence of the log reg in r. An error matches ondisk.ErrCorrupt and names rule R11

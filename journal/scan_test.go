@@ -6,7 +6,7 @@ import (
 	"math"
 	"testing"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 func TestR11NoCompleteSequence(t *testing.T) {

@@ -5,7 +5,7 @@ import (
 	"io"
 	"math"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // headerSection is the end of the part of the file that the log must not change: the file identifier and

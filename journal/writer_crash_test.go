@@ -7,7 +7,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"vhdxfs/test/powercut"
+	"github.com/vhdxfs/vhdxfs/test/powercut"
 )
 
 var crashRuns = flag.Uint64("crashruns", 5, "how many runs TestWriterLosesPower cuts at every operation")

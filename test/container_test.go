@@ -93,7 +93,7 @@ func containerImage() (string, error) {
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(last), 0o644); err != nil {
 		return "", err
 	}
-	if out, err := command("env", "CGO_ENABLED=0", "go", "build", "-o", filepath.Join(dir, "vhdxfs"), "vhdxfs"); err != nil {
+	if out, err := command("env", "CGO_ENABLED=0", "go", "build", "-o", filepath.Join(dir, "vhdxfs"), ".."); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	return dir, nil

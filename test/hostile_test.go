@@ -19,8 +19,8 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A hostileImage is made to cost as much as it can. Offsets and states are those of MS-VHDX 2.5.

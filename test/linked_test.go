@@ -13,7 +13,7 @@ func TestLinked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Contains(file, []byte("vhdxfs/internal/cli.Run")) {
+	if !bytes.Contains(file, []byte("/internal/cli.Run")) {
 		t.Fatal("the program does not tell the names of its functions")
 	}
 	for name, why := range map[string]string{

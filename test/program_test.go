@@ -59,7 +59,7 @@ func (b *build) path(t *testing.T) string {
 		if b.err = os.MkdirAll(filepath.Dir(path), 0o755); b.err != nil {
 			return
 		}
-		args := slices.Concat([]string{"go", "build", "-o", path}, b.flags, []string{"vhdxfs"})
+		args := slices.Concat([]string{"go", "build", "-o", path}, b.flags, []string{".."})
 		if b.static {
 			args = append([]string{"CGO_ENABLED=0"}, args...)
 		} else if slices.Contains(b.flags, "-race") {

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // newAllocator returns the allocator of a new image, and the size of its file in bytes.

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"sort"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Here it is decided whether a BAT entry keeps the rules: once for the scan when an image is opened, the late scan, each

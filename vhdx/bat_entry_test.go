@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // entryCases are images with places where an entry of block 1 may point.

@@ -3,8 +3,8 @@ package vhdx
 import (
 	"math/bits"
 
-	"vhdxfs/cache"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/cache"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // blockBits are the bits of one payload block in its chunk's sector bitmap block (MS-VHDX 2.5.1.2), pinned by an

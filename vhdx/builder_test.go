@@ -9,8 +9,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A spec says what image to build. Zero values choose the usual.

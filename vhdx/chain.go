@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // SharedLayers returns the pairs of layers of im and o that are the same file.

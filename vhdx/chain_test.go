@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // newChain makes a chain of n images in a new folder, base.vhdx first, and returns their paths.

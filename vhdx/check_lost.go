@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"io"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // lostSearch bounds how much of the unused space is read to find data in it, in bytes.

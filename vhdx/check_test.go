@@ -3,11 +3,11 @@ package vhdx
 import (
 	"bytes"
 	"encoding/json"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"

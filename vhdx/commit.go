@@ -10,8 +10,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // maxLoggedPages bounds the memory for pages that are in the log and not in their places, however long the log is.

@@ -3,7 +3,7 @@ package vhdx
 import (
 	"context"
 	"errors"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // ErrReshaping is what Compact, Resize and Snapshot return while one of them is under way.

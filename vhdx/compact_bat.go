@@ -2,7 +2,7 @@ package vhdx
 
 import (
 	"errors"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // moveBAT moves the BAT to free space before it, if there is any: one that has outgrown its region was put at the end

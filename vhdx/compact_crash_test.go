@@ -3,9 +3,9 @@ package vhdx
 import (
 	"bytes"
 	"context"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/rand/v2"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 )
 
 // compactingWorkload compacts between writes and trims: to the end, or until it is interrupted after some steps, so

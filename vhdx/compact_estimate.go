@@ -2,7 +2,7 @@ package vhdx
 
 import (
 	"context"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Reclaimable is what Compact could win, in bytes.

@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"slices"
-	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )

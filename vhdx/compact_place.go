@@ -4,8 +4,8 @@ import (
 	"errors"
 	"io"
 
-	"vhdxfs/cache"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/cache"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // errNoHole says that there is no free space below a block into which it could move.

@@ -2,8 +2,8 @@ package vhdx
 
 import (
 	"errors"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"io"
-	"vhdxfs/vhdx/ondisk"
 )
 
 // releaseBlocks releases the places of blocks that need none.

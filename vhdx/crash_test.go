@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/test/powercut"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/test/powercut"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 var (

@@ -8,9 +8,9 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/safefile"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 const (

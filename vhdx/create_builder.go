@@ -8,10 +8,10 @@ import (
 	"strings"
 	"sync"
 
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A Builder makes a new image of known content. It needs no log: until Finish the file has no signature, so that

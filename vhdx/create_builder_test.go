@@ -5,13 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )

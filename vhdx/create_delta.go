@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A delta is a differencing image that is made after the fact: it says what has to change in its parent to get another disk.

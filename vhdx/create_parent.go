@@ -10,10 +10,10 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/safefile"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // maxDiskItems bounds the metadata of a virtual disk that new images inherit, in bytes. Known images have some

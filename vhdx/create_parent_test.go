@@ -3,11 +3,11 @@ package vhdx
 import (
 	"errors"
 	"fmt"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A StreamWriter writes a new image from its first byte to its last, as a pipe needs it: headers, an empty log, metadata,

@@ -3,6 +3,7 @@ package vhdx
 import (
 	"bytes"
 	"fmt"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -10,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )

@@ -2,8 +2,8 @@ package vhdx
 
 import (
 	"bytes"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )

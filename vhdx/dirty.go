@@ -4,9 +4,9 @@ import (
 	"maps"
 	"sync"
 
-	"vhdxfs/cache"
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/cache"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // maxDirtyPages bounds what one log entry carries: with the pages of two region tables to repair, the descriptors

@@ -7,8 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"vhdxfs/cache"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/cache"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 func newDirtyPages() (*dirtyPages, *cache.Span) {

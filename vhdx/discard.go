@@ -3,8 +3,8 @@ package vhdx
 import (
 	"fmt"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Zero makes the n bytes from byte off read as zero, and gives up the space of the blocks that lie wholly inside

@@ -3,6 +3,7 @@ package vhdx
 import (
 	"bytes"
 	"errors"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +13,6 @@ import (
 	"testing"
 	"time"
 	"unsafe"
-	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"

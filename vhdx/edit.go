@@ -1,8 +1,8 @@
 package vhdx
 
 import (
-	"vhdxfs/cache"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/cache"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // An edit is one change of metadata: of a BAT entry, or of several that belong together with bits of sector

@@ -3,8 +3,8 @@ package vhdx
 import (
 	"errors"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // FormatError says which structure of an image broke which rule. It matches ErrCorrupt.

@@ -6,7 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // inFolder calls do with a new folder, which goes afterwards.

@@ -1,6 +1,6 @@
 package vhdx
 
-import "vhdxfs/vhdx/ondisk"
+import "github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 
 // An Extent is a run of bytes of the virtual disk that lie together in one file, or read as zeros.
 type Extent struct {

@@ -3,8 +3,8 @@ package vhdx
 import (
 	"bytes"
 	"errors"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )

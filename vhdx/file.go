@@ -1,6 +1,6 @@
 package vhdx
 
-import "vhdxfs/vhdx/imagefile"
+import "github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 
 // File is an open image file.
 type File = imagefile.File

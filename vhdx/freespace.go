@@ -1,6 +1,6 @@
 package vhdx
 
-import "vhdxfs/vhdx/ondisk"
+import "github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 
 // FreeRanges calls do for the ranges of the image's own file that nothing uses, in order. Offsets and lengths are in
 // bytes and multiples of 1 MiB. In a damaged image these are unknown, so there are none.

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"io"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A FrontError says that an image cannot be opened by its first bytes alone, but may be with more of them.

@@ -3,9 +3,9 @@ package vhdx
 import (
 	"bytes"
 	"errors"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/rand/v2"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )

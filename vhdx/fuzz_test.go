@@ -11,9 +11,9 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // The bounds on what one input may make the engine allocate, in bytes. Opening takes most for the map of space,

@@ -2,11 +2,11 @@ package vhdx
 
 import (
 	"bytes"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
-	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )

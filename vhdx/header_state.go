@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A headerState owns the two headers of the image file, and what they tell of changes (MS-VHDX 2.2.2). What always holds:

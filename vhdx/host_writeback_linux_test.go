@@ -2,9 +2,9 @@ package vhdx
 
 import (
 	"bytes"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"path/filepath"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"

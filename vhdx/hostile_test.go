@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // farOffsets are file offsets that no block can have, in a BAT entry.

@@ -11,9 +11,9 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"vhdxfs/cache"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/cache"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // DiskType is the type of a virtual disk.

@@ -7,8 +7,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/lease"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/lease"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Info describes an open image for people and programs. Sizes and offsets are in bytes.

@@ -1,6 +1,6 @@
 package vhdx
 
-import "vhdxfs/vhdx/ondisk"
+import "github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 
 // InMemory reports whether Resolve can tell what holds the n bytes from byte off, which lie inside the disk, without
 // reading metadata: whether the pages of BATs and sector bitmap blocks that it needs are cached. Resolve may still

@@ -10,13 +10,13 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/cache"
-	"vhdxfs/internal/content"
-	"vhdxfs/internal/safefile"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/cache"
+	"github.com/vhdxfs/vhdxfs/internal/content"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A layer is one image file of a chain.

@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/lease"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/lease"
 )
 
 // ErrTakenOver is matched by the error for an image that another host has taken over while it was open. It cannot be read or

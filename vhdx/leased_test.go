@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/lease"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/lease"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // shortLeases makes the times of leases short while a test runs.

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 // A location is a name of an open file in its folder, which is open too: renaming and removing go by that, since others may

@@ -11,8 +11,8 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // holdExclusive opens the image file and takes the locks of a writer until the test ends.

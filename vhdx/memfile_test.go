@@ -9,8 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A memFile is a sparse image file in memory: what was never written takes no space and reads as zero.

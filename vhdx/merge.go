@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"path/filepath"
-	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )

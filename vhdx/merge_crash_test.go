@@ -12,8 +12,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/test/powercut"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/test/powercut"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A circuit is the power of several files: they lose it at one moment.

@@ -8,8 +8,8 @@ import (
 
 	"github.com/google/uuid"
 
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx/imagefile"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // planMerge returns the paths of the images that take part, from the one at path down to the result. It looks at

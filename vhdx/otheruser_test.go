@@ -10,10 +10,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/otheruser"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/otheruser"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // secretCopy returns a copy of a file, in a folder of root's, whose disk begins with "secret".

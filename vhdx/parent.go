@@ -10,9 +10,9 @@ import (
 	"slices"
 	"strings"
 
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 const (

@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A triedParent is a file that is not the parent, and why.

@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A qemuSearch looks for the sequence to replay as QEMU 7.2 does (block/vhdx-log.c). It differs from MS-VHDX 2.3.2: the

@@ -6,7 +6,7 @@ import (
 	"io"
 	"math"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // stackExtents is how many extents ReadAt keeps without allocating. A request of 1 MiB rarely has more.

@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // headers are both copies of the header, and which of them counts.

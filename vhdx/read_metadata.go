@@ -6,8 +6,8 @@ import (
 
 	"github.com/google/uuid"
 
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx/ondisk"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // metadata is what the known metadata items say.

@@ -7,8 +7,8 @@ import (
 
 	"github.com/google/uuid"
 
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx/ondisk"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // regionTables are both copies of the region table, and which of them counts.

@@ -14,9 +14,9 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/cache"
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/cache"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // randomChain builds an image of one of all kinds, with up to three parents: sector and block sizes, states,

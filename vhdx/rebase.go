@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // ErrParentMismatch is matched by the error for a parent that was changed since its child was made, or is another

@@ -3,9 +3,9 @@ package vhdx
 import (
 	"cmp"
 	"fmt"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"maps"
 	"slices"
-	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A freed is the place of a block that was unmapped. It can be given away when the log says so durably, and when

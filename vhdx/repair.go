@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // RepairOptions says how to repair an image.

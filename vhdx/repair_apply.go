@@ -7,8 +7,8 @@ import (
 	"io"
 	"math"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // undoSize returns how large the undo file would be.

@@ -2,9 +2,9 @@ package vhdx
 
 import (
 	"context"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"maps"
 	"slices"
-	"vhdxfs/vhdx/ondisk"
 )
 
 // mendBitmaps mends chunks whose sector bitmap block cannot be found or used.

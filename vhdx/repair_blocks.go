@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // entryAt returns the BAT entry at a file offset of the draft.

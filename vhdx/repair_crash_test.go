@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/test/powercut"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/test/powercut"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // planOn plans the repair of the image in f, of which there has to be one.

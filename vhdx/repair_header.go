@@ -3,8 +3,8 @@ package vhdx
 import (
 	"github.com/google/uuid"
 
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // setHeader makes both headers of the draft say what change makes of them, under sequence numbers above those of the

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A repairer plans the repair of one image on a draft of its file: it examines the draft, mends what the findings

@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"vhdxfs/vhdx/ondisk"
-	"vhdxfs/vhdx/undofile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/undofile"
 )
 
 // writeUndo writes the undo file of the plan to w, and returns its size.

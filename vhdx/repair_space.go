@@ -3,7 +3,7 @@ package vhdx
 import (
 	"context"
 	"fmt"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // giveBack gives space that nothing uses back: at the end by a shorter file, elsewhere by holes. Space that holds data is

@@ -1,8 +1,8 @@
 package vhdx
 
 import (
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 
 	"golang.org/x/sys/unix"
 )

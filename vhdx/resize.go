@@ -8,8 +8,8 @@ import (
 	"math"
 	"slices"
 
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx/ondisk"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // ErrSize is matched by the error of a size that a disk cannot have.

@@ -2,7 +2,7 @@ package vhdx
 
 import (
 	"context"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // moveBAT finds a place for the BAT where it outgrows its region.

@@ -5,10 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"io"
 	"math/rand/v2"
 	"testing"
-	"vhdxfs/vhdx/ondisk"
 )
 
 // A resizeCase is a disk and the sizes that it gets in turn.

@@ -3,7 +3,7 @@ package vhdx
 import (
 	"math"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // withBlock returns a damage that stores a BAT entry of a payload block.

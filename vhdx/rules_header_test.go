@@ -3,8 +3,8 @@ package vhdx
 import (
 	"math"
 
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 var headerRules = []ruleCase{

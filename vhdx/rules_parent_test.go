@@ -3,7 +3,7 @@ package vhdx
 import (
 	"strings"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // aChild is a differencing disk with nothing in it, beside its parent.

@@ -5,7 +5,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // optionalRegions returns n unknown regions that are not required and lie outside the file, side by side.

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A ruleCase is one change to a good image. With good set the change goes as far as the rule allows, and the

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 
-	"vhdxfs/internal/content"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/content"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Damage returns the rules that the image and its parents were found to break. Without Options.Salvage there are

@@ -7,9 +7,9 @@ import (
 	"io"
 	"sync/atomic"
 
-	"vhdxfs/cache"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/cache"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // loadBAT makes the BAT readable and validates every entry of it that describes something.

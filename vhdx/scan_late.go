@@ -8,8 +8,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // promptScan is how many bytes of a BAT are validated before the image is open, under all options. It is the BAT of

@@ -9,9 +9,9 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // SnapshotOptions says how to make a snapshot.

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"testing"
 
-	"vhdxfs/test/powercut"
+	"github.com/vhdxfs/vhdxfs/test/powercut"
 )
 
 // A snapshotTest makes snapshots of a disk in use, with the power cut, and looks at what is left.

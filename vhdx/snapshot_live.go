@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // Snapshot freezes the image while it is in use: at one moment it becomes the parent of a new differencing child, and

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,7 +14,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-	"vhdxfs/vhdx/ondisk"
 )
 
 // A liveImage is an image that is open for writing, and what its disk has to read as.

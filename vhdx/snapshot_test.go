@@ -3,6 +3,7 @@ package vhdx
 import (
 	"context"
 	"errors"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,7 +11,6 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
-	"vhdxfs/vhdx/ondisk"
 )
 
 func TestSnapshot(t *testing.T) {

@@ -1,8 +1,8 @@
 package vhdx
 
 import (
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/bits"
-	"vhdxfs/vhdx/ondisk"
 )
 
 // A spaceMap knows which MiB of an image file are in use, with a bit for each: everything in a VHDX file

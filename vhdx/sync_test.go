@@ -2,10 +2,10 @@ package vhdx
 
 import (
 	"bytes"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"sync"
 	"testing"
 	"time"
-	"vhdxfs/vhdx/ondisk"
 
 	"github.com/google/uuid"
 )

@@ -7,8 +7,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A tolerance is an oddity of images in the field: an image with it opens, and reads as it would without it.

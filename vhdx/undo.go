@@ -3,7 +3,7 @@ package vhdx
 import (
 	"io"
 
-	"vhdxfs/vhdx/undofile"
+	"github.com/vhdxfs/vhdxfs/vhdx/undofile"
 )
 
 // An undoReader is an undo file with which an image is compared and restored.

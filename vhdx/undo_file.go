@@ -10,9 +10,9 @@ import (
 	"strconv"
 	"strings"
 
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // An undoPlace is where an undo file is going to be.

@@ -9,11 +9,11 @@ import (
 	"os"
 	"path/filepath"
 
-	"vhdxfs/internal/safefile"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
-	"vhdxfs/vhdx/undofile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/undofile"
 )
 
 // UndoOptions says what to restore.

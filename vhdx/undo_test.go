@@ -10,9 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx/ondisk"
-	"vhdxfs/vhdx/undofile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/undofile"
 )
 
 // damagedForUndo is an image whose repair changes all that a repair can: pages, the size, and, without the lost block,

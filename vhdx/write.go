@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"vhdxfs/cache"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/cache"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // ErrBeyondEnd is what a change gets that does not lie inside the disk.

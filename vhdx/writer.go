@@ -10,10 +10,10 @@ import (
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
 
-	"vhdxfs/journal"
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/lease"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/lease"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A writer changes the image file of a chain, its top layer. What must never break:

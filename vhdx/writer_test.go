@@ -5,7 +5,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A layer that replaces the current one brings all of its state with it, but not the headers of the same file: a copy in the file

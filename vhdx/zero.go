@@ -4,8 +4,8 @@ import (
 	"io"
 	"unsafe"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // The methods in this file write to places that are the caller's, and take no lock: the caller has the gate, so the file stays

@@ -16,8 +16,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/loop"
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // attachVariable is the environment variable by which the process that serves the mount learns that it is for attach: the

@@ -13,7 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
+	mount "github.com/vhdxfs/vhdxfs/fs"
 )
 
 // readyVariable is the environment variable by which the process in the background learns that it is one:

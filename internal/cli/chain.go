@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // A tree is a file with those whose parent it is, or should be.

@@ -7,9 +7,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/vhd"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/vhd"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // A checkCommand examines an image, and repairs it where it is told to.

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // mend repairs the image at path and says what was done.

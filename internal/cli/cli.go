@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // Run executes a command line, which begins with the name of the program, and returns the exit status. By the

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/loop"
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 func newClose() *cobra.Command {

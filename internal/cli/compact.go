@@ -9,9 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/filetree"
-	"vhdxfs/internal/partition"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/filetree"
+	"github.com/vhdxfs/vhdxfs/internal/partition"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 type compactCommand struct {

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"time"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // online has the program that serves a mount compact the image, shows how far it is, and waits for the end. Where ctx

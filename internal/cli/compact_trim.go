@@ -13,8 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/filesystem"
-	"vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/filesystem"
+	"github.com/vhdxfs/vhdxfs/internal/loop"
 )
 
 // toolWait bounds how long a program of the system may take to end after the command was interrupted.

@@ -9,9 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/compare"
-	"vhdxfs/internal/disk"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/compare"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // compareFlags are the flags of commands that compare two disks.

@@ -15,10 +15,10 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/internal/sandbox"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/sandbox"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // The values of the option sandbox.

@@ -10,12 +10,12 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/convert"
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/newfile"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/internal/vhd"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/convert"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/internal/vhd"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // standardStream is the name of an input that is read from standard input, and of an output that is written to standard

@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
-	"vhdxfs/internal/convert"
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/fault"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/convert"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // toStdout copies input to standard output.

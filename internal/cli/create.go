@@ -3,8 +3,8 @@ package cli
 import (
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 const parentPathHelp = "another `PATH` of the parent for Windows, such as " + `D:\vm\base.vhdx, \\server\share\base.vhdx or \\?\Volume{GUID}\vm\base.vhdx; can be repeated`

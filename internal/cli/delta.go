@@ -11,12 +11,12 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"vhdxfs/internal/delta"
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/delta"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // A deltaReport is what diff --output prints with --json.

@@ -12,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/loop"
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 func newDetach() *cobra.Command {

@@ -6,9 +6,9 @@ import (
 	"io/fs"
 	"strings"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/mounts"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // The exit statuses. Those of a mount are what mount(8) expects of its helpers.

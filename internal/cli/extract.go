@@ -14,9 +14,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/filetree"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/internal/sandbox"
+	"github.com/vhdxfs/vhdxfs/internal/filetree"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/sandbox"
 )
 
 // An extractCommand copies files out of an image.

@@ -16,11 +16,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/filetree"
-	"vhdxfs/internal/mounts"
-	"vhdxfs/internal/partition"
-	"vhdxfs/internal/sandbox"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/filetree"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/partition"
+	"github.com/vhdxfs/vhdxfs/internal/sandbox"
 )
 
 // A filesCommand reads the files of an image without mounting anything.

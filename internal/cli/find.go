@@ -13,8 +13,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/loop"
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // errNotMounted says that a name is of nothing that is mounted.

@@ -15,9 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A fuzzImage is an image in memory, which the fuzzers damage, and its parent, if it has one.

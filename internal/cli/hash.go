@@ -9,10 +9,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/hash"
-	"vhdxfs/internal/newfile"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/hash"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // hashCommand computes and checks digests of a disk.

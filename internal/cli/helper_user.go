@@ -10,7 +10,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 // becomeUser makes the process one of the user that setuid= names. It then opens the image and mounts, by fusermount3, with

@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // An imageCommand is what the commands that look at an image have in common.

@@ -8,9 +8,9 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/partition"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/partition"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 func newInfo() *cobra.Command {

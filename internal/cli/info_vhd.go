@@ -7,9 +7,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/partition"
-	"vhdxfs/internal/vhd"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/partition"
+	"github.com/vhdxfs/vhdxfs/internal/vhd"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // A vhdInfo is what the JSON of info says of a VHD image.

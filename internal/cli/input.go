@@ -17,13 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
-	"vhdxfs/internal/content"
-	"vhdxfs/internal/convert"
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/partition"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/content"
+	"github.com/vhdxfs/vhdxfs/internal/convert"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/partition"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // rescueFlags are the flags for what is damaged.

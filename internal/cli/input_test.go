@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // withStdin runs a command that reads b from a pipe.

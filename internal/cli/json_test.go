@@ -6,9 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/internal/compare"
-	"vhdxfs/internal/delta"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/compare"
+	"github.com/vhdxfs/vhdxfs/internal/delta"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // Every field that a command can print with --json is in docs/json.md, by which others read it.

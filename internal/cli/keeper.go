@@ -7,9 +7,9 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	mount "vhdxfs/fs"
-	"vhdxfs/internal/mounts"
-	"vhdxfs/vhdx/imagefile"
+	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // A keeper does for a mount what the process that serves it may not do itself once it is confined: all that takes

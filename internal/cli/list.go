@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/compare"
+	"github.com/vhdxfs/vhdxfs/internal/compare"
 )
 
 // A jsonList writes a JSON array, one element on a line, as they come: there may be millions.

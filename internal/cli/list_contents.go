@@ -8,10 +8,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/loop"
-	"vhdxfs/internal/mounts"
-	"vhdxfs/internal/partition"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/partition"
 )
 
 // lookPatience is how long list waits for what is on the disks.

@@ -14,9 +14,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/loop"
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // What can be said of a mount.

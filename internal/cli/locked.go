@@ -10,9 +10,9 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // explainLock says of an error that matches vhdx.ErrLocked which mount of this program holds the image, if one does. It

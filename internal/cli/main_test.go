@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"testing"
 
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // programVariable is the environment variable that makes the test program run as vhdxfs.

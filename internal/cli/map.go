@@ -11,12 +11,12 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/draw"
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/vhd"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/draw"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/vhd"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A mapCommand shows where the bytes of a disk are.

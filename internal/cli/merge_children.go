@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // A childImage is an image and the one of some files that is its parent.

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"testing"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // The files that are asked for are none of the children, whosever child they are: merge takes a run of a chain.

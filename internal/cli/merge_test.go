@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // newChainOf makes base.vhdx with data, and children of it: one.avhdx, two.avhdx of that, and so on.

@@ -17,9 +17,9 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/safefile"
+	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 // metricsNamespace is what the names of all metrics begin with.

@@ -14,11 +14,11 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
-	"vhdxfs/internal/erofs"
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/mounts"
-	"vhdxfs/vhdx/imagefile"
+	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/erofs"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // A mount is served by two processes. The engine reads the image and answers the kernel; what it reads may have been

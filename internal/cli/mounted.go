@@ -13,9 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/internal/processes"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/processes"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // An image that this program has mounted for writing can still be looked at. Its file is read without locks, after

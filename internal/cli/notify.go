@@ -11,8 +11,8 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 
-	mount "vhdxfs/fs"
-	"vhdxfs/internal/fault"
+	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
 )
 
 // What a service of Type=notify tells systemd. Where there is none, nothing is said.

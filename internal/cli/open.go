@@ -12,10 +12,10 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/vhd"
-	"vhdxfs/vhdx"
+	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/vhd"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // An openDisk is an image that is open for a mount: a *vhdx.Image or a *vhd.Image.

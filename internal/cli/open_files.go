@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/filesystem"
+	"github.com/vhdxfs/vhdxfs/internal/filesystem"
 )
 
 // An openCommand attaches an image and mounts the file systems on it, or leaves nothing behind.

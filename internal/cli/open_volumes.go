@@ -8,8 +8,8 @@ import (
 	"strconv"
 	"strings"
 
-	"vhdxfs/internal/filesystem"
-	"vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/filesystem"
+	"github.com/vhdxfs/vhdxfs/internal/loop"
 )
 
 // An openVolume is a partition, or the only file system of a disk, and where it is mounted.

@@ -9,8 +9,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
-	"vhdxfs/vhdx"
+	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // options is what a list of mount options asks for.

@@ -9,11 +9,11 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/convert"
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/otheruser"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/convert"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/otheruser"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // What options make in a folder of another user is made there or not at all, wherever that user's links lead.

@@ -7,7 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // overlayTmp is the value of the option overlay for one that is gone with the mount.

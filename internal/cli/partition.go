@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"strconv"
 
-	mount "vhdxfs/fs"
-	"vhdxfs/internal/partition"
+	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/partition"
 )
 
 // maxPartition bounds the number of a partition; the kernel has no higher ones, either.

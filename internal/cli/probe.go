@@ -13,8 +13,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
-	"vhdxfs/internal/erofs"
+	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/erofs"
 )
 
 // A build with the tag probe tries, in the process that serves a mount, what a program would try that has taken it over,

@@ -15,8 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/size"
 )
 
 // A progress shows on a terminal how far a command is.

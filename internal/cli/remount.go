@@ -10,8 +10,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/internal/processes"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/processes"
 )
 
 // remount changes the mount of an image from read/write to read-only and back, and flags such as noexec. The kernel

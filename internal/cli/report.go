@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // What a command says when it fails or warns. An error is one line, "vhdxfs: IMAGE: what is wrong; what to do", or with

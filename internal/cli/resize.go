@@ -9,9 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/partition"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/partition"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 type resizeCommand struct {

@@ -8,9 +8,9 @@ import (
 	"io"
 	"strings"
 
-	"vhdxfs/internal/partition"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/partition"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // checkShrink says why a disk of size bytes could not hold what is there.

@@ -13,10 +13,10 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	mount "vhdxfs/fs"
+	mount "github.com/vhdxfs/vhdxfs/fs"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 // Mount points that attach makes, and what becomes of them. A name below the folder belongs to the holders of the lock of

@@ -10,8 +10,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	mount "vhdxfs/fs"
-	"vhdxfs/vhdx"
+	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // serve mounts an image and returns when it is unmounted and no longer used. With ready, it leaves the

@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 func newSetParent() *cobra.Command {

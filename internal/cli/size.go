@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/internal/size"
 )
 
 // A sizeWriter writes a number of bytes.

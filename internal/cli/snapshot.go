@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // A snapshotCommand freezes an image, of which a child goes on.

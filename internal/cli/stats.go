@@ -8,8 +8,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	mount "vhdxfs/fs"
-	"vhdxfs/internal/fault"
+	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
 )
 
 // A statsReporter tells the statistics of a mount: to the log, whenever SIGUSR1 comes, and to Prometheus.

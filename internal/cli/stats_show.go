@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // statsAttribute is the attribute of a mount that has its statistics as JSON.

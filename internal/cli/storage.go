@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // A storageReport is what probe prints.

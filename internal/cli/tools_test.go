@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // rawFile makes a raw disk of n MiB, with one byte of data in each.

@@ -4,7 +4,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // What is done twice, as configuration management does, is done already.

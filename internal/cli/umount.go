@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // newUmountHelper returns the command that umount(8) calls for a mount of the type fuse.vhdxfs:

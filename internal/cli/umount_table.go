@@ -10,7 +10,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // umount(8), when root calls it for a path, asks the kernel what is mounted there, hears only that it is FUSE, and

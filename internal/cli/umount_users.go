@@ -11,8 +11,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 
-	"vhdxfs/internal/mounts"
-	"vhdxfs/internal/processes"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/processes"
 )
 
 // maxUsers bounds how many processes are named.

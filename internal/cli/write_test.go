@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // writeDisk writes data at the start of the disk mounted at dir, and syncs it.

@@ -9,9 +9,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/fault"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // A Range is a run of bytes of the disk that differ, in whole units of Unit bytes, but for the end of the disk.

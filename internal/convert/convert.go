@@ -8,9 +8,9 @@ import (
 	"io/fs"
 	"os"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // An Input is where the bytes come from: a disk, an image that comes through a stream, or a stream of the bytes of a disk,

@@ -14,9 +14,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/newfile"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 const mib = 1 << 20

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // closed returns a closed channel: a receive from it never waits.

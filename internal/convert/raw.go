@@ -10,14 +10,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/content"
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/loop"
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/safefile"
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/content"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // NewRaw makes a target of a raw file at path, of size bytes. A block device there is overwritten if replace is

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // A Reflink says whether the output shares space with the files of the input, as cp has it. What is shared is not read, so

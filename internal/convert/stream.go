@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // A stream is a target that is written from its first byte to its last, such as a pipe. Its WriteAt is called in the order of

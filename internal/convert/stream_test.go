@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/newfile"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // A buffer is an Output in memory, which fails when limit bytes were written, unless that is 0.

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // A Target is where a disk is copied to. WriteAt and Zero may be called by several goroutines at once, for ranges

@@ -3,11 +3,11 @@ package convert
 import (
 	"errors"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/vhd"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/vhd"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // vhdFile is a new VHD image as a target.

@@ -10,10 +10,10 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/newfile"
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/newfile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // ApplySuffix is behind the name of the base in that of the copy of the delta which is applied to it. The copy is there from

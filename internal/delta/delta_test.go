@@ -14,9 +14,9 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/convert"
-	"vhdxfs/internal/disk"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/convert"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 const mib = 1 << 20

@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 const (

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // ErrNoDelta is matched by the error for an image that is no delta, or not one that is whole.

@@ -10,9 +10,9 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/internal/compare"
-	"vhdxfs/internal/disk"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/compare"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // Options says how to make a delta. The functions may be nil.

@@ -6,9 +6,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"vhdxfs/internal/content"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/content"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // imageNames are the ends of names that only images have. A disk in such a file that looks like none is a damaged image,

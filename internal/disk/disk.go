@@ -6,10 +6,10 @@ import (
 	"io"
 	"os"
 
-	"vhdxfs/internal/safefile"
-	"vhdxfs/internal/vhd"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/vhd"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // Format is how the bytes of a disk lie in a file.

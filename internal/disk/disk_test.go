@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 func file(t *testing.T, size int64, content map[int64]string) string {

@@ -8,8 +8,8 @@ import (
 	"io"
 	"slices"
 
-	sizes "vhdxfs/internal/size"
-	"vhdxfs/vhdx"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // maxFront bounds what is kept in memory of an image that is read from a stream, in bytes: what is before its blocks. The

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // someImage returns the bytes of an image with a few blocks.

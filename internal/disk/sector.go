@@ -8,9 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/content"
-	"vhdxfs/internal/partition"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/content"
+	"github.com/vhdxfs/vhdxfs/internal/partition"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // findSectors finds out the size of the logical sectors of a raw disk: by its partition table, which counts in them, or

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	sizes "vhdxfs/internal/size"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
 )
 
 // maxName is how many characters of a file's name are shown: with the amount behind them, they fit into 80.

@@ -6,8 +6,8 @@ import (
 	"math/bits"
 	"path/filepath"
 
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A Kind is what a byte of the disk can be.

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"io"
 
-	"vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
 )
 
 // Check compares the disk with the list and calls report for each run of blocks that are others, in order. With a list that has

@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
 )
 
 // BlockSize is how many bytes of the disk the digest of a block is of. The last block may be shorter.

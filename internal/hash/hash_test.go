@@ -13,8 +13,8 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/internal/disk"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 const mib = 1 << 20

@@ -11,7 +11,7 @@ import (
 
 	"github.com/cpuguy83/go-md2man/v2/md2man"
 
-	"vhdxfs/internal/cli"
+	"github.com/vhdxfs/vhdxfs/internal/cli"
 )
 
 // sections holds what the pages have beyond the help of the program.

@@ -17,7 +17,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
 )
 
 // ErrNoAnswer says that the program that serves a mount runs, but does not answer.

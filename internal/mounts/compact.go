@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // The extended attribute user.vhdx.compact of both nodes is how a mount is told to compact its image: to set it to one

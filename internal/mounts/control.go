@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/processes"
 	"io"
 	"net"
 	"os"
@@ -13,8 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"vhdxfs/internal/fault"
-	"vhdxfs/internal/processes"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // What became of the name by which a mount's image was opened, as the attribute image_state says it.

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"slices"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // The extended attribute user.vhdx.snapshot of both nodes is how a mount is told to freeze its image and to go on in a

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 // maxBase is how much of the final name the temporary one has, in bytes: names have at most 255.

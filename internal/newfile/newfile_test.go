@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 // eachWay runs a test with files that have no name until they are complete, and with such that have one.

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"vhdxfs/internal/otheruser"
-	"vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/otheruser"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 // Another user that puts links to a file of root in the place of unfinished files gets no access to that file.

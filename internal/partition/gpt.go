@@ -8,7 +8,7 @@ import (
 	"io"
 	"math"
 
-	sizes "vhdxfs/internal/size"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
 )
 
 const (

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	sizes "vhdxfs/internal/size"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
 )
 
 // A Partition is a run of bytes of a disk. Numbers are those that the kernel gives: logical partitions of an MBR begin

@@ -13,7 +13,7 @@ import (
 	"strconv"
 	"time"
 
-	"vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
 )
 
 const (

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"testing"
 
-	"vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
 )
 
 // A process that does not let itself be looked at is left out, and however many there are, the others are found.

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/otheruser"
+	"github.com/vhdxfs/vhdxfs/internal/otheruser"
 )
 
 // append1 opens a file to append one byte, as a log is opened.

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 var be = binary.BigEndian

@@ -9,9 +9,9 @@ import (
 	"slices"
 	"sync"
 
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // An Image is an open image and the chain of its parents. It is for reading; any number of goroutines may use it at once.

@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // Info describes an open image for people and programs. Sizes are in bytes.

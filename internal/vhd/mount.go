@@ -5,8 +5,8 @@ import (
 	"errors"
 	"os"
 
-	"vhdxfs/internal/safefile"
-	"vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // What follows is what a mount asks of a disk besides its bytes. Nothing changes.

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 const (

@@ -6,8 +6,8 @@ import (
 	"io"
 	"math"
 
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Size returns the size of the disk in bytes.

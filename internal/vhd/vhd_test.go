@@ -14,9 +14,9 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx"
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 const mib = 1 << 20

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 )
 
 func main() {
@@ -66,7 +67,8 @@ func measureAll(program, options, dir, only, svg string, rounds int, b bench) (e
 	defer func() { err = errors.Join(err, unmount()) }()
 	if program == "" {
 		program = filepath.Join(b.dir, "vhdxfs")
-		if err := run("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "vhdxfs"); err != nil {
+		built, _ := debug.ReadBuildInfo()
+		if err := run("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, built.Main.Path); err != nil {
 			return err
 		}
 	}

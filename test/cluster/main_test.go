@@ -58,7 +58,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	program = filepath.Join(work, "vhdxfs")
-	build := exec.Command("go", "build", "-o", program, "vhdxfs")
+	build := exec.Command("go", "build", "-o", program, "../..")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "%v\n%s", err, out)

@@ -18,7 +18,7 @@ import (
 	"math/rand/v2"
 	"sync"
 
-	"vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // SectorSize is what a disk writes as a whole, in bytes.

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 // A hostFile is an image file of the operating system: a regular file or a block device.

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vhdxfs/internal/processes"
+	"github.com/vhdxfs/vhdxfs/internal/processes"
 )
 
 // LockMode says how an image and its parents are locked against other programs.

@@ -6,8 +6,8 @@ import (
 	"math"
 	"time"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Enter takes the lease of the image in f, whose locks are held and whose headers were found valid, and returns f as a file that

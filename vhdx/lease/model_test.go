@@ -13,8 +13,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"vhdxfs/vhdx/imagefile"
-	"vhdxfs/vhdx/ondisk"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // The model: hosts that each take the lease of one image on one storage, and count. A host that is in reads the counter once,

@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	sizes "vhdxfs/internal/size"
+	sizes "github.com/vhdxfs/vhdxfs/internal/size"
 )
 
 const (
