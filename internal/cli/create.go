@@ -86,7 +86,7 @@ func (c *createCommand) run(cmd *cobra.Command, path string) error {
 	}
 	switch {
 	case c.from == "" && c.copy.input != "":
-		return usageError("--input-format needs --from")
+		return usageError("-f is the format of the input, and needs --from; to replace a file, use --force")
 	case c.from != "" && c.parent != "":
 		return usageError("--from and --parent exclude each other")
 	case c.from != "":

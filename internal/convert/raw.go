@@ -95,6 +95,14 @@ func (t *rawFile) Open() (*disk.Disk, error) {
 	return disk.Open(t.TempPath(), disk.Raw, vhdx.Options{Lock: vhdx.LockOff}) // no other program knows the name
 }
 
+// A deviceError says that a block device would be overwritten. It matches fs.ErrExist.
+type deviceError struct{ path string }
+
+func (e deviceError) Error() string {
+	return e.path + " is a block device; --force overwrites everything on it"
+}
+func (deviceError) Is(target error) bool { return target == fs.ErrExist }
+
 // device is a block device that is overwritten.
 type device struct {
 	*os.File
@@ -104,7 +112,7 @@ type device struct {
 
 func newDevice(path string, size int64, replace bool) (Target, error) {
 	if !replace {
-		return nil, fmt.Errorf("%s is a block device: %w; --force overwrites everything on it", path, fs.ErrExist)
+		return nil, deviceError{path}
 	}
 	// Exclusive, so that the kernel refuses a device that is mounted or part of another one.
 	f, err := safefile.Open(path, os.O_RDWR|unix.O_EXCL)

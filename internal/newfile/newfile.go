@@ -78,12 +78,12 @@ func Create(path string, o Options) (_ *File, err error) {
 		}
 	}()
 	if old == nil {
-		switch _, err := f.dir.Stat(f.name); {
+		switch st, err := f.dir.Stat(f.name); {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
 			return nil, err
-		case o.Replace:
-			return nil, existsError{path, "is not a regular file"}
+		case o.Replace, st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFLNK:
+			return nil, existsError{path, "is not a regular file; name another output"}
 		default:
 			return nil, existsError{path, "already exists; use --force to replace it"}
 		}
