@@ -189,7 +189,8 @@ func Ask(m *mountinfo.Info, names ...string) (map[string]string, error) {
 	for end := time.Now().Add(socketPatience); errors.Is(err, errNoServer) && time.Now().Before(end); {
 		time.Sleep(socketPause)
 		if top, terr := At(m.Mountpoint); terr != nil || top == nil || top.ID != m.ID {
-			break // what is there now is another, or none
+			// It is gone. What is there now is not asked: that would keep it from being unmounted.
+			return nil, &os.PathError{Op: "getxattr", Path: m.Mountpoint, Err: unix.ENODATA}
 		}
 		a, err = askServer(m, request{Names: names})
 	}
