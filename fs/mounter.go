@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdxfs/vhdxfs/internal/erofs"
@@ -39,6 +41,7 @@ type Mounter interface {
 type mounter struct {
 	o      Options
 	device string // of the mount, major:minor, as the mount table has it; "" where unknown
+	source string // likewise
 
 	mu     sync.Mutex // one call at a time
 	passed bool       // PassThrough was called
@@ -61,7 +64,9 @@ func (m *mounter) Mount(readOnly bool) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	m.device = deviceAt(m.o.MountPoint)
+	if at, err := mounts.At(m.o.MountPoint); err == nil && at != nil {
+		m.device, m.source = mounts.DeviceOf(at), at.Source
+	}
 	return fd, nil
 }
 
@@ -71,6 +76,13 @@ func deviceAt(path string) string {
 		return mounts.DeviceOf(m)
 	}
 	return ""
+}
+
+// own returns the mount, and the other places at which it is. As soon as it is gone, the kernel gives its number to the next one,
+// which may be there already: the source tells them apart.
+func (m *mounter) own() ([]*mountinfo.Info, error) {
+	list, err := mounts.Of(m.device)
+	return slices.DeleteFunc(list, func(at *mountinfo.Info) bool { return at.Source != m.source }), err
 }
 
 func (m *mounter) ControlSocket() (int, error) { return mounts.Bind(m.device) }
@@ -105,7 +117,7 @@ func (m *mounter) Unmount() error {
 			return fmt.Errorf("%s is hidden by a mount of %s; unmount that one first", m.o.MountPoint, at.Source)
 		}
 	}
-	list, err := mounts.Of(m.device)
+	list, err := m.own()
 	var errs []error
 	for i := len(list) - 1; i >= 0; i-- {
 		errs = append(errs, m.unmountAt(list[i].Mountpoint))
@@ -115,7 +127,7 @@ func (m *mounter) Unmount() error {
 
 // mountedBelow reports whether the mount is at the mount point, below another.
 func (m *mounter) mountedBelow() (bool, error) {
-	list, err := mounts.Of(m.device)
+	list, err := m.own()
 	for _, at := range list {
 		if at.Mountpoint == m.o.MountPoint {
 			return true, err
@@ -139,7 +151,7 @@ func (m *mounter) unmountAt(path string) error {
 func (m *mounter) DetachDead() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	list, err := mounts.Of(m.device)
+	list, err := m.own()
 	if err != nil {
 		return nil // without a mount table nothing can be said
 	}

@@ -72,6 +72,18 @@ func private(t *testing.T, dir string) {
 	}
 }
 
+// When a mount is gone, the kernel gives its number to the next one, of another image. That one is left alone.
+func TestUnmountLeavesTheNextMount(t *testing.T) {
+	next := mountTest(t, newFakeDisk(t), Options{})
+	gone := &mounter{o: Options{MountPoint: t.TempDir(), Log: next.log}, device: next.device, source: "/another.vhdx"}
+	if err := errors.Join(gone.Unmount(), gone.DetachDead()); err != nil {
+		t.Error(err)
+	}
+	if m, err := mounts.At(next.mountPoint); err != nil || m == nil {
+		t.Errorf("the next mount is gone: %v", err)
+	}
+}
+
 func TestDetachDead(t *testing.T) {
 	s := mountTest(t, newFakeDisk(t), Options{})
 	abort(t, s)

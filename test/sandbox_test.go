@@ -14,7 +14,7 @@ import (
 // probing is the program with trials of what it must not be able to do while it serves a mount.
 var probing = build{name: "vhdxfs-probing", flags: []string{"-tags", "probe"}, static: true}
 
-var probeLine = regexp.MustCompile(`probe ([^:]*): ([^"]*)"`)
+var probeLine = regexp.MustCompile(`probe ([^:]*): (.*)`)
 
 // requireSandbox skips where the kernel cannot confine a process fully.
 func requireSandbox(t *testing.T, s *served) {
