@@ -85,7 +85,13 @@ func Bind(device string) (fd int, err error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: socketName(device)}); err != nil {
+	err = unix.Bind(fd, &unix.SockaddrUnix{Name: socketName(device)})
+	// The server of a mount that is gone may have it for a moment more, and the kernel has given its number to this mount.
+	for end := time.Now().Add(socketPatience); errors.Is(err, unix.EADDRINUSE) && time.Now().Before(end); {
+		time.Sleep(socketPause)
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: socketName(device)})
+	}
+	if err != nil {
 		unix.Close(fd)
 		return -1, os.NewSyscallError("bind", err)
 	}
