@@ -65,6 +65,12 @@ func TestVHDThereAndBack(t *testing.T) {
 		t.Errorf("%v, %v", st, err)
 	}
 	must(t, "truncate", "--size", "2041G", path("large.raw"))
+	if r := vhdxfs(t, "convert", "-q", raw, path("named.vhd")); r.status != 0 || !strings.Contains(r.stderr, "becomes a VHD image because of its name") {
+		t.Errorf("a format chosen by the name: status %d, %q", r.status, r.stderr)
+	}
+	if r := vhdxfs(t, "convert", "-q", "-O", "vhd", raw, path("meant.vhd")); r.status != 0 || strings.Contains(r.stderr, "name") {
+		t.Errorf("a format that was named: status %d, %q", r.status, r.stderr)
+	}
 	if r := vhdxfs(t, "convert", path("large.raw"), path("large.vhd")); r.status != 1 || !strings.Contains(r.stderr, "2040 GiB") {
 		t.Errorf("status %d, %q", r.status, r.stderr)
 	}

@@ -125,6 +125,9 @@ func (c *convertCommand) toVHD(cmd *cobra.Command, input, output string) error {
 	if convert.IsDevice(output) {
 		return usageError("%s is a block device; an image must be a file. To write the disk itself to the device, use convert -O raw", output)
 	}
+	if c.copy.output == "" && c.layout.diskType == "" { // a name alone may not mean it
+		c.copy.warner(cmd)("%s becomes a VHD image because of its name; use -O vhd to confirm this, or -O raw for a raw disk", printable(output))
+	}
 	return c.copy.copy(cmd, input, output, disk.VHD, func(_ context.Context, in convert.Input) (convert.Target, error) {
 		size, fixed, err := c.vhdLayout(cmd, in)
 		if err != nil {
