@@ -277,7 +277,7 @@ func TestMountPointErrors(t *testing.T) {
 		{filepath.Join(dir, "none"), "does not exist; create it with"},
 		{file, "not a directory"},
 		{full, "not empty"},
-		{used, "first is mounted already"},
+		{used, "first is already mounted on "},
 	} {
 		s, err := Mount(d, Options{MountPoint: tc.path, Image: d.info.Path, Log: quiet()})
 		if err == nil {

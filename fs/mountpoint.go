@@ -29,7 +29,7 @@ func (o *Options) CheckMountPoint() error {
 		dead, err := mounts.IsDead(path)
 		switch {
 		case err != nil:
-			return fmt.Errorf("on %s %s is mounted already, and %w; unmount it with: umount -l %s", path, m.Source, err, path)
+			return fmt.Errorf("%s is already mounted on %s, and %w; unmount it with: umount -l %[2]s", m.Source, path, err)
 		case dead && !o.KeepStale:
 			if err := o.clearStale(m.Source); err != nil {
 				return err
@@ -38,7 +38,7 @@ func (o *Options) CheckMountPoint() error {
 		case dead:
 			return mountPointError(path, unix.ENOTCONN)
 		case !o.NonEmpty || m.Source == o.source():
-			return fmt.Errorf("on %s %s is mounted already; unmount it first, or choose another mount point", path, m.Source)
+			return fmt.Errorf("%s is already mounted on %s; unmount it first, or choose another mount point", m.Source, path)
 		}
 		break
 	}

@@ -84,7 +84,7 @@ func (w *nameWatcher) note(values map[string]string) {
 	switch state := values["image_state"]; {
 	case same && state == before:
 	case state == mounts.StateDeleted:
-		w.log.Warnf("%s was deleted while mounted; its data is lost when it is unmounted", path)
+		w.log.Warnf("%s was deleted while mounted; its data is lost when it is unmounted; copy disk.raw first", path)
 	case state == mounts.StateRenamed && now != "":
 		w.log.Warnf("%s was renamed to %s while mounted; the mount continues", path, now)
 	case state == mounts.StateRenamed:

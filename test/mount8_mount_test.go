@@ -123,7 +123,7 @@ var mountRows = []row{
 		other := create(t, "64M")
 		p.rename(other, "OTHER")
 		p.run(t, 0, "", "mount", "-t", "vhdx", p.img, p.dir)
-		p.run(t, 32, p.img+" is mounted already", "mount", "-t", "vhdx", other, p.dir)
+		p.run(t, 32, p.img+" is already mounted on ", "mount", "-t", "vhdx", other, p.dir)
 		p.mounted(t, "rw")
 	}},
 	{"-N: another mount namespace", func(t *testing.T, p *place) {

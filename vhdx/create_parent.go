@@ -190,7 +190,7 @@ func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([]
 	if strings.ContainsAny(rel, `\:`) || !utf8.ValidString(rel) {
 		remedy := "rename the parent"
 		if strings.Contains(rel, "/") {
-			remedy = "rename that part of it, or create the child in the folder of the parent"
+			remedy = "rename that part of it, or create the child in the directory of the parent"
 		}
 		return nil, fmt.Errorf("the path %q cannot be stored in an image: it contains a backslash, a colon or invalid UTF-8; %s", rel, remedy)
 	}
@@ -260,5 +260,5 @@ func windowsPath(p string) (key, value string, err error) {
 	case strings.HasPrefix(p, `\\`) && !strings.HasPrefix(p, win32Prefix):
 		return ondisk.KeyAbsolutePath, uncPrefix + p[2:], nil
 	}
-	return "", "", fmt.Errorf(`the parent's path %q; it has a form such as D:\folder\parent.vhdx, \\server\share\parent.vhdx or \\?\Volume{GUID}\folder\parent.vhdx`, p)
+	return "", "", fmt.Errorf(`invalid parent path %q: give a form such as D:\folder\parent.vhdx, \\server\share\parent.vhdx or \\?\Volume{GUID}\folder\parent.vhdx`, p)
 }

@@ -143,7 +143,7 @@ func (p *location) beside(path string) (name string, err error) {
 	}
 	defer d.Close()
 	if !d.Same(p.Folder) {
-		return "", optionsError{fmt.Errorf("%s is not in the folder of the image; neither it nor its parent would be found there", path)}
+		return "", optionsError{fmt.Errorf("%s is not in the directory of the image; neither it nor its parent would be found there", path)}
 	}
 	return name, nil
 }

@@ -262,7 +262,7 @@ func (m *merge) takeName(top, merged *Image) error {
 	}
 	defer from.Close()
 	if !to.Same(from.Folder) {
-		return fmt.Errorf("%s and %s are not in one folder any more", from.path(), to.path())
+		return fmt.Errorf("%s and %s are no longer in the same directory", from.path(), to.path())
 	}
 	if err := to.check(); err != nil {
 		return err

@@ -75,7 +75,7 @@ type candidate struct {
 }
 
 // errOutside says why a path of an image is not followed.
-var errOutside = errors.New("outside the folder of the image and the folders of parent_dir=")
+var errOutside = errors.New("outside the directory of the image and the directories of parent_dir=")
 
 // search returns where the parent of l may be, in the order in which the places are tried. Where none of the names fits,
 // such follow as differ in case alone, which Windows does not mind.

@@ -66,7 +66,7 @@ func (e *parentSearchError) name() string {
 }
 
 func (e *parentSearchError) Error() string {
-	const byOption = "name its folder with -o parent_dir=DIR, or the file with -o parent=FILE"
+	const byOption = "name its directory with -o parent_dir=DIR, or the file with -o parent=FILE"
 	t := e.nearest()
 	var parent *parentSearchError
 	switch name := brief(filepath.Base(t.path)); {
@@ -75,9 +75,9 @@ func (e *parentSearchError) Error() string {
 	case t.missing:
 		return fmt.Sprintf("parent %s not found; %s", brief(e.name()), byOption)
 	case t.refused != nil:
-		return fmt.Sprintf("parent %s is outside the folder of the image; to allow it, use -o parent_dir=%s", name, brief(filepath.Dir(t.path)))
+		return fmt.Sprintf("parent %s is outside the directory of the image; to allow it, use -o parent_dir=%s", name, brief(filepath.Dir(t.path)))
 	case errors.Is(t.err, safefile.ErrOutside):
-		return fmt.Sprintf("parent %s is a symbolic link out of its folder, which is not followed; name the file with -o parent=FILE", name)
+		return fmt.Sprintf("parent %s is a symbolic link out of its directory, which is not followed; name the file with -o parent=FILE", name)
 	case errors.As(t.err, &parent): // of the parent's own parent
 		return parent.Error()
 	default:

@@ -225,11 +225,11 @@ func TestParentErrorIsOneSentence(t *testing.T) {
 		make func(f *family) error
 		want string
 	}{
-		"missing":          {`p.vhdx`, nil, "parent p.vhdx not found; name its folder with -o parent_dir=DIR"},
-		"with a long name": {long, nil, "longlong not found; name its folder with -o parent_dir=DIR"},
-		"outside":          {`..\base\p.vhdx`, nil, "parent p.vhdx is outside the folder of the image; to allow it, use -o parent_dir="},
+		"missing":          {`p.vhdx`, nil, "parent p.vhdx not found; name its directory with -o parent_dir=DIR"},
+		"with a long name": {long, nil, "longlong not found; name its directory with -o parent_dir=DIR"},
+		"outside":          {`..\base\p.vhdx`, nil, "parent p.vhdx is outside the directory of the image; to allow it, use -o parent_dir="},
 		"a link out": {`p.vhdx`, func(f *family) error { return os.Symlink("../base/p.vhdx", f.path("vm/p.vhdx")) },
-			"parent p.vhdx is a symbolic link out of its folder, which is not followed; name the file with -o parent=FILE"},
+			"parent p.vhdx is a symbolic link out of its directory, which is not followed; name the file with -o parent=FILE"},
 		"another disk": {`p.vhdx`, func(f *family) error { f.other("vm/p.vhdx"); return nil }, "parent p.vhdx cannot be used: it has changed since"},
 	} {
 		f := newFamily(t)

@@ -183,7 +183,7 @@ func (r *repairer) examine() (*layer, []Finding, error) {
 		list = append(list, Finding{Structure: "log", Offset: log.Offset, Message: "no log; the image can be read, but not written safely"})
 	}
 	if free := l.space.free(); free > 0 {
-		list = append(list, Finding{Structure: "file", Message: fmt.Sprintf("%d MiB inside it are used by nothing", free/ondisk.MiB)})
+		list = append(list, Finding{Structure: "file", Message: fmt.Sprintf("%d MiB inside it are unused", free/ondisk.MiB)})
 	}
 	return l, list, nil
 }

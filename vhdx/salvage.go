@@ -60,7 +60,7 @@ func (l *layer) complete() error {
 	l.src = view{ReaderAt: zeroTail{l.src}, file: l.file, size: l.size} // the end of the file may cut the BAT, too
 	m := &l.meta
 	unknown := func(r ondisk.Rule, structure, option string) error {
-		return ondisk.Corrupt(r, structure, l.metadataOffset(), "the image does not tell it any more; give it with %s", option)
+		return ondisk.Corrupt(r, structure, l.metadataOffset(), "the image no longer records it; give it with %s", option)
 	}
 	if b := m.blockSize; b < ondisk.MinBlockSize || b > ondisk.MaxBlockSize || b&(b-1) != 0 {
 		switch b := l.assume.BlockSize; {

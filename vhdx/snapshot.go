@@ -80,7 +80,7 @@ func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *Sna
 
 // aloneError says that nothing can be put beside an image that is a mount by itself.
 func aloneError(image string) error {
-	return optionsError{fmt.Errorf("%s is a mount of its own, such as in a container; a child in this folder would not be beside it", image)}
+	return optionsError{fmt.Errorf("%s is a mount of its own, such as in a container; a child in this directory would not be beside it", image)}
 }
 
 // openSettled opens an image for reading, after replaying its log, if there is one to replay.

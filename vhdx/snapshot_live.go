@@ -57,7 +57,7 @@ func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (
 	if err := s.freeze(); err != nil {
 		return nil, err
 	}
-	w.log.Infof("%s is frozen; the disk goes on in %s", s.frozen, s.child)
+	w.log.Infof("%s is frozen; the disk continues in %s", s.frozen, s.child)
 	return &SnapshotResult{Frozen: s.frozen, Child: s.child}, nil
 }
 
@@ -107,7 +107,7 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 	case name == "":
 		name = s.place.Join(s.place.freeName(o.KeepName))
 	case name != filepath.Base(name) || strings.Trim(name, ".") == "" || name == "/":
-		return nil, optionsError{fmt.Errorf("%q is no name of a file; the new one is beside the image", name)}
+		return nil, optionsError{fmt.Errorf("%q is not a file name; the new file must be in the directory of the image", name)}
 	default:
 		name = filepath.Join(filepath.Dir(s.image), name)
 	}

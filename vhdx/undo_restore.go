@@ -59,7 +59,7 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 	if desc, ok := descriptorOf(in, undoFile); ok && !d.Has(name, desc) { // a symbolic link: the image is beside the file, as at its creation
 		d.Close()
 		if d, _, err = safefile.FolderOf(desc); err != nil {
-			return nil, fmt.Errorf("the folder of %s is unknown; name the image instead: %w", undoFile, err)
+			return nil, fmt.Errorf("the directory of %s is unknown; name the image instead: %w", undoFile, err)
 		}
 		defer d.Close()
 	}

@@ -86,7 +86,7 @@ func newRoot(args []string) *cobra.Command {
 		Long:  longMount,
 		Example: `  vhdxfs attach data.vhdx             # mount it, with loop devices
   vhdxfs detach data.vhdx
-  vhdxfs -o ro data.vhdx /mnt/vhdx    # mount it, without
+  vhdxfs -o ro data.vhdx /mnt/vhdx    # mount it, without loop devices
   umount /mnt/vhdx`,
 		Args:              commandOrMount,
 		RunE:              m.run,

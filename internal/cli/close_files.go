@@ -23,7 +23,7 @@ func newClose() *cobra.Command {
 		Use:   "close [flags] IMAGE|DIR",
 		Short: "Unmount the file systems on an image, detach and close it",
 		Long: `Undo vhdxfs open: unmount all file systems on the disk of an image, detach its loop devices, unmount the image, and return
-when it is written and closed. Name the image, the folder of its files, or a device. Folders that open has made are
+when it is written and closed. Name the image, the directory of its files, or a device. Directories that open has made are
 removed. It does not matter how the image and the file systems were mounted.
 
 If a program uses one of the file systems, nothing is done. The error names the program and its process.`,

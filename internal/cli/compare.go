@@ -224,7 +224,7 @@ into a copy of FIRST, also at the other end of a pipe. FIRST must be a VHDX imag
 	}
 	c.add(cmd)
 	cmd.Flags().IntVar(&depth, "depth", depth, "count the changes of the first `N` images of the chain")
-	cmd.Flags().StringVar(&output, "output", "", "write a delta to `FILE`, which vhdxfs apply takes; - is standard output")
+	cmd.Flags().StringVar(&output, "output", "", "write a delta for vhdxfs apply to `FILE`; - is standard output")
 	cmd.Flags().BoolVar(&force, "force", false, "with --output: replace an existing file")
 	cmd.Flags().BoolVar(&content, "content", false, "read the data and list it only if it differs")
 	return cmd

@@ -20,7 +20,7 @@ func warnUnseen(mountPoint string, log *logrus.Logger) {
 		return
 	}
 	if m, err := mounts.At(mountPoint); err == nil && m != nil && !strings.Contains(m.Optional, "shared:") {
-		log.Warnf("%s is visible in this container only; for the host to see it, mount it below a folder of the host "+
+		log.Warnf("%s is visible in this container only; for the host to see it, mount it below a directory of the host "+
 			"with the propagation rshared: -v DIR:DIR:rshared", mountPoint)
 	}
 }

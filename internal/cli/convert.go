@@ -83,9 +83,9 @@ An image that is copied to an image keeps its type, sector sizes, block size and
 becomes dynamic, and the disk ID is new. An image made of a raw disk gets the sector size of its partition table or block
 device. Partition tables count in sectors: with another --logical-sector-size, the partitions are no longer found.
 
-To rescue a damaged image, use --skip-errors. It also works without valid headers, region tables or metadata; give what
-the image no longer tells with --assume-block-size and the like. If the parent of a differencing image is lost,
---without-parent copies what the image holds itself.
+To rescue a damaged image, use --skip-errors. It also works without valid headers, region tables or metadata; give the
+values that the image no longer records with --assume-block-size and the like. If the parent of a differencing image is
+lost, --without-parent copies what the image holds itself.
 
 A VHD image holds up to 2040 GiB, in sectors of 512 bytes, and a whole number of MiB: as Azure needs it, the disk is rounded
 up. Azure takes fixed images (--type fixed).
@@ -145,7 +145,7 @@ func (c *convertCommand) toVHD(cmd *cobra.Command, input, output string) error {
 func (c *convertCommand) vhdFlags(cmd *cobra.Command) error {
 	for _, name := range c.layout.allGiven(cmd) {
 		if name != "type" {
-			return usageError("--%s applies to VHDX images; of a VHD image only --type can be chosen", name)
+			return usageError("--%s applies to VHDX images; for a VHD image, only --type can be chosen", name)
 		}
 	}
 	if t := vhdx.DiskType(c.layout.diskType); t != "" && t != vhdx.Fixed && t != vhdx.Dynamic {

@@ -29,7 +29,7 @@ standard input. IMAGE appears when it is complete. An existing file is kept unle
 
 With --parent, the image is a differencing image. It holds what is written to it and shows PARENT elsewhere. It takes
 sector sizes, block size, disk ID and other disk metadata from PARENT, and its size unless you give a larger one. PARENT
-must not change while it has children. To mount a child whose parent is in another folder, use -o parent_dir=.
+must not change while it has children. To mount a child whose parent is in another directory, use -o parent_dir=.
 
 ` + sizeHelp,
 		Example: `  vhdxfs create data.vhdx 100G

@@ -53,7 +53,7 @@ func (c *compareFlags) writeDelta(cmd *cobra.Command, names []string, output str
 		defer func() { err = errors.Join(err, disks[i].Close()) }()
 	}
 	if disks[0].Image == nil {
-		return usageError("%s is no VHDX image; only an image has an identity by which a delta knows what it applies to", names[0])
+		return usageError("%s is not a VHDX image; a delta needs the identity of one. Convert it first with vhdxfs convert, and apply the delta to a copy of the result", names[0])
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
@@ -247,7 +247,7 @@ func (c *applyCommand) checkChildren(path, base string, o vhdx.Options) error {
 // brokenPipe says in a sentence that the reader of standard output has ended.
 func brokenPipe(err error) error {
 	if errors.Is(err, syscall.EPIPE) {
-		return errors.New("standard output: broken pipe; the program that reads it ended before it had all of it")
+		return errors.New("standard output: broken pipe; the program that reads it ended before it had read everything")
 	}
 	return err
 }

@@ -49,7 +49,7 @@ If something on a device is mounted or in use, nothing is done. The error says w
 func detach(m *activeMount, stderr io.Writer) error {
 	switch m.State {
 	case stateNotAnswered:
-		return fmt.Errorf("%s: %w; wait until it does, or end it", m.MountPoint, mounts.ErrNoAnswer)
+		return fmt.Errorf("%s: %w; wait until it does, or end its process, which vhdxfs list shows", m.MountPoint, mounts.ErrNoAnswer)
 	case stateUnknown:
 		if errors.Is(m.reason, mounts.ErrForeign) && os.Geteuid() == 0 {
 			break // root need not ask: what uses the mount the kernel says

@@ -33,10 +33,10 @@ func newExtract() *cobra.Command {
 		Long: `Copy files and directories from the disk of an image into DIR, which is created if it does not exist. Nothing is mounted,
 and root is not needed. ` + filesHelp + `
 
-The files belong to you. They have the permissions that they have on the disk, at most those of the image, and never
-set-user-ID. All files appear in DIR when all are copied; after an error or an interruption, none appears. Existing files
-are kept, unless --force is given. Device files, sockets, and symbolic links that lead out of what is copied are left out
-with a warning, and the exit status is 3.`,
+The copies belong to you. They keep their permissions as far as the image file has them too, without set-user-ID. They
+appear in DIR when all are complete; after an error or an interruption, none appears. Existing files are kept, unless
+--force is given. Device files, sockets, and symbolic links that lead out of what is copied are left out with a warning,
+and the exit status is 3.`,
 		Example: `  vhdxfs extract data.vhdx /etc/fstab /home/ann .
   vhdxfs extract --partition ntfs windows.vhdx /Users/me/Documents ~/rescued
   vhdxfs extract data.vhdx / everything`,

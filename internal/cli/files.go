@@ -53,9 +53,9 @@ is not needed. ` + filesHelp,
 }
 
 // filesHelp is the part of the help that files and extract share.
-const filesHelp = `The file systems ext2 to ext4, XFS, NTFS, FAT, exFAT and ISO 9660 are read, not encrypted ones.
+const filesHelp = `The file systems ext2 to ext4, XFS, NTFS, FAT, exFAT and ISO 9660 can be read, but not encrypted ones.
 
-If the disk has several file systems, the first element of a path is the name of one, as vhdxfs open names its folders: the
+If the disk has several file systems, the first element of a path is the name of one, as vhdxfs open names its directories: the
 label, or p and the number of the partition. --partition selects one, and paths begin in its root directory.
 
 Symbolic links in a path are followed inside the file system. A journal is not replayed: if the file system was not

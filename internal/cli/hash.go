@@ -243,7 +243,7 @@ func (k *hashChecked) print(w io.Writer, size sizeWriter, r hashReport, blocks b
 	switch {
 	case k.Count == 0:
 	case !blocks:
-		verdict = fmt.Sprintf("the disk is another than the one in %s; its SHA-256 is %s", printable(k.List), r.Whole)
+		verdict = fmt.Sprintf("the disk differs from the one in %s; its SHA-256 is %s", printable(k.List), r.Whole)
 	default:
 		verdict = fmt.Sprintf("the disk differs from %s in %s of blocks, %s in total", printable(k.List), plural(int(k.Count), "range"), size(k.Different))
 		if k.ListSize != r.Size {

@@ -71,7 +71,7 @@ func helperFlags(cmd *cobra.Command, work string, verbose *bool, namespace *stri
 	f.BoolVarP(verbose, "verbose", "v", false, "report what is done")
 	f.StringVarP(namespace, "namespace", "N", "", work+" in the mount namespace of the file `PATH`")
 	f.BoolP("no-mtab", "n", false, "ignored")
-	f.StringP("types", "t", "", "ignored; the `TYPE` by which mount(8) found this program")
+	f.StringP("types", "t", "", "ignored; the `TYPE` by which this program was found")
 	addVersionFlag(cmd)
 	finish(cmd)
 	cmd.CompletionOptions.DisableDefaultCmd = true

@@ -36,10 +36,10 @@ func (r *rescueFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&r.skipErrors, "skip-errors", false, "copy what is readable of a damaged image; unreadable ranges are filled with zeros and listed, and the exit status is 3")
 	f.BoolVar(&r.withoutParent, "without-parent", false, "copy what a differencing image holds itself; what only its parent has is filled with zeros, and the exit status is 3")
-	f.Var(&r.blockSize, "assume-block-size", "with --skip-errors: block size, if the image no longer tells it")
-	f.Var(&r.sectorSize, "assume-sector-size", "with --skip-errors: logical sector size, if the image no longer tells it (default 512)")
-	f.Var(&r.size, "assume-disk-size", "with --skip-errors: disk size, if the image no longer tells it (default: up to the last block)")
-	f.Var(&r.bats, "assume-bat", "with --skip-errors: offset of the BAT in the file, if the image no longer tells it and it is not found")
+	f.Var(&r.blockSize, "assume-block-size", "with --skip-errors: block size, if the image no longer records it")
+	f.Var(&r.sectorSize, "assume-sector-size", "with --skip-errors: logical sector size, if the image no longer records it (default 512)")
+	f.Var(&r.size, "assume-disk-size", "with --skip-errors: disk size, if the image no longer records it (default: up to the last block)")
+	f.Var(&r.bats, "assume-bat", "with --skip-errors: offset of the BAT in the file, if the image no longer records it and it is not found")
 }
 
 // apply puts the flags into the options.
@@ -265,7 +265,7 @@ func (c *copyFlags) spool(ctx context.Context, cmd *cobra.Command, in io.Reader,
 	if err != nil { // the file system knows no such files
 		dir = overlayDir()
 		if f, err = os.CreateTemp(dir, "vhdxfs-input-"); err != nil {
-			return nil, fmt.Errorf("standard input cannot be copied while it arrives, which needs a temporary file; TMPDIR names another folder: %w", err)
+			return nil, fmt.Errorf("standard input cannot be copied while it arrives, which needs a temporary file; name another directory with TMPDIR: %w", err)
 		}
 		if err := os.Remove(f.Name()); err != nil {
 			return nil, errors.Join(err, f.Close())

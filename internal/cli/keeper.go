@@ -86,7 +86,7 @@ func (k *localKeeper) removeOverlayDir() {
 		return
 	}
 	if err := os.RemoveAll(k.o.overlayDir); err != nil {
-		k.log.WithError(err).Warn("the folder of the overlay was not removed")
+		k.log.WithError(err).Warn("cannot remove the directory of the overlay")
 	}
 }
 

@@ -77,7 +77,7 @@ func commandPage(c *cobra.Command, extra string) string {
 	}
 	page += "# OPTIONS\n" + flagList(c)
 	if c.HasSubCommands() || c.Name() == helperPages[0] {
-		page += "# MOUNT OPTIONS\nSeparate the options behind **-o** with commas. Put a value that contains a comma in double quotes.\n\n" + mountOptionList()
+		page += "# MOUNT OPTIONS\nSeparate the options after **-o** with commas. Put a value that contains a comma in double quotes.\n\n" + mountOptionList()
 	}
 	page += exitStatusSection(statusesOf(c.Name())) + extra
 	return page + "# EXAMPLES\n" + literal(c.Example) + "\n"

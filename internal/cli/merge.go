@@ -27,7 +27,7 @@ between, into an image further up the chain. That image then reads as CHILD did.
 shows the same disk until it is removed. None of the images may be in use.
 
 If the command is interrupted, the disk is full or the power fails, CHILD still shows the same disk. Then run merge again.
-Other children of the changed images would be lost; if one is in a folder of the chain, merge refuses.
+Other children of the changed images would be lost; if one is in a directory of the chain, merge refuses.
 
 Children of CHILD accept the result as their parent. With --keep-name they also find it. Otherwise run vhdxfs set-parent
 for each of them.`,

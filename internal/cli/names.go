@@ -35,7 +35,7 @@ func checkImageName(path string) error {
 // checkRawName refuses a name for a raw disk that says it is something else. Where that is meant, -O raw says so.
 func checkRawName(path string) error {
 	if ext := extension(path); slices.Contains(foreignExtensions, ext) {
-		return usageError("%s: cannot write a .%s file; convert to a raw disk, such as disk.raw, and that with qemu-img convert. "+
+		return usageError("%s: cannot write a .%s file; convert to a raw disk, such as disk.raw, then convert that with qemu-img convert. "+
 			"-O raw writes a raw disk under this name", path, ext)
 	}
 	return nil

@@ -30,9 +30,9 @@ func newOpen() *cobra.Command {
 		Long: `Attach the VHDX file IMAGE, find the partitions and file systems on its disk, and mount them. The command prints what is
 on the disk and where it is mounted. vhdxfs close undoes all of it. If a step fails, nothing stays attached or mounted.
 
-A single file system is mounted on DIR, and so is the one that --partition names. Several are mounted in folders of DIR,
+A single file system is mounted on DIR, and so is the one that --partition names. Several are mounted in directories in DIR,
 which are named like their labels, or p1, p2 and so on. If DIR does not exist, open creates it and close removes it. Without
-DIR, they are all in folders of a new folder in ` + rootRunDir + `, which only root can enter.
+DIR, they are all in directories in a new directory in ` + rootRunDir + `, which only root can enter.
 
 An image that cannot be written is opened read-only. A file system that was not unmounted is then mounted without replay
 of its journal (ext4 noload, XFS norecovery), and a note says so. Set-user-ID programs and device files on the disk have

@@ -80,7 +80,7 @@ func makePlace(path string, mode fs.FileMode, reuse bool, undo *undoList) (*plac
 		var names []string
 		if names, err = folder.Names(0); err != nil || len(names) > 0 {
 			folder.Close()
-			return nil, errors.Join(err, fmt.Errorf("%s is not empty; name a new or an empty folder", path))
+			return nil, errors.Join(err, fmt.Errorf("%s is not empty; name a new or an empty directory", path))
 		}
 	default:
 		return nil, err
@@ -88,7 +88,7 @@ func makePlace(path string, mode fs.FileMode, reuse bool, undo *undoList) (*plac
 	real, err := mounts.Resolve(path)
 	if err == nil {
 		if at, aerr := mounts.At(real); aerr == nil && at != nil {
-			err = fmt.Errorf("%s is already the mount point of %s; name another folder", path, printable(at.Source))
+			err = fmt.Errorf("%s is already the mount point of %s; name another directory", path, printable(at.Source))
 		}
 	}
 	if err != nil {

@@ -50,7 +50,7 @@ var optionTable = []option{
 		o.roFallback = true
 		return nil
 	}},
-	{"orphan_children", "", forMount, "allow writing to an image that has children in its folder; they become unusable", func(o *options, _ string) error {
+	{"orphan_children", "", forMount, "allow writing to an image that has children in its directory; they become unusable", func(o *options, _ string) error {
 		o.orphanChildren = true
 		return nil
 	}},
@@ -96,7 +96,7 @@ var optionTable = []option{
 		o.mount.DirectIO = true
 		return nil
 	}},
-	{"kernel", strings.Join(kernelModes, "|"), forMount, "who reads a read-only disk: with on, the kernel by itself through a map of the image, if it can; disk.raw then cannot be opened with O_DIRECT. With auto (default) and off, the server", func(o *options, v string) error {
+	{"kernel", strings.Join(kernelModes, "|"), forMount, "what reads a read-only disk: with on, the kernel itself through a map of the image, if it can; disk.raw then cannot be opened with O_DIRECT. With auto (default) and off, the server reads it", func(o *options, v string) error {
 		o.mount.Kernel = v == kernelOn
 		return oneOf(v, kernelModes...)
 	}},
@@ -168,8 +168,8 @@ var optionTable = []option{
 		o.mount.KeepStale = true
 		return nil
 	}},
-	{"sandbox", strings.Join(sandboxModes, "|"), forMount, "the process that reads the image gives up all rights that it does not need: on fails\n" +
-		"where the kernel cannot take them all, try, the default, takes what it can", func(o *options, v string) error {
+	{"sandbox", strings.Join(sandboxModes, "|"), forMount, "take from the process that reads the image all rights that it does not need: on fails " +
+		"if the kernel cannot take them all; try (default) takes those that it can; off takes none", func(o *options, v string) error {
 		o.sandbox = v
 		return oneOf(v, sandboxModes...)
 	}},
@@ -273,7 +273,7 @@ func refused(name, why string) option {
 // insideOptions are options for the mount of a file system on the disk, which users give to the mount of the image.
 var insideOptions = []string{"loop", "offset", "sizelimit", "noload", "norecovery", "subvol", "data"}
 
-const insideHelp = "mount the image without, then: mount -o loop,... MOUNTPOINT/disk.raw DIR; or run vhdxfs attach IMAGE and mount the partition"
+const insideHelp = "first mount the image alone, then: mount -o loop,... MOUNTPOINT/disk.raw DIR; or run vhdxfs attach IMAGE and mount the partition"
 
 func unused(name, value string) option {
 	return option{name, value, forOthers, "", func(*options, string) error { return nil }}

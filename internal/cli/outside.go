@@ -15,7 +15,7 @@ func warnOutside(cmd *cobra.Command, child, parent string) {
 	if abs, err := filepath.Abs(dir); err == nil {
 		dir = abs
 	}
-	warn(cmd, "%s: the parent is in another folder; whenever you use the child, give -o parent_dir=%s. Do not write to the parent: "+
+	warn(cmd, "%s: the parent is in another directory; whenever you use the child, give -o parent_dir=%s. Do not write to the parent: "+
 		"the child would become unusable", printable(child), printable(dir))
 }
 

@@ -55,7 +55,7 @@ func (o *options) makeOverlayDir() error {
 	}
 	dir, err := os.MkdirTemp(overlayDir(), "vhdxfs-overlay-")
 	if err != nil {
-		return fmt.Errorf("cannot create a temporary file; choose another folder with TMPDIR: %w", err)
+		return fmt.Errorf("cannot create a temporary file; choose another directory with TMPDIR: %w", err)
 	}
 	o.overlayDir = dir
 	// A name for the image beside it, since not every path can stand in an image, and no program ever follows this one.

@@ -93,7 +93,7 @@ func refuseShared(parent string) error {
 	defer d.Close()
 	_, shared, err := d.Shared()
 	if err == nil && shared {
-		err = fmt.Errorf("%s: other users can rename what is in it; make it yours alone, or name a mount point", parent)
+		err = fmt.Errorf("%s: other users can rename files in it; deny them write access, or name a mount point", parent)
 	}
 	return err
 }

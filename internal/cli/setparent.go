@@ -24,7 +24,7 @@ that. No data is copied, and the disk reads as before.
 With --unsafe, any parent is accepted, such as one that was written by mistake. Data that CHILD does not hold is then
 read from that parent: a file system on the disk may be damaged, and children of CHILD no longer accept it. Keep a copy.
 
-To mount a child whose parent is in another folder, use -o parent_dir=.`,
+To mount a child whose parent is in another directory, use -o parent_dir=.`,
 		Example: `  vhdxfs set-parent child.avhdx /srv/base/windows.vhdx
   vhdxfs set-parent --parent-path 'D:\vm\base.vhdx' child.avhdx base.vhdx`,
 		Args: exactArgs("CHILD", "PARENT"),

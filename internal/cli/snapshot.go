@@ -34,11 +34,11 @@ exists.
 If IMAGE is mounted read/write on this host, its server freezes it while disk.raw is in use. Reads continue; writes and
 syncs wait for a moment. The frozen image has everything that was written to disk.raw before. Data that a file system on
 the disk only has in memory is not included; to include it, run fsfreeze -f, then the snapshot, then fsfreeze -u. NEW must
-be in the folder of IMAGE. Use --keep-name if an fstab or a unit names IMAGE. Otherwise the next mount must name the child;
+be in the directory of IMAGE. Use --keep-name if an fstab or a unit names IMAGE. Otherwise the next mount must name the child;
 mounting IMAGE read/write would lose the child. Only root and the owner of the mount may do this. If it fails, the mount
 is unchanged.
 
-If an image in the folder of IMAGE is its child already, that is probably the active image. The snapshot is refused then,
+If an image in the directory of IMAGE is already its child, that is probably the active image. The snapshot is refused then,
 unless --branch says that you want a second child.
 
 Stop any other program that has IMAGE open for writing first.

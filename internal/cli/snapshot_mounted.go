@@ -91,7 +91,7 @@ func nameBeside(image, name string) (string, error) {
 		image = real // beside which it is going to be
 	}
 	if !sameFile(filepath.Dir(name), filepath.Dir(image)) {
-		return "", usageError("the image is mounted; the new file must be in its folder, %s", filepath.Dir(image))
+		return "", usageError("the image is mounted; the new file must be in its directory, %s", filepath.Dir(image))
 	}
 	return filepath.Base(name), nil
 }

@@ -120,7 +120,7 @@ func newDevice(path string, size int64, replace bool) (Target, error) {
 		return nil, err
 	}
 	if !isDevice(f) { // another user may have exchanged it
-		err = fmt.Errorf("%s is no block device any more", path)
+		err = fmt.Errorf("%s is no longer a block device", path)
 	}
 	if err == nil {
 		if err = imagefile.Of(f).Lock(imagefile.LockOn, imagefile.Exclusive); errors.Is(err, imagefile.ErrNoLocks) {

@@ -42,7 +42,7 @@ var ErrChanged = errors.New("the disk was changed while it was read")
 // is used for the list of ranges, and 256 bytes for each MiB in which some sectors differ.
 func Write(ctx context.Context, w io.Writer, a, b *disk.Disk, o Options) (*Result, error) {
 	if a.Image == nil {
-		return nil, fmt.Errorf("%s is no VHDX image; a delta can be made only of an image, which has an identity", a.Path)
+		return nil, fmt.Errorf("%s is not a VHDX image; a delta needs the identity that only an image has", a.Path)
 	}
 	if b.Size() == 0 {
 		return nil, fmt.Errorf("%s is empty; a disk has at least one sector", b.Path)

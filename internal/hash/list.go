@@ -146,7 +146,7 @@ func (l *ListReader) Next() (off int64, d Digest, err error) {
 		return l.Next()
 	case word == "end":
 		if n, err := strconv.ParseInt(value, 10, 64); err != nil || n != l.n {
-			return 0, d, l.bad("%d blocks are listed, and %q are said", l.n, value)
+			return 0, d, l.bad("%d blocks are listed, but it says %q", l.n, value)
 		}
 		l.ended = true
 		return 0, d, io.EOF

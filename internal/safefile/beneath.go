@@ -12,7 +12,7 @@ import (
 )
 
 // ErrOutside is matched by the error for a path that leads out of its folder, by itself or by a symbolic link.
-var ErrOutside = errors.New("it leads out of the folder")
+var ErrOutside = errors.New("it leads out of the directory")
 
 const (
 	maxLinks   = 40 // symbolic links on the way, as the kernel has it

@@ -68,7 +68,7 @@ func (op *opener) openParent(l *layer) error {
 	if op.o.MissingParent {
 		return nil
 	}
-	return corrupt("dynamic disk header", off, "parent %s not found; name its folder with -o parent_dir=DIR, or the file with -o parent=FILE", quoted(l.missing))
+	return corrupt("dynamic disk header", off, "parent %s not found; name its directory with -o parent_dir=DIR, or the file with -o parent=FILE", quoted(l.missing))
 }
 
 // quoted returns a name from an image without control characters.

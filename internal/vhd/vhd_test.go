@@ -403,7 +403,7 @@ func TestDifferencing(t *testing.T) {
 		{"two folders", "sub/base.vhd", child{name: "base.vhd"}, func(dir string) vhdx.Options { return vhdx.Options{ParentDirs: []string{dir + "/sub"}} }, ""},
 		{"named", "sub/other", child{name: "base.vhd"}, func(dir string) vhdx.Options { return vhdx.Options{Parents: []string{dir + "/sub/other"}} }, ""},
 		{"missing", "sub/base.vhd", child{rel: `.\base.vhd`}, nil, "base.vhd not found"},
-		{"outside", "base.vhd", child{rel: `..\x\secret.vhd`}, nil, "leads out of the folder"},
+		{"outside", "base.vhd", child{rel: `..\x\secret.vhd`}, nil, "leads out of the directory"},
 		{"no name", "base.vhd", child{}, nil, "not found"},
 		{"another disk", "base.vhd", child{name: "base.vhd", parentID: uuid.Max}, nil, "another disk"},
 		{"itself", "base.vhd", child{name: "child.avhd"}, nil, "its own parent"},

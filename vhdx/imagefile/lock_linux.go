@@ -132,7 +132,7 @@ func (e *NoLocksError) Error() string {
 	if p, ok := errors.AsType[*os.PathError](why); ok {
 		why = p.Err
 	}
-	return fmt.Sprintf("%s: %s has no locks (%v), so nothing keeps other programs and hosts off", e.Path, name, why)
+	return fmt.Sprintf("%s: %s has no locks (%v), so other programs and hosts cannot be kept out", e.Path, name, why)
 }
 
 func (e *NoLocksError) Unwrap() []error { return []error{ErrNoLocks, e.Err} }

@@ -79,7 +79,7 @@ func Try(dir, other string) (_ *Trial, err error) {
 func (t *Trial) trySeen(f *os.File, path string, data []byte, elsewhere bool) error {
 	g, err := Open(path, os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) && elsewhere {
-		return fmt.Errorf("%s is not the same folder: a new file is not there", filepath.Dir(path))
+		return fmt.Errorf("%s is not the same directory: a new file does not appear in it", filepath.Dir(path))
 	}
 	if err != nil {
 		return err

@@ -211,7 +211,7 @@ func (l *Lease) giveUp() error {
 	l.given = true
 	if err == nil && l.Fresh() && !l.unsure && !l.header.Dirty() {
 		if err = l.release(l.header, l.slot); err != nil {
-			err = fmt.Errorf("%s: the next writer has to wait, for this one could not say that it has ended: %w", l.o.Path, err)
+			err = fmt.Errorf("%s: cannot record that the image is closed, so the next writer must wait: %w", l.o.Path, err)
 		}
 	} else {
 		err = nil // why is known to whoever has changed something

@@ -61,7 +61,7 @@ func (e *TakenOverError) Error() string {
 	if e.Epoch != (Epoch{}) {
 		who = fmt.Sprintf("%s (%s)", who, e.Epoch)
 	}
-	return fmt.Sprintf("%s was %s; what was synced before is there; unmount, and mount it again where it is not in use", e.Path, who)
+	return fmt.Sprintf("%s was %s; what was synced before is safe; unmount it here, and mount it again after the other host has closed it", e.Path, who)
 }
 
 func (e *TakenOverError) Unwrap() error { return ErrTakenOver }
@@ -319,7 +319,7 @@ func (l *Lease) lookAfterLocks(f imagefile.File) {
 	if lost {
 		l.o.Log.Warnf("the storage has lost the lock on %s, which was taken again; the image is still this host's", l.o.Path)
 	}
-	l.tell("lock", err, "the lock on %s is not this host's alone; its headers are, and it goes on", l.o.Path)
+	l.tell("lock", err, "another program or host may also hold a lock on %s; its headers still name this host, so the mount continues", l.o.Path)
 }
 
 // tell logs an error once, until it is gone.
