@@ -114,7 +114,7 @@ var mountRows = []row{
 		p.run(t, 0, "", "mount", "-t", "vhdx", "-o", "ro", p.img, p.dir)
 		p.run(t, 0, "", "mount.vhdx", p.img, p.dir, "-o", "ro")
 		p.run(t, 0, "", "mount.vhdx", p.img, p.dir, "-o", "ro,nonempty")
-		p.run(t, 32, "mounted already", "mount.vhdx", p.img, p.dir)
+		p.run(t, 32, "is already mounted on ", "mount.vhdx", p.img, p.dir)
 		p.mounted(t, "ro")
 		n := len(p.daemons())
 		p.that(t, "one process", fmt.Sprint(n, " processes"), n == 1)

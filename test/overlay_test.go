@@ -142,7 +142,7 @@ func TestOverlayOfOddPath(t *testing.T) {
 		unchanged(t, odd, before)
 	}
 	r := vhdxfs(t, "-o", "overlay="+filepath.Join(filepath.Dir(dir), "over.avhdx"), odd, newDir(t))
-	if r.status != mountStatus || !strings.Contains(r.stderr, "create the child in the folder of the parent") {
+	if r.status != mountStatus || !strings.Contains(r.stderr, "create the child in the directory of the parent") {
 		t.Errorf("an overlay elsewhere: status %d, %s", r.status, r.stderr)
 	}
 }

@@ -251,7 +251,7 @@ func TestSnapshotOfAMountFails(t *testing.T) {
 		{[]string{"--keep-name", img}, 2, "no space left"},
 		{[]string{s.dir, "ballast"}, usageStatus, "exists"},
 		{[]string{"--keep-name", s.dir, "ballast"}, usageStatus, "exists"},
-		{[]string{"--keep-name", s.dir, filepath.Join(t.TempDir(), "x.vhdx")}, usageStatus, "in its folder"},
+		{[]string{"--keep-name", s.dir, filepath.Join(t.TempDir(), "x.vhdx")}, usageStatus, "in its directory"},
 		{[]string{"-o", "lock=off", s.dir}, usageStatus, "omit -o"},
 	} {
 		r := vhdxfs(t, append([]string{"snapshot"}, tc.args...)...)

@@ -47,7 +47,7 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 	}
 	result := layers[depth]
 	if o.KeepName && filepath.Dir(realPath(result)) != filepath.Dir(realPath(path)) {
-		return nil, optionsError{fmt.Errorf("%s cannot be renamed to %s, which is in another folder", result, path)}
+		return nil, optionsError{fmt.Errorf("%s cannot be renamed to %s, which is in another directory", result, path)}
 	}
 	return layers, nil
 }

@@ -297,7 +297,7 @@ func TestMergeRefuses(t *testing.T) {
 		{"into itself", p[2], MergeOptions{Into: p[2]}, "is not a parent of", ErrOptions},
 		{"into nothing", p[2], MergeOptions{Into: path("missing")}, "no such file", os.ErrNotExist},
 		{"larger than its parent can become", larger, MergeOptions{}, "flatten", ErrSize},
-		{"a name in another folder", moved, MergeOptions{KeepName: true, Open: Options{ParentDirs: []string{dir}}}, "another folder", ErrOptions},
+		{"a name in another folder", moved, MergeOptions{KeepName: true, Open: Options{ParentDirs: []string{dir}}}, "another directory", ErrOptions},
 		{"damaged", broken, MergeOptions{}, "R2", ErrCorrupt},
 		{"another parent", strange, MergeOptions{}, "R63", ErrCorrupt},
 		{"another parent in spite of the option", strange, MergeOptions{Open: Options{AnyParent: true}}, "R63", ErrCorrupt},

@@ -129,7 +129,7 @@ func TestMountInBackground(t *testing.T) {
 
 	// A second mount at the same place is refused, and so is one of the same image; the first one stays.
 	for _, second := range []struct{ image, dir, want string }{
-		{newImage(t), dir, "mounted already"},
+		{newImage(t), dir, "is already mounted on "},
 		{image, t.TempDir(), fmt.Sprintf("(process %d)", pid)},
 	} {
 		r = run(t, second.image, second.dir)
