@@ -40,7 +40,7 @@ func (l *layer) payloadError(b int64, e ondisk.BATEntry, r ondisk.Rule) *FormatE
 	}
 	switch r {
 	case ondisk.RuleBlockState:
-		return bad("block %d in state %d", b, uint8(e.State()))
+		return bad("block %d has the reserved state %d", b, uint8(e.State()))
 	case ondisk.RulePartialWithoutParent:
 		return bad("block %d is partially present, but the disk has no parent", b)
 	case ondisk.RuleBlockInHeaderSection:
@@ -73,7 +73,7 @@ func (l *layer) bitmapError(c int64, e ondisk.BATEntry, r ondisk.Rule) *FormatEr
 	}
 	switch off := e.Offset(); {
 	case r == ondisk.RuleBitmapState:
-		return bad("sector bitmap block of chunk %d in state %d", c, uint8(e.State()))
+		return bad("the sector bitmap block of chunk %d has the reserved state %d", c, uint8(e.State()))
 	case off >= ondisk.HeaderSectionSize && off <= uint64(l.size) && ondisk.BitmapBlockSize <= l.size-e.FileOff():
 		return bad("sector bitmap block of chunk %d at %#x overlaps the %s", c, off, l.objectAt(e.FileOff(), ondisk.BitmapBlockSize))
 	}

@@ -71,11 +71,11 @@ func (l *layer) validateItems() error {
 		case seen[key{m.ID, m.User()}]:
 			err = bad(ondisk.RuleItemTwice, "duplicate item %v", m.ID)
 		case m.Length > ondisk.MaxItemSize:
-			err = bad(ondisk.RuleItemTooLong, "item %v of %#x bytes", m.ID, m.Length)
+			err = bad(ondisk.RuleItemTooLong, "item %v has %#x bytes; at most 1 MiB is allowed", m.ID, m.Length)
 		case m.Length > 0 && m.Offset < ondisk.MetadataTableSize:
-			err = bad(ondisk.RuleItemInTable, "item %v at %#x of the region", m.ID, m.Offset)
+			err = bad(ondisk.RuleItemInTable, "item %v at %#x of the region is inside the metadata table", m.ID, m.Offset)
 		case uint64(m.Offset)+uint64(m.Length) > uint64(region.Length):
-			err = bad(ondisk.RuleItemBeyondRegion, "item %v at %#x of %#x bytes in a region of %#x bytes", m.ID, m.Offset, m.Length, region.Length)
+			err = bad(ondisk.RuleItemBeyondRegion, "item %v at %#x, of %#x bytes, ends beyond the end of its region, of %#x bytes", m.ID, m.Offset, m.Length, region.Length)
 		case !isKnown && m.Flags&ondisk.ItemIsRequired != 0:
 			err = bad(ondisk.RuleItemUnknown, "unknown required item %v; a newer version may support it", m.ID)
 		case isKnown && m.Length < known.Size:
@@ -96,7 +96,7 @@ func (l *layer) validateItems() error {
 		}
 	}
 	if users > ondisk.MaxUserEntries {
-		if err := l.report(ondisk.Corrupt(ondisk.RuleMetadataUserCount, "metadata table", l.metadataOffset(), "%d user entries", users)); err != nil {
+		if err := l.report(ondisk.Corrupt(ondisk.RuleMetadataUserCount, "metadata table", l.metadataOffset(), "%d user entries; at most 1024 are allowed", users)); err != nil {
 			return err
 		}
 	}
@@ -158,7 +158,7 @@ func (l *layer) readFileParameters() error {
 	m.leaveBlockAllocated = flags&paramLeaveBlockAllocated != 0
 	m.hasParent = flags&paramHasParent != 0
 	if m.blockSize < ondisk.MinBlockSize || m.blockSize > ondisk.MaxBlockSize || m.blockSize&(m.blockSize-1) != 0 {
-		return ondisk.Corrupt(ondisk.RuleBlockSize, "file parameters", paramsOff, "block size %s", sizes.Exact(int64(m.blockSize)))
+		return ondisk.Corrupt(ondisk.RuleBlockSize, "file parameters", paramsOff, "invalid block size %s: must be a power of two from 1 MiB to 256 MiB", sizes.Exact(int64(m.blockSize)))
 	}
 	if reserved := flags &^ (paramLeaveBlockAllocated | paramHasParent); reserved != 0 {
 		l.warn("file parameters", paramsOff, "reserved flags %#x", reserved)
@@ -176,7 +176,7 @@ func (l *layer) readSectorSizes() error {
 		return l.missing(ondisk.RuleNoLogicalSectorSize, ondisk.LogicalSectorSizeGUID)
 	}
 	if m.logicalSectorSize = ondisk.LE.Uint32(sector); !ondisk.ValidSectorSize(m.logicalSectorSize) {
-		return ondisk.Corrupt(ondisk.RuleLogicalSectorSize, "logical sector size", sectorOff, "%d bytes", m.logicalSectorSize)
+		return ondisk.Corrupt(ondisk.RuleLogicalSectorSize, "logical sector size", sectorOff, "invalid logical sector size %d: must be 512 or 4096", m.logicalSectorSize)
 	}
 
 	physical, physicalOff, err := l.item(ondisk.PhysicalSectorSizeGUID)
@@ -186,7 +186,7 @@ func (l *layer) readSectorSizes() error {
 	if physical == nil {
 		l.warn("metadata table", l.metadataOffset(), "the physical sector size is missing")
 	} else if m.physicalSectorSize = ondisk.LE.Uint32(physical); !ondisk.ValidSectorSize(m.physicalSectorSize) {
-		return ondisk.Corrupt(ondisk.RulePhysicalSectorSize, "physical sector size", physicalOff, "%d bytes", m.physicalSectorSize)
+		return ondisk.Corrupt(ondisk.RulePhysicalSectorSize, "physical sector size", physicalOff, "invalid physical sector size %d: must be 512 or 4096", m.physicalSectorSize)
 	}
 	return nil
 }
@@ -216,11 +216,11 @@ func (l *layer) readDiskSize() error {
 	l.meta.diskSize = size
 	switch {
 	case size == 0:
-		return ondisk.Corrupt(ondisk.RuleDiskEmpty, "virtual disk size", off, "a disk of no bytes")
+		return ondisk.Corrupt(ondisk.RuleDiskEmpty, "virtual disk size", off, "the disk size is 0")
 	case size > ondisk.MaxDiskSize:
-		return ondisk.Corrupt(ondisk.RuleDiskTooLarge, "virtual disk size", off, "%d bytes", size)
+		return ondisk.Corrupt(ondisk.RuleDiskTooLarge, "virtual disk size", off, "invalid disk size %d: must be at most 64 TiB", size)
 	case size%uint64(max(l.meta.logicalSectorSize, 512)) != 0:
-		return ondisk.Corrupt(ondisk.RuleDiskSizeUnaligned, "virtual disk size", off, "%d bytes in sectors of %d", size, l.meta.logicalSectorSize)
+		return ondisk.Corrupt(ondisk.RuleDiskSizeUnaligned, "virtual disk size", off, "invalid disk size %d: must be a multiple of the logical sector size, %d", size, l.meta.logicalSectorSize)
 	}
 	return nil
 }

@@ -71,9 +71,9 @@ func (l *layer) validateRegions() error {
 		case seen[r.GUID]:
 			err = bad(i, ondisk.RuleRegionTwice, "duplicate %s region %v", r.Name(), r.GUID)
 		case r.Offset%ondisk.MiB != 0 || r.Offset < ondisk.HeaderSectionSize:
-			err = bad(i, ondisk.RuleRegionOffset, "%s region at %#x", r.Name(), r.Offset)
+			err = bad(i, ondisk.RuleRegionOffset, "the %s region at %#x must begin at a multiple of 1 MiB after the header section", r.Name(), r.Offset)
 		case r.Length == 0 || r.Length%ondisk.MiB != 0:
-			err = bad(i, ondisk.RuleRegionLength, "%s region of %#x bytes", r.Name(), r.Length)
+			err = bad(i, ondisk.RuleRegionLength, "the %s region has %#x bytes; the length must be a multiple of 1 MiB and not 0", r.Name(), r.Length)
 		case r.Name() != "unknown" && !r.Inside(l.size):
 			err = bad(i, ondisk.RuleRegionBeyondFile, "the %s region (%s at %#x) ends beyond the end of the file (%#x); was the file cut off?", r.Name(), sizes.Text(int64(r.Length)), r.Offset, l.size)
 		case r.Name() == "unknown" && r.Flags&ondisk.RegionRequired != 0:

@@ -44,7 +44,7 @@ func (o *options) confine(k keeper) error {
 	keepOwnFiles()
 	state := sandbox.Confine(o.reach())
 	if o.sandbox == sandboxOn && !state.Complete() {
-		return fmt.Errorf("the sandbox is %s; use sandbox=try to mount the image without it", state)
+		return fmt.Errorf("the sandbox is %s; use sandbox=try to mount with what the kernel supports", state)
 	}
 	o.mount.Sandbox = state.String()
 	return nil

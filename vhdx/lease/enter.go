@@ -25,7 +25,7 @@ func Enter(f imagefile.File, o Options) (*File, error) {
 	}
 	signs := seen.signs()
 	if signs != "" {
-		l.o.Waiting(fmt.Sprintf("%s %s; waiting %v until no other host can write it (vhdxfs break-lease skips this, for a host that is off)",
+		l.o.Waiting(fmt.Sprintf("%s %s; waiting %v until no other host can write it (if that host is off, vhdxfs break-lease skips the wait)",
 			l.o.Path, signs, l.o.Terms.Watch+l.o.Terms.Length+l.o.Terms.Grace))
 		if err := l.watch(seen); err != nil {
 			return nil, err

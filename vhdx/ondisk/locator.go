@@ -46,7 +46,7 @@ func DecodeParentLocator(b []byte, off int64) (*ParentLocator, error) {
 		return Corrupt(r, "parent locator", off, format, args...)
 	}
 	if t := GUID(b); t != locatorTypeVHDX {
-		return nil, bad(RuleLocatorType, "type %v", t)
+		return nil, bad(RuleLocatorType, "unknown type %v", t)
 	}
 	n := int(LE.Uint16(b[18:]))
 	if n == 0 || LocatorHeaderSize+n*LocatorEntrySize > len(b) {
@@ -75,7 +75,7 @@ func DecodeParentLocator(b []byte, off int64) (*ParentLocator, error) {
 	}
 	var err error
 	if p.Linkage, err = ParseLinkage(p.Values[KeyLinkage]); err != nil {
-		return nil, bad(RuleNoLinkage, "%s is %q", KeyLinkage, p.Values[KeyLinkage])
+		return nil, bad(RuleNoLinkage, "%s is %q, not a GUID", KeyLinkage, p.Values[KeyLinkage])
 	}
 	// A second linkage that is no GUID accepts no parent, which is all that can go wrong with it.
 	p.Linkage2, _ = ParseLinkage(p.Values[KeyLinkage2])

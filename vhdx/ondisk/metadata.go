@@ -72,11 +72,11 @@ func (m MetadataItem) Name() string {
 // DecodeMetadataTable decodes the table in b, the start of the metadata region at file offset off.
 func DecodeMetadataTable(b *[MetadataTableSize]byte, off int64) ([]MetadataItem, error) {
 	if sig := string(b[:8]); sig != metadataTableSignature {
-		return nil, Corrupt(RuleMetadataSignature, "metadata table", off, "signature %q", sig)
+		return nil, Corrupt(RuleMetadataSignature, "metadata table", off, "wrong signature %q", sig)
 	}
 	n := LE.Uint16(b[10:])
 	if n > MaxMetadataEntries {
-		return nil, Corrupt(RuleMetadataCount, "metadata table", off, "%d entries", n)
+		return nil, Corrupt(RuleMetadataCount, "metadata table", off, "%d entries; at most 2047 are allowed", n)
 	}
 	items := make([]MetadataItem, n)
 	for i := range items {

@@ -58,7 +58,7 @@ func DecodeRegionTable(b *[RegionTableSize]byte, off int64) ([]Region, error) {
 	}
 	n := LE.Uint32(b[8:])
 	if n > MaxRegions {
-		return nil, Corrupt(RuleRegionCount, "region table", off, "%d entries", n)
+		return nil, Corrupt(RuleRegionCount, "region table", off, "%d entries; at most 2047 are allowed", n)
 	}
 	table := make([]Region, n)
 	for i := range table {
