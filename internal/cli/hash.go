@@ -32,7 +32,8 @@ func newHash() *cobra.Command {
 		Use:   "hash [flags] IMAGE",
 		Short: "Compute or check the SHA-256 of a disk",
 		Long: `Print the SHA-256 of a disk, the same as sha256sum prints for disk.raw. IMAGE is a VHDX image with its parents, a raw
-file, a block device or a mount point. What the image does not hold is not read, but zeros take time too.
+file, a block device or a mount point. Ranges that the image does not hold are not read, but to hash their zeros takes time
+too.
 
 With --blocks, also write a list of the digests of all blocks of 1 MiB that are not zero. With --check, compare the disk with such
 a list and print the ranges that differ; zeros are skipped. --check also takes what hash or sha256sum prints.`,
