@@ -348,7 +348,8 @@ func TestBreakLease(t *testing.T) {
 	if _, err := Repair(context.Background(), path, RepairOptions{Open: o}); err != nil {
 		t.Errorf("a repair afterwards: %v", err)
 	}
-	lease.Usual.Length = time.Hour // for which nothing waits
+	TellWait = func(why string) { t.Errorf("after that, a writer waits: %s", why) }
+	defer func() { TellWait = nil }()
 	if im, err = Open(path, Options{Lock: LockLease, Writable: true}); err != nil {
 		t.Fatal(err)
 	}
