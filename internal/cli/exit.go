@@ -48,7 +48,7 @@ var (
 // exitStatuses are all of them, for the manual of the program and the topic exit-status.
 var exitStatuses = []exitStatus{
 	okStatus, usageStatus, systemStatus,
-	{statusWarnings, "success with warnings: check found warnings only, or a repair lost data; chain found a parent that does not fit; convert skipped unreadable ranges"},
+	{statusWarnings, "success with warnings: check found warnings only, or a repair lost data; chain found a parent that does not fit; convert skipped unreadable ranges; extract left out some files"},
 	damagedStatus,
 	{statusDiffers, "compare, hash --check: the disks differ"},
 	{statusNotMounted, "close, detach, umount, stats: " + notMountedStatus.help},
