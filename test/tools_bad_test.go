@@ -194,9 +194,9 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 		force  string // what is said with --force; "" is the same
 	}{
 		{"empty.vhdx", usageStatus, "exists; use --force to replace it", "-"},
-		{"folder", usageStatus, "exists; use --force to replace it", "is not a regular file"},
-		{"pipe", usageStatus, "exists; use --force to replace it", "is not a regular file"},
-		{"/dev/null", usageStatus, "exists; use --force to replace it", "is not a regular file"},
+		{"folder", usageStatus, "is not a regular file", "is not a regular file"},
+		{"pipe", usageStatus, "is not a regular file", "is not a regular file"},
+		{"/dev/null", usageStatus, "is not a regular file", "is not a regular file"},
 		{"missing/new.vhdx", systemStatus, "missing/new.vhdx: no such file or directory", ""},
 		{"text/new.vhdx", systemStatus, "not a directory", ""},
 		{"/proc/new.vhdx", systemStatus, "/proc/new.vhdx: no such file or directory", ""},
