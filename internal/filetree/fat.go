@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"strings"
 	"time"
-	"unicode/utf16"
 
 	"golang.org/x/text/encoding/charmap"
+
+	"github.com/vhdxfs/vhdxfs/internal/utf16text"
 )
 
 // A clusters is the part that FAT and exFAT share: clusters, and the table that links them.
@@ -245,7 +246,7 @@ func (l *longFAT) of(e []byte) string {
 		sum += c
 	}
 	if len(l.b) > 0 && sum == l.sum {
-		return utf16Name(l.b)
+		return utf16text.UpToZero(l.b, le)
 	}
 	const lowerBase, lowerExtension, escaped = 0x08, 0x10, 0x05
 	short := bytes.Clone(e[:11])
@@ -264,19 +265,6 @@ func (l *longFAT) of(e []byte) string {
 		name += "." + extension
 	}
 	return name
-}
-
-// utf16Name decodes little-endian UTF-16 up to a zero.
-func utf16Name(b []byte) string {
-	var units []uint16
-	for ; len(b) >= 2; b = b[2:] {
-		u := le.Uint16(b)
-		if u == 0 {
-			break
-		}
-		units = append(units, u)
-	}
-	return string(utf16.Decode(units))
 }
 
 // dosTime returns the time of FAT and exFAT, which has no zone.
@@ -376,8 +364,8 @@ func (x *exFATFS) List(dir *File, each func(*File) error) error {
 // file returns the file that two entries of a directory and a name describe.
 func (x *exFATFS) file(head, stream, name []byte) *File {
 	const directory, noChain = 0x10, 2
-	d := exFATFile{int64(le.Uint32(stream[20:])), int64(le.Uint64(stream[8:])), stream[1]&noChain != 0}                   // #nosec G115 -- the caller checks it
-	f := &File{Name: utf16Name(name), Mode: plainFile, Size: int64(le.Uint64(stream[24:])), data: d, id: uint64(d.first)} // #nosec G115 -- the caller checks it
+	d := exFATFile{int64(le.Uint32(stream[20:])), int64(le.Uint64(stream[8:])), stream[1]&noChain != 0}                                // #nosec G115 -- the caller checks it
+	f := &File{Name: utf16text.UpToZero(name, le), Mode: plainFile, Size: int64(le.Uint64(stream[24:])), data: d, id: uint64(d.first)} // #nosec G115 -- the caller checks it
 	stamp := le.Uint32(head[12:])
 	f.ModTime = dosTime(uint16(stamp>>16), uint16(stamp), head[21]) // #nosec G115 -- the halves
 	if zone := head[23]; zone&0x80 != 0 {                           // in quarters of an hour, with a sign of 7 bits

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/vhdxfs/vhdxfs/internal/utf16text"
 )
 
 // The types of NTFS attributes.
@@ -219,7 +221,7 @@ func (n *ntfsFS) parse(b []byte, list []*ntfsAttr) ([]*ntfsAttr, error) {
 			if off+l > size {
 				return nil, damaged("the name of an attribute")
 			}
-			a.name = utf16Name(r[off : off+l])
+			a.name = utf16text.UpToZero(r[off:off+l], le)
 		}
 		if r[8] == 0 {
 			off, l := int(le.Uint16(r[20:])), int(le.Uint32(r[16:]))
@@ -435,7 +437,7 @@ func (n *ntfsFS) reparsePoint(f *File, d *ntfsFile, r *ntfsAttr) error {
 	if off+l > len(b) {
 		return damaged("the name in a reparse point")
 	}
-	d.link = strings.ReplaceAll(utf16Name(b[off:off+l]), `\`, "/")
+	d.link = strings.ReplaceAll(utf16text.UpToZero(b[off:off+l], le), `\`, "/")
 	if !relative { // \??\C:\Users, of which the drive is most likely this one
 		d.link = strings.TrimPrefix(d.link, "/??/")
 		if len(d.link) > 2 && d.link[1] == ':' {
@@ -518,7 +520,7 @@ func (n *ntfsFS) entries(b []byte, each func(*File) error) error {
 		}
 		at += int64(size)
 		number := le.Uint64(e) & (1<<48 - 1)
-		text := utf16Name(e[nameAt : nameAt+2*int(e[80])])
+		text := utf16text.UpToZero(e[nameAt:nameAt+2*int(e[80])], le)
 		if e[81] == dosName || number < ntfsFirstUser {
 			continue
 		}

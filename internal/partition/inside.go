@@ -5,7 +5,8 @@ import (
 	"errors"
 	"io"
 	"strings"
-	"unicode/utf16"
+
+	"github.com/vhdxfs/vhdxfs/internal/utf16text"
 )
 
 // A Volume is what is on a disk, or in a partition of it.
@@ -82,7 +83,7 @@ func label(part io.ReaderAt, head []byte, fileSystem string) string {
 	case "Btrfs":
 		return text(64<<10+0x12B, 256)
 	case "F2FS":
-		return utf16Text(head[1024+0x7C:][:1024])
+		return utf16text.UpToZero(head[1024+0x7C:][:1024], le)
 	case "swap":
 		return text(1052, 16)
 	case "LUKS":
@@ -131,7 +132,7 @@ func ntfsLabel(part io.ReaderAt, head []byte) string {
 			return ""
 		}
 		if value, size := at+int64(le.Uint16(b[at+20:])), int64(le.Uint32(b[at+16:])); le.Uint32(b[at:]) == nameAttribute && value+size <= at+n {
-			return utf16Text(b[value : value+size])
+			return utf16text.UpToZero(b[value:value+size], le)
 		}
 		at += n
 	}
@@ -149,21 +150,8 @@ func exfatLabel(part io.ReaderAt, head []byte) string {
 	}
 	for at := 0; at < len(b) && b[at] != 0; at += entry {
 		if b[at] == labelEntry {
-			return utf16Text(b[at+2:][:2*min(b[at+1], 11)])
+			return utf16text.UpToZero(b[at+2:][:2*min(b[at+1], 11)], le)
 		}
 	}
 	return ""
-}
-
-// utf16Text reads little-endian UTF-16 up to its end or a zero.
-func utf16Text(b []byte) string {
-	var units []uint16
-	for ; len(b) >= 2; b = b[2:] {
-		u := le.Uint16(b)
-		if u == 0 {
-			break
-		}
-		units = append(units, u)
-	}
-	return string(utf16.Decode(units))
 }

@@ -1,10 +1,12 @@
 package vhd
 
 import (
+	"encoding/binary"
 	"strings"
-	"unicode/utf16"
 
 	"github.com/google/uuid"
+
+	"github.com/vhdxfs/vhdxfs/internal/utf16text"
 )
 
 const (
@@ -62,7 +64,7 @@ func decodeHeader(b *[headerSize]byte, off int64) (header, error) {
 		blockSize:   be.Uint32(b[32:]),
 		parentID:    uuid.UUID(b[40:56]),
 		parentTime:  be.Uint32(b[56:]),
-		parentName:  decodeName(b[64:576]),
+		parentName:  utf16text.UpToZero(b[64:576], be),
 	}
 	for i := range h.locators {
 		e := b[576+24*i:]
@@ -108,28 +110,7 @@ func bitmapSize(blockSize int64) int64 {
 	return (blockSize/sectorSize/8 + sectorSize - 1) / sectorSize * sectorSize
 }
 
-// decodeName decodes UTF-16, big-endian, up to the first zero.
-func decodeName(b []byte) string {
-	var u []uint16
-	for ; len(b) >= 2; b = b[2:] {
-		c := be.Uint16(b)
-		if c == 0 {
-			break
-		}
-		u = append(u, c)
-	}
-	return string(utf16.Decode(u))
-}
-
 // decodePath decodes the path of a locator: UTF-16, little-endian, with slashes.
 func decodePath(b []byte) string {
-	var u []uint16
-	for ; len(b) >= 2; b = b[2:] {
-		c := uint16(b[0]) | uint16(b[1])<<8
-		if c == 0 {
-			break
-		}
-		u = append(u, c)
-	}
-	return strings.ReplaceAll(string(utf16.Decode(u)), `\`, "/")
+	return strings.ReplaceAll(utf16text.UpToZero(b, binary.LittleEndian), `\`, "/")
 }

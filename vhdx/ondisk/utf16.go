@@ -4,6 +4,8 @@ import (
 	"errors"
 	"slices"
 	"unicode/utf16"
+
+	"github.com/vhdxfs/vhdxfs/internal/utf16text"
 )
 
 // decodeUTF16 decodes UTF-16LE, whose length in bytes is even. It refuses what is no UTF-16, and NULs.
@@ -22,11 +24,7 @@ func decodeUTF16(b []byte) (string, error) {
 
 // DecodeCreator decodes the Creator field (MS-VHDX 2.2.1) as well as it goes: it is for people only.
 func DecodeCreator(b []byte) string {
-	units := utf16Units(b)
-	if i := slices.Index(units, 0); i >= 0 {
-		units = units[:i]
-	}
-	return string(utf16.Decode(units))
+	return utf16text.UpToZero(b, LE)
 }
 
 func EncodeUTF16(s string) []byte {
