@@ -37,28 +37,39 @@ func (c *compareFlags) add(cmd *cobra.Command) {
 // withDisks opens both disks for do, which may be called more than once; see beside. A disk.raw or a device on one is read as
 // it is.
 func (c *compareFlags) withDisks(cmd *cobra.Command, names []string, do func(a, b *disk.Disk) error) error {
+	o, paths, err := c.inputs(names)
+	if err != nil {
+		return err
+	}
+	return beside(cmd, o.image, paths, func(o vhdx.Options) error {
+		confineReader(cmd.Context(), paths, o)
+		return c.open(paths, o, func(err error) error { return err }, do) // beside explains locks
+	})
+}
+
+// inputs checks the flags, and returns the options and the paths of the disks.
+func (c *compareFlags) inputs(names []string) (*options, []string, error) {
 	if c.workers < 1 || c.workers > 256 {
-		return usageError("--workers %d: give 1 to 256", c.workers)
+		return nil, nil, usageError("--workers %d: give 1 to 256", c.workers)
 	}
 	o, err := parseOptions(c.options, forImage)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	paths, err := disksNamed(names)
-	if err != nil {
-		return err
-	}
-	return beside(cmd, o.image, paths, func(o vhdx.Options) (err error) {
-		confineReader(cmd.Context(), paths, o)
-		var disks [2]*disk.Disk
-		for i, path := range paths {
-			if disks[i], err = disk.Open(path, disk.Format(c.formats[i]), o); err != nil {
-				return createError(rawAdvice(withAdvice(err), []string{"-f", "-F"}[i]))
-			}
-			defer func() { err = errors.Join(err, disks[i].Close()) }()
+	return o, paths, err
+}
+
+// open opens both disks for do. Explain may say more of an error.
+func (c *compareFlags) open(paths []string, o vhdx.Options, explain func(error) error, do func(a, b *disk.Disk) error) (err error) {
+	var disks [2]*disk.Disk
+	for i, path := range paths {
+		if disks[i], err = disk.Open(path, disk.Format(c.formats[i]), o); err != nil {
+			return createError(rawAdvice(withAdvice(explain(err)), []string{"-f", "-F"}[i]))
 		}
-		return do(disks[0], disks[1])
-	})
+		defer func() { err = errors.Join(err, disks[i].Close()) }()
+	}
+	return do(disks[0], disks[1])
 }
 
 // disksNamed returns the paths of the disks that the names mean: for a mount point, that of its image.

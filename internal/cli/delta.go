@@ -28,30 +28,23 @@ type deltaReport struct {
 }
 
 // writeDelta writes what SECOND changes in FIRST to a delta.
-func (c *compareFlags) writeDelta(cmd *cobra.Command, names []string, output string, force bool) (err error) {
-	if c.workers < 1 || c.workers > 256 {
-		return usageError("--workers %d: give 1 to 256", c.workers)
-	}
+func (c *compareFlags) writeDelta(cmd *cobra.Command, names []string, output string, force bool) error {
 	if output != standardStream {
 		if err := checkImageName(output); err != nil {
 			return err
 		}
 	}
-	o, err := parseOptions(c.options, forImage)
+	o, paths, err := c.inputs(names)
 	if err != nil {
 		return err
 	}
-	paths, err := disksNamed(names)
-	if err != nil {
-		return err
-	}
-	var disks [2]*disk.Disk
-	for i, path := range paths {
-		if disks[i], err = disk.Open(path, disk.Format(c.formats[i]), o.image); err != nil {
-			return createError(rawAdvice(withAdvice(explainLock(err)), []string{"-f", "-F"}[i]))
-		}
-		defer func() { err = errors.Join(err, disks[i].Close()) }()
-	}
+	return c.open(paths, o.image, explainLock, func(a, b *disk.Disk) error {
+		return c.deltaOf(cmd, names, [2]*disk.Disk{a, b}, output, force)
+	})
+}
+
+// deltaOf is writeDelta for two disks that are open.
+func (c *compareFlags) deltaOf(cmd *cobra.Command, names []string, disks [2]*disk.Disk, output string, force bool) error {
 	if disks[0].Image == nil {
 		return usageError("%s is not a VHDX image; a delta needs the identity of one. Convert it first with vhdxfs convert, and apply the delta to a copy of the result", names[0])
 	}
