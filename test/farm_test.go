@@ -3,31 +3,14 @@ package test
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 )
 
 // proportional returns the memory of a process in bytes, with its share of what several use.
 func proportional(t *testing.T, pid int) int64 {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
-			kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return kib << 10
-		}
-	}
-	t.Fatalf("no Pss in\n%s", text)
-	return 0
+	return memory(t, pid, "smaps_rollup", "Pss")
 }
 
 // Many disks of one parent, each mounted for writing and idle, take 12 MiB of memory each at the most, both processes

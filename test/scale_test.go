@@ -110,22 +110,29 @@ func TestLargestDiskOfQEMU(t *testing.T) {
 // peak logs the most memory that the process has had resident, and fails the test if that is above the limit.
 func peak(t *testing.T, s *served, when string, limit int64) {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	n := memory(t, s.cmd.Process.Pid, "status", "VmHWM")
+	t.Logf("%.1f MiB resident at the most, %s", float64(n)/mib, when)
+	if n > limit {
+		t.Errorf("%d KiB resident %s, want at most %d", n>>10, when, limit>>10)
+	}
+}
+
+// memory returns what the line of a name says in a file of a process in /proc, in bytes.
+func memory(t *testing.T, pid int, file, name string) int64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, name+":"); ok {
 			kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("%.1f MiB resident at the most, %s", float64(kib)/1024, when)
-			if kib<<10 > limit {
-				t.Errorf("%d KiB resident %s, want at most %d", kib, when, limit>>10)
-			}
-			return
+			return kib << 10
 		}
 	}
-	t.Fatalf("no VmHWM in\n%s", text)
+	t.Fatalf("no %s in\n%s", name, text)
+	return 0
 }
