@@ -26,9 +26,6 @@ func takenOver(t *testing.T, l *ledger, s *served, writer uint64) {
 	}
 }
 
-// The storage can be set up on this machine: what fails without it says nothing of vhdxfs.
-func TestSetUp(t *testing.T) { up(t) }
-
 // A host is cut off while it has nothing to do, another one takes over, and the first one comes back.
 func TestIdle(t *testing.T) {
 	g, l := up(t), newLedger()

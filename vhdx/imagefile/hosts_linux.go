@@ -121,9 +121,7 @@ func (f *hostFile) findHost() (h Host) {
 	return h
 }
 
-// HostOf returns what is known of the file system of an open file or folder.
-func HostOf(fd int) (Host, error) { return hostOf(fd) }
-
+// hostOf returns what is known of the file system of an open file or folder.
 func hostOf(fd int) (Host, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(fd, &st); err != nil {
