@@ -68,7 +68,7 @@ func TestAttributesOfTheOpenFile(t *testing.T) {
 	}
 }
 
-// A disk is shown only to users who can open the image and each of its parents, whatever ACL these have.
+// A disk is shown only to users who can open the image and each of its parents. Their ACLs count.
 func TestAttributesOfPrivateFiles(t *testing.T) {
 	dir := otheruser.Folder(t) // which all may pass
 	image, parent := filepath.Join(dir, "child.vhdx"), filepath.Join(dir, "parent.vhdx")

@@ -15,8 +15,9 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
-// The kernel can read a disk that nobody changes by itself: package erofs makes it a file whose chunks lie in the image
-// and its parents, and FUSE passes what is read from disk.raw through to that file. The server still answers all but READ.
+// The kernel can read a disk without the server if nothing changes the disk: package erofs makes it a file whose chunks lie in
+// the image and its parents, and FUSE passes what is read from disk.raw through to that file. The server still answers all but
+// READ.
 //
 // The kernel has three rules for such a file. None of them has a way around, so Options.Kernel is not the default:
 //
@@ -89,7 +90,7 @@ func passThrough(disk Disk, o *Options, device int) (id int32, err error) {
 		err = p.send(w)
 	}()
 	id, err = o.Mounter.PassThrough(KernelFile{Geometry: p.Geometry, Device: device, Devices: p.devices, Runs: int(r.Fd())})
-	r.Close() // a sender that nobody reads from any more ends
+	r.Close() // ends the sender, which has no reader any more
 	if serr := <-sent; serr != nil && !errors.Is(serr, unix.EPIPE) {
 		err = errors.Join(serr, err)
 	}

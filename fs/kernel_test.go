@@ -187,7 +187,7 @@ func TestOpenPassed(t *testing.T) {
 	}
 }
 
-// A plan whose runs nobody takes ends with the error of who should.
+// If the reader of a plan fails, the plan ends with its error.
 func TestPassThroughRefused(t *testing.T) {
 	d := &fakeDisk{}
 	d.add(4096, imageOf(t, 8192), 0)

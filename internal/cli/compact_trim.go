@@ -66,7 +66,7 @@ func allMounted(uses []string) (points []string) {
 }
 
 // trimOffline attaches the image at path, mounts and trims each file system on it, and undoes all of this. The file systems
-// get no place, so none is left mounted whatever happens.
+// get no place, so none is left mounted if the command fails or is killed.
 func (c *compactCommand) trimOffline(ctx context.Context, cmd *cobra.Command, path string) (err error) {
 	a := attachCommand{options: c.options, json: c.json}
 	o, err := a.parse()

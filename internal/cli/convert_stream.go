@@ -90,7 +90,7 @@ func (c *copyFlags) outputName(output string) string {
 	return printable(output)
 }
 
-// A pipeWriter writes to standard output. A write to a pipe that nobody reads does not keep the program when ctx ends.
+// A pipeWriter writes to standard output. A write to a pipe without a reader does not keep the program when ctx ends.
 type pipeWriter struct {
 	ctx context.Context
 	out *os.File
