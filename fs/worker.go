@@ -2,13 +2,13 @@ package fs
 
 import (
 	"errors"
-	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"runtime"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
 // A worker answers what it has read from the device before it reads again. So one thread does all that a request

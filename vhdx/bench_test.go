@@ -2,12 +2,13 @@ package vhdx
 
 import (
 	"fmt"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // What holds a small read, with all metadata cached: in a disk without a parent, and at the end of a chain.

@@ -1,11 +1,12 @@
 package vhdx
 
 import (
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A BAT of zeros in front of blocks full of data is no clean image; an image that holds nothing, or some unused space, is.

@@ -3,7 +3,6 @@ package vhdx
 import (
 	"bytes"
 	"encoding/json"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // check writes the chain to files and returns what Check finds.

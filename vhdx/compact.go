@@ -3,6 +3,7 @@ package vhdx
 import (
 	"context"
 	"errors"
+
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 

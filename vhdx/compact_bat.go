@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"errors"
+
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 

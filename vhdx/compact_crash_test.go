@@ -3,9 +3,10 @@ package vhdx
 import (
 	"bytes"
 	"context"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // compactingWorkload compacts between writes and trims: to the end, or until it is interrupted after some steps, so

@@ -1,9 +1,10 @@
 package vhdx
 
 import (
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // scattered returns a disk whose blocks lie in its file in no order and with gaps of all sizes between them, and with the

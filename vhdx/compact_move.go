@@ -4,10 +4,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // maxMovables bounds the memory for the blocks to be moved in one pass over the BAT: 1.5 MiB.

@@ -1,9 +1,10 @@
 package vhdx
 
 import (
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/bits"
 	"slices"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A packing computes where a file ends when it has been compacted, without the file: the moves that a compaction would

@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"testing"
 	"time"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // looseChains are disks whose files hold much that a compaction can win: free space with old bytes, blocks of zeros,

@@ -2,8 +2,9 @@ package vhdx
 
 import (
 	"errors"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"io"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // releaseBlocks releases the places of blocks that need none.

@@ -3,11 +3,12 @@ package vhdx
 import (
 	"bytes"
 	"fmt"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Goroutines that write, trim, sync and read at once, each in sectors of its own of the same blocks, find their own

@@ -1,10 +1,11 @@
 package vhdx
 
 import (
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A mutant is a writer with an error: it leaves out a barrier, or does something too early.

@@ -3,13 +3,14 @@ package vhdx
 import (
 	"errors"
 	"fmt"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/uuid"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // newParent writes an image of 5 MiB with random blocks to a new folder, and returns it and its path.

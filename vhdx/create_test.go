@@ -3,7 +3,6 @@ package vhdx
 import (
 	"bytes"
 	"fmt"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -13,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // createAndOpen makes an image and opens it. Check must find nothing: no warning, no leak.

@@ -2,10 +2,11 @@ package vhdx
 
 import (
 	"bytes"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"testing"
 
 	"github.com/google/uuid"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // fileWriteGUID returns the FileWriteGuid that a file has.

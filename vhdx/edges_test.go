@@ -3,7 +3,6 @@ package vhdx
 import (
 	"bytes"
 	"errors"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +15,8 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // What lies at the edges: files and devices whose end is no multiple of 1 MiB, places that are used in unusual ways,

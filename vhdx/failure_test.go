@@ -3,10 +3,11 @@ package vhdx
 import (
 	"bytes"
 	"errors"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // After a failed sync nothing is known any more: every write and sync fails, reads go on, and what was synced before

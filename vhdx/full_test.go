@@ -3,11 +3,12 @@ package vhdx
 import (
 	"bytes"
 	"errors"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/rand/v2"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A fullFile lies on a host that has room for some more pages. What reads as zero need not have space.

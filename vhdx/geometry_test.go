@@ -1,8 +1,9 @@
 package vhdx
 
 import (
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // The chunk ratios of the table in the standard's text, by block size from 1 to 256 MiB.

@@ -2,13 +2,14 @@ package vhdx
 
 import (
 	"bytes"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // heldBytes returns how much space the host's file system has given to a file.

@@ -2,12 +2,13 @@ package vhdx
 
 import (
 	"bytes"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"path/filepath"
 	"testing"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // writebackHost returns where the files of the folder backing are on a FUSE file system with a writeback cache: what is

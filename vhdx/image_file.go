@@ -2,8 +2,9 @@ package vhdx
 
 import (
 	"errors"
-	"github.com/vhdxfs/vhdxfs/internal/safefile"
 	"io/fs"
+
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 // An ImageFile is the open file of an image, which keeps its identity even if its name changes or goes.

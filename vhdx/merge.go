@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"path/filepath"
 
 	"github.com/google/uuid"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // MergeOptions says how to merge. The functions may be nil.

@@ -3,11 +3,12 @@ package vhdx
 import (
 	"cmp"
 	"fmt"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"maps"
 	"slices"
 
 	"github.com/google/uuid"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // rewriteLocator replaces the parent locator by one with the given keys and values. Table and item change in one

@@ -2,9 +2,10 @@ package vhdx
 
 import (
 	"context"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"maps"
 	"slices"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // mendBitmaps mends chunks whose sector bitmap block cannot be found or used.

@@ -3,6 +3,7 @@ package vhdx
 import (
 	"context"
 	"fmt"
+
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 

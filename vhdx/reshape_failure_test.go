@@ -1,10 +1,11 @@
 package vhdx
 
 import (
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Whichever write to the file fails, as on a disk that is full: a compaction or a resize leaves a disk that reads as

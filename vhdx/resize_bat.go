@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"context"
+
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 

@@ -5,10 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"io"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A resizeCase is a disk and the sizes that it gets in turn.

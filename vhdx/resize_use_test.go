@@ -2,10 +2,11 @@ package vhdx
 
 import (
 	"fmt"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // While a disk grows, in steps, with a BAT that moves at last, reads, writes, trims and syncs go on, and each finds what

@@ -3,10 +3,11 @@ package vhdx
 import (
 	"bytes"
 	"errors"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/rand/v2"
 	"os"
 	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A damaged image is salvaged block by block: what an entry cannot say is an error, the rest reads as before.

@@ -3,7 +3,6 @@ package vhdx
 import (
 	"context"
 	"errors"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 func TestSnapshot(t *testing.T) {

@@ -1,8 +1,9 @@
 package vhdx
 
 import (
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"math/bits"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // A spaceMap knows which MiB of an image file are in use, with a bit for each: everything in a VHDX file

@@ -1,8 +1,9 @@
 package vhdx
 
 import (
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"sync/atomic"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Stats tells what an image had to do since it was opened, and what it holds at the moment. The numbers are read one

@@ -1,9 +1,10 @@
 package vhdx
 
 import (
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"path/filepath"
 	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // The numbers of a known sequence of operations, and what each step adds to them.

@@ -2,12 +2,13 @@ package vhdx
 
 import (
 	"bytes"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // Opening an image for writing, reading it, syncing and closing it leaves every byte as it was.

@@ -3,10 +3,11 @@ package vhdx
 import (
 	"bytes"
 	"fmt"
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"io"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // openWritable opens the chain as chain.open does, its image for writing.

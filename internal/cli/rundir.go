@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
-
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )

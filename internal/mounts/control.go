@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"github.com/vhdxfs/vhdxfs/internal/fault"
-	"github.com/vhdxfs/vhdxfs/internal/processes"
 	"io"
 	"net"
 	"os"
@@ -18,6 +16,9 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/processes"
 )
 
 // Each server listens on a socket with an abstract name, that of its mount's device. By it the mount is asked and told
