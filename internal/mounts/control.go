@@ -30,22 +30,28 @@ const socketPrefix = "@vhdxfs/"
 // socketName is the name of the socket for the mount with a device, major:minor.
 func socketName(device string) string { return socketPrefix + device }
 
+// listening is among the flags of a socket in /proc/net/unix: SO_ACCEPTCON. The ends of its connections have the same name.
+const listening = "00010000"
+
 // Servers returns the processes that serve mounts over their sockets, of any user and in any mount namespace.
-// It waits for no answer. A process that only says that it does so is among them.
+// It waits for no answer, and where a user lets sockets of his own be full, for no longer than patience in all. A process
+// that only says that it does so is among them.
 func Servers() (pids []int) {
 	table, err := os.ReadFile("/proc/net/unix")
 	if err != nil {
 		return nil
 	}
+	end := time.Now().Add(patience)
 	for line := range strings.Lines(string(table)) {
+		const flags, path, columns = 3, 7, 8
 		words := strings.Fields(line)
-		name := words[len(words)-1]
-		if !strings.HasPrefix(name, socketPrefix) {
-			continue
+		if len(words) != columns || words[flags] != listening || !strings.HasPrefix(words[path], socketPrefix) {
+			continue // also what the name of another socket makes look like a line
 		}
-		c, err := net.DialTimeout("unix", name, patience)
+		name := words[path]
+		c, err := connect(name, end)
 		if err != nil {
-			continue // it is the other end of a connection, or has ended
+			continue // it has ended
 		}
 		if peer, err := peerOf(c); err == nil && peer.Pid > 0 && !slices.Contains(pids, int(peer.Pid)) {
 			pids = append(pids, int(peer.Pid))
@@ -53,6 +59,17 @@ func Servers() (pids []int) {
 		c.Close()
 	}
 	return pids
+}
+
+// connect connects to a socket. Where more programs ask at this moment than the socket lets wait, it tries again until end.
+func connect(name string, end time.Time) (net.Conn, error) {
+	for {
+		c, err := net.Dial("unix", name)
+		if !errors.Is(err, unix.EAGAIN) || !time.Now().Before(end) {
+			return c, err
+		}
+		time.Sleep(socketPause)
+	}
 }
 
 // A request is one question or order. A connection carries one, and then the answer.
@@ -195,7 +212,7 @@ func dial(m *mountinfo.Info) (c net.Conn, peer *unix.Ucred, err error) {
 	if !known {
 		return nil, nil, errNoServer
 	}
-	if c, err = net.DialTimeout("unix", socketName(DeviceOf(m)), patience); err != nil {
+	if c, err = connect(socketName(DeviceOf(m)), time.Now().Add(patience)); err != nil {
 		return nil, nil, errNoServer
 	}
 	if peer, err = peerOf(c); err != nil || peer.Uid != owner.Uid {
