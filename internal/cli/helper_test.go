@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -133,6 +134,25 @@ SRC=vhdxfs TARGET=/mnt/a ROOT=/ OPTS=uhelper=fuse.vhdxfs
 	}
 	if left, err := os.ReadDir(table.dir); err != nil || len(left) != 2 { // the table and its lock
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// Any user may lock the table for ever.
+func TestForgetInLockedTable(t *testing.T) {
+	table := mountTable{dir: t.TempDir()}
+	if err := os.WriteFile(table.path(), []byte("SRC=vhdxfs TARGET=/mnt/a ROOT=/ OPTS=uhelper=fuse.vhdxfs\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Create(table.path() + ".lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.remove("/mnt/a"); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("the table was locked: %v", err)
 	}
 }
 

@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -22,6 +25,10 @@ const (
 	helperEntry  = "uhelper=" + mounts.Type
 )
 
+// tablePatience is how long the table may be locked. Any user may open its lock, and lock it for as long as he wants; then
+// umount does not wait for the server of the mount.
+const tablePatience = 2 * time.Second
+
 // A mountTable is the table, in the folder that it has to itself.
 type mountTable struct{ dir string }
 
@@ -36,9 +43,11 @@ func noteForUmount(dir string, log logrus.FieldLogger) {
 	if _, err := os.Stat(umountHelper); err != nil || os.Geteuid() != 0 {
 		return
 	}
-	cmd := exec.Command("mount", "--internal-only", "--fake", "--types", mounts.Type, "--options", helperEntry, "--", "vhdxfs", dir)
+	ctx, stop := context.WithTimeout(context.Background(), tablePatience)
+	defer stop()
+	cmd := exec.CommandContext(ctx, "mount", "--internal-only", "--fake", "--types", mounts.Type, "--options", helperEntry, "--", "vhdxfs", dir)
 	if cmd.Err != nil { // no mount(8) in the PATH, which may be empty
-		cmd = exec.Command("/bin/mount", cmd.Args[1:]...)
+		cmd = exec.CommandContext(ctx, "/bin/mount", cmd.Args[1:]...)
 	}
 	if err := cmd.Run(); err != nil {
 		log.WithError(err).Debug("umount will not wait for the server of this mount")
@@ -66,8 +75,13 @@ func (t mountTable) remove(dir string) error {
 		return err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return os.NewSyscallError("flock", err)
+	for end := time.Now().Add(tablePatience); ; time.Sleep(tablePatience / 100) {
+		if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return os.NewSyscallError("flock", err)
+		}
 	}
 	if text, err = os.ReadFile(t.path()); err != nil {
 		return err
