@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/size"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -66,7 +67,7 @@ func (c *createCommand) args(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	if err := c.size.Set(args[1]); err != nil {
-		if _, swapped := parseSize(args[0]); swapped == nil {
+		if _, swapped := size.Parse(args[0]); swapped == nil {
 			return usageError("%w; the size comes after the image: vhdxfs create %s %s", err, printable(args[1]), printable(args[0]))
 		}
 		return usageError("%w", err)

@@ -7,6 +7,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/size"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -120,7 +121,7 @@ var optionTable = []option{
 	}},
 	{"cache_size", "SIZE", forImage, "memory for block tables, such as 64M; 32M by default", func(o *options, v string) error {
 		var err error
-		o.image.CacheSize, err = parseSize(v)
+		o.image.CacheSize, err = size.Parse(v)
 		return err
 	}},
 	refused("bat_cache", "one cache holds all block tables; set its size with cache_size="),

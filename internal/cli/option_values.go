@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/docker/go-units"
 )
 
 func oneOf(v string, allowed ...string) error {
@@ -95,18 +93,4 @@ func parseOOMScore(p **int, v string) error {
 	}
 	*p = &n
 	return nil
-}
-
-// parseSize reads a number of bytes, with a unit or without. Units are powers of 1024: K, M, G, T, P, also
-// written Ki, KiB or KB.
-func parseSize(v string) (int64, error) {
-	word := v
-	if strings.HasSuffix(strings.ToLower(v), "i") {
-		word += "B"
-	}
-	n, err := units.RAMInBytes(word)
-	if err != nil || n <= 0 {
-		return 0, fmt.Errorf("invalid size %q: give a positive size such as 64M or 10G", v)
-	}
-	return n, nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vhdxfs/vhdxfs/internal/partition"
+	"github.com/vhdxfs/vhdxfs/internal/size"
 	sizes "github.com/vhdxfs/vhdxfs/internal/size"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
@@ -72,17 +73,17 @@ type resizeReport struct {
 	Lost     string `json:"would_lose,omitempty"` // with DryRun and force: why it would not be done without
 }
 
-func (c *resizeCommand) run(cmd *cobra.Command, path, size string) error {
+func (c *resizeCommand) run(cmd *cobra.Command, path, to string) error {
 	o, err := parseOptions(c.options, forImage)
 	if err != nil {
 		return err
 	}
-	n, err := parseSize(strings.TrimLeft(size, "+-"))
+	n, err := size.Parse(strings.TrimLeft(to, "+-"))
 	if err != nil {
-		return usageError("invalid size %q: give a size such as 64G, or a change such as +10G or -10G", size)
+		return usageError("invalid size %q: give a size such as 64G, or a change such as +10G or -10G", to)
 	}
-	c.size, c.relative = n, size[0] == '+' || size[0] == '-'
-	if size[0] == '-' {
+	c.size, c.relative = n, to[0] == '+' || to[0] == '-'
+	if to[0] == '-' {
 		c.size = -n
 	}
 	if m, err := findMounted(path); err == nil {

@@ -23,7 +23,7 @@ func sizesOf(cmd *cobra.Command) sizeWriter {
 type sizeFlag int64
 
 func (s *sizeFlag) Set(v string) error {
-	n, err := parseSize(v)
+	n, err := size.Parse(v)
 	*s = sizeFlag(n)
 	return err
 }

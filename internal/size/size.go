@@ -1,5 +1,5 @@
-// Package size writes numbers of bytes, and times, as people read them. All messages and tables use it, so that one size
-// looks the same wherever it stands.
+// Package size reads and writes numbers of bytes, and writes times, as people do. All messages and tables use it, so that
+// one size looks the same wherever it stands.
 package size
 
 import (
@@ -9,19 +9,19 @@ import (
 	"time"
 )
 
-var units = []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
+var unitNames = []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
 
 // Text returns n bytes rounded to three digits, such as "1.51 GiB". A whole number of a unit is exact.
 func Text(n int64) string {
 	v, unit := float64(n), 0
-	for unit < len(units)-1 && (v >= 999.5 || v <= -999.5) {
+	for unit < len(unitNames)-1 && (v >= 999.5 || v <= -999.5) {
 		if v < 1024 && v > -1024 && v == float64(int64(v)) {
 			break // 1000 to 1023 of a unit, exactly
 		}
 		v /= 1024
 		unit++
 	}
-	return number(v) + " " + units[unit]
+	return number(v) + " " + unitNames[unit]
 }
 
 // number returns v with at most two digits behind the point and three in all.
@@ -43,11 +43,11 @@ func number(v float64) string {
 // Exact returns n bytes without rounding: in the largest unit that it is a whole number of, or in bytes.
 func Exact(n int64) string {
 	unit := 0
-	for v := n; unit < len(units)-1 && v != 0 && v%1024 == 0; v /= 1024 {
+	for v := n; unit < len(unitNames)-1 && v != 0 && v%1024 == 0; v /= 1024 {
 		n = v / 1024
 		unit++
 	}
-	return strconv.FormatInt(n, 10) + " " + units[unit]
+	return strconv.FormatInt(n, 10) + " " + unitNames[unit]
 }
 
 // Duration returns d as people say it, such as "8 s", "3 min" or "2 h 5 min".

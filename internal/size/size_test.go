@@ -31,3 +31,15 @@ func TestDuration(t *testing.T) {
 		}
 	}
 }
+
+func TestParse(t *testing.T) {
+	for text, want := range map[string]int64{
+		"1": 1, "512": 512, "64M": 64 << 20, "64m": 64 << 20, "1Gi": 1 << 30, "1.5GiB": 3 << 29, "10KB": 10 << 10, "64T": 64 << 40,
+		"0": 0, "-1M": 0, "": 0, "many": 0, "M": 0,
+	} {
+		got, err := Parse(text)
+		if got != want || (err == nil) != (want > 0) {
+			t.Errorf("Parse(%q) = %d, %v, want %d", text, got, err, want)
+		}
+	}
+}
