@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/spelling"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -167,7 +168,7 @@ func (o *options) apply(word string, about scope) error {
 	}
 	if t == nil {
 		hint := "; see vhdxfs help options"
-		if n := nearest(name, optionNames(about)); n != "" {
+		if n := spelling.Nearest(name, optionNames(about)); n != "" {
 			hint = fmt.Sprintf("; did you mean %s?", n)
 		}
 		return usageError("unknown option %q%s", name, hint)

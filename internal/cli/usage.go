@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/vhdxfs/vhdxfs/internal/spelling"
 )
 
 // helpWidth is how wide the lines of a help are, in characters.
@@ -230,7 +232,7 @@ func newHelp() *cobra.Command {
 
 // suggestion names the candidate that was probably meant, or the command that lists all of them.
 func suggestion(word string, candidates []string, all string) string {
-	if n := nearest(word, candidates); n != "" {
+	if n := spelling.Nearest(word, candidates); n != "" {
 		return fmt.Sprintf("; did you mean %s?", n)
 	}
 	return "; see " + all
