@@ -144,7 +144,7 @@ func (a *attachCommand) bring(ctx context.Context, o *options, args []string, st
 	if len(args) > 1 {
 		mountPoint = args[1]
 	}
-	if m := o.alreadyAttached(image, mountPoint); m != nil {
+	if m := alreadyAttached(o, image, mountPoint); m != nil {
 		return m, nil, nil
 	}
 	defer func() {

@@ -108,11 +108,11 @@ func takeReadiness() *readiness {
 }
 
 // prepare opens what report needs, which it cannot open any more once the process is confined.
-func (r *readiness) prepare(o *options, k keeper) (err error) {
+func (r *readiness) prepare(j *mountJob, k keeper) (err error) {
 	if r.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
 		return err
 	}
-	if o.log == "" {
+	if j.log == "" {
 		r.syslog, _ = newSyslogHook(k.DialSyslog) // without one, report says so
 	}
 	return nil
@@ -120,7 +120,7 @@ func (r *readiness) prepare(o *options, k keeper) (err error) {
 
 // report leaves the caller's session, its terminal and its working directory, and tells the caller that the
 // mount is there. It fails when the caller has gone meanwhile: then no program knows of the mount.
-func (r *readiness) report(o *options, log *logrus.Logger) error {
+func (r *readiness) report(j *mountJob, log *logrus.Logger) error {
 	defer r.pipe.Close()
 	defer r.null.Close()
 	if _, err := unix.Setsid(); err != nil && !errors.Is(err, unix.EPERM) { // EPERM: it leads a session already
@@ -129,7 +129,7 @@ func (r *readiness) report(o *options, log *logrus.Logger) error {
 	if err := os.Chdir("/"); err != nil { // so as to keep no other file system from being unmounted
 		return err
 	}
-	if o.log == "" {
+	if j.log == "" {
 		if r.syslog != nil {
 			r.syslog.take(log)
 		} else {
@@ -138,7 +138,7 @@ func (r *readiness) report(o *options, log *logrus.Logger) error {
 		}
 	}
 	stdio := []int{syscall.Stdin, syscall.Stdout, syscall.Stderr}
-	if o.log == logStderr {
+	if j.log == logStderr {
 		stdio = stdio[:2]
 	}
 	for _, fd := range stdio {

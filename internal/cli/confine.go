@@ -34,19 +34,19 @@ var sandboxModes = []string{sandboxOn, sandboxTry, sandboxOff}
 const ownFiles = "/proc/self"
 
 // confine gives up what the process does not need to serve the image. Nothing of that was read yet.
-func (o *options) confine(k keeper) error {
-	o.mount.Sandbox = sandboxOff
-	if o.sandbox == sandboxOff || !o.ownProcess {
+func (j *mountJob) confine(k keeper) error {
+	j.mount.Sandbox = sandboxOff
+	if j.sandbox == sandboxOff || !j.ownProcess {
 		return nil
 	}
 	imagefile.LockHolders, imagefile.Writers, servedBy = k.LockHolders, k.Writers, k.MountServedBy
 	_ = time.Now().String() // which reads the time zone, if nothing has yet
 	keepOwnFiles()
-	state := sandbox.Confine(o.reach())
-	if o.sandbox == sandboxOn && !state.Complete() {
+	state := sandbox.Confine(j.reach())
+	if j.sandbox == sandboxOn && !state.Complete() {
 		return fmt.Errorf("the sandbox is %s; use sandbox=try to mount with what the kernel supports", state)
 	}
-	o.mount.Sandbox = state.String()
+	j.mount.Sandbox = state.String()
 	return nil
 }
 
@@ -57,8 +57,8 @@ var keepOwnFiles = sync.OnceFunc(func() {
 })
 
 // confineOpened gives up what was needed to open the image for reading.
-func (o *options) confineOpened(log *logrus.Logger) {
-	if !o.readOnly || o.sandbox == sandboxOff || !o.ownProcess {
+func (j *mountJob) confineOpened(log *logrus.Logger) {
+	if !j.readOnly || j.sandbox == sandboxOff || !j.ownProcess {
 		return
 	}
 	if err := sandbox.DropCapabilities(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
@@ -67,33 +67,33 @@ func (o *options) confineOpened(log *logrus.Logger) {
 }
 
 // reach returns what the process that serves the image must get at.
-func (o *options) reach() sandbox.Rules {
+func (j *mountJob) reach() sandbox.Rules {
 	r := sandbox.Rules{
 		Read:         []string{ownFiles},
 		Write:        []string{os.DevNull},
 		Capabilities: sandbox.CapabilitySet(unix.CAP_DAC_READ_SEARCH),
 	}
-	image := imageReach(o.mount.Image)
+	image := imageReach(j.mount.Image)
 	switch {
-	case o.readOnly:
+	case j.readOnly:
 		r.Read = append(r.Read, image...)
-	case o.overlayDir != "":
+	case j.overlayDir != "":
 		r.Read = append(r.Read, image...)
-		r.Write = append(r.Write, o.overlayDir)
-	case o.mount.Overlay != "":
+		r.Write = append(r.Write, j.overlayDir)
+	case j.mount.Overlay != "":
 		r.Read = append(r.Read, image...)
-		r.Write = append(r.Write, folders(o.mount.Overlay)...)
+		r.Write = append(r.Write, folders(j.mount.Overlay)...)
 	default:
 		r.Write = append(r.Write, image...)
 	}
-	if !o.readOnly {
+	if !j.readOnly {
 		// Files of others, in folders of others, and a new one that belongs to the owner of the old one.
 		r.Capabilities |= sandbox.CapabilitySet(unix.CAP_DAC_OVERRIDE, unix.CAP_CHOWN, unix.CAP_FOWNER)
 	}
-	for _, parent := range o.image.Parents {
+	for _, parent := range j.image.Parents {
 		r.Read = append(r.Read, imageReach(parent)...)
 	}
-	r.Read = append(r.Read, o.image.ParentDirs...)
+	r.Read = append(r.Read, j.image.ParentDirs...)
 	return r
 }
 

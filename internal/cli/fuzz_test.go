@@ -251,9 +251,9 @@ func FuzzOverlay(f *testing.F) {
 		im := images[int(image)%len(images)]
 		im.parent = images[0].file
 		path, _ := im.write(t, dir, b)
-		o := &options{replay: []string{replayAuto, replayNo}[op%2]}
-		o.mount.Image, o.mount.Overlay = filepath.Join(dir, "parent.vhdx"), path
-		disk, err := openOverlay(o, vhdx.Options{Discard: vhdx.DiscardPunch})
+		j := &mountJob{options: &options{replay: []string{replayAuto, replayNo}[op%2]}}
+		j.mount.Image, j.mount.Overlay = filepath.Join(dir, "parent.vhdx"), path
+		disk, err := openOverlay(j, vhdx.Options{Discard: vhdx.DiscardPunch})
 		if err == nil {
 			for off := int64(0); off < min(disk.Size(), 8<<20) && err == nil; off += 1<<20 - 512 {
 				n := min(8192, disk.Size()-off)
@@ -266,7 +266,7 @@ func FuzzOverlay(f *testing.F) {
 		if f, ok := errors.AsType[*fault.Error](err); ok {
 			t.Fatalf("%v\n%s", f, f.Stack)
 		}
-		if now, err := os.ReadFile(o.mount.Image); err != nil || !bytes.Equal(now, im.parent) {
+		if now, err := os.ReadFile(j.mount.Image); err != nil || !bytes.Equal(now, im.parent) {
 			t.Errorf("the image was changed, %v", err)
 		}
 	})

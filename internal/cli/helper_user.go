@@ -15,7 +15,7 @@ import (
 
 // becomeUser makes the process one of the user that setuid= names. It then opens the image and mounts, by fusermount3, with
 // no more rights than that user has.
-func (o *options) becomeUser() error {
+func becomeUser(o *options) error {
 	if o.user == "" {
 		return nil
 	}

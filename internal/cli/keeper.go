@@ -35,19 +35,19 @@ type keeper interface {
 }
 
 // startKeeper starts the keeper of a mount.
-func startKeeper(o *options, log *logrus.Logger) (keeper, error) {
-	if o.sandbox == sandboxOff {
-		k := newLocalKeeper(o, os.Getpid(), log)
-		k.folder = keepRunDir(o.mount.MountPoint)
+func startKeeper(j *mountJob, log *logrus.Logger) (keeper, error) {
+	if j.sandbox == sandboxOff {
+		k := newLocalKeeper(j, os.Getpid(), log)
+		k.folder = keepRunDir(j.mount.MountPoint)
 		return k, nil
 	}
-	return startMonitor(o, log)
+	return startMonitor(j, log)
 }
 
 // A localKeeper is a keeper that works in this process.
 type localKeeper struct {
 	mount.Mounter
-	o      *options
+	j      *mountJob
 	log    logrus.FieldLogger
 	pid    int      // of the process that serves the mount
 	folder *os.File // the lock of the mount point, if attach has made it, and this is the process that serves
@@ -57,22 +57,22 @@ type localKeeper struct {
 	end     sync.Once
 }
 
-func newLocalKeeper(o *options, pid int, log logrus.FieldLogger) *localKeeper {
-	mo := o.mount
+func newLocalKeeper(j *mountJob, pid int, log logrus.FieldLogger) *localKeeper {
+	mo := j.mount
 	mo.Log = log
-	if o.attach {
+	if j.attach {
 		mo.BeforeUnmount = func() { releaseDevices(filepath.Join(mo.MountPoint, mounts.FileName), log) }
 	}
-	return &localKeeper{Mounter: mount.NewMounter(mo), o: o, log: log, pid: pid}
+	return &localKeeper{Mounter: mount.NewMounter(mo), j: j, log: log, pid: pid}
 }
 
 func (k *localKeeper) Mount(readOnly bool) (int, error) {
 	k.removeOverlayDir()
-	dir, err := mounts.Resolve(k.o.mount.MountPoint) // before there is a mount, which answers nothing yet
+	dir, err := mounts.Resolve(k.j.mount.MountPoint) // before there is a mount, which answers nothing yet
 	if err != nil {
-		dir = k.o.mount.MountPoint
+		dir = k.j.mount.MountPoint
 	}
-	fd, err := k.Mounter.Mount(readOnly || k.o.readOnly)
+	fd, err := k.Mounter.Mount(readOnly || k.j.readOnly)
 	if err == nil {
 		k.dir = dir
 	}
@@ -82,17 +82,17 @@ func (k *localKeeper) Mount(readOnly bool) (int, error) {
 // removeOverlayDir removes the folder of an overlay that is gone with the mount, as soon as that is open, or was not
 // opened.
 func (k *localKeeper) removeOverlayDir() {
-	if k.o.overlayDir == "" {
+	if k.j.overlayDir == "" {
 		return
 	}
-	if err := os.RemoveAll(k.o.overlayDir); err != nil {
+	if err := os.RemoveAll(k.j.overlayDir); err != nil {
 		k.log.WithError(err).Warn("cannot remove the directory of the overlay")
 	}
 }
 
 func (k *localKeeper) Announce(bool) error {
 	noteForUmount(k.dir, k.log)
-	f, err := writePIDFile(k.o.pidFile, k.pid)
+	f, err := writePIDFile(k.j.pidFile, k.pid)
 	if err == nil {
 		k.pidFile = f
 	}
@@ -102,14 +102,14 @@ func (k *localKeeper) Announce(bool) error {
 func (k *localKeeper) End() {
 	k.end.Do(func() {
 		k.takeAway()
-		if k.o.metrics != "" {
-			_ = removeStaleSocket(k.o.metrics)
+		if k.j.metrics != "" {
+			_ = removeStaleSocket(k.j.metrics)
 		}
 		if k.folder != nil {
 			k.folder.Close()
 		}
-		if inRunDir(k.o.mount.MountPoint) {
-			sweepRunDir(filepath.Dir(k.o.mount.MountPoint))
+		if inRunDir(k.j.mount.MountPoint) {
+			sweepRunDir(filepath.Dir(k.j.mount.MountPoint))
 		}
 	})
 }

@@ -67,7 +67,7 @@ func isIOFlusher() bool {
 }
 
 // prepareForShortMemory does what has to be done in the process that serves the mount.
-func (o *options) prepareForShortMemory(log *logrus.Logger) {
+func prepareForShortMemory(o *options, log *logrus.Logger) {
 	if !isIOFlusher() {
 		log.Debug("not an I/O flusher, which needs CAP_SYS_RESOURCE: do not swap to this disk, and do not limit the " +
 			"memory of this process together with that of the disk's users")

@@ -141,26 +141,29 @@ type monitorConfig struct {
 	LogLevel logrus.Level `json:"log_level"`
 }
 
-func newMonitorConfig(o *options) *monitorConfig {
-	m := &o.mount
+func newMonitorConfig(j *mountJob) *monitorConfig {
+	m := &j.mount
 	return &monitorConfig{
 		MountPoint: []byte(m.MountPoint), Source: []byte(m.Source), Image: []byte(m.Image),
-		PIDFile: []byte(o.pidFile), Metrics: []byte(o.metrics), OverlayDir: []byte(o.overlayDir),
-		ReadOnly: o.readOnly, AllowOther: m.AllowOther, AllowRoot: m.AllowRoot, DefaultPermissions: m.DefaultPermissions,
-		NonEmpty: m.NonEmpty, KeepStale: m.KeepStale, Attach: o.attach,
-		Flags: m.Flags, LogLevel: o.logLevel,
+		PIDFile: []byte(j.pidFile), Metrics: []byte(j.metrics), OverlayDir: []byte(j.overlayDir),
+		ReadOnly: j.readOnly, AllowOther: m.AllowOther, AllowRoot: m.AllowRoot, DefaultPermissions: m.DefaultPermissions,
+		NonEmpty: m.NonEmpty, KeepStale: m.KeepStale, Attach: j.attach,
+		Flags: m.Flags, LogLevel: j.logLevel,
 	}
 }
 
-// options returns the part of the command line that the configuration holds.
-func (c *monitorConfig) options() *options {
-	return &options{
-		mount: mount.Options{
-			MountPoint: string(c.MountPoint), Source: string(c.Source), Image: string(c.Image),
-			AllowOther: c.AllowOther, AllowRoot: c.AllowRoot, DefaultPermissions: c.DefaultPermissions,
-			NonEmpty: c.NonEmpty, KeepStale: c.KeepStale, Flags: c.Flags,
+// job returns the part of the mount that the configuration holds.
+func (c *monitorConfig) job() *mountJob {
+	return &mountJob{
+		options: &options{
+			readOnly: c.ReadOnly, pidFile: string(c.PIDFile), metrics: string(c.Metrics),
+			mount: mount.Options{
+				MountPoint: string(c.MountPoint), Source: string(c.Source), Image: string(c.Image),
+				AllowOther: c.AllowOther, AllowRoot: c.AllowRoot, DefaultPermissions: c.DefaultPermissions,
+				NonEmpty: c.NonEmpty, KeepStale: c.KeepStale, Flags: c.Flags,
+			},
 		},
-		readOnly: c.ReadOnly, pidFile: string(c.PIDFile), metrics: string(c.Metrics), overlayDir: string(c.OverlayDir), attach: c.Attach,
+		overlayDir: string(c.OverlayDir), attach: c.Attach,
 	}
 }
 
@@ -185,7 +188,7 @@ func runMonitor() int {
 	logger.SetLevel(c.LogLevel)
 	logger.SetOutput(io.Discard)
 	logger.AddHook(log)
-	k := newLocalKeeper(c.options(), os.Getppid(), logger)
+	k := newLocalKeeper(c.job(), os.Getppid(), logger)
 	if err := os.Chdir("/"); err != nil { // so as to keep no other file system from being unmounted
 		return statusSystem
 	}

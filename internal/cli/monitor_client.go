@@ -46,7 +46,7 @@ var errMonitorGone = errors.New("the monitor process has ended")
 const monitorPatience = 10 * time.Second
 
 // startMonitor starts a monitor and tells it the options. It does not wait for it.
-func startMonitor(o *options, log *logrus.Logger) (*monitorClient, error) {
+func startMonitor(j *mountJob, log *logrus.Logger) (*monitorClient, error) {
 	program, err := selfPath()
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func startMonitor(o *options, log *logrus.Logger) (*monitorClient, error) {
 	c := &monitorClient{
 		socket:  socket,
 		log:     log,
-		folder:  keepRunDir(o.mount.MountPoint),
+		folder:  keepRunDir(j.mount.MountPoint),
 		gone:    make(chan struct{}),
 		ended:   make(chan struct{}),
 		answers: make(chan monitorReply),
@@ -83,7 +83,7 @@ func startMonitor(o *options, log *logrus.Logger) (*monitorClient, error) {
 		_ = cmd.Wait() // what it has to say it has said
 	}()
 	go c.receive()
-	b, err := json.Marshal(newMonitorConfig(o))
+	b, err := json.Marshal(newMonitorConfig(j))
 	if err == nil {
 		_, err = socket.Write(b)
 	}

@@ -66,7 +66,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	case o.remount:
 		return mountError(remount(args[0], args[1], m.options, m.fake))
 	case m.fake:
-		return mountError(pretend(o, args, cmd.ErrOrStderr()))
+		return mountError(pretend(&mountJob{options: o}, args, cmd.ErrOrStderr()))
 	}
 	ready := takeReadiness()
 	if err := checkDescriptors(); err != nil {
@@ -75,7 +75,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	switch {
 	case ready != nil: // startBackground has made it what it has to be
 	case !m.foreground && !o.foreground && !inContainer():
-		if o.alreadyMounted(args[0], args[1]) != nil { // as mount -a finds it, by another name of the image
+		if alreadyMounted(o, args[0], args[1]) != nil { // as mount -a finds it, by another name of the image
 			if m.verbose {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is already mounted on %s\n", printable(args[0]), printable(args[1]))
 			}
@@ -89,7 +89,9 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	case !o.readOnly:
 		restart(m.args)
 	}
-	if err := o.locate(args, m.helper); err != nil {
+	j := &mountJob{options: o, ownProcess: isOwnProcess(m.args), attach: os.Getenv(attachVariable) != ""}
+	os.Unsetenv(attachVariable)
+	if err := j.locate(args, m.helper); err != nil {
 		return err
 	}
 	log, err := newLog(o, cmd.ErrOrStderr())
@@ -100,12 +102,9 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 		runtime.GOMAXPROCS(minProcs)
 	}
 	if !o.readOnly {
-		o.prepareForShortMemory(log)
+		prepareForShortMemory(o, log)
 	}
-	o.ownProcess = isOwnProcess(m.args)
-	o.attach = os.Getenv(attachVariable) != ""
-	os.Unsetenv(attachVariable)
-	if err := o.becomeUser(); err != nil {
+	if err := becomeUser(o); err != nil {
 		return mountError(err)
 	}
 	// Before the image is opened: a log is not replayed for a mount that cannot be.
@@ -113,16 +112,25 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	if err := o.mount.CheckMountPoint(); err != nil {
 		return mountError(err)
 	}
-	if err := o.makeOverlayDir(); err != nil {
+	if err := j.makeOverlayDir(); err != nil {
 		return mountError(err)
 	}
-	k, err := startKeeper(o, log)
+	k, err := startKeeper(j, log)
 	if err != nil {
-		return mountError(errors.Join(err, os.RemoveAll(o.overlayDir)))
+		return mountError(errors.Join(err, os.RemoveAll(j.overlayDir)))
 	}
 	defer k.End()
-	err = serve(cmd.Context(), o, log, ready, k)
+	err = serve(cmd.Context(), j, log, ready, k)
 	return mountError(err)
+}
+
+// A mountJob is a mount that this process makes and serves: what its options ask for, and what is made for it.
+type mountJob struct {
+	*options
+	overlayDir string    // of an overlay that is gone with the mount; "" until it is made, and for any other
+	notify     *notifier // nil where systemd does not wait
+	ownProcess bool      // the process is that of the command line, and can give up its rights
+	attach     bool      // the loop devices on disk.raw go with the mount
 }
 
 // isMissing reports whether there is no file of that name.
@@ -132,42 +140,42 @@ func isMissing(path string) bool {
 }
 
 // locate makes the arguments IMAGE and MOUNTPOINT paths that hold when the working directory changes.
-func (o *options) locate(args []string, helper bool) (err error) {
-	if o.mount.Image, err = absPath(args[0]); err != nil {
+func (j *mountJob) locate(args []string, helper bool) (err error) {
+	if j.mount.Image, err = absPath(args[0]); err != nil {
 		return err
 	}
-	if o.mount.MountPoint, err = absPath(args[1]); err != nil {
+	if j.mount.MountPoint, err = absPath(args[1]); err != nil {
 		return err
 	}
-	if o.mount.Source != "" {
+	if j.mount.Source != "" {
 		return nil
 	}
 	// mount -a recognizes what is mounted by the very name that it has handed over. From others, a path is taken
 	// that still leads to the image tomorrow.
-	o.mount.Source = args[0]
-	if _, err := os.Lstat(o.mount.Image); err == nil && !helper {
-		o.mount.Source = o.mount.Image
+	j.mount.Source = args[0]
+	if _, err := os.Lstat(j.mount.Image); err == nil && !helper {
+		j.mount.Source = j.mount.Image
 	}
 	return nil
 }
 
 // pretend does everything but mount, and changes nothing: mount -f.
-func pretend(o *options, args []string, stderr io.Writer) error {
-	if err := o.locate(args, true); err != nil {
+func pretend(j *mountJob, args []string, stderr io.Writer) error {
+	if err := j.locate(args, true); err != nil {
 		return err
 	}
-	log, err := newLog(&options{logLevel: o.logLevel}, stderr)
+	log, err := newLog(&options{logLevel: j.logLevel}, stderr)
 	if err != nil {
 		return err
 	}
-	o.mount.Log, o.mount.KeepStale = log, true
-	if err := o.mount.CheckMountPoint(); err != nil {
+	j.mount.Log, j.mount.KeepStale = log, true
+	if err := j.mount.CheckMountPoint(); err != nil {
 		return err
 	}
-	o.readOnly, o.mount.Overlay = true, "" // or a log would be replayed into the image, and an overlay made
-	im, err := open(o, log)
+	j.readOnly, j.mount.Overlay = true, "" // or a log would be replayed into the image, and an overlay made
+	im, err := open(j, log)
 	if err != nil {
 		return err
 	}
-	return errors.Join(o.findPartition(im), im.Close())
+	return errors.Join(j.findPartition(im), im.Close())
 }

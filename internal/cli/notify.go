@@ -49,16 +49,16 @@ func (n *notifier) tell(log *logrus.Logger, state ...string) {
 
 // notifyReady tells systemd that the mount is there, and starts what feeds the watchdog. It returns a function
 // that stops that.
-func notifyReady(o *options, server *mount.Server, writable, background bool, log *logrus.Logger) (stop func()) {
+func notifyReady(j *mountJob, server *mount.Server, writable, background bool, log *logrus.Logger) (stop func()) {
 	how := "read-only"
 	if writable {
 		how = "read/write"
 	}
-	state := []string{notifyRunning, fmt.Sprintf("STATUS=Serving %s at %s, %s", o.mount.Image, server.MountPoint(), how)}
+	state := []string{notifyRunning, fmt.Sprintf("STATUS=Serving %s at %s, %s", j.mount.Image, server.MountPoint(), how)}
 	if background {
 		state = append(state, "MAINPID="+strconv.Itoa(os.Getpid()))
 	}
-	o.notify.tell(log, state...)
+	j.notify.tell(log, state...)
 
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
@@ -68,7 +68,7 @@ func notifyReady(o *options, server *mount.Server, writable, background bool, lo
 		return func() {}
 	}
 	quit := make(chan struct{})
-	go o.notify.feedWatchdog(interval/2, server, quit, log)
+	go j.notify.feedWatchdog(interval/2, server, quit, log)
 	return func() { close(quit) }
 }
 

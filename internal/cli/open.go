@@ -29,25 +29,25 @@ type openDisk interface {
 }
 
 // open opens the image as the options want it.
-func open(o *options, log *logrus.Logger) (openDisk, error) {
-	if disk.IsVHD(o.mount.Image) {
-		return openVHD(o, log)
+func open(j *mountJob, log *logrus.Logger) (openDisk, error) {
+	if disk.IsVHD(j.mount.Image) {
+		return openVHD(j, log)
 	}
-	return openImage(o, log)
+	return openImage(j, log)
 }
 
 // openVHD opens an old image, which can only be read.
-func openVHD(o *options, log *logrus.Logger) (openDisk, error) {
-	path := o.mount.Image
+func openVHD(j *mountJob, log *logrus.Logger) (openDisk, error) {
+	path := j.mount.Image
 	switch {
-	case o.mount.Overlay != "":
+	case j.mount.Overlay != "":
 		return nil, fmt.Errorf("%s is an old VHD image, which cannot have an overlay; convert it first: vhdxfs convert %[1]s disk.vhdx", path)
-	case !o.readOnly && !o.roFallback:
+	case !j.readOnly && !j.roFallback:
 		return nil, fmt.Errorf("%s is an old VHD image, which can only be mounted read-only; use -o ro, or convert it first: vhdxfs convert %[1]s disk.vhdx", path)
-	case !o.readOnly:
+	case !j.readOnly:
 		log.Warnf("%s is an old VHD image; it is mounted read-only", path)
 	}
-	im, err := vhd.Open(path, o.image)
+	im, err := vhd.Open(path, j.image)
 	if err != nil { // not a nil *vhd.Image in an interface
 		return nil, mayNotRead(explainLock(err))
 	}
@@ -55,32 +55,32 @@ func openVHD(o *options, log *logrus.Logger) (openDisk, error) {
 }
 
 // openImage opens a VHDX image.
-func openImage(o *options, log *logrus.Logger) (openDisk, error) {
-	im, err := openForMount(o, log)
+func openImage(j *mountJob, log *logrus.Logger) (openDisk, error) {
+	im, err := openForMount(j, log)
 	if err != nil { // likewise
 		return nil, err
 	}
 	return im, nil
 }
 
-func openForMount(o *options, log *logrus.Logger) (*vhdx.Image, error) {
-	how := o.image
+func openForMount(j *mountJob, log *logrus.Logger) (*vhdx.Image, error) {
+	how := j.image
 	how.Log = log
-	how.Writable = !o.readOnly
-	if o.log == "" || o.log == logStderr {
+	how.Writable = !j.readOnly
+	if j.log == "" || j.log == logStderr {
 		vhdx.TellWait = nil // the log is read where the command was given
 	}
 	// A program that waits for the mount need not wait for 512 MiB of BAT, unless what is found there says how to mount.
-	how.LateScan = o.mount.Overlay == "" && !o.roFallback
-	if o.replay == replayNo {
-		if err := checkReplay(o.mount.Image, how); err != nil {
+	how.LateScan = j.mount.Overlay == "" && !j.roFallback
+	if j.replay == replayNo {
+		if err := checkReplay(j.mount.Image, how); err != nil {
 			return nil, err
 		}
 	}
 	if how.AnyParent {
-		log.Warnf("the parents of %s are not checked", o.mount.Image)
+		log.Warnf("the parents of %s are not checked", j.mount.Image)
 	}
-	im, err := o.openOnce(how, log)
+	im, err := j.openOnce(how, log)
 	switch {
 	case err == nil:
 		return im, nil
@@ -88,18 +88,18 @@ func openForMount(o *options, log *logrus.Logger) (*vhdx.Image, error) {
 		return nil, fmt.Errorf("%w; give the VHDX file in it", err)
 	case errors.Is(err, vhdx.ErrCorrupt):
 		return nil, withAdvice(err)
-	case o.readOnly || o.mount.Overlay != "" || !unwritable(err) && !o.roFallback:
+	case j.readOnly || j.mount.Overlay != "" || !unwritable(err) && !j.roFallback:
 		return nil, mayNotRead(err)
 	}
 	how.Writable = false
-	im, roErr := vhdx.Open(o.mount.Image, how)
+	im, roErr := vhdx.Open(j.mount.Image, how)
 	switch {
 	case roErr != nil:
 		return nil, mayNotRead(err)
-	case !o.roFallback:
+	case !j.roFallback:
 		return nil, errors.Join(fmt.Errorf("%w; to only read it, use -o ro", err), im.Close())
 	}
-	log.WithError(err).Warnf("%s is mounted read-only", o.mount.Image)
+	log.WithError(err).Warnf("%s is mounted read-only", j.mount.Image)
 	return im, nil
 }
 
@@ -114,15 +114,15 @@ func withAdvice(err error) error {
 }
 
 // openOnce opens what the options name, which is the image or an overlay of it.
-func (o *options) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, error) {
-	if o.mount.Overlay != "" {
-		return openOverlay(o, io)
+func (j *mountJob) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, error) {
+	if j.mount.Overlay != "" {
+		return openOverlay(j, io)
 	}
-	im, err := openLocked(o.mount.Image, io, os.Stderr)
-	if err != nil || !io.Writable || o.orphanChildren {
+	im, err := openLocked(j.mount.Image, io, os.Stderr)
+	if err != nil || !io.Writable || j.orphanChildren {
 		return im, err
 	}
-	if err := checkChildless(o.mount.Image, io, log); err != nil {
+	if err := checkChildless(j.mount.Image, io, log); err != nil {
 		return nil, errors.Join(err, im.Close())
 	}
 	return im, nil

@@ -139,12 +139,12 @@ func (c *openCommand) open(ctx context.Context, cmd *cobra.Command, o *options, 
 
 // openAlready returns the mount of an image that is attached, for reading only where that is all that is wanted.
 func openAlready(o *options, image string) *activeMount {
-	if m := o.alreadyAttached(image, ""); m != nil || !o.roFallback {
+	if m := alreadyAttached(o, image, ""); m != nil || !o.roFallback {
 		return m
 	}
 	ro := *o
 	ro.readOnly = true
-	return ro.alreadyAttached(image, "")
+	return alreadyAttached(&ro, image, "")
 }
 
 // openedAt returns the folder at which open has mounted the chosen volumes already, and "" where it has not. Mounts in other

@@ -29,10 +29,6 @@ type options struct {
 	user           string // the user that the process is to become; "" is its own
 	pidFile        string // "" is none
 	sandbox        string // one of sandboxModes
-	overlayDir     string // of an overlay that is gone with the mount; "" until it is made, and for any other
-	notify         *notifier
-	ownProcess     bool   // the process is that of the command line, and can give up its rights
-	attach         bool   // the loop devices on disk.raw go with the mount
 	noFail         bool   // for mount(8), an image that is missing is no failure
 	oomScore       *int   // oom_score_adj of the process; nil leaves it as it is
 	log            string // "stderr", "syslog", a path, or "" for what suits

@@ -15,13 +15,13 @@ const overlayTmp = "tmp"
 
 // openOverlay opens the differencing child of the image that takes what is written in its place: the file that the
 // option names, which is made if there is none, or one without a name.
-func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
-	path, parent := o.mount.Overlay, o.mount.Image
+func openOverlay(j *mountJob, io vhdx.Options) (*vhdx.Image, error) {
+	path, parent := j.mount.Overlay, j.mount.Image
 	child := io
 	child.Writable = true
-	child.Parents = append([]string{o.mount.Image}, io.Parents...)
+	child.Parents = append([]string{j.mount.Image}, io.Parents...)
 	if path == overlayTmp {
-		path, parent = filepath.Join(o.overlayDir, "overlay.vhdx"), o.overlayParent()
+		path, parent = filepath.Join(j.overlayDir, "overlay.vhdx"), j.overlayParent()
 		child.Commit, child.IdleClean = 0, 0 // it is never opened again
 	}
 	// As any child, it is never more open than the image, since both hold parts of the same disk.
@@ -29,7 +29,7 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 	case err == nil:
 	case !errors.Is(err, fs.ErrExist):
 		return nil, fmt.Errorf("overlay: %w", err)
-	case o.replay == replayNo:
+	case j.replay == replayNo:
 		if err := checkReplay(path, child); err != nil {
 			return nil, err
 		}
@@ -38,7 +38,7 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 	var broken *vhdx.FormatError
 	switch {
 	case errors.As(err, &broken) && broken.Structure == "parent locator": // and the image was found good just now
-		return nil, fmt.Errorf("overlay %s does not fit %s, which has changed since or is another disk; give a new file", path, o.mount.Image)
+		return nil, fmt.Errorf("overlay %s does not fit %s, which has changed since or is another disk; give a new file", path, j.mount.Image)
 	case err != nil:
 		return nil, fmt.Errorf("overlay: %w", err)
 	case im.Type() != vhdx.Differencing:
@@ -49,24 +49,24 @@ func openOverlay(o *options, io vhdx.Options) (*vhdx.Image, error) {
 
 // makeOverlayDir makes the folder for an overlay that is gone with the mount. The keeper of the mount removes it; the
 // file itself goes when it is closed.
-func (o *options) makeOverlayDir() error {
-	if o.mount.Overlay != overlayTmp {
+func (j *mountJob) makeOverlayDir() error {
+	if j.mount.Overlay != overlayTmp {
 		return nil
 	}
 	dir, err := os.MkdirTemp(overlayDir(), "vhdxfs-overlay-")
 	if err != nil {
 		return fmt.Errorf("cannot create a temporary file; choose another directory with TMPDIR: %w", err)
 	}
-	o.overlayDir = dir
+	j.overlayDir = dir
 	// A name for the image beside it, since not every path can stand in an image, and no program ever follows this one.
-	if err := os.Symlink(o.mount.Image, o.overlayParent()); err != nil {
+	if err := os.Symlink(j.mount.Image, j.overlayParent()); err != nil {
 		return errors.Join(fmt.Errorf("overlay: %w", err), os.RemoveAll(dir))
 	}
 	return nil
 }
 
 // overlayParent is the image's name in the folder of an overlay that is gone with the mount.
-func (o *options) overlayParent() string { return filepath.Join(o.overlayDir, "image.vhdx") }
+func (j *mountJob) overlayParent() string { return filepath.Join(j.overlayDir, "image.vhdx") }
 
 // overlayDir is where temporary overlays are. They may be large, and /tmp is often held in memory.
 func overlayDir() string {

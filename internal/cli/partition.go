@@ -21,14 +21,14 @@ func parsePartition(p *int, v string) error {
 }
 
 // findPartition has disk.raw show the partition that the options name, if they do.
-func (o *options) findPartition(im openDisk) error {
-	if o.partition == 0 {
+func (j *mountJob) findPartition(im openDisk) error {
+	if j.partition == 0 {
 		return nil
 	}
-	p, err := partition.Get(im, im.Size(), im.SectorSize(), o.partition)
+	p, err := partition.Get(im, im.Size(), im.SectorSize(), j.partition)
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.mount.Image, err)
+		return fmt.Errorf("%s: %w", j.mount.Image, err)
 	}
-	o.mount.Window = &mount.Window{Partition: p.Number, Off: p.Off, Len: p.Len}
+	j.mount.Window = &mount.Window{Partition: p.Number, Off: p.Off, Len: p.Len}
 	return nil
 }

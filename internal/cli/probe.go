@@ -123,12 +123,12 @@ func mapOutside(m mount.Mounter) error {
 }
 
 // probe makes the trials, each in a thread of its own.
-func probe(o *options, log *logrus.Logger) {
-	folder := filepath.Dir(o.mount.Image)
+func probe(j *mountJob, log *logrus.Logger) {
+	folder := filepath.Dir(j.mount.Image)
 	all := append(probes, struct {
 		name string
 		try  func(string) error
-	}{"show a file of others", func(string) error { return mapOutside(o.mount.Mounter) }})
+	}{"show a file of others", func(string) error { return mapOutside(j.mount.Mounter) }})
 	for _, p := range all {
 		var wg sync.WaitGroup
 		wg.Go(func() {

@@ -16,25 +16,25 @@ import (
 
 // serve mounts an image and returns when it is unmounted and no longer used. With ready, it leaves the
 // terminal as soon as it is mounted, and reports that.
-func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness, k keeper) (err error) {
-	o.mount.Mounter = k
-	statistics, err := newStatsReporter(o)
+func serve(ctx context.Context, j *mountJob, log *logrus.Logger, ready *readiness, k keeper) (err error) {
+	j.mount.Mounter = k
+	statistics, err := newStatsReporter(j.metrics)
 	if err != nil {
 		return err
 	}
 	defer statistics.end()
-	if o.notify, err = newNotifier(); err != nil {
+	if j.notify, err = newNotifier(); err != nil {
 		log.WithError(err).Debug("systemd is not told")
 	}
 	if ready != nil {
-		if err := ready.prepare(o, k); err != nil {
+		if err := ready.prepare(j, k); err != nil {
 			return err
 		}
 	}
-	if err := o.confine(k); err != nil {
+	if err := j.confine(k); err != nil {
 		return err
 	}
-	im, err := open(o, log)
+	im, err := open(j, log)
 	if err != nil {
 		return err
 	}
@@ -55,11 +55,11 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 			err = errors.Join(err, damage)
 		}
 	}()
-	if err := o.findPartition(im); err != nil {
+	if err := j.findPartition(im); err != nil {
 		return err
 	}
 	for _, w := range im.Warnings() {
-		log.Infof("%s: %s", o.mount.Image, w)
+		log.Infof("%s: %s", j.mount.Image, w)
 	}
 
 	// From here on a signal must not end the process: it would leave a dead mount behind.
@@ -70,50 +70,50 @@ func serve(ctx context.Context, o *options, log *logrus.Logger, ready *readiness
 	signal.Ignore(syscall.SIGPIPE) // a log that has lost its reader is no reason to end, either
 
 	defer statistics.end()
-	o.mount.File = func() (*vhdx.ImageFile, error) { return im.File(0) }
-	if o.mount.Overlay != "" { // the image is the parent of what is served, also when a snapshot has made that a parent itself
+	j.mount.File = func() (*vhdx.ImageFile, error) { return im.File(0) }
+	if j.mount.Overlay != "" { // the image is the parent of what is served, also when a snapshot has made that a parent itself
 		base, err := im.File(1)
-		o.mount.File = func() (*vhdx.ImageFile, error) { return base, err }
+		j.mount.File = func() (*vhdx.ImageFile, error) { return base, err }
 	}
-	o.confineOpened(log)
-	server, err := mount.Mount(im, o.mount)
+	j.confineOpened(log)
+	server, err := mount.Mount(im, j.mount)
 	if err != nil {
 		return err
 	}
 	im.WhenTakenOver(server.DropCache)
 	statistics.begin(server, im, log)
-	if err := o.announce(k, log, ready); err != nil {
+	if err := j.announce(k, log, ready); err != nil {
 		return errors.Join(err, server.Unmount(), wait(server))
 	}
 	warnUnseen(server.MountPoint(), log)
-	stopWatchdog := notifyReady(o, server, im.Writable(), ready != nil, log)
+	stopWatchdog := notifyReady(j, server, im.Writable(), ready != nil, log)
 	defer stopWatchdog()
 	if served != nil {
-		served(o, log)
+		served(j, log)
 	}
-	return serveUntilEnd(ctx, o, server, k, signals, log)
+	return serveUntilEnd(ctx, j, server, k, signals, log)
 }
 
 // served, where it is not nil, is called when a mount is served. Builds for tests have one.
-var served func(o *options, log *logrus.Logger)
+var served func(j *mountJob, log *logrus.Logger)
 
 // announce tells the programs that wait for the mount that it is there, by a file and over the pipe.
-func (o *options) announce(k keeper, log *logrus.Logger, ready *readiness) error {
+func (j *mountJob) announce(k keeper, log *logrus.Logger, ready *readiness) error {
 	if err := k.Announce(ready != nil); err != nil || ready == nil {
 		return err
 	}
 	signal.Ignore(syscall.SIGHUP) // a terminal that closes is no longer ours
-	return ready.report(o, log)
+	return ready.report(j, log)
 }
 
 // serveUntilEnd returns when the disk is unmounted and no longer used. The first signal unmounts; the second ends
 // the service for programs that still use the disk.
-func serveUntilEnd(ctx context.Context, o *options, server *mount.Server, k keeper, signals <-chan os.Signal, log *logrus.Logger) error {
+func serveUntilEnd(ctx context.Context, j *mountJob, server *mount.Server, k keeper, signals <-chan os.Signal, log *logrus.Logger) error {
 	for asked := false; ; {
 		var s os.Signal
 		select {
 		case <-server.Done():
-			o.notify.tell(log, notifyStopping)
+			j.notify.tell(log, notifyStopping)
 			err := server.DetachDead()
 			if err != nil {
 				log.Error(err)
@@ -126,7 +126,7 @@ func serveUntilEnd(ctx context.Context, o *options, server *mount.Server, k keep
 		case s = <-signals:
 			log.Infof("%v: unmounting %s", s, server.MountPoint())
 		}
-		o.notify.tell(log, notifyStopping, "STATUS=Unmounting "+server.MountPoint())
+		j.notify.tell(log, notifyStopping, "STATUS=Unmounting "+server.MountPoint())
 		err := server.Unmount()
 		if err != nil {
 			log.WithError(err).Error("cannot unmount; the mount continues")

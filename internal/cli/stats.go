@@ -20,13 +20,13 @@ type statsReporter struct {
 	ended   chan struct{}  // closed when no more is written to the log; nil before begin
 }
 
-// newStatsReporter catches the signal from here on, and takes the place of the socket. What can fail has then
+// newStatsReporter catches the signal from here on, and takes the place of the socket of the metrics, "" for none. What can fail has then
 // succeeded before anything is mounted.
-func newStatsReporter(o *options) (*statsReporter, error) {
+func newStatsReporter(metrics string) (*statsReporter, error) {
 	s := &statsReporter{signals: make(chan os.Signal, 1)}
-	if o.metrics != "" {
+	if metrics != "" {
 		var err error
-		if s.metrics, err = listenMetrics(o.metrics); err != nil {
+		if s.metrics, err = listenMetrics(metrics); err != nil {
 			return nil, err
 		}
 	}

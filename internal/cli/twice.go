@@ -11,13 +11,13 @@ import (
 
 // alreadyMounted returns the mount of the same image at the same mount point, made as the options want it, and nil where
 // there is none.
-func (o *options) alreadyMounted(image, mountPoint string) *activeMount {
+func alreadyMounted(o *options, image, mountPoint string) *activeMount {
 	at, err := mounts.Locate(mountPoint)
 	if err != nil || at.Mount == nil || at.Rest != "" || at.Mount.FSType != mounts.Type || !mounts.Trusted(at.Mount) {
 		return nil
 	}
 	m, err := describeNamed(at.Mount)
-	if err != nil || !o.isMountOf(m, image) {
+	if err != nil || !isMountOf(o, m, image) {
 		return nil
 	}
 	return m
@@ -25,9 +25,9 @@ func (o *options) alreadyMounted(image, mountPoint string) *activeMount {
 
 // alreadyAttached returns the mount of the image that is attached to a loop device, made as the options want it and at the
 // mount point, if one is given, and nil where there is none.
-func (o *options) alreadyAttached(image, mountPoint string) *activeMount {
+func alreadyAttached(o *options, image, mountPoint string) *activeMount {
 	m, err := findMounted(image)
-	if err != nil || len(m.Devices) == 0 || !o.isMountOf(m, image) {
+	if err != nil || len(m.Devices) == 0 || !isMountOf(o, m, image) {
 		return nil
 	}
 	if mountPoint == "" {
@@ -40,7 +40,7 @@ func (o *options) alreadyAttached(image, mountPoint string) *activeMount {
 }
 
 // isMountOf reports whether m is a mount of the image, made as the options want it.
-func (o *options) isMountOf(m *activeMount, image string) bool {
+func isMountOf(o *options, m *activeMount, image string) bool {
 	mode := "rw"
 	if o.readOnly {
 		mode = "ro"
