@@ -18,7 +18,7 @@ var layers = [][]string{
 	{"internal/vhd"},
 	{"internal/mounts", "internal/disk", "internal/draw"},
 	{"fs", "internal/convert", "internal/compare", "internal/hash"},
-	{"internal/delta"},
+	{"internal/delta", "internal/mountoption"},
 	{"internal/cli"},
 	{""}, // the command
 }

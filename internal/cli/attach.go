@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vhdxfs/vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
@@ -63,7 +64,7 @@ The loop device bypasses the page cache of disk.raw (losetup --direct-io=on). Th
 	cmd.Flags().BoolVar(&a.allowOther, "allow-other", false, "same as -o allow_other")
 	cmd.Flags().StringArrayVarP(&a.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
 	addJSON(cmd, &a.json)
-	completeOptions(cmd, forMount|forImage)
+	completeOptions(cmd, mountoption.Mount|mountoption.Image)
 	return cmd
 }
 
@@ -92,18 +93,18 @@ func (a *attachCommand) run(cmd *cobra.Command, args []string) error {
 }
 
 // parse returns the options, if this process can attach an image with them.
-func (a *attachCommand) parse() (*options, error) {
-	o, err := parseOptions(a.options, forImage|forMount)
+func (a *attachCommand) parse() (*mountoption.Options, error) {
+	o, err := mountoption.Parse(a.options, mountoption.Image|mountoption.Mount)
+	if err == nil {
+		err = o.Check()
+	}
 	if err != nil {
-		return nil, err
+		return nil, optionError(err)
 	}
-	if err := o.check(); err != nil {
-		return nil, err
-	}
-	if o.remount || o.foreground {
+	if o.Remount || o.Foreground {
 		return nil, usageError("options remount and foreground do not apply to attach")
 	}
-	o.readOnly = o.readOnly || a.readOnly
+	o.ReadOnly = o.ReadOnly || a.readOnly
 	if err := checkDescriptors(); err != nil {
 		return nil, mountError(err)
 	}
@@ -118,7 +119,7 @@ func (a *attachCommand) print(out io.Writer, m *activeMount) error {
 	return printDevices(out, m.Devices)
 }
 
-func (a *attachCommand) attach(ctx context.Context, o *options, args []string, stdout, stderr io.Writer) error {
+func (a *attachCommand) attach(ctx context.Context, o *mountoption.Options, args []string, stdout, stderr io.Writer) error {
 	m, undo, err := a.bring(ctx, o, args, stdout, stderr)
 	if err != nil {
 		return err
@@ -135,7 +136,7 @@ func (a *attachCommand) attach(ctx context.Context, o *options, args []string, s
 
 // bring mounts and attaches the image, or finds it attached. It returns what is there, and how to undo what it did. With an
 // error it has undone it.
-func (a *attachCommand) bring(ctx context.Context, o *options, args []string, stdout, stderr io.Writer) (m *activeMount, undo undoList, err error) {
+func (a *attachCommand) bring(ctx context.Context, o *mountoption.Options, args []string, stdout, stderr io.Writer) (m *activeMount, undo undoList, err error) {
 	image, err := absPath(args[0])
 	if err != nil {
 		return nil, nil, err
@@ -155,12 +156,12 @@ func (a *attachCommand) bring(ctx context.Context, o *options, args []string, st
 			err = errors.Join(err, undo.run())
 		}
 	}()
-	dir, err := a.mountPoint(image, mountPoint, o.mount.KeepStale, &undo)
+	dir, err := a.mountPoint(image, mountPoint, o.Mount.KeepStale, &undo)
 	if err != nil {
 		return nil, undo, err
 	}
 	os.Setenv(attachVariable, "1")
-	if err := startBackground(a.mountArgs(image, dir), dir, !o.readOnly, stdout, stderr); err != nil {
+	if err := startBackground(a.mountArgs(image, dir), dir, !o.ReadOnly, stdout, stderr); err != nil {
 		return nil, undo, err
 	}
 	if dir, err = mounts.Resolve(dir); err != nil {
@@ -177,7 +178,7 @@ func (a *attachCommand) bring(ctx context.Context, o *options, args []string, st
 	if err != nil {
 		return nil, undo, err
 	}
-	how := loop.Options{ReadOnly: m.Mode == "ro", Buffered: m.Kernel == kernelOn}
+	how := loop.Options{ReadOnly: m.Mode == "ro", Buffered: m.Kernel == mountoption.KernelOn}
 	if how.SectorSize, err = strconv.ParseInt(sector, 10, 64); err != nil {
 		return nil, undo, fmt.Errorf("sector size of %s: %w", image, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 )
 
 // readyVariable is the environment variable by which the process in the background learns that it is one:
@@ -112,7 +113,7 @@ func (r *readiness) prepare(j *mountJob, k keeper) (err error) {
 	if r.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
 		return err
 	}
-	if j.log == "" {
+	if j.Log == "" {
 		r.syslog, _ = newSyslogHook(k.DialSyslog) // without one, report says so
 	}
 	return nil
@@ -129,7 +130,7 @@ func (r *readiness) report(j *mountJob, log *logrus.Logger) error {
 	if err := os.Chdir("/"); err != nil { // so as to keep no other file system from being unmounted
 		return err
 	}
-	if j.log == "" {
+	if j.Log == "" {
 		if r.syslog != nil {
 			r.syslog.take(log)
 		} else {
@@ -138,7 +139,7 @@ func (r *readiness) report(j *mountJob, log *logrus.Logger) error {
 		}
 	}
 	stdio := []int{syscall.Stdin, syscall.Stdout, syscall.Stderr}
-	if j.log == logStderr {
+	if j.Log == mountoption.LogStderr {
 		stdio = stdio[:2]
 	}
 	for _, fd := range stdio {

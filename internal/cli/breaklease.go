@@ -24,11 +24,11 @@ and the image may be damaged. An image that is locked is refused.`,
 		Example: `  vhdxfs break-lease /srv/cluster/data.vhdx`,
 		Args:    exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, err := parseOptions(options, forImage)
+			o, err := openOptions(options)
 			if err != nil {
 				return err
 			}
-			r, err := vhdx.BreakLease(args[0], o.image)
+			r, err := vhdx.BreakLease(args[0], o)
 			if err != nil {
 				return explainLock(err)
 			}

@@ -32,7 +32,7 @@ created; "parent unusable" if the parent is damaged or in use.`,
   vhdxfs chain /srv/vm`,
 		Args: someArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, err := parseOptions(options, forImage)
+			o, err := openOptions(options)
 			if err != nil {
 				return err
 			}
@@ -44,11 +44,11 @@ created; "parent unusable" if the parent is damaged or in use.`,
 			if err != nil {
 				return err
 			}
-			confineReader(cmd.Context(), paths, o.image)
+			confineReader(cmd.Context(), paths, o)
 			f := newForest()
 			for _, path := range paths {
 				var k *vhdx.Link
-				err := beside(cmd, o.image, []string{path}, func(o vhdx.Options) (err error) {
+				err := beside(cmd, o, []string{path}, func(o vhdx.Options) (err error) {
 					k, err = vhdx.Chain(path, o)
 					if locked := k.Locked(); err == nil && locked != nil {
 						return locked

@@ -81,26 +81,26 @@ func (c *checkCommand) run(cmd *cobra.Command, args []string) error {
 	case c.force && !undo:
 		return usageError("--force needs --undo")
 	}
-	o, err := parseOptions(c.options, forImage)
+	o, err := openOptions(c.options)
 	if err != nil {
 		return err
 	}
 	out := cmd.OutOrStdout()
 	switch {
 	case undo:
-		return c.takeBack(cmd, args, o.image)
+		return c.takeBack(cmd, args, o)
 	case c.repairs && disk.IsVHD(args[0]):
 		return usageError("%s is an old VHD image; only VHDX images can be repaired", args[0])
 	case c.repairs:
-		return c.mend(cmd, args[0], o.image)
+		return c.mend(cmd, args[0], o)
 	}
 	path, err := imageNamed(args[0])
 	if err != nil {
 		return err
 	}
-	confineReader(cmd.Context(), []string{path}, o.image)
+	confineReader(cmd.Context(), []string{path}, o)
 	var r *vhdx.Report
-	err = beside(cmd, o.image, []string{path}, func(o vhdx.Options) (err error) {
+	err = beside(cmd, o, []string{path}, func(o vhdx.Options) (err error) {
 		if disk.IsVHD(path) {
 			r, err = vhd.Check(path, o)
 		} else {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
@@ -154,7 +155,7 @@ func (m *mountCommand) addFlags(cmd *cobra.Command) {
 	_ = f.MarkHidden("json") // for attach, which starts the program again
 	f.BoolVar(&m.allowOther, "allow-other", false, "same as -o allow_other")
 	f.StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
-	completeOptions(cmd, forMount|forImage)
+	completeOptions(cmd, mountoption.Mount|mountoption.Image)
 }
 
 // refuseEmptyFlags returns an error where a flag has the value of a variable that is not set, which would count as a flag

@@ -59,7 +59,7 @@ power cut. Blocks of a fixed disk stay allocated. Parents are not changed.`,
 }
 
 func (c *compactCommand) run(cmd *cobra.Command, path string) error {
-	o, err := parseOptions(c.options, forImage)
+	o, err := openOptions(c.options)
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 	case isDir(path):
 		return usageError("%w", notMounted)
 	case c.dryRun:
-		r, err = c.dryRunReport(ctx, path, o.image, p)
+		r, err = c.dryRunReport(ctx, path, o, p)
 	default:
 		before := int64(0)
 		if c.trim {
@@ -98,7 +98,7 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 				return interrupted(err, "nothing was compacted")
 			}
 		}
-		if r, err = c.offline(ctx, path, o.image, p); err == nil {
+		if r, err = c.offline(ctx, path, o, p); err == nil {
 			r.Before = max(r.Before, before)
 		}
 	}

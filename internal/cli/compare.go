@@ -41,22 +41,21 @@ func (c *compareFlags) withDisks(cmd *cobra.Command, names []string, do func(a, 
 	if err != nil {
 		return err
 	}
-	return beside(cmd, o.image, paths, func(o vhdx.Options) error {
+	return beside(cmd, o, paths, func(o vhdx.Options) error {
 		confineReader(cmd.Context(), paths, o)
 		return c.open(paths, o, func(err error) error { return err }, do) // beside explains locks
 	})
 }
 
 // inputs checks the flags, and returns the options and the paths of the disks.
-func (c *compareFlags) inputs(names []string) (*options, []string, error) {
+func (c *compareFlags) inputs(names []string) (o vhdx.Options, paths []string, err error) {
 	if c.workers < 1 || c.workers > 256 {
-		return nil, nil, usageError("--workers %d: give 1 to 256", c.workers)
+		return o, nil, usageError("--workers %d: give 1 to 256", c.workers)
 	}
-	o, err := parseOptions(c.options, forImage)
-	if err != nil {
-		return nil, nil, err
+	if o, err = openOptions(c.options); err != nil {
+		return o, nil, err
 	}
-	paths, err := disksNamed(names)
+	paths, err = disksNamed(names)
 	return o, paths, err
 }
 
@@ -218,11 +217,11 @@ into a copy of FIRST, also at the other end of a pipe. FIRST must be a VHDX imag
 			if err != nil {
 				return err
 			}
-			o, err := parseOptions(c.options, forImage)
+			o, err := openOptions(c.options)
 			if err != nil {
 				return err
 			}
-			return beside(cmd, o.image, []string{path}, func(o vhdx.Options) error {
+			return beside(cmd, o, []string{path}, func(o vhdx.Options) error {
 				confineReader(ctx, []string{path}, o)
 				list := newRangeList(cmd, c.json)
 				if err := c.changes(cmd, ctx, path, o, depth, content, list.add); err != nil {

@@ -15,38 +15,30 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/internal/sandbox"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
-// The values of the option sandbox.
-const (
-	sandboxOn  = "on"
-	sandboxTry = "try"
-	sandboxOff = "off"
-)
-
-var sandboxModes = []string{sandboxOn, sandboxTry, sandboxOff}
-
 // ownFiles are read about the process itself: its mounts, and what the metrics tell of it.
 const ownFiles = "/proc/self"
 
 // confine gives up what the process does not need to serve the image. Nothing of that was read yet.
 func (j *mountJob) confine(k keeper) error {
-	j.mount.Sandbox = sandboxOff
-	if j.sandbox == sandboxOff || !j.ownProcess {
+	j.Mount.Sandbox = mountoption.SandboxOff
+	if j.Sandbox == mountoption.SandboxOff || !j.ownProcess {
 		return nil
 	}
 	imagefile.LockHolders, imagefile.Writers, servedBy = k.LockHolders, k.Writers, k.MountServedBy
 	_ = time.Now().String() // which reads the time zone, if nothing has yet
 	keepOwnFiles()
 	state := sandbox.Confine(j.reach())
-	if j.sandbox == sandboxOn && !state.Complete() {
+	if j.Sandbox == mountoption.SandboxOn && !state.Complete() {
 		return fmt.Errorf("the sandbox is %s; use sandbox=try to mount with what the kernel supports", state)
 	}
-	j.mount.Sandbox = state.String()
+	j.Mount.Sandbox = state.String()
 	return nil
 }
 
@@ -58,7 +50,7 @@ var keepOwnFiles = sync.OnceFunc(func() {
 
 // confineOpened gives up what was needed to open the image for reading.
 func (j *mountJob) confineOpened(log *logrus.Logger) {
-	if !j.readOnly || j.sandbox == sandboxOff || !j.ownProcess {
+	if !j.ReadOnly || j.Sandbox == mountoption.SandboxOff || !j.ownProcess {
 		return
 	}
 	if err := sandbox.DropCapabilities(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
@@ -73,27 +65,27 @@ func (j *mountJob) reach() sandbox.Rules {
 		Write:        []string{os.DevNull},
 		Capabilities: sandbox.CapabilitySet(unix.CAP_DAC_READ_SEARCH),
 	}
-	image := imageReach(j.mount.Image)
+	image := imageReach(j.Mount.Image)
 	switch {
-	case j.readOnly:
+	case j.ReadOnly:
 		r.Read = append(r.Read, image...)
 	case j.overlayDir != "":
 		r.Read = append(r.Read, image...)
 		r.Write = append(r.Write, j.overlayDir)
-	case j.mount.Overlay != "":
+	case j.Mount.Overlay != "":
 		r.Read = append(r.Read, image...)
-		r.Write = append(r.Write, folders(j.mount.Overlay)...)
+		r.Write = append(r.Write, folders(j.Mount.Overlay)...)
 	default:
 		r.Write = append(r.Write, image...)
 	}
-	if !j.readOnly {
+	if !j.ReadOnly {
 		// Files of others, in folders of others, and a new one that belongs to the owner of the old one.
 		r.Capabilities |= sandbox.CapabilitySet(unix.CAP_DAC_OVERRIDE, unix.CAP_CHOWN, unix.CAP_FOWNER)
 	}
-	for _, parent := range j.image.Parents {
+	for _, parent := range j.Open.Parents {
 		r.Read = append(r.Read, imageReach(parent)...)
 	}
-	r.Read = append(r.Read, j.image.ParentDirs...)
+	r.Read = append(r.Read, j.Open.ParentDirs...)
 	return r
 }
 

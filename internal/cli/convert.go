@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -303,8 +304,8 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if c.workers < 1 || c.workers > 256 {
 		return usageError("--workers %d: give 1 to 256", c.workers)
 	}
-	if err := oneOf(c.reflink, reflinks...); err != nil {
-		return usageError("--reflink=%s: %v", c.reflink, err)
+	if !slices.Contains(reflinks, c.reflink) {
+		return usageError("--reflink=%s: must be auto, always or never", c.reflink)
 	}
 	if c.rescue.skipErrors && c.reflink == string(convert.ReflinkAlways) {
 		return usageError("--reflink=always does not apply with --skip-errors, which has to read everything")

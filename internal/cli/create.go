@@ -76,11 +76,11 @@ func (c *createCommand) args(cmd *cobra.Command, args []string) error {
 }
 
 func (c *createCommand) run(cmd *cobra.Command, path string) error {
-	open, err := parseOptions(c.copy.options, forImage)
+	open, err := openOptions(c.copy.options)
 	if err != nil {
 		return err
 	}
-	o := vhdx.CreateOptions{Size: int64(c.size), Parent: c.parent, ParentPaths: c.parentPaths, Open: open.image}
+	o := vhdx.CreateOptions{Size: int64(c.size), Parent: c.parent, ParentPaths: c.parentPaths, Open: open}
 	c.layout.apply(&o)
 	if err := checkImageName(path); err != nil {
 		return err

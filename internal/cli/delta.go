@@ -38,7 +38,7 @@ func (c *compareFlags) writeDelta(cmd *cobra.Command, names []string, output str
 	if err != nil {
 		return err
 	}
-	return c.open(paths, o.image, explainLock, func(a, b *disk.Disk) error {
+	return c.open(paths, o, explainLock, func(a, b *disk.Disk) error {
 		return c.deltaOf(cmd, names, [2]*disk.Disk{a, b}, output, force)
 	})
 }

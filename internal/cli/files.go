@@ -92,7 +92,7 @@ type diskReader struct {
 // withTrees calls do with the file systems that the flags mean, of an image or of one that is mounted. Before anything of the
 // image is read, the process gives up what it does not need; folder is where do makes files.
 func (c *filesCommand) withTrees(cmd *cobra.Command, name string, folder []string, do func([]*volumeTree) error) error {
-	o, err := parseOptions(c.options, forImage)
+	o, err := openOptions(c.options)
 	if err != nil {
 		return err
 	}
@@ -106,8 +106,8 @@ func (c *filesCommand) withTrees(cmd *cobra.Command, name string, folder []strin
 	if m, err := findMounted(name); err == nil && m.State == stateServing {
 		return useMounted(cmd.Context(), m, folder, use)
 	}
-	confineReader(cmd.Context(), []string{name}, o.image, folder...)
-	d, err := disk.Open(name, disk.Auto, o.image)
+	confineReader(cmd.Context(), []string{name}, o, folder...)
+	d, err := disk.Open(name, disk.Auto, o)
 	if err != nil {
 		return withAdvice(err)
 	}

@@ -1,6 +1,10 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
+)
 
 // What the flags mean that many commands have.
 const (
@@ -15,7 +19,7 @@ func addJSON(cmd *cobra.Command, p *bool) { cmd.Flags().BoolVar(p, "json", false
 // addImageOptions adds -o with the options that concern opening an image.
 func addImageOptions(cmd *cobra.Command, p *[]string) {
 	cmd.Flags().StringArrayVarP(p, "options", "o", nil, imageOptionsHelp)
-	completeOptions(cmd, forImage)
+	completeOptions(cmd, mountoption.Image)
 }
 
 // isQuiet reports whether -q was given, which every command has.

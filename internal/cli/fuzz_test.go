@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
@@ -251,8 +252,8 @@ func FuzzOverlay(f *testing.F) {
 		im := images[int(image)%len(images)]
 		im.parent = images[0].file
 		path, _ := im.write(t, dir, b)
-		j := &mountJob{options: &options{replay: []string{replayAuto, replayNo}[op%2]}}
-		j.mount.Image, j.mount.Overlay = filepath.Join(dir, "parent.vhdx"), path
+		j := &mountJob{Options: &mountoption.Options{Replay: []string{mountoption.ReplayAuto, mountoption.ReplayNo}[op%2]}}
+		j.Mount.Image, j.Mount.Overlay = filepath.Join(dir, "parent.vhdx"), path
 		disk, err := openOverlay(j, vhdx.Options{Discard: vhdx.DiscardPunch})
 		if err == nil {
 			for off := int64(0); off < min(disk.Size(), 8<<20) && err == nil; off += 1<<20 - 512 {
@@ -266,7 +267,7 @@ func FuzzOverlay(f *testing.F) {
 		if f, ok := errors.AsType[*fault.Error](err); ok {
 			t.Fatalf("%v\n%s", f, f.Stack)
 		}
-		if now, err := os.ReadFile(j.mount.Image); err != nil || !bytes.Equal(now, im.parent) {
+		if now, err := os.ReadFile(j.Mount.Image); err != nil || !bytes.Equal(now, im.parent) {
 			t.Errorf("the image was changed, %v", err)
 		}
 	})

@@ -95,7 +95,7 @@ func (c *hashCommand) run(cmd *cobra.Command, name string) (err error) {
 	case c.json && c.list == standardStream:
 		return usageError("--json and --blocks - exclude each other")
 	}
-	o, err := parseOptions(c.options, forImage)
+	o, err := openOptions(c.options)
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (c *hashCommand) run(cmd *cobra.Command, name string) (err error) {
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	defer func() { err = errors.Join(err, c.discard()) }()
-	err = beside(cmd, o.image, paths, func(o vhdx.Options) error { return c.do(cmd, ctx, name, paths, o) })
+	err = beside(cmd, o, paths, func(o vhdx.Options) error { return c.do(cmd, ctx, name, paths, o) })
 	if c.blocks != nil && err == nil {
 		err = c.blocks.Commit()
 		c.blocks = nil

@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 )
 
 // mount(8) finds the program that mounts a type by its name, /sbin/mount.TYPE, and umount(8) the one that
@@ -59,7 +61,7 @@ writable. For all options, run: vhdxfs help options`,
 	cmd.Flags().BoolVarP(&m.fake, "fake", "f", false, "check everything, but do not mount")
 	cmd.Flags().BoolVarP(&m.readOnly, "read-only", "r", false, "same as -o ro")
 	cmd.Flags().StringArrayVarP(&m.options, "options", "o", nil, "mount options, a `LIST` separated by commas; see vhdxfs help options")
-	completeOptions(cmd, forMount|forImage)
+	completeOptions(cmd, mountoption.Mount|mountoption.Image)
 	helperFlags(cmd, "mount", &m.verbose, &m.namespace)
 	return cmd
 }

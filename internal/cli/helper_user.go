@@ -10,27 +10,28 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
 // becomeUser makes the process one of the user that setuid= names. It then opens the image and mounts, by fusermount3, with
 // no more rights than that user has.
-func becomeUser(o *options) error {
-	if o.user == "" {
+func becomeUser(o *mountoption.Options) error {
+	if o.User == "" {
 		return nil
 	}
-	u, err := user.Lookup(o.user)
+	u, err := user.Lookup(o.User)
 	if err != nil {
-		u, err = user.LookupId(o.user)
+		u, err = user.LookupId(o.User)
 	}
 	if err != nil {
-		return usageError("option setuid=%s: no such user", o.user)
+		return usageError("option setuid=%s: no such user", o.User)
 	}
 	uid, uerr := strconv.Atoi(u.Uid)
 	gid, gerr := strconv.Atoi(u.Gid)
 	ids, ierr := u.GroupIds()
 	if err := errors.Join(uerr, gerr, ierr); err != nil {
-		return fmt.Errorf("option setuid=%s: %w", o.user, err)
+		return fmt.Errorf("option setuid=%s: %w", o.User, err)
 	}
 	if uid == os.Geteuid() {
 		return nil
@@ -50,10 +51,10 @@ func becomeUser(o *options) error {
 		err = syscall.Setuid(uid)
 	}
 	if err != nil {
-		return fmt.Errorf("option setuid= needs root (%s): %w", o.user, err)
+		return fmt.Errorf("option setuid= needs root (%s): %w", o.User, err)
 	}
-	if !o.allowAsked {
-		o.mount.AllowOther = false // the default for root, which this is no longer
+	if !o.AccessGiven {
+		o.Mount.AllowOther = false // the default for root, which this is no longer
 	}
 	return nil
 }

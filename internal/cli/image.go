@@ -21,7 +21,7 @@ func (c *imageCommand) command(cmd *cobra.Command, run func(cmd *cobra.Command, 
 	}
 	cmd.ValidArgsFunction = completeReadable
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		o, err := parseOptions(c.options, forImage)
+		o, err := openOptions(c.options)
 		if err != nil {
 			return err
 		}
@@ -29,7 +29,7 @@ func (c *imageCommand) command(cmd *cobra.Command, run func(cmd *cobra.Command, 
 		if err != nil {
 			return err
 		}
-		return beside(cmd, o.image, paths, func(o vhdx.Options) error { return run(cmd, paths, o) })
+		return beside(cmd, o, paths, func(o vhdx.Options) error { return run(cmd, paths, o) })
 	}
 	addJSON(cmd, &c.json)
 	addImageOptions(cmd, &c.options)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/partition"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
@@ -214,7 +215,7 @@ func mountedText(path string) string {
 	switch why, off := strings.CutPrefix(m.Kernel, "off: "); {
 	case off:
 		text += fmt.Sprintf(", kernel=on without effect (%s)", printable(why))
-	case m.Kernel == kernelOn:
+	case m.Kernel == mountoption.KernelOn:
 		text += ", read by the kernel"
 	}
 	if m.Sandbox != "" {

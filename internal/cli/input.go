@@ -63,17 +63,17 @@ func rawAdvice(err error, flag string) error {
 
 // openInput opens what is copied.
 func (c *copyFlags) openInput(ctx context.Context, cmd *cobra.Command, input, output string) (convert.Input, error) {
-	o, err := parseOptions(c.options, forImage)
+	o, err := openOptions(c.options)
 	if err != nil {
 		return convert.Input{}, err
 	}
-	if err := c.rescue.apply(&o.image); err != nil {
+	if err := c.rescue.apply(&o); err != nil {
 		return convert.Input{}, err
 	}
 	if input == standardStream {
-		return c.openStdin(ctx, cmd, output, o.image)
+		return c.openStdin(ctx, cmd, output, o)
 	}
-	return c.openDisk(input, output, disk.Format(c.input), o.image)
+	return c.openDisk(input, output, disk.Format(c.input), o)
 }
 
 func (c *copyFlags) openDisk(input, output string, format disk.Format, o vhdx.Options) (convert.Input, error) {

@@ -8,6 +8,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
@@ -36,9 +37,9 @@ type keeper interface {
 
 // startKeeper starts the keeper of a mount.
 func startKeeper(j *mountJob, log *logrus.Logger) (keeper, error) {
-	if j.sandbox == sandboxOff {
+	if j.Sandbox == mountoption.SandboxOff {
 		k := newLocalKeeper(j, os.Getpid(), log)
-		k.folder = keepRunDir(j.mount.MountPoint)
+		k.folder = keepRunDir(j.Mount.MountPoint)
 		return k, nil
 	}
 	return startMonitor(j, log)
@@ -58,7 +59,7 @@ type localKeeper struct {
 }
 
 func newLocalKeeper(j *mountJob, pid int, log logrus.FieldLogger) *localKeeper {
-	mo := j.mount
+	mo := j.Mount
 	mo.Log = log
 	if j.attach {
 		mo.BeforeUnmount = func() { releaseDevices(filepath.Join(mo.MountPoint, mounts.FileName), log) }
@@ -68,11 +69,11 @@ func newLocalKeeper(j *mountJob, pid int, log logrus.FieldLogger) *localKeeper {
 
 func (k *localKeeper) Mount(readOnly bool) (int, error) {
 	k.removeOverlayDir()
-	dir, err := mounts.Resolve(k.j.mount.MountPoint) // before there is a mount, which answers nothing yet
+	dir, err := mounts.Resolve(k.j.Mount.MountPoint) // before there is a mount, which answers nothing yet
 	if err != nil {
-		dir = k.j.mount.MountPoint
+		dir = k.j.Mount.MountPoint
 	}
-	fd, err := k.Mounter.Mount(readOnly || k.j.readOnly)
+	fd, err := k.Mounter.Mount(readOnly || k.j.ReadOnly)
 	if err == nil {
 		k.dir = dir
 	}
@@ -92,7 +93,7 @@ func (k *localKeeper) removeOverlayDir() {
 
 func (k *localKeeper) Announce(bool) error {
 	noteForUmount(k.dir, k.log)
-	f, err := writePIDFile(k.j.pidFile, k.pid)
+	f, err := writePIDFile(k.j.PIDFile, k.pid)
 	if err == nil {
 		k.pidFile = f
 	}
@@ -102,14 +103,14 @@ func (k *localKeeper) Announce(bool) error {
 func (k *localKeeper) End() {
 	k.end.Do(func() {
 		k.takeAway()
-		if k.j.metrics != "" {
-			_ = removeStaleSocket(k.j.metrics)
+		if k.j.Metrics != "" {
+			_ = removeStaleSocket(k.j.Metrics)
 		}
 		if k.folder != nil {
 			k.folder.Close()
 		}
-		if inRunDir(k.j.mount.MountPoint) {
-			sweepRunDir(filepath.Dir(k.j.mount.MountPoint))
+		if inRunDir(k.j.Mount.MountPoint) {
+			sweepRunDir(filepath.Dir(k.j.Mount.MountPoint))
 		}
 	})
 }

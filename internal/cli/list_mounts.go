@@ -16,6 +16,7 @@ import (
 
 	"github.com/vhdxfs/vhdxfs/internal/fault"
 	"github.com/vhdxfs/vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
@@ -187,11 +188,11 @@ func printMounts(out io.Writer, size sizeWriter, list []*activeMount) error {
 		if m.Overlay != "" {
 			kind += ", overlay " + printable(m.Overlay)
 		}
-		if m.Kernel == kernelOn {
+		if m.Kernel == mountoption.KernelOn {
 			kind += ", read by the kernel"
 		}
 		switch word, _, _ := strings.Cut(m.Sandbox, ":"); word {
-		case sandboxOff:
+		case mountoption.SandboxOff:
 			kind += ", not confined"
 		case "partly":
 			kind += ", partly confined"

@@ -9,38 +9,31 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/newfile"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
-// Values of the option log, besides a path.
-const (
-	logStderr = "stderr"
-	logSyslog = "syslog"
-)
-
-var logLevels = []string{"error", "warn", "info", "debug"}
-
 // newLog returns the log of a mount. It writes to stderr until the option says otherwise; what a mount in
 // the background logs by default is decided when it leaves its terminal.
-func newLog(o *options, stderr io.Writer) (*logrus.Logger, error) {
+func newLog(o *mountoption.Options, stderr io.Writer) (*logrus.Logger, error) {
 	l := logrus.New()
-	l.SetLevel(o.logLevel)
+	l.SetLevel(o.LogLevel)
 	l.SetOutput(stderr)
 	l.SetFormatter(messageFormatter{})
-	if o.log != "" && (o.log != logStderr || !isTerminal(stderr)) { // a log that somebody keeps
+	if o.Log != "" && (o.Log != mountoption.LogStderr || !isTerminal(stderr)) { // a log that somebody keeps
 		l.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})
 	}
-	switch o.log {
-	case "", logStderr:
-	case logSyslog:
+	switch o.Log {
+	case "", mountoption.LogStderr:
+	case mountoption.LogSyslog:
 		hook, err := newSyslogHook(dialSyslog)
 		if err != nil {
 			return nil, fmt.Errorf("option log=syslog: %w; use a file, such as log=/var/log/vhdxfs.log", err)
 		}
 		hook.take(l)
 	default:
-		f, err := openLogFile(o.log)
+		f, err := openLogFile(o.Log)
 		if err != nil {
 			return nil, fmt.Errorf("option log: %w", err)
 		}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 )
 
 // A ManualPage is a page of section 8 in Markdown, as go-md2man has it.
@@ -146,18 +148,15 @@ func flagList(c *cobra.Command) string {
 // mountOptionList describes the options of the list behind -o.
 func mountOptionList() string {
 	var b strings.Builder
-	for _, o := range optionTable {
-		if o.help == "" {
-			continue
+	for _, o := range mountoption.Explained() {
+		term := "**" + plain(o.Name) + "**"
+		if o.Value != "" {
+			term += "=" + emphasize(o.Value)
 		}
-		term := "**" + plain(o.name) + "**"
-		if o.value != "" {
-			term += "=" + emphasize(o.value)
-		}
-		fmt.Fprintf(&b, "%s\n: %s\n\n", term, emphasize(o.help))
+		fmt.Fprintf(&b, "%s\n: %s\n\n", term, emphasize(o.Help))
 	}
-	for _, help := range otherOptionsHelp {
-		b.WriteString(plain(help) + "\n\n")
+	for _, note := range mountoption.Notes() {
+		b.WriteString(plain(note) + "\n\n")
 	}
 	return b.String()
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -21,9 +22,6 @@ import (
 // Without the first, one arrangement can hang: a version 1 control group that limits the memory of this process
 // together with that of the programs that write to such a file system. When the group is full, the kernel makes
 // this process wait for the writes that it has to serve.
-
-// neverKill is the oom_score_adj of a process that the OOM killer leaves alone.
-const neverKill = -1000
 
 // heapSlack is what the heap may have beyond the cache of block tables, in bytes: requests under way with their
 // buffers, a map of the file's space with a bit for each MiB, and garbage.
@@ -67,18 +65,18 @@ func isIOFlusher() bool {
 }
 
 // prepareForShortMemory does what has to be done in the process that serves the mount.
-func prepareForShortMemory(o *options, log *logrus.Logger) {
+func prepareForShortMemory(o *mountoption.Options, log *logrus.Logger) {
 	if !isIOFlusher() {
 		log.Debug("not an I/O flusher, which needs CAP_SYS_RESOURCE: do not swap to this disk, and do not limit the " +
 			"memory of this process together with that of the disk's users")
 	}
-	if o.oomScore != nil {
-		if err := os.WriteFile("/proc/self/oom_score_adj", strconv.AppendInt(nil, int64(*o.oomScore), 10), 0); err != nil {
+	if o.OOMScore != nil {
+		if err := os.WriteFile("/proc/self/oom_score_adj", strconv.AppendInt(nil, int64(*o.OOMScore), 10), 0); err != nil {
 			log.WithError(err).Debug("oom_score_adj left as it is")
 		}
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		cache := o.image.CacheSize
+		cache := o.Open.CacheSize
 		if cache == 0 {
 			cache = vhdx.DefaultCacheSize
 		}

@@ -57,14 +57,14 @@ func addChainFlags(cmd *cobra.Command, asJSON *bool, options *[]string) {
 
 // chainOptions parses the options of such a command.
 func chainOptions(list []string) (vhdx.Options, error) {
-	o, err := parseOptions(list, forImage)
-	if err == nil && o.image.AnyParent {
+	o, err := openOptions(list)
+	if err == nil && o.AnyParent {
 		err = usageError("option ignore_parent_mismatch applies only to reading; a chain can be changed only if its images fit")
 	}
 	if err != nil {
 		return vhdx.Options{}, err
 	}
-	return o.image, nil
+	return o, nil
 }
 
 func (c *mergeCommand) run(cmd *cobra.Command, path string) error {

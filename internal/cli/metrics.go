@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -24,26 +23,6 @@ import (
 
 // metricsNamespace is what the names of all metrics begin with.
 const metricsNamespace = "vhdxfs"
-
-// parseMetrics reads the value of the option metrics and returns the path of the socket.
-func parseMetrics(v string) (string, error) {
-	path, ok := strings.CutPrefix(v, "unix:")
-	if !ok || path == "" {
-		return "", errors.New("give unix: and the path of a socket, such as unix:/run/vhdxfs/metrics.sock")
-	}
-	path, err := absPath(path)
-	// The kernel's limit, with a zero byte behind the path.
-	if limit := len(unix.RawSockaddrUnix{}.Path) - 1; err == nil && len(path) > limit {
-		err = fmt.Errorf("the path of a socket has at most %d bytes; %s has %d", limit, path, len(path))
-	}
-	if name := filepath.Base(path); err == nil && len(name) > maxSocketName {
-		err = fmt.Errorf("the name of a socket has at most %d bytes; %s has %d", maxSocketName, name, len(name))
-	}
-	return path, err
-}
-
-// maxSocketName leaves room for a path through the descriptor of the folder, by which the socket is made.
-const maxSocketName = 80
 
 // A metricsServer answers HTTP requests for /metrics at a Unix socket that only its owner can use.
 type metricsServer struct {

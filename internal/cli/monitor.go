@@ -17,6 +17,7 @@ import (
 	mount "github.com/vhdxfs/vhdxfs/fs"
 	"github.com/vhdxfs/vhdxfs/internal/erofs"
 	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
@@ -142,22 +143,22 @@ type monitorConfig struct {
 }
 
 func newMonitorConfig(j *mountJob) *monitorConfig {
-	m := &j.mount
+	m := &j.Mount
 	return &monitorConfig{
 		MountPoint: []byte(m.MountPoint), Source: []byte(m.Source), Image: []byte(m.Image),
-		PIDFile: []byte(j.pidFile), Metrics: []byte(j.metrics), OverlayDir: []byte(j.overlayDir),
-		ReadOnly: j.readOnly, AllowOther: m.AllowOther, AllowRoot: m.AllowRoot, DefaultPermissions: m.DefaultPermissions,
+		PIDFile: []byte(j.PIDFile), Metrics: []byte(j.Metrics), OverlayDir: []byte(j.overlayDir),
+		ReadOnly: j.ReadOnly, AllowOther: m.AllowOther, AllowRoot: m.AllowRoot, DefaultPermissions: m.DefaultPermissions,
 		NonEmpty: m.NonEmpty, KeepStale: m.KeepStale, Attach: j.attach,
-		Flags: m.Flags, LogLevel: j.logLevel,
+		Flags: m.Flags, LogLevel: j.LogLevel,
 	}
 }
 
 // job returns the part of the mount that the configuration holds.
 func (c *monitorConfig) job() *mountJob {
 	return &mountJob{
-		options: &options{
-			readOnly: c.ReadOnly, pidFile: string(c.PIDFile), metrics: string(c.Metrics),
-			mount: mount.Options{
+		Options: &mountoption.Options{
+			ReadOnly: c.ReadOnly, PIDFile: string(c.PIDFile), Metrics: string(c.Metrics),
+			Mount: mount.Options{
 				MountPoint: string(c.MountPoint), Source: string(c.Source), Image: string(c.Image),
 				AllowOther: c.AllowOther, AllowRoot: c.AllowRoot, DefaultPermissions: c.DefaultPermissions,
 				NonEmpty: c.NonEmpty, KeepStale: c.KeepStale, Flags: c.Flags,

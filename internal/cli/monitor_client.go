@@ -72,7 +72,7 @@ func startMonitor(j *mountJob, log *logrus.Logger) (*monitorClient, error) {
 	c := &monitorClient{
 		socket:  socket,
 		log:     log,
-		folder:  keepRunDir(j.mount.MountPoint),
+		folder:  keepRunDir(j.Mount.MountPoint),
 		gone:    make(chan struct{}),
 		ended:   make(chan struct{}),
 		answers: make(chan monitorReply),

@@ -9,6 +9,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 )
 
 // A monitor answers a word that it does not know with an error, and does nothing.
@@ -25,7 +27,7 @@ func TestMonitorKnowsItsWords(t *testing.T) {
 			}
 			defer ends[i].Close()
 		}
-		k := newLocalKeeper(&mountJob{options: &options{}}, 0, logrus.New())
+		k := newLocalKeeper(&mountJob{Options: &mountoption.Options{}}, 0, logrus.New())
 		answerEngine(ends[0], k, &logCollector{}, monitorQuestion{Word: w})
 		b := make([]byte, maxMessage)
 		n, err := ends[1].Read(b)
@@ -52,7 +54,7 @@ func TestMonitorClosesDescriptors(t *testing.T) {
 		}
 		defer ends[i].Close()
 	}
-	k := newLocalKeeper(&mountJob{options: &options{}}, 0, logrus.New())
+	k := newLocalKeeper(&mountJob{Options: &mountoption.Options{}}, 0, logrus.New())
 	for word, want := range map[word]string{wordPassThrough: "too few descriptors", "no word": "unknown word"} {
 		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {

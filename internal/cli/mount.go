@@ -10,6 +10,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 )
 
 // minProcs is how many system threads may run Go code at the least. A thread that waits for the disk in a
@@ -33,27 +35,27 @@ type mountCommand struct {
 }
 
 func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
-	about := forImage | forMount
+	about := mountoption.Image | mountoption.Mount
 	if m.sloppy {
-		about |= sloppy
+		about |= mountoption.Sloppy
 	}
-	o, err := parseOptions(m.options, about)
+	o, err := mountoption.Parse(m.options, about)
 	if err != nil {
-		return err
+		return optionError(err)
 	}
-	o.readOnly = o.readOnly || m.readOnly
+	o.ReadOnly = o.ReadOnly || m.readOnly
 	if m.allowOther {
-		o.allowOther()
+		o.AllowOthers()
 	}
-	if err := o.check(); err != nil {
-		return err
+	if err := o.Check(); err != nil {
+		return optionError(err)
 	}
 	m.verbose = m.verbose || isVerbose(cmd)
 	switch {
 	case m.verbose:
-		o.logLevel = max(o.logLevel, logrus.InfoLevel)
+		o.LogLevel = max(o.LogLevel, logrus.InfoLevel)
 	case isQuiet(cmd):
-		o.logLevel = min(o.logLevel, logrus.ErrorLevel)
+		o.LogLevel = min(o.LogLevel, logrus.ErrorLevel)
 	}
 	if m.helper {
 		os.Unsetenv("NOTIFY_SOCKET") // it is for the service that has called mount(8), if there is one
@@ -61,12 +63,12 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	switch {
 	case m.namespace != "":
 		return mountError(enterNamespace(m.namespace, m.args))
-	case m.helper && o.noFail && isMissing(args[0]):
+	case m.helper && o.NoFail && isMissing(args[0]):
 		return nil // as mount(8) has it for devices
-	case o.remount:
+	case o.Remount:
 		return mountError(remount(args[0], args[1], m.options, m.fake))
 	case m.fake:
-		return mountError(pretend(&mountJob{options: o}, args, cmd.ErrOrStderr()))
+		return mountError(pretend(&mountJob{Options: o}, args, cmd.ErrOrStderr()))
 	}
 	ready := takeReadiness()
 	if err := checkDescriptors(); err != nil {
@@ -74,22 +76,22 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	}
 	switch {
 	case ready != nil: // startBackground has made it what it has to be
-	case !m.foreground && !o.foreground && !inContainer():
+	case !m.foreground && !o.Foreground && !inContainer():
 		if alreadyMounted(o, args[0], args[1]) != nil { // as mount -a finds it, by another name of the image
 			if m.verbose {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is already mounted on %s\n", printable(args[0]), printable(args[1]))
 			}
 			return nil
 		}
-		err := startBackground(m.args, args[1], !o.readOnly, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		err := startBackground(m.args, args[1], !o.ReadOnly, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		if err == nil && m.verbose {
 			fmt.Fprintf(cmd.OutOrStdout(), "%s mounted on %s\n", printable(args[0]), printable(args[1]))
 		}
 		return err
-	case !o.readOnly:
+	case !o.ReadOnly:
 		restart(m.args)
 	}
-	j := &mountJob{options: o, ownProcess: isOwnProcess(m.args), attach: os.Getenv(attachVariable) != ""}
+	j := &mountJob{Options: o, ownProcess: isOwnProcess(m.args), attach: os.Getenv(attachVariable) != ""}
 	os.Unsetenv(attachVariable)
 	if err := j.locate(args, m.helper); err != nil {
 		return err
@@ -101,15 +103,15 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < minProcs {
 		runtime.GOMAXPROCS(minProcs)
 	}
-	if !o.readOnly {
+	if !o.ReadOnly {
 		prepareForShortMemory(o, log)
 	}
 	if err := becomeUser(o); err != nil {
 		return mountError(err)
 	}
 	// Before the image is opened: a log is not replayed for a mount that cannot be.
-	o.mount.Log = log
-	if err := o.mount.CheckMountPoint(); err != nil {
+	o.Mount.Log = log
+	if err := o.Mount.CheckMountPoint(); err != nil {
 		return mountError(err)
 	}
 	if err := j.makeOverlayDir(); err != nil {
@@ -126,7 +128,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 
 // A mountJob is a mount that this process makes and serves: what its options ask for, and what is made for it.
 type mountJob struct {
-	*options
+	*mountoption.Options
 	overlayDir string    // of an overlay that is gone with the mount; "" until it is made, and for any other
 	notify     *notifier // nil where systemd does not wait
 	ownProcess bool      // the process is that of the command line, and can give up its rights
@@ -141,20 +143,20 @@ func isMissing(path string) bool {
 
 // locate makes the arguments IMAGE and MOUNTPOINT paths that hold when the working directory changes.
 func (j *mountJob) locate(args []string, helper bool) (err error) {
-	if j.mount.Image, err = absPath(args[0]); err != nil {
+	if j.Mount.Image, err = absPath(args[0]); err != nil {
 		return err
 	}
-	if j.mount.MountPoint, err = absPath(args[1]); err != nil {
+	if j.Mount.MountPoint, err = absPath(args[1]); err != nil {
 		return err
 	}
-	if j.mount.Source != "" {
+	if j.Mount.Source != "" {
 		return nil
 	}
 	// mount -a recognizes what is mounted by the very name that it has handed over. From others, a path is taken
 	// that still leads to the image tomorrow.
-	j.mount.Source = args[0]
-	if _, err := os.Lstat(j.mount.Image); err == nil && !helper {
-		j.mount.Source = j.mount.Image
+	j.Mount.Source = args[0]
+	if _, err := os.Lstat(j.Mount.Image); err == nil && !helper {
+		j.Mount.Source = j.Mount.Image
 	}
 	return nil
 }
@@ -164,15 +166,15 @@ func pretend(j *mountJob, args []string, stderr io.Writer) error {
 	if err := j.locate(args, true); err != nil {
 		return err
 	}
-	log, err := newLog(&options{logLevel: j.logLevel}, stderr)
+	log, err := newLog(&mountoption.Options{LogLevel: j.LogLevel}, stderr)
 	if err != nil {
 		return err
 	}
-	j.mount.Log, j.mount.KeepStale = log, true
-	if err := j.mount.CheckMountPoint(); err != nil {
+	j.Mount.Log, j.Mount.KeepStale = log, true
+	if err := j.Mount.CheckMountPoint(); err != nil {
 		return err
 	}
-	j.readOnly, j.mount.Overlay = true, "" // or a log would be replayed into the image, and an overlay made
+	j.ReadOnly, j.Mount.Overlay = true, "" // or a log would be replayed into the image, and an overlay made
 	im, err := open(j, log)
 	if err != nil {
 		return err

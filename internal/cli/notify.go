@@ -54,7 +54,7 @@ func notifyReady(j *mountJob, server *mount.Server, writable, background bool, l
 	if writable {
 		how = "read/write"
 	}
-	state := []string{notifyRunning, fmt.Sprintf("STATUS=Serving %s at %s, %s", j.mount.Image, server.MountPoint(), how)}
+	state := []string{notifyRunning, fmt.Sprintf("STATUS=Serving %s at %s, %s", j.Mount.Image, server.MountPoint(), how)}
 	if background {
 		state = append(state, "MAINPID="+strconv.Itoa(os.Getpid()))
 	}

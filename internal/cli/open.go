@@ -14,6 +14,7 @@ import (
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
 	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/vhd"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
@@ -30,7 +31,7 @@ type openDisk interface {
 
 // open opens the image as the options want it.
 func open(j *mountJob, log *logrus.Logger) (openDisk, error) {
-	if disk.IsVHD(j.mount.Image) {
+	if disk.IsVHD(j.Mount.Image) {
 		return openVHD(j, log)
 	}
 	return openImage(j, log)
@@ -38,16 +39,16 @@ func open(j *mountJob, log *logrus.Logger) (openDisk, error) {
 
 // openVHD opens an old image, which can only be read.
 func openVHD(j *mountJob, log *logrus.Logger) (openDisk, error) {
-	path := j.mount.Image
+	path := j.Mount.Image
 	switch {
-	case j.mount.Overlay != "":
+	case j.Mount.Overlay != "":
 		return nil, fmt.Errorf("%s is an old VHD image, which cannot have an overlay; convert it first: vhdxfs convert %[1]s disk.vhdx", path)
-	case !j.readOnly && !j.roFallback:
+	case !j.ReadOnly && !j.ROFallback:
 		return nil, fmt.Errorf("%s is an old VHD image, which can only be mounted read-only; use -o ro, or convert it first: vhdxfs convert %[1]s disk.vhdx", path)
-	case !j.readOnly:
+	case !j.ReadOnly:
 		log.Warnf("%s is an old VHD image; it is mounted read-only", path)
 	}
-	im, err := vhd.Open(path, j.image)
+	im, err := vhd.Open(path, j.Open)
 	if err != nil { // not a nil *vhd.Image in an interface
 		return nil, mayNotRead(explainLock(err))
 	}
@@ -64,21 +65,21 @@ func openImage(j *mountJob, log *logrus.Logger) (openDisk, error) {
 }
 
 func openForMount(j *mountJob, log *logrus.Logger) (*vhdx.Image, error) {
-	how := j.image
+	how := j.Open
 	how.Log = log
-	how.Writable = !j.readOnly
-	if j.log == "" || j.log == logStderr {
+	how.Writable = !j.ReadOnly
+	if j.Log == "" || j.Log == mountoption.LogStderr {
 		vhdx.TellWait = nil // the log is read where the command was given
 	}
 	// A program that waits for the mount need not wait for 512 MiB of BAT, unless what is found there says how to mount.
-	how.LateScan = j.mount.Overlay == "" && !j.roFallback
-	if j.replay == replayNo {
-		if err := checkReplay(j.mount.Image, how); err != nil {
+	how.LateScan = j.Mount.Overlay == "" && !j.ROFallback
+	if j.Replay == mountoption.ReplayNo {
+		if err := checkReplay(j.Mount.Image, how); err != nil {
 			return nil, err
 		}
 	}
 	if how.AnyParent {
-		log.Warnf("the parents of %s are not checked", j.mount.Image)
+		log.Warnf("the parents of %s are not checked", j.Mount.Image)
 	}
 	im, err := j.openOnce(how, log)
 	switch {
@@ -88,18 +89,18 @@ func openForMount(j *mountJob, log *logrus.Logger) (*vhdx.Image, error) {
 		return nil, fmt.Errorf("%w; give the VHDX file in it", err)
 	case errors.Is(err, vhdx.ErrCorrupt):
 		return nil, withAdvice(err)
-	case j.readOnly || j.mount.Overlay != "" || !unwritable(err) && !j.roFallback:
+	case j.ReadOnly || j.Mount.Overlay != "" || !unwritable(err) && !j.ROFallback:
 		return nil, mayNotRead(err)
 	}
 	how.Writable = false
-	im, roErr := vhdx.Open(j.mount.Image, how)
+	im, roErr := vhdx.Open(j.Mount.Image, how)
 	switch {
 	case roErr != nil:
 		return nil, mayNotRead(err)
-	case !j.roFallback:
+	case !j.ROFallback:
 		return nil, errors.Join(fmt.Errorf("%w; to only read it, use -o ro", err), im.Close())
 	}
-	log.WithError(err).Warnf("%s is mounted read-only", j.mount.Image)
+	log.WithError(err).Warnf("%s is mounted read-only", j.Mount.Image)
 	return im, nil
 }
 
@@ -115,14 +116,14 @@ func withAdvice(err error) error {
 
 // openOnce opens what the options name, which is the image or an overlay of it.
 func (j *mountJob) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, error) {
-	if j.mount.Overlay != "" {
+	if j.Mount.Overlay != "" {
 		return openOverlay(j, io)
 	}
-	im, err := openLocked(j.mount.Image, io, os.Stderr)
-	if err != nil || !io.Writable || j.orphanChildren {
+	im, err := openLocked(j.Mount.Image, io, os.Stderr)
+	if err != nil || !io.Writable || j.OrphanChildren {
 		return im, err
 	}
-	if err := checkChildless(j.mount.Image, io, log); err != nil {
+	if err := checkChildless(j.Mount.Image, io, log); err != nil {
 		return nil, errors.Join(err, im.Close())
 	}
 	return im, nil

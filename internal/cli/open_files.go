@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vhdxfs/vhdxfs/internal/filesystem"
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 )
 
 // An openCommand attaches an image and mounts the file systems on it, or leaves nothing behind.
@@ -51,7 +52,7 @@ no effect. Encrypted volumes, LVM and RAID are listed with what to do.`,
 	f.StringVar(&c.mountOptions, "mount-options", "", "options for the file systems, a `LIST` separated by commas, such as noexec or uid=1000")
 	f.StringArrayVarP(&c.attach.options, "options", "o", nil, "options for the image, a `LIST` separated by commas; see vhdxfs help options")
 	addJSON(cmd, &c.attach.json)
-	completeOptions(cmd, forMount|forImage)
+	completeOptions(cmd, mountoption.Mount|mountoption.Image)
 	return cmd
 }
 
@@ -68,11 +69,11 @@ func (c *openCommand) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	if o.partition != 0 && c.partition != "" {
+	if o.Partition != 0 && c.partition != "" {
 		return usageError("-o partition= and --partition exclude each other")
 	}
-	if !o.readOnly && o.mount.Overlay == "" && !o.roFallback {
-		o.roFallback = true
+	if !o.ReadOnly && o.Mount.Overlay == "" && !o.ROFallback {
+		o.ROFallback = true
 		c.attach.options = append(c.attach.options, "ro_fallback")
 	}
 	// A signal must not end this process with half of the work done.
@@ -100,7 +101,7 @@ type openReport struct {
 	Volumes    []*openVolume `json:"volumes"`
 }
 
-func (c *openCommand) open(ctx context.Context, cmd *cobra.Command, o *options, image, dir string) (err error) {
+func (c *openCommand) open(ctx context.Context, cmd *cobra.Command, o *mountoption.Options, image, dir string) (err error) {
 	m := openAlready(o, image)
 	var undo undoList
 	if m == nil {
@@ -138,12 +139,12 @@ func (c *openCommand) open(ctx context.Context, cmd *cobra.Command, o *options, 
 }
 
 // openAlready returns the mount of an image that is attached, for reading only where that is all that is wanted.
-func openAlready(o *options, image string) *activeMount {
-	if m := alreadyAttached(o, image, ""); m != nil || !o.roFallback {
+func openAlready(o *mountoption.Options, image string) *activeMount {
+	if m := alreadyAttached(o, image, ""); m != nil || !o.ROFallback {
 		return m
 	}
 	ro := *o
-	ro.readOnly = true
+	ro.ReadOnly = true
 	return alreadyAttached(&ro, image, "")
 }
 

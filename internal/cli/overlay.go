@@ -7,20 +7,18 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
-
-// overlayTmp is the value of the option overlay for one that is gone with the mount.
-const overlayTmp = "tmp"
 
 // openOverlay opens the differencing child of the image that takes what is written in its place: the file that the
 // option names, which is made if there is none, or one without a name.
 func openOverlay(j *mountJob, io vhdx.Options) (*vhdx.Image, error) {
-	path, parent := j.mount.Overlay, j.mount.Image
+	path, parent := j.Mount.Overlay, j.Mount.Image
 	child := io
 	child.Writable = true
-	child.Parents = append([]string{j.mount.Image}, io.Parents...)
-	if path == overlayTmp {
+	child.Parents = append([]string{j.Mount.Image}, io.Parents...)
+	if path == mountoption.OverlayTmp {
 		path, parent = filepath.Join(j.overlayDir, "overlay.vhdx"), j.overlayParent()
 		child.Commit, child.IdleClean = 0, 0 // it is never opened again
 	}
@@ -29,7 +27,7 @@ func openOverlay(j *mountJob, io vhdx.Options) (*vhdx.Image, error) {
 	case err == nil:
 	case !errors.Is(err, fs.ErrExist):
 		return nil, fmt.Errorf("overlay: %w", err)
-	case j.replay == replayNo:
+	case j.Replay == mountoption.ReplayNo:
 		if err := checkReplay(path, child); err != nil {
 			return nil, err
 		}
@@ -38,7 +36,7 @@ func openOverlay(j *mountJob, io vhdx.Options) (*vhdx.Image, error) {
 	var broken *vhdx.FormatError
 	switch {
 	case errors.As(err, &broken) && broken.Structure == "parent locator": // and the image was found good just now
-		return nil, fmt.Errorf("overlay %s does not fit %s, which has changed since or is another disk; give a new file", path, j.mount.Image)
+		return nil, fmt.Errorf("overlay %s does not fit %s, which has changed since or is another disk; give a new file", path, j.Mount.Image)
 	case err != nil:
 		return nil, fmt.Errorf("overlay: %w", err)
 	case im.Type() != vhdx.Differencing:
@@ -50,7 +48,7 @@ func openOverlay(j *mountJob, io vhdx.Options) (*vhdx.Image, error) {
 // makeOverlayDir makes the folder for an overlay that is gone with the mount. The keeper of the mount removes it; the
 // file itself goes when it is closed.
 func (j *mountJob) makeOverlayDir() error {
-	if j.mount.Overlay != overlayTmp {
+	if j.Mount.Overlay != mountoption.OverlayTmp {
 		return nil
 	}
 	dir, err := os.MkdirTemp(overlayDir(), "vhdxfs-overlay-")
@@ -59,7 +57,7 @@ func (j *mountJob) makeOverlayDir() error {
 	}
 	j.overlayDir = dir
 	// A name for the image beside it, since not every path can stand in an image, and no program ever follows this one.
-	if err := os.Symlink(j.mount.Image, j.overlayParent()); err != nil {
+	if err := os.Symlink(j.Mount.Image, j.overlayParent()); err != nil {
 		return errors.Join(fmt.Errorf("overlay: %w", err), os.RemoveAll(dir))
 	}
 	return nil

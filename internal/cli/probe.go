@@ -124,11 +124,11 @@ func mapOutside(m mount.Mounter) error {
 
 // probe makes the trials, each in a thread of its own.
 func probe(j *mountJob, log *logrus.Logger) {
-	folder := filepath.Dir(j.mount.Image)
+	folder := filepath.Dir(j.Mount.Image)
 	all := append(probes, struct {
 		name string
 		try  func(string) error
-	}{"show a file of others", func(string) error { return mapOutside(j.mount.Mounter) }})
+	}{"show a file of others", func(string) error { return mapOutside(j.Mount.Mounter) }})
 	for _, p := range all {
 		var wg sync.WaitGroup
 		wg.Go(func() {

@@ -10,6 +10,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/internal/processes"
 )
@@ -32,14 +33,14 @@ func remount(image, path string, lists []string, fake bool) error {
 	if err := sameImage(m, dir, image); err != nil {
 		return err
 	}
-	o, changed, err := remountOptions(m, lists, serverOptions(dir))
+	o, changed, err := mountoption.ParseRemount(lists, m, serverOptions(dir))
 	switch {
 	case err != nil:
-		return err
+		return optionError(err)
 	case len(changed) > 0:
 		return fmt.Errorf("remount cannot change %s; unmount %s, then mount it with the new options", strings.Join(changed, ", "), dir)
 	}
-	if wasReadOnly := hasOption(m.VFSOptions, "ro"); !o.readOnly && wasReadOnly {
+	if wasReadOnly := hasOption(m.VFSOptions, "ro"); !o.ReadOnly && wasReadOnly {
 		if mode, err := mounts.Attribute(dir, "mode"); err != nil || mode != "rw" {
 			return fmt.Errorf("remount: the image is open read-only, so %s cannot be made writable; unmount it, then mount it with rw", dir)
 		}
@@ -47,7 +48,7 @@ func remount(image, path string, lists []string, fake bool) error {
 	if fake {
 		return nil
 	}
-	return busyError(dir, setFlags(dir, o.mount.Flags, o.readOnly))
+	return busyError(dir, setFlags(dir, o.Mount.Flags, o.ReadOnly))
 }
 
 // sameImage returns an error where the mount m at dir is not of the image.
@@ -64,42 +65,6 @@ func sameImage(m *mountinfo.Info, dir, image string) error {
 	}
 	return nil
 }
-
-// remountOptions reads what a remount asks for, on top of what the mount m has. Options that are neither flags nor
-// among those the mount has are returned as changed.
-func remountOptions(m *mountinfo.Info, lists, given []string) (o *options, changed []string, err error) {
-	o = &options{readOnly: hasOption(m.VFSOptions, "ro")}
-	if !slices.ContainsFunc(lists, isWhole) {
-		o.mount.Flags = flagsOf(m)
-	}
-	has := slices.Concat(given, strings.Split(m.Options, ","), strings.Split(m.VFSOptions, ","))
-	for _, list := range lists {
-		words, err := splitOptions(list)
-		if err != nil {
-			return nil, nil, usageError("-o %s: %w", list, err)
-		}
-		for _, word := range words {
-			name, _, _ := strings.Cut(word, "=")
-			switch t := findOption(name); {
-			case t != nil && t.about&forRemount != 0:
-				err = o.apply(word, forMount)
-			case t != nil && t.about&forOthers != 0, isForeign(name), slices.Contains(has, word):
-			case t == nil:
-				err = o.apply(word, forMount|forImage) // which says what is wrong with it
-			default:
-				changed = append(changed, word)
-			}
-			if err != nil {
-				return nil, nil, err
-			}
-		}
-	}
-	return o, changed, nil
-}
-
-// isWhole reports whether a list has all options of the mount, as mount(8) takes them from the mount table. It leaves
-// out then what is to go: noexec for exec, say.
-func isWhole(list string) bool { return strings.Contains(","+list, ",user_id=") }
 
 // serverOptions returns the options in the command line of the process that serves the mount at dir.
 func serverOptions(dir string) []string {
@@ -122,7 +87,7 @@ func serverOptions(dir string) []string {
 	args := strings.Split(string(line), "\x00")
 	for i, arg := range args {
 		if arg == "-o" && i+1 < len(args) {
-			if words, err := splitOptions(args[i+1]); err == nil {
+			if words, err := mountoption.Split(args[i+1]); err == nil {
 				options = append(options, words...)
 			}
 		}
@@ -130,20 +95,9 @@ func serverOptions(dir string) []string {
 	return options
 }
 
-// flagsOf returns the flags of mount(2) that m has, without MS_RDONLY.
-func flagsOf(m *mountinfo.Info) uintptr {
-	var o options
-	for _, word := range strings.Split(m.Options, ",") {
-		if t := findOption(word); t != nil && t.about&forRemount != 0 {
-			_ = t.set(&o, "") // a flag has no value that could be wrong
-		}
-	}
-	return o.mount.Flags
-}
-
 // remountFlags makes m read-only or writable and leaves its other flags as they are.
 func remountFlags(m *mountinfo.Info, readOnly bool) error {
-	return setFlags(m.Mountpoint, flagsOf(m), readOnly)
+	return setFlags(m.Mountpoint, mountoption.Flags(m), readOnly)
 }
 
 // setFlags remounts. The error matches unix.EBUSY where a program has a file open for writing.

@@ -74,7 +74,7 @@ type resizeReport struct {
 }
 
 func (c *resizeCommand) run(cmd *cobra.Command, path, to string) error {
-	o, err := parseOptions(c.options, forImage)
+	o, err := openOptions(c.options)
 	if err != nil {
 		return err
 	}
@@ -90,16 +90,16 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, to string) error {
 		return resizeMounted(path, m)
 	}
 	if !c.force {
-		if err := checkBased(path, o.image); err != nil {
+		if err := checkBased(path, o); err != nil {
 			return err
 		}
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
-	o.image.Writable = !c.dryRun
+	o.Writable = !c.dryRun
 	c.progress = newProgress(cmd)
 	r := resizeReport{Image: path, DryRun: c.dryRun}
-	err = withImage(path, o.image, func(im *vhdx.Image) error { return c.resize(ctx, im, &r) })
+	err = withImage(path, o, func(im *vhdx.Image) error { return c.resize(ctx, im, &r) })
 	if errors.Is(err, vhdx.ErrSize) || errors.Is(err, errBeyond) {
 		err = &statusError{statusUsage, err}
 	}

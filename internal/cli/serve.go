@@ -17,8 +17,8 @@ import (
 // serve mounts an image and returns when it is unmounted and no longer used. With ready, it leaves the
 // terminal as soon as it is mounted, and reports that.
 func serve(ctx context.Context, j *mountJob, log *logrus.Logger, ready *readiness, k keeper) (err error) {
-	j.mount.Mounter = k
-	statistics, err := newStatsReporter(j.metrics)
+	j.Mount.Mounter = k
+	statistics, err := newStatsReporter(j.Metrics)
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func serve(ctx context.Context, j *mountJob, log *logrus.Logger, ready *readines
 		return err
 	}
 	for _, w := range im.Warnings() {
-		log.Infof("%s: %s", j.mount.Image, w)
+		log.Infof("%s: %s", j.Mount.Image, w)
 	}
 
 	// From here on a signal must not end the process: it would leave a dead mount behind.
@@ -70,13 +70,13 @@ func serve(ctx context.Context, j *mountJob, log *logrus.Logger, ready *readines
 	signal.Ignore(syscall.SIGPIPE) // a log that has lost its reader is no reason to end, either
 
 	defer statistics.end()
-	j.mount.File = func() (*vhdx.ImageFile, error) { return im.File(0) }
-	if j.mount.Overlay != "" { // the image is the parent of what is served, also when a snapshot has made that a parent itself
+	j.Mount.File = func() (*vhdx.ImageFile, error) { return im.File(0) }
+	if j.Mount.Overlay != "" { // the image is the parent of what is served, also when a snapshot has made that a parent itself
 		base, err := im.File(1)
-		j.mount.File = func() (*vhdx.ImageFile, error) { return base, err }
+		j.Mount.File = func() (*vhdx.ImageFile, error) { return base, err }
 	}
 	j.confineOpened(log)
-	server, err := mount.Mount(im, j.mount)
+	server, err := mount.Mount(im, j.Mount)
 	if err != nil {
 		return err
 	}

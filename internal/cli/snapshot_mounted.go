@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
@@ -18,8 +19,8 @@ import (
 // online has the program that serves a mount make the snapshot, and waits for the end. It takes a moment, and is not
 // interrupted; ctx ends the waiting.
 func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name string) (*vhdx.SnapshotResult, error) {
-	if m.Overlay == overlayTmp {
-		return nil, usageError("%s is mounted with overlay=%s; its overlay has no file to freeze", m.Image, overlayTmp)
+	if m.Overlay == mountoption.OverlayTmp {
+		return nil, usageError("%s is mounted with overlay=%s; its overlay has no file to freeze", m.Image, mountoption.OverlayTmp)
 	}
 	if len(c.options) > 0 {
 		return nil, usageError("%s is mounted on %s; its options are used, so omit -o", m.Image, m.MountPoint)

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
@@ -11,7 +12,7 @@ import (
 
 // alreadyMounted returns the mount of the same image at the same mount point, made as the options want it, and nil where
 // there is none.
-func alreadyMounted(o *options, image, mountPoint string) *activeMount {
+func alreadyMounted(o *mountoption.Options, image, mountPoint string) *activeMount {
 	at, err := mounts.Locate(mountPoint)
 	if err != nil || at.Mount == nil || at.Rest != "" || at.Mount.FSType != mounts.Type || !mounts.Trusted(at.Mount) {
 		return nil
@@ -25,7 +26,7 @@ func alreadyMounted(o *options, image, mountPoint string) *activeMount {
 
 // alreadyAttached returns the mount of the image that is attached to a loop device, made as the options want it and at the
 // mount point, if one is given, and nil where there is none.
-func alreadyAttached(o *options, image, mountPoint string) *activeMount {
+func alreadyAttached(o *mountoption.Options, image, mountPoint string) *activeMount {
 	m, err := findMounted(image)
 	if err != nil || len(m.Devices) == 0 || !isMountOf(o, m, image) {
 		return nil
@@ -40,12 +41,12 @@ func alreadyAttached(o *options, image, mountPoint string) *activeMount {
 }
 
 // isMountOf reports whether m is a mount of the image, made as the options want it.
-func isMountOf(o *options, m *activeMount, image string) bool {
+func isMountOf(o *mountoption.Options, m *activeMount, image string) bool {
 	mode := "rw"
-	if o.readOnly {
+	if o.ReadOnly {
 		mode = "ro"
 	}
 	st, err := os.Stat(image)
 	return err == nil && m.State == stateServing && m.imageID == mounts.FileID(st) && m.Mode == mode &&
-		m.Overlay == o.mount.Overlay && m.Overlay != overlayTmp && m.Partition == o.partition
+		m.Overlay == o.Mount.Overlay && m.Overlay != mountoption.OverlayTmp && m.Partition == o.Partition
 }

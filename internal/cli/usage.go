@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/spelling"
 )
 
@@ -55,8 +56,10 @@ func writeHelp(w io.Writer, cmd *cobra.Command) error {
 	writeFlags(&b, cmd.Flags())
 	if root {
 		b.WriteString("\nOptions most used, for -o:\n")
+		explained := mountoption.Explained()
 		for _, name := range commonOptions {
-			writeOption(&b, findOption(name))
+			i := slices.IndexFunc(explained, func(o mountoption.Option) bool { return o.Name == name })
+			writeOption(&b, explained[i])
 		}
 	}
 	if cmd.HasExample() {

@@ -1,4 +1,4 @@
-package cli
+package mountoption
 
 import (
 	"slices"
@@ -24,12 +24,12 @@ func TestSplitOptions(t *testing.T) {
 		{`fsname=""`, []string{"fsname="}},
 		{"parent=/ä,ro", []string{"parent=/ä", "ro"}},
 	} {
-		got, err := splitOptions(tc.list)
+		got, err := Split(tc.list)
 		if err != nil || !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %q, %v; want %q", tc.list, got, err, tc.want)
 		}
 	}
-	if got, err := splitOptions(`parent="/a,ro`); err == nil {
+	if got, err := Split(`parent="/a,ro`); err == nil {
 		t.Errorf("open quote: %q, want an error", got)
 	}
 }

@@ -1,4 +1,4 @@
-package cli
+package mountoption
 
 import (
 	"os"
@@ -33,14 +33,14 @@ func TestDefaultParentDirs(t *testing.T) {
 			}
 		}
 		t.Setenv(parentDirsVariable, c.variable)
-		o, err := parseOptions(c.options, forImage|forMount)
+		o, err := Parse(c.options, Image|Mount)
 		switch {
 		case c.bad:
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%+v: %v", c, err)
 			}
-		case err != nil || !slices.Equal(o.image.ParentDirs, strings.FieldsFunc(strings.ReplaceAll(c.want, " /", "\x00/"), func(r rune) bool { return r == 0 })):
-			t.Errorf("%+v: %q, %v", c, o.image.ParentDirs, err)
+		case err != nil || !slices.Equal(o.Open.ParentDirs, strings.FieldsFunc(strings.ReplaceAll(c.want, " /", "\x00/"), func(r rune) bool { return r == 0 })):
+			t.Errorf("%+v: %q, %v", c, o.Open.ParentDirs, err)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package cli
+package mountoption
 
 import (
 	"errors"
@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func oneOf(v string, allowed ...string) error {
@@ -18,11 +20,8 @@ func oneOf(v string, allowed ...string) error {
 	return fmt.Errorf("must be %s or %s", strings.Join(allowed[:len(allowed)-1], ", "), allowed[len(allowed)-1])
 }
 
-// absPath makes a path absolute, since the program leaves the working directory when it is mounted.
-func absPath(path string) (string, error) { return filepath.Abs(path) }
-
 func appendPath(list *[]string, path string) error {
-	path, err := absPath(path)
+	path, err := filepath.Abs(path)
 	*list = append(*list, path)
 	return err
 }
@@ -88,9 +87,41 @@ func parseOOMScore(p **int, v string) error {
 		return nil
 	}
 	n, err := strconv.Atoi(v)
-	if err != nil || n < neverKill || n > -neverKill {
-		return fmt.Errorf("give keep or a number from %d to %d", neverKill, -neverKill)
+	if err != nil || n < NeverKill || n > -NeverKill {
+		return fmt.Errorf("give keep or a number from %d to %d", NeverKill, -NeverKill)
 	}
 	*p = &n
 	return nil
 }
+
+// maxPartition bounds the number of a partition; the kernel has no higher ones, either.
+const maxPartition = 65535
+
+func parsePartition(p *int, v string) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 || n > maxPartition {
+		return fmt.Errorf("give the number of a partition, such as 1")
+	}
+	*p = n
+	return nil
+}
+
+// parseMetrics reads the value of the option metrics and returns the path of the socket.
+func parseMetrics(v string) (string, error) {
+	path, ok := strings.CutPrefix(v, "unix:")
+	if !ok || path == "" {
+		return "", errors.New("give unix: and the path of a socket, such as unix:/run/vhdxfs/metrics.sock")
+	}
+	path, err := filepath.Abs(path)
+	// The kernel's limit, with a zero byte behind the path.
+	if limit := len(unix.RawSockaddrUnix{}.Path) - 1; err == nil && len(path) > limit {
+		err = fmt.Errorf("the path of a socket has at most %d bytes; %s has %d", limit, path, len(path))
+	}
+	if name := filepath.Base(path); err == nil && len(name) > maxSocketName {
+		err = fmt.Errorf("the name of a socket has at most %d bytes; %s has %d", maxSocketName, name, len(name))
+	}
+	return path, err
+}
+
+// maxSocketName leaves room for a path through the descriptor of the folder, by which the socket is made.
+const maxSocketName = 80

@@ -1,15 +1,15 @@
-package cli
+package mountoption
 
 import (
 	"errors"
 	"strings"
 )
 
-// splitOptions splits a list of mount options at its commas, as mount(8) hands it over. A comma between
+// Split splits a list of mount options at its commas, as mount(8) hands it over. A comma between
 // double quotes, or behind a backslash, belongs to the option. The quotes go, and so does a backslash in
 // front of a comma, a quote or a backslash; any other backslash is meant as it stands. Empty options are
 // left out.
-func splitOptions(list string) ([]string, error) {
+func Split(list string) ([]string, error) {
 	var options []string
 	var b strings.Builder
 	quoted := false

@@ -1,4 +1,4 @@
-package cli
+package mountoption
 
 import (
 	"bufio"
@@ -23,7 +23,7 @@ func defaultParentDirs() ([]string, error) {
 		switch {
 		case dir == "":
 		case !filepath.IsAbs(dir):
-			return nil, usageError("%s: %q is not an absolute path", parentDirsVariable, dir)
+			return nil, usage("%s: %q is not an absolute path", parentDirsVariable, dir)
 		default:
 			dirs = append(dirs, dir)
 		}
@@ -53,9 +53,9 @@ func readConfig(f *os.File) (dirs []string, err error) {
 		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
 		switch {
 		case name != "parent_dir":
-			return nil, usageError("%s, line %d: unknown setting %q; the only one is parent_dir", f.Name(), n, name)
+			return nil, usage("%s, line %d: unknown setting %q; the only one is parent_dir", f.Name(), n, name)
 		case !filepath.IsAbs(value):
-			return nil, usageError("%s, line %d: parent_dir must be an absolute path", f.Name(), n)
+			return nil, usage("%s, line %d: parent_dir must be an absolute path", f.Name(), n)
 		}
 		dirs = append(dirs, value)
 	}
