@@ -14,13 +14,14 @@ func newBreakLease() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "break-lease [flags] IMAGE",
-		Short: "Allow an image to be mounted at once after its host was switched off",
+		Short: "Allow an image to be mounted soon after its host was switched off",
 		Long: `Record in IMAGE, which lies on a file system that several hosts use, that no host writes it. A host that writes an image there
 holds a lease (see -o lock=lease in vhdxfs help options). If that host did not close the image, the next mount waits for 13
-seconds, until the old host can no longer write. This command skips the wait.
+seconds, until the old host can no longer write. This command takes 3 seconds, and the next mount does not wait.
 
-Switch the other host off first, or cut it off from the storage. If it still writes, both hosts may write for some seconds,
-and the image may be damaged. An image that is locked is refused.`,
+Switch the other host off first, or cut it off from the storage. If it is still running, it loses the image. If it is running
+and does not reach the storage at the moment, both hosts may write later, and the image may be damaged. An image that is locked
+is refused.`,
 		Example: `  vhdxfs break-lease /srv/cluster/data.vhdx`,
 		Args:    exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -19,36 +19,39 @@ import (
 func Enter(f imagefile.File, o Options) (*File, error) {
 	l := newLease(f, o)
 	began := l.o.Now()
-	seen, err := look(f)
+	seen, err := l.look()
 	if err != nil {
 		return nil, err
 	}
 	signs := seen.signs()
 	if signs != "" {
-		l.o.Waiting(fmt.Sprintf("%s %s; waiting %v until no other host can write it (if that host is off, vhdxfs break-lease skips the wait)",
+		l.o.Waiting(fmt.Sprintf("%s %s; waiting %v until no other host can write it (if that host is off, vhdxfs break-lease is faster)",
 			l.o.Path, signs, l.o.Terms.Watch+l.o.Terms.Length+l.o.Terms.Grace))
 		if err := l.watch(seen); err != nil {
 			return nil, err
 		}
-		began = l.o.Now()
 	}
-	if err := l.claim(seen); err != nil {
+	if err := l.mark(seen); err != nil {
 		return nil, err
 	}
-	// Another one may have seen the same headers, without a sign of us. It has written its own by now, or has taken longer than
-	// half of this, and then waits for all of the lease itself.
-	wait := l.o.Terms.Settle
+	// Another one may have seen the same headers, without a sign of us. It has left its mark by now, or has taken longer than half
+	// of this, and then waits for all of the lease itself.
+	wait, strict := l.o.Terms.Settle, true
 	if signs != "" || l.o.Now()-began > l.o.Terms.Settle/2 {
-		wait = l.o.Terms.Length + l.o.Terms.Grace
+		wait, strict = l.o.Terms.Length+l.o.Terms.Grace, false
 	}
 	if l.o.fault == "no wait" {
 		wait = 0
 	}
-	if err := l.settle(wait); err != nil {
+	left, err := l.settle(seen, wait, strict)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.claim(left); err != nil {
 		return nil, err
 	}
 	w := l.wrap(f)
-	w.Before, w.Waited = seen.header, wait > l.o.Terms.Settle
+	w.Before, w.Waited = left.header, !strict
 	if w.Waited { // the other one may have written until a moment ago
 		if err := f.Forget(); err != nil {
 			return nil, err
@@ -62,14 +65,12 @@ func Enter(f imagefile.File, o Options) (*File, error) {
 // EnterNew takes the lease of an image in f that no other program can know of yet.
 func EnterNew(f imagefile.File, o Options) (*File, error) {
 	l := newLease(f, o)
-	seen, err := look(f)
-	if err == nil {
-		err = l.claim(seen)
-	}
-	if err == nil {
-		err = l.settle(0)
-	}
+	seen, err := l.look()
 	if err != nil {
+		return nil, err
+	}
+	l.expect(seen)
+	if err := l.claim(seen); err != nil {
 		return nil, err
 	}
 	w := l.wrap(f)
@@ -81,13 +82,15 @@ func EnterNew(f imagefile.File, o Options) (*File, error) {
 
 // A sight is what the headers of an image say.
 type sight struct {
+	at     time.Duration // when their reading began
 	raw    [2][]byte
 	header ondisk.Header // that counts
 	slot   int
 }
 
-func look(f imagefile.File) (s sight, err error) {
-	if s.raw, err = readSlots(f); err != nil {
+func (l *Lease) look() (s sight, err error) {
+	s.at = l.o.Now()
+	if s.raw, err = readSlots(l.file); err != nil {
 		return s, err
 	}
 	s.header, s.slot, err = current(s.raw)
@@ -98,15 +101,26 @@ func (s sight) equal(o sight) bool {
 	return string(s.raw[0]) == string(o.raw[0]) && string(s.raw[1]) == string(o.raw[1])
 }
 
+// held returns who is in by one of the headers, or was on its way in, and false where nobody was.
+func (s sight) held() (Epoch, bool) {
+	for _, slot := range []int{s.slot, 1 - s.slot} {
+		h, err := ondisk.DecodeHeader((*[ondisk.HeaderSize]byte)(s.raw[slot]), ondisk.HeaderOffsets[slot])
+		if err != nil {
+			continue
+		}
+		if e, ok := EpochOf(h.FileWriteGUID); ok && !e.Released {
+			return e, true
+		}
+	}
+	return Epoch{}, false
+}
+
 // signs says why another host may be in, and "" where nothing says so.
 func (s sight) signs() string {
-	epoch, ok := EpochOf(s.header.FileWriteGUID)
-	switch {
-	case ok && epoch.Released:
-		return ""
-	case ok:
-		return fmt.Sprintf("was in use by %s, and was not closed", epoch)
-	case s.header.Dirty():
+	if e, held := s.held(); held {
+		return fmt.Sprintf("was in use by %s, and was not closed", e)
+	}
+	if _, leased := EpochOf(s.header.FileWriteGUID); !leased && s.header.Dirty() {
 		return "has a log in use"
 	}
 	return ""
@@ -114,12 +128,12 @@ func (s sight) signs() string {
 
 // Holder returns who has the image in f by its headers, and false where nobody has.
 func Holder(f imagefile.File) (Epoch, bool, error) {
-	s, err := look(f)
+	s, err := newLease(f, Options{}).look()
 	if err != nil {
 		return Epoch{}, false, err
 	}
-	e, ok := EpochOf(s.header.FileWriteGUID)
-	return e, ok && !e.Released, nil
+	e, held := s.held()
+	return e, held, nil
 }
 
 // watch looks for signs of life of another host, and returns an error where it finds one: a lock that is back, or headers that
@@ -130,7 +144,7 @@ func (l *Lease) watch(first sight) error {
 		if _, err := l.file.Relock(imagefile.Exclusive); errors.Is(err, imagefile.ErrLocked) {
 			return err
 		}
-		now, err := look(l.file)
+		now, err := l.look()
 		if err != nil {
 			return err
 		}
@@ -162,18 +176,95 @@ func (e *InUseError) Error() string {
 
 func (e *InUseError) Unwrap() error { return imagefile.ErrLocked }
 
-// claim puts a new epoch into both headers, durably.
-func (l *Lease) claim(s sight) error {
+// mark puts a new epoch into the header that does not count, with a sequence number below that of the other, which stays as it is.
+// So it cuts off who is in, as that finds a header that is not its own; and loses nothing of what that has written since first
+// was seen, nor until it notices.
+func (l *Lease) mark(first sight) error {
 	if l.o.fault == "no epoch" {
-		l.may, l.header, l.slot = [2][][]byte{{s.raw[0]}, {s.raw[1]}}, s.header, s.slot
 		return nil
 	}
+	s, err := l.look()
+	if err != nil {
+		return err
+	}
+	if !s.equal(first) {
+		return l.alive(s)
+	}
+	if l.o.fault == "claim at once" {
+		l.expect(s)
+		return l.claim(s)
+	}
 	h := s.header
+	if h.SequenceNumber == 0 {
+		return errors.New("the sequence number of the header is 0; change the image once without a lease, on one host only")
+	}
+	h.SequenceNumber--
 	h.FileWriteGUID = l.NewGUID()
-	return l.writeBoth(h, s.slot)
+	b := h.Encode()[:]
+	if err := l.put(b, 1-s.slot); err != nil {
+		return err
+	}
+	l.expect(s)
+	l.may[1-s.slot] = [][]byte{b}
+	return nil
 }
 
-// writeBoth makes h the header, first in the place of the one that does not count.
+// settle waits, and returns what the headers are at the end. It returns an error if the mark is not there any more, since another
+// one has come in, or has not noticed the mark in time. The other header is one that nobody changes; unless strict it may be, by
+// who was in, until that has noticed the mark.
+func (l *Lease) settle(first sight, wait time.Duration, strict bool) (sight, error) {
+	for until := l.o.Now() + wait; ; {
+		s, err := l.look()
+		if err != nil {
+			return s, err
+		}
+		if mark := 1 - first.slot; l.o.fault != "no header check" && l.o.fault != "no epoch" && l.o.fault != "claim at once" {
+			if !contains(l.may[mark], s.raw[mark]) || strict && !contains(l.may[1-mark], s.raw[1-mark]) {
+				return s, l.alive(s)
+			}
+		}
+		if s.at >= until {
+			l.expect(s)
+			return s, nil
+		}
+		l.o.Sleep(min(time.Second, until-l.o.Now()))
+	}
+}
+
+// expect says that the headers are as they were seen, and confirms the lease by that.
+func (l *Lease) expect(s sight) {
+	l.may = [2][][]byte{{s.raw[0]}, {s.raw[1]}}
+	l.header, l.slot = s.header, s.slot
+	l.confirmed.Store(int64(s.at))
+}
+
+// claim puts a new epoch into both headers, durably, after they were as in s, and confirms that they are there.
+func (l *Lease) claim(s sight) error {
+	if l.o.fault != "no epoch" {
+		h := s.header
+		h.FileWriteGUID = l.NewGUID()
+		if err := l.writeBoth(h, s.slot); err != nil {
+			return err
+		}
+	}
+	return l.mine()
+}
+
+// mine reads the headers and returns an error unless they are this writer's.
+func (l *Lease) mine() error {
+	s, err := l.look()
+	if err != nil {
+		return err
+	}
+	if !l.wrote(s.raw) {
+		return l.alive(s)
+	}
+	l.confirmed.Store(int64(s.at))
+	return nil
+}
+
+// writeBoth makes h the header, first in the place of the one that does not count. As any change, each of the two begins only
+// while the lease is confirmed.
 func (l *Lease) writeBoth(h ondisk.Header, slot int) error {
 	if h.SequenceNumber > math.MaxUint64-uint64(len(ondisk.HeaderOffsets)) {
 		return errors.New("the headers have no sequence numbers left")
@@ -181,52 +272,56 @@ func (l *Lease) writeBoth(h ondisk.Header, slot int) error {
 	for range ondisk.HeaderOffsets {
 		h.SequenceNumber++
 		slot = 1 - slot
-		b := h.Encode()[:]
-		if _, err := l.file.WriteAt(b, ondisk.HeaderOffsets[slot]); err != nil {
-			return fmt.Errorf("write header: %w", err)
+		if !l.Fresh() {
+			if err := l.mine(); err != nil {
+				return err
+			}
+			if !l.Fresh() {
+				return errors.New("the storage answers too slowly")
+			}
 		}
-		if err := l.file.Sync(); err != nil {
-			return fmt.Errorf("sync header: %w", err)
+		b := h.Encode()[:]
+		l.may[slot] = append(l.may[slot], b)
+		if err := l.put(b, slot); err != nil {
+			return err
 		}
 		l.may[slot], l.header, l.slot = [][]byte{b}, h, slot
 	}
 	return nil
 }
 
-// settle waits, and returns an error unless both headers are our own at the end.
-func (l *Lease) settle(wait time.Duration) error {
-	for until := l.o.Now() + wait; ; {
-		began := l.o.Now()
-		s, err := look(l.file)
-		if err != nil {
-			return err
-		}
-		for i, b := range s.raw {
-			if !contains(l.may[i], b) && l.o.fault != "no header check" {
-				return l.alive(s)
-			}
-		}
-		if began >= until {
-			l.confirmed.Store(int64(began))
-			return nil
-		}
-		l.o.Sleep(min(time.Second, until-l.o.Now()))
+// put writes one header, durably.
+func (l *Lease) put(b []byte, slot int) error {
+	if _, err := l.file.WriteAt(b, ondisk.HeaderOffsets[slot]); err != nil {
+		return fmt.Errorf("write header: %w", err)
 	}
+	if err := l.file.Sync(); err != nil {
+		return fmt.Errorf("sync header: %w", err)
+	}
+	return nil
 }
 
 // Break says in the headers of the image in f, whose locks are held, that nobody is in, and returns who was; it returns false, and
-// changes nothing, where nobody was. It is for those who have cut the power of the other host.
+// changes nothing, where nobody was. It is for those who have cut the power of the other host. A host that is alive, and reaches
+// the storage, is cut off before Break returns.
 func Break(f imagefile.File, o Options) (Epoch, bool, error) {
 	l := newLease(f, o)
-	s, err := look(f)
+	s, err := l.look()
 	if err != nil {
 		return Epoch{}, false, err
 	}
-	e, held := EpochOf(s.header.FileWriteGUID)
-	if held && e.Released || !held && !s.header.Dirty() {
+	if s.signs() == "" {
 		return Epoch{}, false, nil
 	}
-	return e, true, l.release(s.header, s.slot)
+	e, _ := s.held()
+	if err := l.mark(s); err != nil {
+		return e, false, err
+	}
+	left, err := l.settle(s, l.o.Terms.Watch, false)
+	if err != nil {
+		return e, false, err
+	}
+	return e, true, l.release(left.header, left.slot)
 }
 
 // release says that nobody is in.

@@ -200,16 +200,19 @@ func (l *Lease) confirm() error {
 	if err != nil {
 		return err
 	}
-	for i, b := range got {
-		if !contains(l.may[i], b) && l.o.fault != "no header check" {
-			l.lose(got)
-			return l.Err()
-		}
+	if !l.wrote(got) {
+		l.lose(got)
+		return l.Err()
 	}
 	if l.Err() == nil {
 		l.confirmed.Store(int64(began))
 	}
 	return nil
+}
+
+// wrote reports whether the headers are what this writer has written, or has found when it came in. The caller holds mu.
+func (l *Lease) wrote(got [2][]byte) bool {
+	return contains(l.may[0], got[0]) && contains(l.may[1], got[1]) || l.o.fault == "no header check"
 }
 
 func contains(list [][]byte, b []byte) bool {
@@ -316,6 +319,10 @@ func (l *Lease) pulse() (imagefile.File, error) {
 // may hold locks; and a writer whose lock was lost is still the one in the headers.
 func (l *Lease) lookAfterLocks(f imagefile.File) {
 	lost, err := f.Relock(imagefile.Exclusive)
+	if l.Err() != nil { // meanwhile
+		_ = f.Unlock()
+		return
+	}
 	if lost {
 		l.o.Log.Warnf("the storage has lost the lock on %s, which was taken again; the image is still this host's", l.o.Path)
 	}

@@ -19,7 +19,9 @@ import (
 
 // The model: hosts that each take the lease of one image on one storage, and count. A host that is in reads the counter once,
 // as an image is loaded, and then writes the next number again and again, with a sync after each. Two of them at once write a
-// number that is not the next one, which the storage notices.
+// number that is not the next one, which the storage notices. From time to time a host names another log in the headers, and
+// counts on there: a host that loads the image finds only what is in the log that the headers name, so headers that are written
+// over by what was there before lose numbers, which the storage notices, too.
 //
 // Time is simulated. A host may be stopped for any time wherever it looks at its clock and at each access to headers and locks,
 // whose requests and answers may be as late as that; it may lose its locks, get them late, or never; it may end without a word.
@@ -30,13 +32,14 @@ type storage struct {
 	mu      sync.Mutex // held for memory only
 	headers [2][ondisk.HeaderSize]byte
 	counter uint64
-	wrong   string // what no storage should see
+	logs    map[uuid.UUID]uint64 // the newest number in each
+	wrong   string               // what no storage should see
 	locked  map[*modelHost]bool
 	entered int
 }
 
 func newStorage(h ondisk.Header) *storage {
-	s := &storage{locked: make(map[*modelHost]bool)}
+	s := &storage{locked: make(map[*modelHost]bool), logs: make(map[uuid.UUID]uint64)}
 	for i := range s.headers {
 		h.SequenceNumber++
 		s.headers[i] = *h.Encode()
@@ -147,6 +150,7 @@ func (h *modelHost) WriteAt(p []byte, off int64) (int, error) {
 		h.s.wrong = fmt.Sprintf("%v: %s writes %d after %d", time.Since(h.began), h.name, v, h.s.counter)
 	} else {
 		h.s.counter = v
+		h.s.logs[uuid.UUID(p[8:])] = v
 	}
 	return len(p), nil
 }
@@ -154,7 +158,7 @@ func (h *modelHost) WriteAt(p []byte, off int64) (int, error) {
 func (h *modelHost) ReadAt(p []byte, off int64) (int, error) {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
-	binary.LittleEndian.PutUint64(p, h.s.counter)
+	binary.LittleEndian.PutUint64(p, h.s.logs[uuid.UUID(p[8:])])
 	return len(p), nil
 }
 
@@ -217,13 +221,29 @@ func (h *modelHost) use(o Options, until time.Duration) error {
 	h.s.mu.Lock()
 	h.s.entered++
 	h.s.mu.Unlock()
-	var b [8]byte
+	var b [24]byte
+	header, slot := f.Header()
+	copy(b[8:], header.LogGUID[:])
 	if _, err := f.ReadAt(b[:], ondisk.MiB); err != nil {
 		return err
 	}
 	for h.now() < until {
 		if err := h.awake(); err != nil {
 			return err
+		}
+		if h.random(4) == 0 { // a log that begins with what the one before ends with
+			header.LogGUID, header.FileWriteGUID = h.newLog(b), f.NewGUID()
+			for range ondisk.HeaderOffsets {
+				header.SequenceNumber++
+				slot = 1 - slot
+				if _, err := f.WriteAt(header.Encode()[:], ondisk.HeaderOffsets[slot]); err != nil {
+					return err
+				}
+				if err := f.Sync(); err != nil {
+					return err
+				}
+			}
+			copy(b[8:], header.LogGUID[:])
 		}
 		binary.LittleEndian.PutUint64(b[:], binary.LittleEndian.Uint64(b[:])+1)
 		if _, err := f.WriteAt(b[:], ondisk.MiB); err != nil {
@@ -235,6 +255,17 @@ func (h *modelHost) use(o Options, until time.Duration) error {
 		time.Sleep(h.random(3 * time.Second))
 	}
 	return nil
+}
+
+// newLog returns the name of a new log, which holds what is in b.
+func (h *modelHost) newLog(b [24]byte) (id uuid.UUID) {
+	h.mu.Lock()
+	binary.LittleEndian.PutUint64(id[:], h.rng.Uint64())
+	h.mu.Unlock()
+	h.s.mu.Lock()
+	defer h.s.mu.Unlock()
+	h.s.logs[id] = binary.LittleEndian.Uint64(b[:])
+	return id
 }
 
 // kill ends what the process of the host does by itself.
@@ -341,7 +372,7 @@ func TestTwoHostsNeverWriteAtOnce(t *testing.T) {
 
 // The model notices where a part of the protocol is left out.
 func TestModelFindsMutants(t *testing.T) {
-	for _, fault := range []string{"no epoch", "no header check", "no wait", "no self-fence"} {
+	for _, fault := range []string{"no epoch", "no header check", "no wait", "no self-fence", "claim at once"} {
 		t.Run(strings.ReplaceAll(fault, " ", "-"), func(t *testing.T) {
 			if wrong, _ := stories(t, fault, 400); wrong == "" {
 				t.Error("nothing went wrong")
@@ -350,4 +381,94 @@ func TestModelFindsMutants(t *testing.T) {
 			}
 		})
 	}
+}
+
+// in returns what a host has that took the lease, of an image that nobody has locked.
+func (s *storage) in(t *testing.T, name string, o Options) (*modelHost, *File) {
+	t.Helper()
+	m := &modelHost{name: name, s: s, began: time.Now(), locks: "never seen", rng: rand.New(rand.NewPCG(1, 1))}
+	o.Host, o.Now = name, m.now
+	f, err := Enter(m, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, f
+}
+
+// A lease that is broken while its host is alive cuts that host off before the next one can write, and keeps the log that it has
+// named last.
+func TestBreakCutsOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStorage(ondisk.Header{FileWriteGUID: uuid.UUID{1}, Version: 1})
+		_, a := s.in(t, "a", Options{})
+		h, slot := a.Header()
+		h.LogGUID = uuid.UUID{7}
+		for range ondisk.HeaderOffsets {
+			h.SequenceNumber++
+			slot = 1 - slot
+			if _, err := a.WriteAt(h.Encode()[:], ondisk.HeaderOffsets[slot]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := &modelHost{name: "b", s: s, began: time.Now(), locks: "never seen", rng: rand.New(rand.NewPCG(2, 2))}
+		if e, broken, err := Break(b, Options{}); err != nil || !broken || e.Host != "a" {
+			t.Errorf("Break returns %v, %t, %v", e, broken, err)
+		}
+		if !errors.Is(a.Err(), ErrTakenOver) {
+			t.Errorf("the lease is broken, and its host has %v", a.Err())
+		}
+		_, c := s.in(t, "c", Options{Waiting: func(why string) { t.Errorf("the next host waits: %s", why) }})
+		if c.Before.LogGUID != h.LogGUID {
+			t.Errorf("the log is %v; want %v", c.Before.LogGUID, h.LogGUID)
+		}
+		for _, f := range []*File{a, c} {
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// A host whose storage hangs while it closes the image writes no header after its lease has ended.
+func TestCloseIsNotLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStorage(ondisk.Header{FileWriteGUID: uuid.UUID{1}, Version: 1})
+		m, a := s.in(t, "a", Options{})
+		m.mu.Lock()
+		m.pauseAt, m.pause = m.step+3, 30*time.Second // in the first write, after Close has looked at its clock
+		m.mu.Unlock()
+		closed := make(chan error)
+		go func() { closed <- a.Close() }()
+		time.Sleep(5 * time.Second)
+		_, b := s.in(t, "b", Options{})
+		if err := <-closed; err == nil {
+			t.Error("the close that came too late says that the image is closed")
+		}
+		time.Sleep(time.Minute)
+		if err := b.Err(); err != nil {
+			t.Errorf("the other host: %v", err)
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A host that notices that it lost the image while it takes its locks again keeps none.
+func TestLostHostKeepsNoLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStorage(ondisk.Header{FileWriteGUID: uuid.UUID{1}, Version: 1})
+		m, a := s.in(t, "a", Options{})
+		m.locks = "work"
+		a.mu.Lock()
+		a.lose([2][]byte{s.headers[0][:], s.headers[1][:]})
+		a.mu.Unlock()
+		a.lookAfterLocks(m)
+		if s.locked[m] {
+			t.Error("it has a lock")
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
