@@ -355,29 +355,33 @@ func checkNothingLeft(t *testing.T, img string, dirs []string, sum string) {
 // A signal in the middle undoes what was done so far.
 func TestAttachInterrupted(t *testing.T) {
 	requireLoop(t)
-	img := create(t, "64MiB")
-	started := filepath.Join(t.TempDir(), "started")
-	env := fakeTool(t, "losetup", `case "$*" in *--find*) REAL "$@"; : >`+started+`; exec sleep 60;; esac; exec REAL "$@"`)
-	dirs, before := runDirs(t), sha256File(t, img)
-	cmd := exec.Command(program.path(t), "attach", img)
-	cmd.Env = append(os.Environ(), env)
-	var stderr logBuffer
-	cmd.Stderr, cmd.WaitDelay = &stderr, patience
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	for _, command := range []string{"attach", "open"} {
+		t.Run(command, func(t *testing.T) {
+			img := create(t, "64MiB")
+			started := filepath.Join(t.TempDir(), "started")
+			env := fakeTool(t, "losetup", `case "$*" in *--find*) REAL "$@"; : >`+started+`; exec sleep 60;; esac; exec REAL "$@"`)
+			dirs, before := runDirs(t), sha256File(t, img)
+			cmd := exec.Command(program.path(t), command, img)
+			cmd.Env = append(os.Environ(), env)
+			var stderr logBuffer
+			cmd.Stderr, cmd.WaitDelay = &stderr, patience
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "losetup", func() bool {
+				_, err := os.Stat(started)
+				return err == nil
+			})
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			cmd.Wait()
+			if status := cmd.ProcessState.ExitCode(); status != 130 || !strings.Contains(stderr.String(), "vhdxfs: interrupted; nothing is left attached or mounted\n") {
+				t.Errorf("status %d, %q; want 130", status, stderr.String())
+			}
+			checkNothingLeft(t, img, dirs, before)
+		})
 	}
-	eventually(t, "losetup", func() bool {
-		_, err := os.Stat(started)
-		return err == nil
-	})
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	cmd.Wait()
-	if status := cmd.ProcessState.ExitCode(); status != 130 || !strings.Contains(stderr.String(), "interrupted") {
-		t.Errorf("status %d, %q; want 130", status, stderr.String())
-	}
-	checkNothingLeft(t, img, dirs, before)
 }
 
 // Where nobody can be told of the device, there is none.

@@ -87,9 +87,18 @@ func (a *attachCommand) run(cmd *cobra.Command, args []string) error {
 	signal.Ignore(syscall.SIGPIPE)
 	err = a.attach(ctx, o, args, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	if ctx.Err() != nil {
-		return &statusError{statusInterrupted, errors.Join(errors.New("interrupted"), err)}
+		return interruptedAttach(err)
 	}
 	return mountError(err)
+}
+
+// interruptedAttach says what is left of an interrupted command that undoes what it did.
+func interruptedAttach(err error) error {
+	left := "nothing is left attached or mounted"
+	if undo, ok := errors.AsType[*undoError](err); ok {
+		left = undo.Error()
+	}
+	return interrupted(errInterrupted, left)
 }
 
 // parse returns the options, if this process can attach an image with them.
@@ -275,8 +284,16 @@ func (u *undoList) run() error {
 	for i := len(*u) - 1; i >= 0; i-- {
 		errs = append(errs, (*u)[i]())
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return &undoError{err}
+	}
+	return nil
 }
+
+// An undoError says what could not be undone.
+type undoError struct{ error }
+
+func (e *undoError) Unwrap() error { return e.error }
 
 // releasePatience is how long programs may take that have something open for a moment only: those that look at each
 // new device, and the kernel, which lets go of a file somewhat after the device.

@@ -86,7 +86,7 @@ func (c *openCommand) run(cmd *cobra.Command, args []string) error {
 	}
 	err = c.open(ctx, cmd, o, args[0], dir)
 	if ctx.Err() != nil {
-		return &statusError{statusInterrupted, errors.Join(errors.New("interrupted"), err)}
+		return interruptedAttach(err)
 	}
 	return mountError(err)
 }
