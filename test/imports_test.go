@@ -10,14 +10,14 @@ import (
 // layers are the packages of the program, the lowest first. A package imports what stands in an earlier line alone, as
 // ARCHITECTURE.md says.
 var layers = [][]string{
-	{"internal/tally", "internal/fault", "internal/size", "internal/spelling", "internal/safefile", "internal/content", "internal/loop", "internal/filesystem", "internal/sandbox", "internal/erofs", "internal/utf16text"},
+	{"internal/tally", "internal/fault", "internal/size", "internal/spelling", "internal/terminal", "internal/safefile", "internal/content", "internal/loop", "internal/filesystem", "internal/sandbox", "internal/erofs", "internal/utf16text"},
 	{"internal/filetree", "internal/processes"},
 	{"internal/newfile", "internal/partition", "vhdx/ondisk", "vhdx/imagefile", "cache"},
 	{"journal", "vhdx/lease", "vhdx/undofile"},
 	{"vhdx"},
 	{"internal/vhd"},
 	{"internal/mounts", "internal/disk", "internal/draw"},
-	{"fs", "internal/convert", "internal/compare", "internal/hash"},
+	{"fs", "internal/active", "internal/convert", "internal/compare", "internal/hash"},
 	{"internal/delta", "internal/mountoption"},
 	{"internal/cli"},
 	{""}, // the command

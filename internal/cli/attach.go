@@ -16,6 +16,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/loop"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
@@ -121,7 +122,7 @@ func (a *attachCommand) parse() (*mountoption.Options, error) {
 }
 
 // print writes what was attached.
-func (a *attachCommand) print(out io.Writer, m *activeMount) error {
+func (a *attachCommand) print(out io.Writer, m *active.Mount) error {
 	if a.json {
 		return writeJSON(out, m)
 	}
@@ -145,7 +146,7 @@ func (a *attachCommand) attach(ctx context.Context, o *mountoption.Options, args
 
 // bring mounts and attaches the image, or finds it attached. It returns what is there, and how to undo what it did. With an
 // error it has undone it.
-func (a *attachCommand) bring(ctx context.Context, o *mountoption.Options, args []string, stdout, stderr io.Writer) (m *activeMount, undo undoList, err error) {
+func (a *attachCommand) bring(ctx context.Context, o *mountoption.Options, args []string, stdout, stderr io.Writer) (m *active.Mount, undo undoList, err error) {
 	image, err := absPath(args[0])
 	if err != nil {
 		return nil, nil, err
@@ -193,10 +194,10 @@ func (a *attachCommand) bring(ctx context.Context, o *mountoption.Options, args 
 	}
 	// A device attached to a file that was not there before is ours, also where losetup was interrupted.
 	undo.add(func() error {
-		devices, err := loopsAt(dir)
+		devices, err := active.Devices(dir)
 		return errors.Join(err, detachAll(devices))
 	})
-	device, err := loop.Attach(ctx, m.disk(), how)
+	device, err := loop.Attach(ctx, m.Disk(), how)
 	if err != nil {
 		return nil, undo, err
 	}
@@ -246,19 +247,12 @@ func (a *attachCommand) mountArgs(image, dir string) []string {
 }
 
 // mountedNow describes the mount at dir, which is there.
-func mountedNow(dir string) (*activeMount, error) {
-	m, err := imageMountAt(dir)
-	if err != nil {
-		return nil, err
+func mountedNow(dir string) (*active.Mount, error) {
+	m, err := active.At(dir)
+	if err == nil && m == nil {
+		err = fmt.Errorf("another program has unmounted %s", dir)
 	}
-	if m == nil {
-		return nil, fmt.Errorf("another program has unmounted %s", dir)
-	}
-	loops, err := readLoops()
-	if err != nil {
-		return nil, err
-	}
-	return describeMount(m, loops)
+	return m, err
 }
 
 // printDevices writes the path of each device and, behind it, those of its partitions.
@@ -304,7 +298,7 @@ const releasePatience = 5 * time.Second
 func releaseDevices(file string, log logrus.FieldLogger) {
 	ctx, cancel := context.WithTimeout(context.Background(), releasePatience)
 	defer cancel()
-	devices, err := loopsAt(filepath.Dir(file))
+	devices, err := active.Devices(filepath.Dir(file))
 	for _, d := range devices {
 		free, derr := loop.DetachUnused(ctx, d.Path)
 		if derr == nil && !free {

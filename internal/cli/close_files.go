@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/loop"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
@@ -46,10 +47,10 @@ If a program uses one of the file systems, nothing is done. The error names the 
 	return cmd
 }
 
-// findOpened is findMounted for a name that may also be the folder that holds the file systems of an image.
-func findOpened(name string) (*activeMount, error) {
-	m, err := findMounted(name)
-	if !errors.Is(err, errNotMounted) || !isDir(name) {
+// findOpened is active.Find for a name that may also be the folder that holds the file systems of an image.
+func findOpened(name string) (*active.Mount, error) {
+	m, err := active.Find(name)
+	if !errors.Is(err, active.ErrNotMounted) || !isDir(name) {
 		return m, err
 	}
 	dir, rerr := mounts.Resolve(name)
@@ -57,15 +58,11 @@ func findOpened(name string) (*activeMount, error) {
 		return nil, rerr
 	}
 	table, terr := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return filepath.Dir(i.Mountpoint) != dir, false })
-	list, lerr := listMounts()
-	if terr != nil || lerr != nil {
-		return nil, errors.Join(terr, lerr)
+	found, ferr := active.Holding(table)
+	if terr != nil || ferr != nil {
+		return nil, errors.Join(terr, ferr)
 	}
-	var found []*activeMount
-	for _, i := range table {
-		found = append(found, byLoops(devicesOf(i), list)...)
-	}
-	switch found = oncePerDevice(found); len(found) {
+	switch len(found) {
 	case 0:
 		return nil, err
 	case 1:
@@ -75,7 +72,7 @@ func findOpened(name string) (*activeMount, error) {
 }
 
 // closeAll unmounts what is mounted from the devices of a mount, if nothing uses it, and detaches.
-func closeAll(cmd *cobra.Command, m *activeMount) error {
+func closeAll(cmd *cobra.Command, m *active.Mount) error {
 	places, err := placesFrom(m.Devices)
 	if err == nil {
 		err = refuseUsed(places)
@@ -103,19 +100,12 @@ func closeAll(cmd *cobra.Command, m *activeMount) error {
 }
 
 // describeAgain describes a mount anew.
-func describeAgain(m *activeMount) (*activeMount, error) {
-	i, err := imageMountAt(m.MountPoint)
-	if err != nil {
-		return nil, err
+func describeAgain(m *active.Mount) (*active.Mount, error) {
+	now, err := active.At(m.MountPoint)
+	if err == nil && (now == nil || now.Device != m.Device) {
+		err = fmt.Errorf("another program has unmounted %s", m.MountPoint)
 	}
-	if i == nil || mounts.DeviceOf(i) != m.device {
-		return nil, fmt.Errorf("another program has unmounted %s", m.MountPoint)
-	}
-	loops, err := readLoops()
-	if err != nil {
-		return nil, err
-	}
-	return describeMount(i, loops)
+	return now, err
 }
 
 // placesFrom returns where the file systems on the devices are mounted, the newest mount first. Other uses of them are an

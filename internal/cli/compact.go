@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/filetree"
 	"github.com/vhdxfs/vhdxfs/internal/partition"
 	"github.com/vhdxfs/vhdxfs/vhdx"
@@ -71,7 +72,7 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 		return usageError("--trim changes the disk; it cannot be used with --dry-run")
 	}
 	var r *compactReport
-	switch m, notMounted := findMounted(path); {
+	switch m, notMounted := active.Find(path); {
 	case notMounted == nil && c.dryRun:
 		return usageError("%s: mounted on %s; --dry-run needs the image unmounted: vhdxfs detach %[1]s", m.Image, m.MountPoint)
 	case notMounted == nil:

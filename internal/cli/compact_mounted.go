@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // online has the program that serves a mount compact the image, shows how far it is, and waits for the end. Where ctx
 // ends before, the compaction is stopped.
-func (c *compactCommand) online(ctx context.Context, m *activeMount, p *progress) (*vhdx.CompactResult, error) {
+func (c *compactCommand) online(ctx context.Context, m *active.Mount, p *progress) (*vhdx.CompactResult, error) {
 	word := mounts.CompactStart
 	if c.keepZeros {
 		word = mounts.CompactKeepZeros

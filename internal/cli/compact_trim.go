@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/filesystem"
 	"github.com/vhdxfs/vhdxfs/internal/loop"
 )
@@ -31,7 +32,7 @@ func fileSize(path string) int64 {
 }
 
 // trimMounted trims the file systems that are mounted from the loop devices of a mount.
-func trimMounted(ctx context.Context, cmd *cobra.Command, m *activeMount) error {
+func trimMounted(ctx context.Context, cmd *cobra.Command, m *active.Mount) error {
 	points := mountedFrom(m.Devices)
 	if len(points) == 0 {
 		warn(cmd, "%s: no file system on it is mounted, so none is trimmed", printable(m.Image))

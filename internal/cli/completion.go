@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vhdxfs/vhdxfs/internal/active"
 )
 
 // shells are those that the command line can be completed in, with what writes the script for each.
@@ -91,7 +93,7 @@ func writeFishCompletion(root *cobra.Command, w io.Writer) error {
 
 // completeMounted completes what names a mount: images, mount points and devices.
 func completeMounted(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	list, err := listMounts()
+	list, err := active.List()
 	if err != nil || len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/loop"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
@@ -31,7 +32,7 @@ If something on a device is mounted or in use, nothing is done. The error says w
 		Args:              exactArgs("IMAGE"),
 		ValidArgsFunction: completeMounted,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := findMounted(args[0])
+			m, err := active.Find(args[0])
 			if err == nil {
 				err = detach(m, cmd.ErrOrStderr())
 			}
@@ -46,18 +47,18 @@ If something on a device is mounted or in use, nothing is done. The error says w
 }
 
 // detach takes away a mount and what lies on it, or nothing where that is in use.
-func detach(m *activeMount, stderr io.Writer) error {
+func detach(m *active.Mount, stderr io.Writer) error {
 	switch m.State {
-	case stateNotAnswered:
+	case active.NotAnswering:
 		return fmt.Errorf("%s: %w; wait until it does, or end its process, which vhdxfs list shows", m.MountPoint, mounts.ErrNoAnswer)
-	case stateUnknown:
-		if errors.Is(m.reason, mounts.ErrForeign) && os.Geteuid() == 0 {
+	case active.Unknown:
+		if errors.Is(m.Reason, mounts.ErrForeign) && os.Geteuid() == 0 {
 			break // root need not ask: what uses the mount the kernel says
 		}
-		if errors.Is(m.reason, fs.ErrPermission) {
+		if errors.Is(m.Reason, fs.ErrPermission) {
 			return fmt.Errorf("%s: %w: it belongs to another user; run detach as that user", m.MountPoint, fs.ErrPermission)
 		}
-		return m.reason
+		return m.Reason
 	}
 	if err := waitUnused(m.Devices); err != nil {
 		return err

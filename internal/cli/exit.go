@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/fault"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/vhdx"
@@ -154,7 +155,7 @@ func mountError(err error) error {
 	switch {
 	case err == nil || errors.As(err, &s):
 		return err
-	case errors.Is(err, errNotMounted):
+	case errors.Is(err, active.ErrNotMounted):
 		return &statusError{statusNotMounted, err}
 	case errors.Is(err, fs.ErrPermission):
 		return &statusError{statusUsage, err}

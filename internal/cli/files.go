@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/internal/filetree"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
@@ -103,7 +104,7 @@ func (c *filesCommand) withTrees(cmd *cobra.Command, name string, folder []strin
 		}
 		return do(list)
 	}
-	if m, err := findMounted(name); err == nil && m.State == stateServing {
+	if m, err := active.Find(name); err == nil && m.State == active.Serving {
 		return useMounted(cmd.Context(), m, folder, use)
 	}
 	confineReader(cmd.Context(), []string{name}, o, folder...)
@@ -115,7 +116,7 @@ func (c *filesCommand) withTrees(cmd *cobra.Command, name string, folder []strin
 }
 
 // useMounted calls use with the disk that a mount shows, which is what its writers have written by now.
-func useMounted(ctx context.Context, m *activeMount, folder []string, use func(diskReader) error) error {
+func useMounted(ctx context.Context, m *active.Mount, folder []string, use func(diskReader) error) error {
 	sector, err := mounts.Attribute(m.MountPoint, "logical_sector_size")
 	if err != nil {
 		return err
@@ -124,7 +125,7 @@ func useMounted(ctx context.Context, m *activeMount, folder []string, use func(d
 	if d.sector, err = strconv.ParseInt(sector, 10, 64); err != nil {
 		return fmt.Errorf("sector size of %s: %w", m.Image, err)
 	}
-	f, err := os.Open(m.disk())
+	f, err := os.Open(m.Disk())
 	if err != nil {
 		return err
 	}

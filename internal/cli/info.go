@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/partition"
@@ -204,7 +205,7 @@ var tellMounted = mountedText
 
 // mountedText says where the image is mounted, and with which devices.
 func mountedText(path string) string {
-	m, err := findMounted(path)
+	m, err := active.Find(path)
 	if err != nil {
 		return "no"
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/compare"
 	"github.com/vhdxfs/vhdxfs/internal/delta"
 	"github.com/vhdxfs/vhdxfs/vhdx"
@@ -29,7 +30,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		"info": {imageInfo{}, vhdInfo{}}, "check": {vhdx.Report{}, vhdx.RepairReport{}, vhdx.UndoResult{}}, "map": {mapEntry{}, qemuEntry{}},
 		"convert": {copyReport{}}, "compare": {comparison{}, compare.Range{}, deltaReport{}}, "apply": {delta.Applied{}}, "hash": {hashReport{}}, "chain": {tree{}},
 		"snapshot": {vhdx.SnapshotResult{}}, "merge": {vhdx.MergeResult{}}, "set-parent": {vhdx.SetParentResult{}},
-		"compact": {compactReport{}}, "resize": {resizeReport{}}, "list": {activeMount{}}, "open": {openReport{}}, "files": {fileEntry{}}, "extract": {extractReport{}},
+		"compact": {compactReport{}}, "resize": {resizeReport{}}, "list": {active.Mount{}}, "open": {openReport{}}, "files": {fileEntry{}}, "extract": {extractReport{}},
 		"break-lease": {vhdx.BrokenLease{}}, "probe": {storageReport{}},
 	} {
 		for _, v := range values {

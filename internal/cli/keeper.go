@@ -8,6 +8,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
@@ -28,7 +29,7 @@ type keeper interface {
 	// Writers names the servers of other mounts that have a file open for writing.
 	Writers(imagefile.FileID) (names string, pids []int)
 	// MountServedBy returns the mount that one of the processes serves, and nil where there is none.
-	MountServedBy(pids []int) *activeMount
+	MountServedBy(pids []int) *active.Mount
 	// DialSyslog returns the descriptor of a connection to syslog.
 	DialSyslog() (int, error)
 	// Gone is closed when there is no keeper any more, and nothing can be unmounted.
@@ -131,9 +132,11 @@ func (k *localKeeper) LockHolders(f imagefile.FileID) (names string, pids []int)
 	return imagefile.FindLockHolders(f)
 }
 
-func (k *localKeeper) Writers(f imagefile.FileID) (names string, pids []int) { return findWriters(f) }
+func (k *localKeeper) Writers(f imagefile.FileID) (names string, pids []int) {
+	return active.Writers(f)
+}
 
-func (k *localKeeper) MountServedBy(pids []int) *activeMount { return mountServedBy(pids) }
-func (k *localKeeper) DialSyslog() (int, error)              { return dialSyslog() }
+func (k *localKeeper) MountServedBy(pids []int) *active.Mount { return active.ServedBy(pids) }
+func (k *localKeeper) DialSyslog() (int, error)               { return dialSyslog() }
 
 func (k *localKeeper) Gone() <-chan struct{} { return nil }

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/fault"
 	"github.com/vhdxfs/vhdxfs/internal/loop"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
@@ -19,10 +20,10 @@ const lookPatience = 2 * time.Second
 
 // lookInside completes the mounts by the size of their disks, and by the file systems on their devices. A server that
 // hangs leaves its part out; the processes that wait for it end when it does.
-func lookInside(list []*activeMount) {
+func lookInside(list []*active.Mount) {
 	var looking sync.WaitGroup
 	for _, m := range list {
-		if m.State != stateServing {
+		if m.State != active.Serving {
 			continue
 		}
 		found := make(chan func(), 1)
@@ -43,7 +44,7 @@ func lookInside(list []*activeMount) {
 }
 
 // look returns a function that completes m by what was found.
-func look(m *activeMount) func() {
+func look(m *active.Mount) func() {
 	var size int64
 	if v, err := mounts.Attribute(m.MountPoint, "disk_size"); err == nil && m.Partition == 0 {
 		size, _ = strconv.ParseInt(v, 10, 64) // 0 where it is not known

@@ -1,61 +1,18 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"text/tabwriter"
 
-	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
-	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/loop"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
-
-// What can be said of a mount.
-const (
-	stateServing     = "serving"
-	stateDead        = "dead"          // its program has ended and left it behind
-	stateNotAnswered = "not answering" // its program hangs, or is stopped
-	stateHidden      = "hidden"        // another mount lies on top of it
-	stateUnknown     = "unknown"       // it could not be asked; mostly, this user may not
-)
-
-// An activeMount is a mount as list shows it, and attach.
-type activeMount struct {
-	Image      string        `json:"image"` // as the mount itself says, or else the mount table
-	MountPoint string        `json:"mount_point"`
-	State      string        `json:"state"`
-	reason     error         // of stateUnknown
-	PID        int           `json:"pid,omitempty"`       // 0 where it is not known here
-	Mode       string        `json:"mode"`                // rw or ro
-	Overlay    string        `json:"overlay,omitempty"`   // as the option of that name has it
-	Partition  int           `json:"partition,omitempty"` // that is shown; 0 is the whole disk
-	DiskSize   int64         `json:"disk_size,omitempty"` // bytes, of what disk.raw shows; list alone asks for it
-	Sandbox    string        `json:"sandbox,omitempty"`   // how the process is confined, "off" if it is not
-	Kernel     string        `json:"kernel,omitempty"`    // "on" if the kernel reads the image by itself; else "off", and why if it was to
-	Devices    []loop.Device `json:"devices"`
-
-	TakenOver string `json:"taken_over,omitempty"` // by which other host, and since when
-
-	ImageState string `json:"image_state,omitempty"` // "deleted", or "renamed" for an image that is not at Image any more
-	ImageNow   string `json:"image_now,omitempty"`   // where it is instead, if that is known
-
-	imageID string // of the image's file, as the server has it open; "" where unknown
-	device  string // of the mount, major:minor
-	trusted bool   // root has made it, or this user
-}
-
-// disk returns the path of the mount's file.
-func (m *activeMount) disk() string { return filepath.Join(m.MountPoint, mounts.FileName) }
 
 func newList() *cobra.Command {
 	var asJSON bool
@@ -72,7 +29,7 @@ every read and write.`,
 		Args:              exactArgs(),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			list, err := listMounts()
+			list, err := active.List()
 			if err != nil {
 				return err
 			}
@@ -87,81 +44,8 @@ every read and write.`,
 	return cmd
 }
 
-// listMounts returns all mounts of the program that this process can see, in the order in which they were made. It
-// asks all of them at once, so that many that hang cost the time of one.
-func listMounts() ([]*activeMount, error) {
-	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.FSType != mounts.Type || m.Root != "/", false
-	})
-	if err != nil {
-		return nil, err
-	}
-	loops, err := readLoops()
-	if err != nil {
-		return nil, err
-	}
-	list := make([]*activeMount, len(table))
-	errs := make([]error, len(table))
-	var asking sync.WaitGroup
-	for i, m := range table {
-		asking.Go(func() {
-			defer fault.Catch(&errs[i])
-			list[i], errs[i] = describeMount(m, loops)
-		})
-	}
-	asking.Wait()
-	return list, errors.Join(errs...)
-}
-
-// imageMountAt returns the mount that is on top at a directory, and nil where that is none of an image.
-func imageMountAt(dir string) (*mountinfo.Info, error) {
-	m, err := mounts.At(dir)
-	if err != nil || m == nil || m.FSType != mounts.Type {
-		return nil, err
-	}
-	return m, nil
-}
-
-// describeMount asks a mount for what the mount table does not tell.
-func describeMount(m *mountinfo.Info, loops loopTable) (*activeMount, error) {
-	d := &activeMount{Image: m.Source, MountPoint: m.Mountpoint, Mode: "rw", Devices: []loop.Device{}, device: mounts.DeviceOf(m), trusted: mounts.Trusted(m)}
-	if mounts.ReadOnly(m) {
-		d.Mode = "ro"
-	}
-	top, err := mounts.At(m.Mountpoint)
-	if err != nil {
-		return nil, err
-	}
-	if top == nil || top.ID != m.ID {
-		d.State = stateHidden
-		return d, nil
-	}
-	values, err := mounts.Ask(m, "path", "pid", "pid_namespace", "overlay", "partition", "sandbox", "kernel", "image_id", "image_state", "image_now", "taken_over")
-	switch {
-	case err == nil:
-		d.State = stateServing
-		if path, ok := values["path"]; ok {
-			d.Image = path
-		}
-		d.imageID, d.ImageState, d.ImageNow = values["image_id"], values["image_state"], values["image_now"]
-		d.Overlay, d.Sandbox, d.Kernel, d.TakenOver = values["overlay"], values["sandbox"], values["kernel"], values["taken_over"]
-		d.Partition, _ = strconv.Atoi(values["partition"]) // 0 where there is none
-		if pid, err := mounts.LocalPID(values); err == nil {
-			d.PID = pid
-		}
-	case errors.Is(err, unix.ENOTCONN):
-		d.State = stateDead
-	case errors.Is(err, mounts.ErrNoAnswer):
-		d.State = stateNotAnswered
-	default:
-		d.State, d.reason = stateUnknown, err
-	}
-	d.Devices = append(d.Devices, loops.of(m)...)
-	return d, nil
-}
-
 // printMounts writes a table with a line for each mount, and below it one for each device and partition.
-func printMounts(out io.Writer, size sizeWriter, list []*activeMount) error {
+func printMounts(out io.Writer, size sizeWriter, list []*active.Mount) error {
 	if len(list) == 0 {
 		return nil
 	}
@@ -176,7 +60,7 @@ func printMounts(out io.Writer, size sizeWriter, list []*activeMount) error {
 			name += fmt.Sprintf(" (%s)", m.ImageState)
 		}
 		kind := m.Mode
-		if m.State != stateServing {
+		if m.State != active.Serving {
 			kind += ", " + m.State
 		}
 		if m.TakenOver != "" {

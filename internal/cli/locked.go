@@ -5,11 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
-	"strings"
 
-	"github.com/moby/sys/mountinfo"
-
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
@@ -30,7 +27,7 @@ func explainLock(err error) error {
 		return err
 	}
 	st, serr := os.Stat(locked.Path)
-	if m.imageID != "" && (serr != nil || mounts.FileID(st) != m.imageID) {
+	if m.ImageID != "" && (serr != nil || mounts.FileID(st) != m.ImageID) {
 		return &lockError{fmt.Sprintf("%s: in use by the mount of %s on %s (process %d); unmount it with: vhdxfs detach %[2]s",
 			locked.Path, m.Image, m.MountPoint, m.PID), err}
 	}
@@ -38,7 +35,7 @@ func explainLock(err error) error {
 }
 
 // alreadyMountedError says where an image is mounted that cannot be opened because of that.
-func alreadyMountedError(path string, m *activeMount, err error) error {
+func alreadyMountedError(path string, m *active.Mount, err error) error {
 	how := "read/write"
 	if m.Mode == "ro" {
 		how = "read-only"
@@ -55,69 +52,10 @@ type lockError struct {
 func (e *lockError) Error() string { return e.text }
 func (e *lockError) Unwrap() error { return e.err }
 
-// servedBy is mountServedBy. A process that is confined asks one that is not.
-var servedBy = mountServedBy
+// servedBy is active.ServedBy. A process that is confined asks one that is not.
+var servedBy = active.ServedBy
 
-// mountServedBy returns the mount that one of the processes serves, and nil where there is none.
-func mountServedBy(pids []int) *activeMount {
-	if len(pids) == 0 {
-		return nil
-	}
-	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.FSType != mounts.Type || m.Root != "/" || !mounts.Trusted(m), false
-	})
-	if err != nil {
-		return nil
-	}
-	i := slices.IndexFunc(table, func(m *mountinfo.Info) bool { return slices.Contains(pids, mounts.ListenerPID(m)) })
-	if i < 0 {
-		return nil
-	}
-	m, err := describeMount(table[i], loopTable{})
-	if err != nil {
-		return nil
-	}
-	if m.PID == 0 {
-		m.PID = mounts.ListenerPID(table[i])
-	}
-	return m
-}
-
-func init() { imagefile.Writers = findWriters }
-
-// findWriters names the servers of this host's mounts that have a file open for writing, with locks or without. It asks a
-// mount only where the kernel does not tell what its server has open: that may hang.
-func findWriters(file imagefile.FileID) (names string, pids []int) {
-	var found []string
-	hidden := make(map[int]bool)
-	servers := mounts.Servers()
-	for _, pid := range servers {
-		if pid == file.PID {
-			continue
-		}
-		writes, err := imagefile.WrittenBy(pid, file)
-		if hidden[pid] = err != nil; writes {
-			found, pids = append(found, imagefile.ProcessName(pid)), append(pids, pid)
-		}
-	}
-	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.FSType != mounts.Type || m.Root != "/" || mounts.ReadOnly(m) || !mounts.Trusted(m), false
-	})
-	if err != nil {
-		return strings.Join(found, ", "), pids
-	}
-	for _, m := range table {
-		if pid := mounts.ListenerPID(m); pid != 0 && !hidden[pid] {
-			continue
-		}
-		d, err := describeMount(m, loopTable{})
-		if err != nil || d.State != stateServing || d.PID == file.PID || d.Overlay != "" || d.imageID != mounts.NameOf(file) {
-			continue
-		}
-		found, pids = append(found, "the mount on "+d.MountPoint), append(pids, d.PID)
-	}
-	return strings.Join(found, ", "), pids
-}
+func init() { imagefile.Writers = active.Writers }
 
 // openLocked opens an image as the options want it locked. A second program that writes an image destroys it, so with
 // lock=off none of this host is let in beside another, and with lock=try one is told of on warn.

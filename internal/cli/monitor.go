@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/erofs"
 	"github.com/vhdxfs/vhdxfs/internal/fault"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
@@ -79,10 +80,10 @@ type monitorAnswer struct {
 	Text   []byte        `json:"text,omitempty"`    // of holders: their names
 	PIDs   []int         `json:"pids,omitempty"`    // of holders
 
-	Mount   *activeMount `json:"mount,omitempty"`    // of served-by
-	Passed  int32        `json:"passed,omitempty"`   // of pass-through
-	ImageID string       `json:"image_id,omitempty"` // of that mount
-	Log     []logLine    `json:"log,omitempty"`      // what is to be logged
+	Mount   *active.Mount `json:"mount,omitempty"`    // of served-by
+	Passed  int32         `json:"passed,omitempty"`   // of pass-through
+	ImageID string        `json:"image_id,omitempty"` // of that mount
+	Log     []logLine     `json:"log,omitempty"`      // what is to be logged
 }
 
 // A logLine is what the monitor has to log. The engine has the log.
@@ -288,11 +289,11 @@ func answerEngine(socket *net.UnixConn, k *localKeeper, log *logCollector, q mon
 		a.Text, a.PIDs = []byte(names), pids
 	case wordWriters:
 		q.File.PID = os.Getppid()
-		names, pids := findWriters(q.File)
+		names, pids := active.Writers(q.File)
 		a.Text, a.PIDs = []byte(names), pids
 	case wordServedBy:
-		if a.Mount = mountServedBy(q.PIDs); a.Mount != nil {
-			a.ImageID = a.Mount.imageID
+		if a.Mount = active.ServedBy(q.PIDs); a.Mount != nil {
+			a.ImageID = a.Mount.ImageID
 		}
 	case wordSyslog:
 		fd, err := dialSyslog()

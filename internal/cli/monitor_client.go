@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/fault"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
@@ -218,12 +219,12 @@ func (c *monitorClient) usersOf(w word, f imagefile.FileID) (names string, pids 
 	return string(r.Text), r.PIDs
 }
 
-func (c *monitorClient) MountServedBy(pids []int) *activeMount {
+func (c *monitorClient) MountServedBy(pids []int) *active.Mount {
 	r, err := c.question(monitorQuestion{Word: wordServedBy, PIDs: pids})
 	if err != nil || r.Mount == nil {
 		return nil
 	}
-	r.Mount.imageID = r.ImageID
+	r.Mount.ImageID = r.ImageID
 	return r.Mount
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/internal/processes"
 	"github.com/vhdxfs/vhdxfs/vhdx"
@@ -25,13 +26,13 @@ import (
 // imageNamed returns the path of the image that a name stands for: itself, or that of the mount which is named by its
 // mount point, its file or a device on it.
 func imageNamed(name string) (string, error) {
-	var m *activeMount
+	var m *active.Mount
 	at, err := mounts.Locate(name)
 	if err != nil {
 		return name, nil // which opening it tells
 	}
 	if at.Mount != nil && at.Mount.FSType == mounts.Type {
-		if m, err = findMounted(name); err != nil {
+		if m, err = active.Find(name); err != nil {
 			return "", err
 		}
 	} else {
@@ -39,18 +40,18 @@ func imageNamed(name string) (string, error) {
 		if err != nil || st.Mode().IsRegular() {
 			return name, nil
 		}
-		if m, err = findMounted(name); err != nil || m.imageID == mounts.FileID(st) {
+		if m, err = active.Find(name); err != nil || m.ImageID == mounts.FileID(st) {
 			return name, nil // a folder of images, or an image in a device
 		}
 	}
 	switch {
-	case m.State == stateUnknown:
-		return "", fmt.Errorf("%s: %w", m.MountPoint, m.reason)
-	case m.State != stateServing:
+	case m.State == active.Unknown:
+		return "", fmt.Errorf("%s: %w", m.MountPoint, m.Reason)
+	case m.State != active.Serving:
 		return "", fmt.Errorf("%s: the mount of %s is %s", m.MountPoint, m.Image, m.State)
 	}
 	for _, path := range []string{m.Image, m.ImageNow, openBy(m)} {
-		if st, err := os.Stat(path); err == nil && (m.imageID == "" || mounts.FileID(st) == m.imageID) {
+		if st, err := os.Stat(path); err == nil && (m.ImageID == "" || mounts.FileID(st) == m.ImageID) {
 			return path, nil
 		}
 	}
@@ -59,13 +60,13 @@ func imageNamed(name string) (string, error) {
 
 // openBy returns a path to the image's file as its server has it open, for one that has no other name here. It is "" where
 // there is none.
-func openBy(m *activeMount) string {
+func openBy(m *active.Mount) string {
 	path, _ := processes.Look(func() (string, bool) {
 		for _, l := range processes.OpenFiles(m.PID) {
 			if to, err := os.Readlink(l); err != nil || !strings.HasPrefix(to, m.Image) && to != m.ImageNow {
 				continue
 			}
-			if st, err := os.Stat(l); err == nil && mounts.FileID(st) == m.imageID {
+			if st, err := os.Stat(l); err == nil && mounts.FileID(st) == m.ImageID {
 				return l, true
 			}
 		}
@@ -139,7 +140,7 @@ func beside(cmd *cobra.Command, o vhdx.Options, paths []string, read func(vhdx.O
 
 // servedImages returns the mounts of this program that keep the images at the paths from being read, by the paths of their
 // images, of which locked is the first. The error is that of a program that is none of them.
-func servedImages(locked *vhdx.LockedError, o vhdx.Options, paths []string) (map[string]*activeMount, error) {
+func servedImages(locked *vhdx.LockedError, o vhdx.Options, paths []string) (map[string]*active.Mount, error) {
 	all := []*vhdx.LockedError{locked}
 	o.LateScan = true
 	for _, path := range paths {
@@ -151,14 +152,14 @@ func servedImages(locked *vhdx.LockedError, o vhdx.Options, paths []string) (map
 			all = append(all, also)
 		}
 	}
-	served := make(map[string]*activeMount)
+	served := make(map[string]*active.Mount)
 	for _, l := range all {
 		if served[l.Path] != nil {
 			continue
 		}
-		m := mountServedBy(l.Holders)
+		m := active.ServedBy(l.Holders)
 		st, err := os.Stat(l.Path)
-		if m == nil || err != nil || m.State != stateServing || m.imageID != mounts.FileID(st) {
+		if m == nil || err != nil || m.State != active.Serving || m.ImageID != mounts.FileID(st) {
 			return nil, l
 		}
 		served[l.Path] = m
@@ -167,7 +168,7 @@ func servedImages(locked *vhdx.LockedError, o vhdx.Options, paths []string) (map
 }
 
 // fingerprints returns the fingerprint of each of the images.
-func fingerprints(images map[string]*activeMount) (map[string][sha256.Size]byte, error) {
+func fingerprints(images map[string]*active.Mount) (map[string][sha256.Size]byte, error) {
 	sums := make(map[string][sha256.Size]byte)
 	for path := range images {
 		sum, err := fingerprint(path)

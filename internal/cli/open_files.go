@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/filesystem"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 )
@@ -139,7 +140,7 @@ func (c *openCommand) open(ctx context.Context, cmd *cobra.Command, o *mountopti
 }
 
 // openAlready returns the mount of an image that is attached, for reading only where that is all that is wanted.
-func openAlready(o *mountoption.Options, image string) *activeMount {
+func openAlready(o *mountoption.Options, image string) *active.Mount {
 	if m := alreadyAttached(o, image, ""); m != nil || !o.ROFallback {
 		return m
 	}
@@ -150,7 +151,7 @@ func openAlready(o *mountoption.Options, image string) *activeMount {
 
 // openedAt returns the folder at which open has mounted the chosen volumes already, and "" where it has not. Mounts in other
 // places are an error.
-func (c *openCommand) openedAt(m *activeMount, chosen []*openVolume, dir string) (string, error) {
+func (c *openCommand) openedAt(m *active.Mount, chosen []*openVolume, dir string) (string, error) {
 	want := dir
 	if dir != "" {
 		var err error

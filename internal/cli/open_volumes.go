@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/filesystem"
 	"github.com/vhdxfs/vhdxfs/internal/loop"
 )
@@ -29,7 +30,7 @@ type openVolume struct {
 }
 
 // volumesOf returns what is on the devices of a mount, as the partition table and the file systems tell.
-func volumesOf(ctx context.Context, m *activeMount) (list []*openVolume) {
+func volumesOf(ctx context.Context, m *active.Mount) (list []*openVolume) {
 	for _, d := range m.Devices {
 		setContents(&d, deviceContents(d))
 		if len(d.Partitions) == 0 {

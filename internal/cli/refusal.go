@@ -7,10 +7,12 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/internal/active"
 )
 
 // refusal says what the error of a mount means for a command that has asked it for work, such as a snapshot.
-func refusal(m *activeMount, work string, err error) error {
+func refusal(m *active.Mount, work string, err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%s: a %s is already running, or the image is being unmounted", m.MountPoint, work)

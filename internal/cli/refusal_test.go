@@ -7,11 +7,13 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/internal/active"
 )
 
 // What a mount refuses is told by its reason, and is wrong usage only where the asker could have known.
 func TestRefusal(t *testing.T) {
-	m := &activeMount{MountPoint: "/mnt/vhdx"}
+	m := &active.Mount{MountPoint: "/mnt/vhdx"}
 	for _, tc := range []struct {
 		errno  unix.Errno
 		status int

@@ -23,7 +23,7 @@ func remount(image, path string, lists []string, fake bool) error {
 	if err != nil {
 		return err
 	}
-	m, err := imageMountAt(dir)
+	m, err := mounts.ImageAt(dir)
 	switch {
 	case err != nil:
 		return err

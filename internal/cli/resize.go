@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/partition"
 	"github.com/vhdxfs/vhdxfs/internal/size"
 	sizes "github.com/vhdxfs/vhdxfs/internal/size"
@@ -86,7 +87,7 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, to string) error {
 	if to[0] == '-' {
 		c.size = -n
 	}
-	if m, err := findMounted(path); err == nil {
+	if m, err := active.Find(path); err == nil {
 		return resizeMounted(path, m)
 	}
 	if !c.force {
@@ -110,16 +111,16 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, to string) error {
 }
 
 // resizeMounted says what can be done instead with an image that is mounted.
-func resizeMounted(path string, m *activeMount) error {
+func resizeMounted(path string, m *active.Mount) error {
 	switch {
-	case m.State == stateDead:
+	case m.State == active.Dead:
 		return fmt.Errorf("%s: mounted on %s by a server that has died; unmount it first: vhdxfs detach %[2]s", path, m.MountPoint)
 	case m.Mode == "ro":
 		return fmt.Errorf("%s: mounted read-only on %s; unmount it first: vhdxfs detach %[2]s", path, m.MountPoint)
 	case m.Partition != 0:
 		return fmt.Errorf("%[2]s: partition %[1]d is mounted on %[3]s; unmount it first: vhdxfs detach %[3]s", m.Partition, path, m.MountPoint)
 	}
-	return fmt.Errorf("%s: mounted on %s; enlarge it there with truncate -s SIZE %s, or unmount it first", path, m.MountPoint, m.disk())
+	return fmt.Errorf("%s: mounted on %s; enlarge it there with truncate -s SIZE %s, or unmount it first", path, m.MountPoint, m.Disk())
 }
 
 // errBeyond is matched by the refusal to cut something off.

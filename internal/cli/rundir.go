@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
@@ -139,17 +140,9 @@ func clearRunDir(dir string) {
 
 // detachDead detaches the loop devices of a dead mount, and returns that, or nil where there is none at dir. Where
 // a device is in use, it returns an error that says so, and all stay.
-func detachDead(dir string) (*activeMount, error) {
-	m, err := imageMountAt(dir)
-	if err != nil || m == nil {
-		return nil, err
-	}
-	loops, err := readLoops()
-	if err != nil {
-		return nil, err
-	}
-	d, err := describeMount(m, loops)
-	if err != nil || d.State != stateDead {
+func detachDead(dir string) (*active.Mount, error) {
+	d, err := active.At(dir)
+	if err != nil || d == nil || d.State != active.Dead {
 		return nil, err
 	}
 	if err := waitUnused(d.Devices); err != nil {

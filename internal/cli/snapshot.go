@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -84,8 +85,8 @@ func (c *snapshotCommand) run(cmd *cobra.Command, path, name string) error {
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	var r *vhdx.SnapshotResult
-	switch m, notMounted := findMounted(path); {
-	case notMounted == nil && (m.Mode == "rw" || m.State != stateServing || !sameFile(path, m.Image)):
+	switch m, notMounted := active.Find(path); {
+	case notMounted == nil && (m.Mode == "rw" || m.State != active.Serving || !sameFile(path, m.Image)):
 		r, err = c.online(ctx, m, name)
 	case notMounted != nil && isDir(path):
 		return usageError("%w", notMounted)

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/vhdx"
@@ -18,7 +19,7 @@ import (
 
 // online has the program that serves a mount make the snapshot, and waits for the end. It takes a moment, and is not
 // interrupted; ctx ends the waiting.
-func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name string) (*vhdx.SnapshotResult, error) {
+func (c *snapshotCommand) online(ctx context.Context, m *active.Mount, name string) (*vhdx.SnapshotResult, error) {
 	if m.Overlay == mountoption.OverlayTmp {
 		return nil, usageError("%s is mounted with overlay=%s; its overlay has no file to freeze", m.Image, mountoption.OverlayTmp)
 	}
@@ -65,7 +66,7 @@ func (c *snapshotCommand) online(ctx context.Context, m *activeMount, name strin
 // withoutChildren is checkChildren for the image that is mounted. Another snapshot of the mount may follow at any moment,
 // after which that image is another one; while it is being made, its child is there and no reason. It returns the mount as it
 // is then.
-func (c *snapshotCommand) withoutChildren(m *activeMount) (*activeMount, error) {
+func (c *snapshotCommand) withoutChildren(m *active.Mount) (*active.Mount, error) {
 	for {
 		err := c.checkChildren(m.Image, vhdx.Options{})
 		if err == nil {
@@ -73,7 +74,7 @@ func (c *snapshotCommand) withoutChildren(m *activeMount) (*activeMount, error) 
 		}
 		other, _ := mounts.AskSnapshot(m.MountPoint, "") // in this order: one that has ended by now has changed the image
 		now, lost := mountedNow(m.MountPoint)
-		if lost != nil || now.Image == m.Image && now.imageID == m.imageID {
+		if lost != nil || now.Image == m.Image && now.ImageID == m.ImageID {
 			if other != nil && other.Running {
 				err = refusal(m, "snapshot", unix.EBUSY)
 			}

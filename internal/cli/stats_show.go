@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
@@ -31,7 +32,7 @@ requests and bytes per second, space that the image holds, and metadata that is 
 		Args:              exactArgs("IMAGE"),
 		ValidArgsFunction: completeMounted,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := findMounted(args[0])
+			m, err := active.Find(args[0])
 			if err != nil {
 				return mountError(err)
 			}

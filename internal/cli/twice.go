@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
@@ -12,12 +13,12 @@ import (
 
 // alreadyMounted returns the mount of the same image at the same mount point, made as the options want it, and nil where
 // there is none.
-func alreadyMounted(o *mountoption.Options, image, mountPoint string) *activeMount {
+func alreadyMounted(o *mountoption.Options, image, mountPoint string) *active.Mount {
 	at, err := mounts.Locate(mountPoint)
 	if err != nil || at.Mount == nil || at.Rest != "" || at.Mount.FSType != mounts.Type || !mounts.Trusted(at.Mount) {
 		return nil
 	}
-	m, err := describeNamed(at.Mount)
+	m, err := active.Describe(at.Mount)
 	if err != nil || !isMountOf(o, m, image) {
 		return nil
 	}
@@ -26,8 +27,8 @@ func alreadyMounted(o *mountoption.Options, image, mountPoint string) *activeMou
 
 // alreadyAttached returns the mount of the image that is attached to a loop device, made as the options want it and at the
 // mount point, if one is given, and nil where there is none.
-func alreadyAttached(o *mountoption.Options, image, mountPoint string) *activeMount {
-	m, err := findMounted(image)
+func alreadyAttached(o *mountoption.Options, image, mountPoint string) *active.Mount {
+	m, err := active.Find(image)
 	if err != nil || len(m.Devices) == 0 || !isMountOf(o, m, image) {
 		return nil
 	}
@@ -41,12 +42,12 @@ func alreadyAttached(o *mountoption.Options, image, mountPoint string) *activeMo
 }
 
 // isMountOf reports whether m is a mount of the image, made as the options want it.
-func isMountOf(o *mountoption.Options, m *activeMount, image string) bool {
+func isMountOf(o *mountoption.Options, m *active.Mount, image string) bool {
 	mode := "rw"
 	if o.ReadOnly {
 		mode = "ro"
 	}
 	st, err := os.Stat(image)
-	return err == nil && m.State == stateServing && m.imageID == mounts.FileID(st) && m.Mode == mode &&
+	return err == nil && m.State == active.Serving && m.ImageID == mounts.FileID(st) && m.Mode == mode &&
 		m.Overlay == o.Mount.Overlay && m.Overlay != mountoption.OverlayTmp && m.Partition == o.Partition
 }

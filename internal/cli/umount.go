@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
@@ -53,7 +54,7 @@ use, such as by a loop device. To detach loop devices as well, use vhdxfs detach
 		ValidArgsFunction: completeMounted,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			u.verbose = isVerbose(cmd)
-			m, err := findMounted(args[0])
+			m, err := active.Find(args[0])
 			if err == nil {
 				err = u.unmount(m.MountPoint, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			}
@@ -88,7 +89,7 @@ func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	m, err := imageMountAt(dir)
+	m, err := mounts.ImageAt(dir)
 	switch {
 	case err != nil:
 		return err

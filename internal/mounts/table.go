@@ -27,6 +27,15 @@ func At(path string) (*mountinfo.Info, error) {
 	return list[len(list)-1], nil
 }
 
+// ImageAt returns the mount that is on top at a directory, and nil where that is none of an image.
+func ImageAt(dir string) (*mountinfo.Info, error) {
+	m, err := At(dir)
+	if err != nil || m == nil || m.FSType != Type {
+		return nil, err
+	}
+	return m, nil
+}
+
 // Of returns the mounts of a device, major:minor, wherever they are.
 func Of(device string) ([]*mountinfo.Info, error) { return mountinfo.GetMounts(OnDevice(device)) }
 

@@ -1,4 +1,4 @@
-package cli
+package active
 
 import (
 	"errors"
@@ -15,33 +15,34 @@ import (
 
 	"github.com/vhdxfs/vhdxfs/internal/loop"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 )
 
-// errNotMounted says that a name is of nothing that is mounted.
-var errNotMounted = errors.New("not mounted")
+// ErrNotMounted says that a name is of nothing that is mounted.
+var ErrNotMounted = errors.New("not mounted")
 
-// findMounted returns the mount that is named by its image, its mount point, its file, a device on which its file is
-// attached, or where such a device is mounted. The error matches errNotMounted where there is none.
+// Find returns the mount that is named by its image, its mount point, its file, a device on which its file is
+// attached, or where such a device is mounted. The error matches ErrNotMounted where there is none.
 //
 // An image is known by its file, as the server has it open, and not by a path: another file may have that now.
-func findMounted(name string) (*activeMount, error) {
+func Find(name string) (*Mount, error) {
 	at, err := mounts.Locate(name)
 	switch {
 	case err == nil && at.Mount != nil && at.Mount.FSType == mounts.Type:
 		if at.Rest != "" && at.Rest != mounts.FileName {
 			return nil, notMounted(name, nil)
 		}
-		return describeNamed(at.Mount)
+		return Describe(at.Mount)
 	case err == nil:
 		name = at.Path
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR):
 		return nil, err
 	}
-	list, err := listMounts()
+	list, err := List()
 	if err != nil {
 		return nil, err
 	}
-	list = slices.DeleteFunc(list, func(m *activeMount) bool { return m.State == stateHidden })
+	list = slices.DeleteFunc(list, func(m *Mount) bool { return m.State == Hidden })
 	found, err := byFile(name, at, list)
 	if err != nil {
 		return nil, err
@@ -59,8 +60,8 @@ func findMounted(name string) (*activeMount, error) {
 	return nil, fmt.Errorf("%s is mounted more than once; name one of the mount points: %s", name, strings.Join(points, ", "))
 }
 
-// describeNamed describes the mount that a path has led to. That may be one of its file alone, bound to another place.
-func describeNamed(m *mountinfo.Info) (*activeMount, error) {
+// Describe describes the mount that a path has led to. That may be one of its file alone, bound to another place.
+func Describe(m *mountinfo.Info) (*Mount, error) {
 	if m.Root != "/" {
 		same, err := mounts.Of(mounts.DeviceOf(m))
 		if err != nil {
@@ -74,13 +75,25 @@ func describeNamed(m *mountinfo.Info) (*activeMount, error) {
 	if err != nil {
 		return nil, err
 	}
-	return describeMount(m, table)
+	return describe(m, table)
+}
+
+// Holding returns the mounts of images that hold the mounted file systems of table, each once.
+func Holding(table []*mountinfo.Info) (found []*Mount, err error) {
+	list, err := List()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range table {
+		found = append(found, byLoops(devicesOf(m), list)...)
+	}
+	return oncePerDevice(found), nil
 }
 
 // oncePerDevice leaves out further places at which the same mount is.
-func oncePerDevice(list []*activeMount) (once []*activeMount) {
+func oncePerDevice(list []*Mount) (once []*Mount) {
 	for _, m := range list {
-		if !slices.ContainsFunc(once, func(o *activeMount) bool { return o.device == m.device }) {
+		if !slices.ContainsFunc(once, func(o *Mount) bool { return o.Device == m.Device }) {
 			once = append(once, m)
 		}
 	}
@@ -88,7 +101,7 @@ func oncePerDevice(list []*activeMount) (once []*activeMount) {
 }
 
 // byFile finds the mounts that the file, the device or the directory at path stands for.
-func byFile(path string, at *mounts.Location, list []*activeMount) ([]*activeMount, error) {
+func byFile(path string, at *mounts.Location, list []*Mount) ([]*Mount, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		// Nothing can be asked what it is but its name.
@@ -116,10 +129,10 @@ func byFile(path string, at *mounts.Location, list []*activeMount) ([]*activeMou
 }
 
 // byIdentity finds the mounts of the image with the same file, or the same device.
-func byIdentity(st os.FileInfo, list []*activeMount) (found []*activeMount) {
+func byIdentity(st os.FileInfo, list []*Mount) (found []*Mount) {
 	id := mounts.FileID(st)
 	for _, m := range list {
-		if m.imageID != "" && m.imageID == id {
+		if m.ImageID != "" && m.ImageID == id {
 			found = append(found, m)
 		}
 	}
@@ -127,13 +140,13 @@ func byIdentity(st os.FileInfo, list []*activeMount) (found []*activeMount) {
 }
 
 // byPath finds the mounts whose servers cannot be asked which file they have open, by the path of the image.
-func byPath(path string, list []*activeMount) (found []*activeMount) {
-	abs, err := absPath(path)
+func byPath(path string, list []*Mount) (found []*Mount) {
+	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil
 	}
 	for _, m := range list {
-		if m.imageID == "" && m.trusted && m.Image == abs {
+		if m.ImageID == "" && m.trusted && m.Image == abs {
 			found = append(found, m)
 		}
 	}
@@ -141,7 +154,7 @@ func byPath(path string, list []*activeMount) (found []*activeMount) {
 }
 
 // byLoops finds the mounts on whose files one of the loop devices is attached.
-func byLoops(paths []string, list []*activeMount) (found []*activeMount) {
+func byLoops(paths []string, list []*Mount) (found []*Mount) {
 	for _, m := range list {
 		if slices.ContainsFunc(m.Devices, func(d loop.Device) bool { return slices.Contains(paths, d.Path) }) {
 			found = append(found, m)
@@ -167,22 +180,27 @@ func devicesOf(m *mountinfo.Info) []string {
 }
 
 // notMounted is the error for a name of nothing that is mounted. Where a mount has once been made by that name, it says so.
-func notMounted(name string, list []*activeMount) error {
-	if abs, err := absPath(name); err == nil {
+func notMounted(name string, list []*Mount) error {
+	if abs, err := filepath.Abs(name); err == nil {
 		for _, m := range list {
 			switch {
 			case m.Image != abs:
 			case !m.trusted: // by its own account, which is no reason to act on it
-				return fmt.Errorf("%s is %w by root or by you, but by another user; to unmount that mount, name its mount point: vhdxfs umount %s", name, errNotMounted, printable(m.MountPoint))
+				return fmt.Errorf("%s is %w by root or by you, but by another user; to unmount that mount, name its mount point: vhdxfs umount %s", name, ErrNotMounted, terminal.Printable(m.MountPoint))
 			case m.ImageState != "":
-				return fmt.Errorf("%s is %w: the image that is mounted at %s had this name and was %s; name the mount point to mean that one", name, errNotMounted, m.MountPoint, m.ImageState)
+				return fmt.Errorf("%s is %w: the image that is mounted at %s had this name and was %s; name the mount point to mean that one", name, ErrNotMounted, m.MountPoint, m.ImageState)
 			}
 		}
 	}
-	if isDir(name) {
-		return fmt.Errorf("%s is %w: no VHDX image is mounted on this directory; vhdxfs list shows what is mounted", name, errNotMounted)
+	if isDirectory(name) {
+		return fmt.Errorf("%s is %w: no VHDX image is mounted on this directory; vhdxfs list shows what is mounted", name, ErrNotMounted)
 	}
-	return fmt.Errorf("%s is %w; vhdxfs list shows what is mounted", name, errNotMounted)
+	return fmt.Errorf("%s is %w; vhdxfs list shows what is mounted", name, ErrNotMounted)
+}
+
+func isDirectory(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
 }
 
 // A loopTable is all loop devices on files that are named as those of mounts are, and where those files are.
@@ -221,9 +239,9 @@ func (t loopTable) of(m *mountinfo.Info) []loop.Device {
 	return list
 }
 
-// loopsAt returns the loop devices on the file of the mount at a directory.
-func loopsAt(dir string) ([]loop.Device, error) {
-	m, err := imageMountAt(dir)
+// Devices returns the loop devices on the file of the mount at a directory.
+func Devices(dir string) ([]loop.Device, error) {
+	m, err := mounts.ImageAt(dir)
 	if err != nil || m == nil {
 		return nil, err
 	}
