@@ -95,7 +95,7 @@ func (w *writer) zeroBlock(b, off, end int64) error {
 func (w *writer) writeZeroSectors(b, off, end int64) error {
 	for off < end {
 		p := zerosAt(off, end-off)
-		if err := w.writeAlone(b, off, p); err != nil {
+		if err := w.writeAlone(b, off, source{p: p}); err != nil {
 			return err
 		}
 		off += int64(len(p))
@@ -173,5 +173,5 @@ func (w *writer) allocateBlock(b, off int64) error {
 		}
 		return nil
 	}
-	return w.newFull(b, b<<w.current().geo.BlockShift, nil)
+	return w.newFull(b, b<<w.current().geo.BlockShift, source{})
 }

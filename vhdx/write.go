@@ -72,6 +72,31 @@ func (w *writer) withSpace(do func() error) error {
 	return do()
 }
 
+// A source is what a change puts into the file: bytes, or those of another file whose space the file is to share.
+type source struct {
+	p []byte
+
+	from    File // nil for p
+	fromOff int64
+	n       int64 // of from, in bytes
+}
+
+func (s source) len() int64 {
+	if s.from != nil {
+		return s.n
+	}
+	return int64(len(s.p))
+}
+
+// put puts s at file offset off.
+func (s source) put(to File, off int64) (err error) {
+	if s.from != nil {
+		return to.Clone(off, s.from, s.fromOff, s.n)
+	}
+	_, err = to.WriteAt(s.p, off)
+	return err
+}
+
 // writeBlock writes p to byte off in payload block b. Between the two attempts the block's lock is free, so writeAlone looks at
 // the BAT entry anew.
 func (w *writer) writeBlock(b, off int64, p []byte) error {
@@ -83,7 +108,7 @@ func (w *writer) writeBlock(b, off int64, p []byte) error {
 	lock := w.blocks.of(b)
 	lock.Lock()
 	defer lock.Unlock()
-	return w.writeAlone(b, off, p)
+	return w.writeAlone(b, off, source{p: p})
 }
 
 // overwrite writes p in place, and reports false if that is not all there is to do. It reads the BAT entry and the bits of the
@@ -100,7 +125,7 @@ func (w *writer) overwrite(b, off int64, p []byte) (done bool, err error) {
 	switch entry.State() {
 	case ondisk.FullyPresent:
 	case ondisk.PartiallyPresent:
-		if !w.current().aligned(off, p) {
+		if !w.current().aligned(off, int64(len(p))) {
 			return false, nil
 		}
 		here, end, err := w.current().sectorRun(off, off+int64(len(p)))
@@ -110,49 +135,48 @@ func (w *writer) overwrite(b, off int64, p []byte) (done bool, err error) {
 	default:
 		return false, nil
 	}
-	return true, w.writePlace(entry, off, p)
+	return true, w.writePlace(entry, off, source{p: p})
 }
 
-// aligned reports whether p covers whole sectors.
-func (l *layer) aligned(off int64, p []byte) bool {
-	return (off|int64(len(p)))&(l.geo.SectorSize-1) == 0
+// aligned reports whether the n bytes from off on are whole sectors.
+func (l *layer) aligned(off, n int64) bool {
+	return (off|n)&(l.geo.SectorSize-1) == 0
 }
 
-// writePlace writes p into the place of the present block that has the given entry. The headers tell of the change, durably,
-// before the bytes can be in the file. A round learns of the change after they are, also after an error: a part of p may be
+// writePlace puts s into the place of the present block that has the given entry. The headers tell of the change, durably,
+// before the bytes can be in the file. A round learns of the change after they are, also after an error: a part of it may be
 // there, and the next sync has to cover it.
-func (w *writer) writePlace(entry ondisk.BATEntry, off int64, p []byte) error {
+func (w *writer) writePlace(entry ondisk.BATEntry, off int64, s source) error {
 	if err := w.announce(dataWrite); err != nil {
 		return err
 	}
 	defer w.changed()
-	_, err := w.file.WriteAt(p, entry.FileOff()+w.current().geo.InBlock(off))
-	return err
+	return s.put(w.file, entry.FileOff()+w.current().geo.InBlock(off))
 }
 
-// writeAlone writes p to byte off in block b, whose lock the caller holds alone (MS-VHDX 2.5.1.1).
-func (w *writer) writeAlone(b, off int64, p []byte) error {
+// writeAlone puts s at byte off in block b, whose lock the caller holds alone (MS-VHDX 2.5.1.1).
+func (w *writer) writeAlone(b, off int64, s source) error {
 	entry, _, err := w.current().lookup(off, off+1)
 	if err != nil {
 		return err
 	}
-	whole := w.current().wholeBlock(b, off, int64(len(p)))
+	whole := w.current().wholeBlock(b, off, s.len())
 	switch st := entry.State(); {
 	case st == ondisk.FullyPresent:
-		return w.writePlace(entry, off, p)
+		return w.writePlace(entry, off, s)
 	case st == ondisk.PartiallyPresent:
-		return w.writePartial(b, entry, off, p)
+		return w.writePartial(b, entry, off, s)
 	case st == ondisk.NotPresent && w.current().geo.HasParent && !whole:
-		return w.newPartial(b, off, p) // the parent still has the rest of the block
-	case w.detectZeroes && allZero(p):
+		return w.newPartial(b, off, s) // the parent still has the rest of the block
+	case w.detectZeroes && s.from == nil && allZero(s.p):
 		// Only a state of the block hides the parent. And a place that the block keeps holds old bytes, which other readers
 		// may show.
 		if st == ondisk.NotPresent && w.current().geo.HasParent || entry.Offset() != 0 {
 			return w.unmap(b, entry, dataWrite)
 		}
 		return nil // it reads as zero already
-	default: // all of the block reads as zero, or p covers it
-		return w.newFull(b, off, p)
+	default: // all of the block reads as zero, or s covers it
+		return w.newFull(b, off, s)
 	}
 }
 
@@ -161,15 +185,15 @@ func (l *layer) wholeBlock(b, off, n int64) bool {
 	return l.geo.InBlock(off) == 0 && off+n == l.geo.BlockEnd(b)
 }
 
-// newFull gives block b a place that holds p at byte off and zeros elsewhere. Without p it only reserves the place,
+// newFull gives block b a place that holds s at byte off and zeros elsewhere. If s is empty it only reserves the place,
 // which no reader of the disk can see.
 //
 // Everything that can fail comes before apply: an error, such as ENOSPC, leaves the block as it was, and end returns the
 // place. Reads that take no lock find the new entry only when all bytes of the block are in the file.
-func (w *writer) newFull(b, off int64, p []byte) error {
+func (w *writer) newFull(b, off int64, s source) error {
 	g := &w.current().geo
 	kind := dataWrite
-	if len(p) == 0 {
+	if s.len() == 0 {
 		kind = fileWrite
 	}
 	e, err := w.edit(kind, 1)
@@ -188,7 +212,7 @@ func (w *writer) newFull(b, off int64, p []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := w.fillBlock(at, g.InBlock(off), p); err != nil {
+	if err := w.fillBlock(at, g.InBlock(off), s); err != nil {
 		return err
 	}
 	e.apply(func() {
@@ -201,23 +225,22 @@ func (w *writer) newFull(b, off int64, p []byte) error {
 	return nil
 }
 
-// fillBlock writes p at byte in of the place at, and zeros to the rest of it. Fresh space reads as zero without that. Nothing
+// fillBlock puts s at byte in of the place at, and zeros to the rest of it. Fresh space reads as zero without that. Nothing
 // names the place yet, so the order of these writes does not matter.
-func (w *writer) fillBlock(at place, in int64, p []byte) error {
+func (w *writer) fillBlock(at place, in int64, s source) error {
 	if !at.fresh {
 		if err := w.space.zero(at.off, in); err != nil {
 			return err
 		}
-		end := in + int64(len(p))
+		end := in + s.len()
 		if err := w.space.zero(at.off+end, at.size-end); err != nil {
 			return err
 		}
 	}
-	if len(p) == 0 {
+	if s.len() == 0 {
 		return w.space.fill(at.off, at.size)
 	}
-	_, err := w.file.WriteAt(p, at.off+in)
-	return err
+	return s.put(w.file, at.off+in)
 }
 
 // setEntry changes a BAT entry of a payload block. The caller is in an edit's apply.
@@ -229,19 +252,19 @@ func (w *writer) setEntry(bat *cache.Page, word int, e ondisk.BATEntry) {
 	bat.SetWord(word, uint64(e))
 }
 
-// writePartial writes p to byte off in the partially present block b, whose lock the caller holds alone. The bytes come
+// writePartial puts s at byte off in the partially present block b, whose lock the caller holds alone. The bytes come
 // first: until their bits are set, reads take these sectors from the parent.
-func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, p []byte) error {
-	off, p, err := w.wholeSectors(off, p)
+func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, s source) error {
+	off, s, err := w.wholeSectors(off, s)
 	if err != nil {
 		return err
 	}
-	if err := w.writePlace(entry, off, p); err != nil {
+	if err := w.writePlace(entry, off, s); err != nil {
 		return err
 	}
 	// The bits cannot change before apply, since the block's lock is held alone.
-	here, end, err := w.current().sectorRun(off, off+int64(len(p)))
-	if err != nil || here && end == off+int64(len(p)) {
+	here, end, err := w.current().sectorRun(off, off+s.len())
+	if err != nil || here && end == off+s.len() {
 		return err
 	}
 	e, err := w.edit(dataWrite, w.current().bitmapPages()+1)
@@ -260,7 +283,7 @@ func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, p []byt
 	e.apply(func() {
 		// A read between these two finds the block partially present with the new bits, which is right: the bytes are in the
 		// file, and the place stays the same.
-		bits.set(w.current().sectorInBlock(off), int64(len(p))>>w.current().geo.SectorShift)
+		bits.set(w.current().sectorInBlock(off), s.len()>>w.current().geo.SectorShift)
 		if bits.all() {
 			w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.FullyPresent, entry.FileOff()))
 		}
@@ -269,10 +292,10 @@ func (w *writer) writePartial(b int64, entry ondisk.BATEntry, off int64, p []byt
 	return nil
 }
 
-// newPartial gives block b, which the parent holds so far, a place that holds the sectors of p at byte off. All
+// newPartial gives block b, which the parent holds so far, a place that holds the sectors of s at byte off. All
 // other sectors remain the parent's; their part of the place is not written, since their bits keep every reader away.
-func (w *writer) newPartial(b, off int64, p []byte) error {
-	off, p, err := w.wholeSectors(off, p)
+func (w *writer) newPartial(b, off int64, s source) error {
+	off, s, err := w.wholeSectors(off, s)
 	if err != nil {
 		return err
 	}
@@ -313,7 +336,7 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 		return err
 	}
 	// Before apply nothing names the place. After an error it goes back, and no bit is set.
-	if _, err := w.file.WriteAt(p, at.off+g.InBlock(off)); err != nil {
+	if err := s.put(w.file, at.off+g.InBlock(off)); err != nil {
 		return err
 	}
 	// Reads take no lock: they look at the entry first, then at the bitmap. So the bitmap and the bits have to be there
@@ -321,7 +344,7 @@ func (w *writer) newPartial(b, off int64, p []byte) error {
 	e.apply(func() {
 		publish()
 		bits.clear() // those of a block that is not partially present mean nothing, and may be set
-		bits.set(w.current().sectorInBlock(off), int64(len(p))>>g.SectorShift)
+		bits.set(w.current().sectorInBlock(off), s.len()>>g.SectorShift)
 		w.setEntry(bat, word, ondisk.NewBATEntry(ondisk.PartiallyPresent, at.off))
 		w.dirty.barrier = true // the entry and the bits hide the parent's data
 	})
@@ -358,22 +381,23 @@ func (w *writer) newBitmap(e *edit, chunk int64) (bitmap *cache.Span, publish fu
 	}, nil
 }
 
-// wholeSectors widens p, at byte off, to whole sectors: what is added is read from the disk as it is. The caller holds the
-// block's lock alone, so it is still true when it is written, and the block keeps the place that is read.
-func (w *writer) wholeSectors(off int64, p []byte) (int64, []byte, error) {
-	if w.current().aligned(off, p) {
-		return off, p, nil
+// wholeSectors widens s, at byte off, to whole sectors: what is added is read from the disk as it is. The caller holds the
+// block's lock alone, so it is still true when it is written, and the block keeps the place that is read. What is shared with
+// another file is whole sectors.
+func (w *writer) wholeSectors(off int64, s source) (int64, source, error) {
+	if w.current().aligned(off, s.len()) {
+		return off, s, nil
 	}
-	size := w.current().geo.SectorSize
+	p, size := s.p, w.current().geo.SectorSize
 	start, end := off&^(size-1), ondisk.RoundUp(off+int64(len(p)), size)
 	wide := make([]byte, end-start)
 	im := Image{own: w.own}
 	if _, err := im.ReadAt(wide[:size], start); err != nil {
-		return 0, nil, err
+		return 0, s, err
 	}
 	if _, err := im.ReadAt(wide[len(wide)-int(size):], end-size); err != nil {
-		return 0, nil, err
+		return 0, s, err
 	}
 	copy(wide[off-start:], p)
-	return start, wide, nil
+	return start, source{p: wide}, nil
 }

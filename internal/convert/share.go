@@ -164,7 +164,7 @@ func (p *producer) clone(f imagefile.File, toDisk, from, to int64) (int64, error
 		if err != nil {
 			return from, err
 		}
-		if err := imagefile.Clone(s.to, at, f, from-toDisk, n); err != nil {
+		if err := s.to.Clone(at, f, from-toDisk, n); err != nil {
 			s.can[f] = false
 			return from, s.refuse(err)
 		}

@@ -34,6 +34,12 @@ type File interface {
 	Allocate(off, n int64) error  // the range has space, and reads as zero where nothing was; the file grows to its end
 	ZeroRange(off, n int64) error // the range reads as zero and keeps, or gets, its space; the size stays
 
+	// Clone makes n bytes, from off on, share the space of those of src from srcOff on: no byte moves, and what is written to
+	// either file later gets space of its own. Offsets and n are multiples of ShareUnit, both ranges lie inside their files, and
+	// do not overlap. Where it fails, the bytes are old or new, as after a failed write; IsUnsupported holds where the two files
+	// cannot share anything.
+	Clone(off int64, src File, srcOff, n int64) error
+
 	// NextData returns the first offset at or after off that may hold other bytes than zero, and io.EOF where none
 	// follows. A file that does not know its holes has none: it returns off.
 	NextData(off int64) (int64, error)
@@ -82,23 +88,24 @@ type File interface {
 // other program sees, and that has no descriptor.
 type Plain struct{}
 
-func (Plain) PunchHole(off, n int64) error            { return errors.ErrUnsupported }
-func (Plain) Allocate(off, n int64) error             { return errors.ErrUnsupported }
-func (Plain) ZeroRange(off, n int64) error            { return errors.ErrUnsupported }
-func (Plain) NextData(off int64) (int64, error)       { return off, nil }
-func (Plain) NextHole(off int64) (int64, error)       { return math.MaxInt64, nil }
-func (Plain) Host() Host                              { return Host{} }
-func (Plain) Sparse() bool                            { return false }
-func (Plain) IsDevice() bool                          { return false }
-func (Plain) Fd() (uintptr, bool)                     { return 0, false }
-func (Plain) Identity() (fs.FileInfo, error)          { return nil, errors.ErrUnsupported }
-func (Plain) PathNow() string                         { return "" }
-func (Plain) Named(path string) (File, error)         { return nil, errors.ErrUnsupported }
-func (Plain) Lock(mode LockMode, kind LockKind) error { return errors.ErrUnsupported }
-func (Plain) Share() error                            { return errors.ErrUnsupported }
-func (Plain) Relock(kind LockKind) (bool, error)      { return false, errors.ErrUnsupported }
-func (Plain) Unlock() error                           { return errors.ErrUnsupported }
-func (Plain) Forget() error                           { return nil }
+func (Plain) PunchHole(off, n int64) error                   { return errors.ErrUnsupported }
+func (Plain) Allocate(off, n int64) error                    { return errors.ErrUnsupported }
+func (Plain) ZeroRange(off, n int64) error                   { return errors.ErrUnsupported }
+func (Plain) Clone(off int64, src File, from, n int64) error { return errors.ErrUnsupported }
+func (Plain) NextData(off int64) (int64, error)              { return off, nil }
+func (Plain) NextHole(off int64) (int64, error)              { return math.MaxInt64, nil }
+func (Plain) Host() Host                                     { return Host{} }
+func (Plain) Sparse() bool                                   { return false }
+func (Plain) IsDevice() bool                                 { return false }
+func (Plain) Fd() (uintptr, bool)                            { return 0, false }
+func (Plain) Identity() (fs.FileInfo, error)                 { return nil, errors.ErrUnsupported }
+func (Plain) PathNow() string                                { return "" }
+func (Plain) Named(path string) (File, error)                { return nil, errors.ErrUnsupported }
+func (Plain) Lock(mode LockMode, kind LockKind) error        { return errors.ErrUnsupported }
+func (Plain) Share() error                                   { return errors.ErrUnsupported }
+func (Plain) Relock(kind LockKind) (bool, error)             { return false, errors.ErrUnsupported }
+func (Plain) Unlock() error                                  { return errors.ErrUnsupported }
+func (Plain) Forget() error                                  { return nil }
 
 func (Plain) ReadFresh(p []byte, off int64) (int, error) { return 0, errors.ErrUnsupported }
 

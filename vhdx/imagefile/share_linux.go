@@ -7,19 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Clone makes n bytes of dst, from dstOff on, share the space of those of src from srcOff on: no byte moves, and what is
-// written to either file later gets space of its own. Offsets and n are multiples of ShareUnit; the range lies inside src.
-// Where it fails, the bytes of dst are old or new, as after a failed write.
-func Clone(dst File, dstOff int64, src File, srcOff, n int64) error {
-	to, ok := dst.Fd()
-	from, also := src.Fd()
-	if !ok || !also {
+// Clone shares space by FICLONERANGE.
+func (f *hostFile) Clone(off int64, src File, srcOff, n int64) error {
+	from, ok := src.Fd()
+	if !ok {
 		return errors.ErrUnsupported
 	}
-	r := unix.FileCloneRange{Src_fd: int64(from), Src_offset: uint64(srcOff), Src_length: uint64(n), Dest_offset: uint64(dstOff)}
-	err := unix.IoctlFileCloneRange(int(to), &r)
+	r := unix.FileCloneRange{Src_fd: int64(from), Src_offset: uint64(srcOff), Src_length: uint64(n), Dest_offset: uint64(off)}
+	fd, _ := f.Fd()
+	err := unix.IoctlFileCloneRange(int(fd), &r)
 	for err == unix.EINTR {
-		err = unix.IoctlFileCloneRange(int(to), &r)
+		err = unix.IoctlFileCloneRange(int(fd), &r)
 	}
 	if err != nil {
 		return &fs.PathError{Op: "share space with", Path: pathOf(src), Err: err}
@@ -45,7 +43,7 @@ func CanClone(dst, src File) error {
 		return err
 	}
 	// A range behind the end, and in the middle of a block, is invalid for each file system that could share it.
-	err = Clone(dst, 0, src, size|1, 1)
+	err = dst.Clone(0, src, size|1, 1)
 	if errors.Is(err, unix.EINVAL) {
 		return nil
 	}

@@ -158,6 +158,10 @@ func (f *File) ZeroRange(off, n int64) error {
 	return f.checked(func() error { return f.File.ZeroRange(off, n) })
 }
 
+func (f *File) Clone(off int64, src imagefile.File, srcOff, n int64) error {
+	return f.checked(func() error { return f.File.Clone(off, src, srcOff, n) })
+}
+
 // Named returns another descriptor of the same open file, under the same lease.
 func (f *File) Named(path string) (imagefile.File, error) {
 	other, err := f.File.Named(path)
