@@ -3,6 +3,7 @@ package test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -146,6 +147,23 @@ func reflink(t *testing.T, dir, fstype string) {
 	mustVhdxfs(t, "compare", "--strict", at("child.vhdx"), at("flat.vhdx"))
 	unchanged(t, raw, before)
 
+	// A merge shares what the child holds, takes no space, and leaves nothing shared where the child goes.
+	mustVhdxfs(t, "convert", "--reflink=never", at("child.vhdx"), at("merged.raw"))
+	free = freeBytes(t, dir)
+	var merged struct {
+		Shared int64 `json:"shared_bytes"`
+		Data   int64 `json:"data_bytes"`
+	}
+	out := mustVhdxfs(t, "merge", "--json", "--delete", at("child.vhdx"))
+	if err := json.Unmarshal([]byte(out), &merged); err != nil || merged.Shared < 5*mib || merged.Shared > merged.Data {
+		t.Errorf("%v: %s", err, out)
+	}
+	if used := free - freeBytes(t, dir); used > mib {
+		t.Errorf("the merge took %d bytes of space", used)
+	}
+	checkClean(t, at("d.vhdx"))
+	mustVhdxfs(t, "compare", at("merged.raw"), at("d.vhdx"))
+
 	// Not across file systems.
 	elsewhere := filepath.Join(smallFS(t, "tmpfs", "64"), "out.vhdx")
 	if got := copied(t, "convert", raw, elsewhere); got != 0 {
@@ -157,6 +175,63 @@ func reflink(t *testing.T, dir, fstype string) {
 		t.Errorf("exit status %d: %s", r.status, r.stderr)
 	}
 	mustVhdxfs(t, "compare", raw, elsewhere) // it is still there
+}
+
+// On XFS, blocks move without a copy when an image is compacted, mounted or not, and the sandbox lets them.
+func TestCompactMovesByReflink(t *testing.T) {
+	t.Parallel()
+	for _, mounted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("mounted %v", mounted), func(t *testing.T) {
+			dir := reflinkFS(t, "xfs")
+			img, raw := filepath.Join(dir, "disk.vhdx"), filepath.Join(dir, "disk.raw")
+			must(t, "dd", "if=/dev/urandom", "of="+raw, "bs=1M", "count=32", "status=none")
+			mustVhdxfs(t, "convert", "--reflink=never", "--block-size", "1M", raw, img)
+			must(t, "dd", "if=/dev/zero", "of="+raw, "bs=1M", "count=16", "conv=notrunc", "status=none")
+			s := serve(t, img)
+			must(t, "fallocate", "--punch-hole", "--offset", "0", "--length", "16MiB", s.disk)
+			if !mounted {
+				s.end(t)
+			}
+			must(t, "sync", "--file-system", dir)
+			before := places(t, img)
+			if out := mustVhdxfs(t, "compact", img); !strings.Contains(out, "16 MiB") {
+				t.Logf("compact: %s", out)
+			}
+			if mounted {
+				s.end(t)
+			}
+			checkClean(t, img)
+			mustVhdxfs(t, "compare", raw, img)
+			must(t, "sync", "--file-system", dir)
+			if size := stat(t, img).Size; size > 24*mib {
+				t.Errorf("the file has %d bytes", size)
+			}
+			stayed := 0
+			for at := range places(t, img) {
+				if before[at] {
+					stayed++
+				}
+			}
+			if stayed < 16*mib/4096 {
+				t.Errorf("%d blocks of the host are where they were, want those of 16 MiB", stayed)
+			}
+		})
+	}
+}
+
+// places returns the numbers of the host's blocks of 4 KiB that a file has.
+func places(t *testing.T, path string) map[int64]bool {
+	t.Helper()
+	all := map[int64]bool{}
+	for line := range strings.Lines(must(t, "filefrag", "-v", "-b4096", path)) {
+		var n, from, to, first, last int64
+		if _, err := fmt.Sscanf(line, "%d: %d.. %d: %d.. %d:", &n, &from, &to, &first, &last); err == nil {
+			for b := first; b <= last; b++ {
+				all[b] = true
+			}
+		}
+	}
+	return all
 }
 
 // A write to what is shared needs space. Without any, the writer is told so, and what was there stays; with space again, it

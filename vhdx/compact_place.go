@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"github.com/vhdxfs/vhdxfs/cache"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
@@ -92,6 +93,10 @@ func (w *writer) copyBelow(size, from, i int64, copyTo func(from int64, to place
 // space in the new one either, where the file may have holes.
 func (w *writer) copyPlace(from int64, to place) error {
 	keep := w.current().keepsBlocks()
+	// Where the space of what stays behind is free at once, no byte has to move. Whatever keeps the host from it, a copy shows.
+	if !keep && w.file.Host().FreesParts == imagefile.Yes && w.file.Clone(to.off, w.file, from, to.size) == nil {
+		return nil
+	}
 	sparse := w.space.punch && !keep
 	if sparse {
 		if err := w.space.zero(to.off, to.size); err != nil {

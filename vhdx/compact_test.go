@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
+	"github.com/vhdxfs/vhdxfs/test/powercut"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
@@ -266,5 +269,61 @@ func TestSeekFindsWhatMoves(t *testing.T) {
 	}
 	if off, err := im.SeekData(0); err != nil || off != 5*ondisk.MiB || !moved {
 		t.Errorf("data at %#x, %v; want it at %#x; the block has moved: %v", off, err, 5*ondisk.MiB, moved)
+	}
+}
+
+// A cloningFile counts what is shared.
+type cloningFile struct {
+	*powercut.Disk
+	freesParts imagefile.Fact
+	cloned     int64 // bytes
+}
+
+func (f *cloningFile) Clone(off int64, src File, from, n int64) error {
+	err := f.Disk.Clone(off, src, from, n)
+	if err == nil {
+		f.cloned += n
+	}
+	return err
+}
+
+func (f *cloningFile) Host() imagefile.Host { return imagefile.Host{FreesParts: f.freesParts} }
+
+// Where files share space and give it back in parts, blocks move without being read. The disk stays the same.
+func TestCompactShares(t *testing.T) {
+	for name, newChain := range looseChains() {
+		for _, frees := range []imagefile.Fact{imagefile.Yes, imagefile.No} {
+			t.Run(fmt.Sprintf("%s, %v", name, frees), func(t *testing.T) {
+				c := newChain()
+				want, got := make([]byte, c[0].diskSize), make([]byte, c[0].diskSize)
+				newModel(c).ReadAt(want, 0)
+				f := &cloningFile{Disk: powercut.New(c[0].memFile, c[0].memFile.size), freesParts: frees}
+				f.Shares = true
+				files := []File{f}
+				for _, p := range c[1:] {
+					files = append(files, p.memFile)
+				}
+				im, err := loadWritable(Options{Writable: true, Discard: DiscardPunch}, files...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r, err := im.Compact(context.Background(), CompactOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r.Moved == 0 || f.cloned > 0 != (frees == imagefile.Yes) {
+					t.Errorf("result %+v; %d bytes were shared", r, f.cloned)
+				}
+				if _, err := im.ReadAt(got, 0); err != nil {
+					t.Fatal(err)
+				}
+				if d := firstDifference(got, want); d >= 0 {
+					t.Errorf("byte %#x reads as %#x, want %#x", d, got[d], want[d])
+				}
+				if err := im.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
 	}
 }

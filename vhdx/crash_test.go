@@ -100,10 +100,11 @@ func (h *history) check(im *Image) error {
 type host struct {
 	noHoles     bool // holes do harm
 	noFallocate bool // space cannot be reserved, nor a range be zeroed, but by writing
+	shares      bool // files can share space
 }
 
 // crashHosts are those on which the power is cut; most people have the first.
-var crashHosts = []host{{}, {noFallocate: true}, {noHoles: true}, {noHoles: true, noFallocate: true}}
+var crashHosts = []host{{}, {noFallocate: true}, {noHoles: true}, {noHoles: true, noFallocate: true}, {shares: true}}
 
 // onHosts has do cut the power: at every operation on the host of most people and, so that it ends soon, at every step-th
 // from the first on each of the others, with each seed at others.
@@ -123,7 +124,7 @@ func onHosts(seed uint64, do func(h host, first, step int) error) error {
 // disk returns a file that loses power there.
 func (h host) disk(img io.ReaderAt, size int64) *powercut.Disk {
 	d := powercut.New(img, size)
-	d.NoHoles, d.NoFallocate = h.noHoles, h.noFallocate
+	d.NoHoles, d.NoFallocate, d.Shares = h.noHoles, h.noFallocate, h.shares
 	return d
 }
 

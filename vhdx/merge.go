@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
@@ -18,8 +19,10 @@ type MergeOptions struct {
 	Delete   bool                           // remove what was merged
 	KeepName bool                           // the result takes the name of the image, whose file is gone then
 	DryRun   bool                           // say what would be done, and change nothing
+	Reflink  imagefile.Reflink              // whether the result shares space with what is merged
 	Phase    func(name string, total int64) // begins to merge one image, which holds so many bytes of data
 	Progress func(n int64)                  // n more of them are done
+	Shared   func(n int64)                  // n more of those that are done share space
 }
 
 // A MergeResult says what Merge did. Sizes are in bytes.
@@ -27,7 +30,8 @@ type MergeResult struct {
 	Merged []string `json:"merged"`     // the images that are not needed any more, the nearest to the result first
 	Into   string   `json:"into"`       // the image that they were merged into
 	Path   string   `json:"path"`       // where it is now
-	Data   int64    `json:"data_bytes"` // written to it
+	Data   int64    `json:"data_bytes"` // written to it, or shared with it
+	Shared int64    `json:"shared_bytes"`
 	Zero   int64    `json:"zero_bytes"` // made zero in it
 	DryRun bool     `json:"dry_run,omitempty"`
 }
@@ -58,6 +62,9 @@ const mergePiece = 4 * ondisk.MiB
 // the one above C then names P as its parent, whose DataWriteGuid it knows from C; also one entry of the log.
 func Merge(ctx context.Context, path string, o MergeOptions) (_ *MergeResult, err error) {
 	withoutNil(&o.Phase, &o.Progress)
+	if o.Shared == nil {
+		o.Shared = func(int64) {}
+	}
 	// Nothing in the background: what is done, and when, is said above.
 	o.Open.Commit, o.Open.IdleClean, o.Open.AnyParent, o.Open.DetectZeroes = 0, 0, false, true
 	layers, err := planMerge(path, o)
@@ -112,6 +119,10 @@ func (m *merge) do() error {
 // push merges child into its parent; the steps are those that Merge tells of.
 func (m *merge) push(child, parent *Image) error {
 	own := child.current().headers.header().DataWriteGUID
+	share, err := m.newSharing(child, parent)
+	if err != nil {
+		return err
+	}
 	if err := handOver(child, parent, uuid.New()); err != nil {
 		return err
 	}
@@ -121,7 +132,7 @@ func (m *merge) push(child, parent *Image) error {
 		}
 		child.current().parent = parent.current()
 	}
-	if err := m.copyDown(child, parent); err != nil {
+	if err := m.copyDown(child, parent, share); err != nil {
 		return err
 	}
 	if err := parent.Clean(); err != nil {
@@ -163,8 +174,8 @@ func (m *merge) skip(above, between, into *Image) error {
 	return nil
 }
 
-// copyDown writes to parent what child holds.
-func (m *merge) copyDown(child, parent *Image) error {
+// copyDown writes to parent what child holds, or shares it.
+func (m *merge) copyDown(child, parent *Image, share *sharing) error {
 	total := int64(0)
 	err := m.eachHeld(child, mergePiece, func(e Extent) error {
 		if e.File != nil {
@@ -177,19 +188,40 @@ func (m *merge) copyDown(child, parent *Image) error {
 	}
 	m.Phase("merge "+filepath.Base(child.current().path), total)
 	buf := make([]byte, mergePiece)
+	write := func(e Extent, from, to int64) error {
+		if from == to {
+			return nil
+		}
+		e.FileOff, e.DiskOff, e.Len = e.FileOff+from-e.DiskOff, from, to-from
+		p := buf[:e.Len]
+		if err := e.Read(p); err != nil {
+			return err
+		}
+		_, err := parent.WriteAt(p, e.DiskOff)
+		return err
+	}
 	return m.eachHeld(child, mergePiece, func(e Extent) error {
 		if e.File == nil {
 			m.result.Zero += e.Len
 			return parent.Zero(e.DiskOff, e.Len)
 		}
-		p := buf[:e.Len]
-		if err := e.Read(p); err != nil {
+		from, to, err := share.part(e)
+		if err != nil {
 			return err
 		}
-		if _, err := parent.WriteAt(p, e.DiskOff); err != nil {
+		if err := write(e, e.DiskOff, from); err != nil {
+			return err
+		}
+		done, err := share.do(e, from, to)
+		if err != nil {
+			return err
+		}
+		if err := write(e, done, e.End()); err != nil {
 			return err
 		}
 		m.result.Data += e.Len
+		m.result.Shared += done - from
+		m.Shared(done - from)
 		m.Progress(e.Len)
 		return nil
 	})

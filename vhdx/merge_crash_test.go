@@ -64,6 +64,9 @@ func (f wiredFile) ZeroRange(off, n int64) error {
 func (f wiredFile) Allocate(off, n int64) error {
 	return f.do(func() error { return f.Disk.Allocate(off, n) })
 }
+func (f wiredFile) Clone(off int64, src File, from, n int64) error {
+	return f.do(func() error { return f.Disk.Clone(off, src, from, n) })
+}
 func (f wiredFile) Sync() error { return f.do(f.Disk.Sync) }
 func (f wiredFile) PunchHole(off, n int64) error {
 	return f.do(func() error { return f.Disk.PunchHole(off, n) })
@@ -109,10 +112,15 @@ func (f folder) open(name string) (*Image, error) {
 
 // merge merges the first image into the last. Where the first one's parent is the last by now, that is all there is.
 func (f folder) merge() error {
+	_, err := f.mergeWith(MergeOptions{Phase: func(string, int64) {}, Progress: func(int64) {}, Shared: func(int64) {}})
+	return err
+}
+
+func (f folder) mergeWith(o MergeOptions) (r MergeResult, err error) {
 	op := newOpener(Options{DetectZeroes: true})
 	top, err := f.layer(op, f.names[0])
 	if err != nil {
-		return err
+		return r, err
 	}
 	depth := 0
 	for l := top; path.Base(l.path) != f.names[len(f.names)-1]; l = l.parent {
@@ -120,10 +128,11 @@ func (f folder) merge() error {
 	}
 	run, closeAll, err := runOf(op, top, depth+1)
 	if err != nil {
-		return err
+		return r, err
 	}
-	m := &merge{MergeOptions: MergeOptions{Phase: func(string, int64) {}, Progress: func(int64) {}}, ctx: context.Background(), run: run}
-	return errors.Join(m.do(), closeAll())
+	m := &merge{MergeOptions: o, ctx: context.Background(), run: run}
+	err = errors.Join(m.do(), closeAll())
+	return m.result, err
 }
 
 // A mergeTest merges a chain with the power cut, and looks at what is left.

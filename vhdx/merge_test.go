@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
@@ -484,5 +485,64 @@ func TestMergeAfterAFailedSync(t *testing.T) {
 		if err := mt.check(f, true); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// On a host whose files can share space, a merge shares what the child holds, and the parent reads the same as without. A fixed
+// parent has space of its own, unless all is to be shared.
+func TestMergeShares(t *testing.T) {
+	for _, tc := range []struct {
+		chain   string
+		host    host
+		reflink imagefile.Reflink
+		shares  bool
+		err     error
+	}{
+		{"dynamic", host{shares: true}, "", true, nil},
+		{"other block size", host{shares: true}, imagefile.ReflinkAlways, true, nil},
+		{"dynamic", host{shares: true}, imagefile.ReflinkNever, false, nil},
+		{"fixed", host{shares: true}, imagefile.ReflinkAuto, false, nil},
+		{"fixed", host{shares: true}, imagefile.ReflinkAlways, true, nil},
+		{"dynamic", host{}, imagefile.ReflinkAuto, false, nil},
+		{"dynamic", host{}, imagefile.ReflinkAlways, false, imagefile.ErrReflink},
+	} {
+		t.Run(fmt.Sprintf("%s, %+v, %s", tc.chain, tc.host, tc.reflink), func(t *testing.T) {
+			c := mergeSpecs()[tc.chain]()[:2]
+			want := newModel(c)
+			f := folder{files: map[string]File{}}
+			for i, im := range c {
+				f.names = append(f.names, chainName(i))
+				f.files[chainName(i)] = tc.host.disk(im.memFile, im.memFile.size)
+			}
+			shared := int64(0)
+			r, err := f.mergeWith(MergeOptions{Reflink: tc.reflink, Phase: func(string, int64) {}, Progress: func(int64) {}, Shared: func(n int64) { shared += n }})
+			if !errors.Is(err, tc.err) {
+				t.Fatalf("%v, want %v", err, tc.err)
+			}
+			if r.Shared > 0 != tc.shares || r.Shared != shared || r.Shared > r.Data {
+				t.Errorf("result %+v, and %d bytes shared", r, shared)
+			}
+			im, err := f.open(f.names[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			into, err := f.open(f.names[1])
+			if err != nil && tc.err == nil {
+				t.Fatal(err)
+			}
+			for _, im := range []*Image{im, into} {
+				got, model := make([]byte, im.Size()), make([]byte, im.Size())
+				if _, err := im.ReadAt(got, 0); err != nil {
+					t.Fatal(err)
+				}
+				want.ReadAt(model, 0)
+				if d := firstDifference(got, model); d >= 0 {
+					t.Errorf("byte %#x reads as %#x, want %#x", d, got[d], model[d])
+				}
+				if tc.err != nil {
+					break
+				}
+			}
+		})
 	}
 }

@@ -176,7 +176,7 @@ func afterRepairCut(t *testing.T, im *image, disk *powercut.Disk, undo *undoDoub
 		}
 		return nil
 	}
-	again := host{left.NoHoles, left.NoFallocate}.disk(left, sizeOfDisk(t, left))
+	again := host{noHoles: left.NoHoles, noFallocate: left.NoFallocate}.disk(left, sizeOfDisk(t, left))
 	if r := planLeft(t, again); len(r.left) > 0 {
 		return fmt.Errorf("the repair cannot be run again: %+v", r.left)
 	} else if r.d.changed() {

@@ -43,14 +43,27 @@ func (c *copyFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&c.verify, "verify", false, "read the output from the disk again and compare it")
 	f.IntVar(&c.workers, "workers", convert.DefaultWorkers, "copy `N` pieces of the disk at once")
-	f.StringVar(&c.reflink, "reflink", string(convert.ReflinkAuto), "share space with the input instead of copying: `WHEN` is auto, always or never")
-	f.Lookup("reflink").NoOptDefVal = string(convert.ReflinkAlways) // as in cp
-	completeFlag(cmd, "reflink", reflinks...)
+	addReflink(cmd, &c.reflink, "share space with the input instead of copying: `WHEN` is auto, always or never")
 	addJSON(cmd, &c.json)
 	addImageOptions(cmd, &c.options)
 }
 
 var reflinks = []string{string(convert.ReflinkAuto), string(convert.ReflinkAlways), string(convert.ReflinkNever)}
+
+// addReflink adds the flag --reflink.
+func addReflink(cmd *cobra.Command, when *string, help string) {
+	f := cmd.Flags()
+	f.StringVar(when, "reflink", string(convert.ReflinkAuto), help)
+	f.Lookup("reflink").NoOptDefVal = string(convert.ReflinkAlways) // as in cp
+	completeFlag(cmd, "reflink", reflinks...)
+}
+
+func checkReflink(when string) error {
+	if !slices.Contains(reflinks, when) {
+		return usageError("--reflink=%s: must be auto, always or never", when)
+	}
+	return nil
+}
 
 type convertCommand struct {
 	layout layoutFlags
@@ -304,8 +317,8 @@ func (c *copyFlags) copy(cmd *cobra.Command, input, output string, format disk.F
 	if c.workers < 1 || c.workers > 256 {
 		return usageError("--workers %d: give 1 to 256", c.workers)
 	}
-	if !slices.Contains(reflinks, c.reflink) {
-		return usageError("--reflink=%s: must be auto, always or never", c.reflink)
+	if err := checkReflink(c.reflink); err != nil {
+		return err
 	}
 	if c.rescue.skipErrors && c.reflink == string(convert.ReflinkAlways) {
 		return usageError("--reflink=always does not apply with --skip-errors, which has to read everything")

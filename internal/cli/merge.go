@@ -8,12 +8,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // A mergeCommand writes a child into an image that it is based on.
 type mergeCommand struct {
 	options     []string
 	merge       vhdx.MergeOptions
+	reflink     string
 	force, json bool
 }
 
@@ -28,6 +30,9 @@ shows the same disk until it is removed. None of the images may be in use.
 
 If the command is interrupted, the disk is full or the power fails, CHILD still shows the same disk. Then run merge again.
 Other children of the changed images would be lost; if one is in a directory of the chain, merge refuses.
+
+Where the file system can (XFS, Btrfs), the result shares the space of CHILD instead of copying it, as with cp --reflink. Zeros
+in what is shared are kept. A fixed image is shared only with --reflink=always.
 
 Children of CHILD accept the result as their parent. With --keep-name they also find it. Otherwise run vhdxfs set-parent
 for each of them.`,
@@ -45,6 +50,7 @@ for each of them.`,
 	f.BoolVar(&c.merge.KeepName, "keep-name", false, "rename the result to CHILD; the file CHILD is removed")
 	f.BoolVar(&c.merge.DryRun, "dry-run", false, "show what would be merged, but change nothing")
 	f.BoolVar(&c.force, "force", false, "merge even if other children are lost")
+	addReflink(cmd, &c.reflink, "share space with CHILD instead of copying: `WHEN` is auto, always or never")
 	addChainFlags(cmd, &c.json, &c.options)
 	return cmd
 }
@@ -72,13 +78,17 @@ func (c *mergeCommand) run(cmd *cobra.Command, path string) error {
 	if c.merge.Open, err = chainOptions(c.options); err != nil {
 		return err
 	}
+	if err := checkReflink(c.reflink); err != nil {
+		return err
+	}
 	if err := c.checkChildren(path); err != nil {
 		return err
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	p := newProgress(cmd)
-	c.merge.Phase, c.merge.Progress = p.phase, p.add
+	c.merge.Phase, c.merge.Progress, c.merge.Shared = p.phase, p.add, p.share
+	c.merge.Reflink = imagefile.Reflink(c.reflink)
 	r, err := vhdx.Merge(ctx, path, c.merge)
 	p.end()
 	if err != nil {
@@ -128,6 +138,9 @@ func (c *mergeCommand) report(w io.Writer, size sizeWriter, path string, r *vhdx
 		now = ", now named " + printable(r.Path)
 	}
 	text := "%s: merged into %s%s; %s written\n"
+	if r.Shared > 0 {
+		text = "%s: merged into %s%s; %s written, " + size(r.Shared) + " of it shared\n"
+	}
 	if r.DryRun {
 		text = "%s: would be merged into %s%s; up to %s would be written; nothing was changed\n"
 	}

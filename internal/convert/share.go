@@ -2,7 +2,6 @@ package convert
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -10,22 +9,21 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
-// A Reflink says whether the output shares space with the files of the input, as cp has it. What is shared is not read, so
-// zeros in it are not found.
-type Reflink string
+// A Reflink says whether the output shares space with the files of the input.
+type Reflink = imagefile.Reflink
 
-// The ways to share.
+// The ways to share; ReflinkAuto shares no space with a fixed image, which has its own.
 const (
-	ReflinkAuto   Reflink = "auto"   // where the host can, but not a fixed image, which has space of its own; "" means it too
-	ReflinkAlways Reflink = "always" // all but parts of blocks of the host, or it is an error
-	ReflinkNever  Reflink = "never"
+	ReflinkAuto   = imagefile.ReflinkAuto
+	ReflinkAlways = imagefile.ReflinkAlways
+	ReflinkNever  = imagefile.ReflinkNever
 )
 
 // ErrReflink is matched by the error for an output that cannot share space with the input though it has to.
-var ErrReflink = errors.New("the output cannot share space with the input; use --reflink=auto to copy it")
+var ErrReflink = imagefile.ErrReflink
 
 const (
-	minShare = 64 << 10  // with ReflinkAuto; to copy less takes no longer
+	minShare = imagefile.MinShare
 	maxShare = 256 << 20 // at once, so that an interruption does not wait for long
 )
 

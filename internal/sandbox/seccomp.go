@@ -73,6 +73,7 @@ func conditionalCalls() []seccomp.NameWithConditions {
 		equal("sendto", 4, 0),    // to whom the socket is connected
 		equal("utimensat", 1, 0), // of an open file
 		equal("ioctl", 1, unix.TCGETS),
+		equal("ioctl", 1, unix.FICLONERANGE), // of two open files
 		equal("ioctl", 1, unix.TIOCGWINSZ),
 		equal("ioctl", 1, unix.TIOCINQ),
 	}

@@ -18,6 +18,8 @@ import (
 	"math/rand/v2"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
@@ -43,6 +45,7 @@ type Disk struct {
 
 	NoHoles     bool // holes do harm on this host
 	NoFallocate bool // Allocate and ZeroRange are not supported
+	Shares      bool // Clone is supported
 
 	mu     sync.Mutex
 	stable content // the file as of the last sync
@@ -176,6 +179,34 @@ func (d *Disk) Allocate(off, n int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.change(change{what: reserve, off: off, n: n})
+}
+
+// Clone puts bytes of src where they are shared. Any of the sectors may be left old by a cut, as of a write.
+func (d *Disk) Clone(off int64, src imagefile.File, srcOff, n int64) error {
+	if !d.Shares {
+		return errors.ErrUnsupported
+	}
+	size, err := src.Size()
+	switch {
+	case err != nil:
+		return err
+	case (off|srcOff|n)%pageSize != 0, n <= 0, srcOff+n > size:
+		return unix.EINVAL
+	}
+	p := make([]byte, n)
+	if _, err := src.ReadAt(p, srcOff); err != nil {
+		return err
+	}
+	_, err = d.WriteAt(p, off)
+	return err
+}
+
+// Host says that space is given back in parts, where it can be shared.
+func (d *Disk) Host() (h imagefile.Host) {
+	if d.Shares {
+		h.FreesParts = imagefile.Yes
+	}
+	return h
 }
 
 // Sparse reports whether holes do no harm.
@@ -347,7 +378,7 @@ func (d *Disk) AfterCut(rng *rand.Rand) *Disk {
 		}
 	}
 	left.resize(size)
-	return &Disk{Tearable: d.Tearable, SizesInOrder: d.SizesInOrder, NoHoles: d.NoHoles, NoFallocate: d.NoFallocate, stable: left, now: left.clone()}
+	return &Disk{Tearable: d.Tearable, SizesInOrder: d.SizesInOrder, NoHoles: d.NoHoles, NoFallocate: d.NoFallocate, Shares: d.Shares, stable: left, now: left.clone()}
 }
 
 // A fate decides what is kept of n changes. Independent draws alone would hardly ever keep all but one of

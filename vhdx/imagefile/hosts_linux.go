@@ -34,6 +34,9 @@ type Host struct {
 	Locks   Fact // a lock that one host takes is seen by the others; of a file system that is not shared, by all its programs
 	TmpFile Fact // files without a name can be made, and get one when they are complete
 	Copies  Fact // the server, or the file system, copies or shares a range by itself
+	// Part of what two files share is free at once when nothing uses it any more. Where it is not, the whole of what was written
+	// at one time stays until no part of it is used.
+	FreesParts Fact
 }
 
 // knownHosts are the file systems by their types in the mount table. docs/cluster.md shows those that are shared; a test
@@ -41,8 +44,8 @@ type Host struct {
 // left unknown.
 var knownHosts = []Host{
 	{Type: "ext4", Holes: Yes, FindsHoles: Yes, Locks: Yes, TmpFile: Yes, Copies: No}, // ext2 and ext3, too
-	{Type: "xfs", Holes: Yes, FindsHoles: Yes, Locks: Yes, TmpFile: Yes, Copies: Yes},
-	{Type: "btrfs", Holes: Yes, FindsHoles: Yes, Locks: Yes, TmpFile: Yes, Copies: Yes},
+	{Type: "xfs", Holes: Yes, FindsHoles: Yes, Locks: Yes, TmpFile: Yes, Copies: Yes, FreesParts: Yes},
+	{Type: "btrfs", Holes: Yes, FindsHoles: Yes, Locks: Yes, TmpFile: Yes, Copies: Yes, FreesParts: No},
 	{Type: "tmpfs", Holes: Yes, FindsHoles: Yes, Locks: Yes, TmpFile: Yes, Copies: No}, // and that of devices, which have no holes
 	{Type: "zfs", Holes: Yes, Locks: Yes, TmpFile: Yes},                                // its SEEK_HOLE has given wrong answers
 	{Type: "overlay", Holes: Yes, Locks: Yes},                                          // the rest is that of another one

@@ -7,6 +7,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// A Reflink says whether a copy shares space with what is copied, as cp has it. What is shared is not read, so zeros in it are
+// not found.
+type Reflink string
+
+// The ways to share.
+const (
+	ReflinkAuto   Reflink = "auto"   // where the host can, but no file that keeps space of its own; "" means it too
+	ReflinkAlways Reflink = "always" // all but parts of blocks of the host, or it is an error
+	ReflinkNever  Reflink = "never"
+)
+
+// MinShare is how many bytes are shared at least with ReflinkAuto: to copy less takes no longer.
+const MinShare = 64 << 10
+
+// ErrReflink is matched by the error for what cannot be shared though it has to.
+var ErrReflink = errors.New("the output cannot share space with the input; use --reflink=auto to copy it")
+
 // Clone shares space by FICLONERANGE.
 func (f *hostFile) Clone(off int64, src File, srcOff, n int64) error {
 	from, ok := src.Fd()
