@@ -12,8 +12,8 @@ import (
 var layers = [][]string{
 	{"internal/tally", "internal/fault", "internal/size", "internal/spelling", "internal/terminal", "internal/safefile", "internal/content", "internal/loop", "internal/filesystem", "internal/sandbox", "internal/erofs", "internal/utf16text"},
 	{"internal/filetree", "internal/processes"},
-	{"internal/newfile", "internal/partition", "vhdx/ondisk", "vhdx/imagefile", "cache"},
-	{"journal", "vhdx/lease", "vhdx/undofile"},
+	{"internal/partition", "vhdx/ondisk", "vhdx/imagefile", "cache"},
+	{"internal/newfile", "journal", "vhdx/lease", "vhdx/undofile"},
 	{"vhdx"},
 	{"internal/vhd"},
 	{"internal/mounts", "internal/disk", "internal/draw"},

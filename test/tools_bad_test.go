@@ -229,6 +229,7 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 			w.refuses(t, usageStatus, "is the parent itself, or one of its parents", "create", force, "--parent", "child.vhdx", same)
 			w.refuses(t, usageStatus, "is also the image, or one of its parents", "map", force, "--svg", same, "child.vhdx")
 		}
+		w.refuses(t, usageStatus, "is also an input", "hash", "--force", "--blocks", same, "child.vhdx")
 	}
 	w.refuses(t, usageStatus, "convert -O vhdx child.vhdx -", "flatten", "child.vhdx", "-")
 	w.refuses(t, usageStatus, "convert -O vhdx raw -", "create", "--from", "raw", "-")
@@ -241,6 +242,26 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 			w.refuses(t, usageStatus, "use convert -O raw", "flatten", force, "child.vhdx", dev)
 		}
 		w.refuses(t, usageStatus, "--force overwrites everything on it", "convert", "-O", "raw", "full.vhdx", dev)
+		for _, args := range replacing("raw") {
+			w.refuses(t, systemStatus, dev+" is attached to it", args...)
+		}
+	}
+	requireFUSE(t)
+	point := newDir(t)
+	mustVhdxfs(t, w.path("empty.vhdx"), point)
+	defer unmount(t, point)
+	for _, args := range replacing("empty.vhdx") {
+		w.refuses(t, systemStatus, "empty.vhdx: already mounted read/write on "+point, args...)
+	}
+}
+
+// replacing returns commands that would replace a file with another one.
+func replacing(file string) [][]string {
+	return [][]string{
+		{"create", "--force", "--size", "1M", "--", file}, {"convert", "--force", "-O", "raw", "full.vhdx", file},
+		{"convert", "--force", "-O", "vhdx", "full.vhdx", file}, {"convert", "--force", "-O", "vhd", "full.vhdx", file},
+		{"hash", "--force", "--blocks", file, "full.vhdx"}, {"map", "--force", "--svg", file, "full.vhdx"},
+		{"map", "--force", "--png", file, "full.vhdx"},
 	}
 }
 

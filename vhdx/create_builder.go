@@ -25,7 +25,6 @@ type Builder struct {
 	o    CreateOptions
 	l    layout
 	new  *newfile.File // nil in tests that bring a file of their own
-	old  io.Closer     // the lock of what is going to be replaced, held until then
 	path string
 
 	sparse bool // the file may have holes
@@ -51,13 +50,8 @@ func newBuilder(ctx context.Context, path string, o CreateOptions) (_ *Builder, 
 		return nil, optionsError{err}
 	}
 	b := &Builder{o: o, path: path}
-	if o.Replace {
-		if b.old, err = imagefile.LockForReplacement(path); err != nil {
-			return nil, err
-		}
-	}
 	if b.new, err = newfile.Create(path, newfile.Options{Replace: o.Replace, Inputs: o.Inputs}); err != nil {
-		return nil, errors.Join(err, b.closeOld())
+		return nil, err
 	}
 	f := imagefile.Of(b.new.File)
 	if err := b.begin(ctx, f); err != nil {
@@ -273,19 +267,10 @@ func (b *Builder) give(a safefile.Access) error { return a.Give(b.new.File, nil)
 
 // Commit gives the finished image its name. When that fails, the file is removed.
 func (b *Builder) Commit() error {
-	return b.wrap(errors.Join(b.new.Commit(), b.closeOld()))
+	return b.wrap(b.new.Commit())
 }
 
 // Discard removes what was made so far. After Commit it does nothing.
 func (b *Builder) Discard() error {
-	return errors.Join(b.new.Discard(), b.closeOld())
-}
-
-func (b *Builder) closeOld() error {
-	if b.old == nil {
-		return nil
-	}
-	err := b.old.Close()
-	b.old = nil
-	return err
+	return b.new.Discard()
 }

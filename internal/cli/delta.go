@@ -16,7 +16,6 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/newfile"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 	"github.com/vhdxfs/vhdxfs/vhdx"
-	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // A deltaReport is what diff --output prints with --json.
@@ -90,13 +89,6 @@ func (c *compareFlags) deltaFile(ctx context.Context, _ *cobra.Command, disks [2
 			return nil, err
 		}
 		inputs = append(inputs, a...)
-	}
-	if force {
-		old, err := imagefile.LockForReplacement(output)
-		if err != nil {
-			return nil, err
-		}
-		defer func() { err = errors.Join(err, old.Close()) }()
 	}
 	f, err := newfile.Create(output, newfile.Options{Replace: force, Inputs: inputs})
 	if err != nil {

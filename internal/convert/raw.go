@@ -6,13 +6,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdxfs/vhdxfs/internal/content"
 	"github.com/vhdxfs/vhdxfs/internal/disk"
-	"github.com/vhdxfs/vhdxfs/internal/loop"
 	"github.com/vhdxfs/vhdxfs/internal/newfile"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 	sizes "github.com/vhdxfs/vhdxfs/internal/size"
@@ -23,58 +21,28 @@ import (
 // NewRaw makes a target of a raw file at path, of size bytes. A block device there is overwritten if replace is
 // set, and has to be large enough; a regular file is replaced when the new one is complete.
 func NewRaw(path string, size int64, o newfile.Options) (Target, error) {
-	replace := o.Replace
 	if IsDevice(path) {
-		return newDevice(path, size, replace)
-	}
-	lock, err := io.Closer(io.NopCloser(nil)), error(nil)
-	if replace {
-		if err := notAttached(path); err != nil {
-			return nil, err
-		}
-		if lock, err = imagefile.LockForReplacement(path); err != nil {
-			return nil, err
-		}
+		return newDevice(path, size, o.Replace)
 	}
 	f, err := newfile.Create(path, o)
 	if err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return nil, err
 	}
 	if err := f.Truncate(size); err != nil {
-		return nil, errors.Join(err, f.Discard(), lock.Close())
+		return nil, errors.Join(err, f.Discard())
 	}
-	return &rawFile{File: f, file: imagefile.Of(f.File), lock: lock}, nil
-}
-
-// notAttached returns an error if a loop device shows the file at path, if there is any: replaced, the file would have no
-// name any more, and what is written to the device would be lost with it.
-func notAttached(path string) error {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return err
-	}
-	if path, err = filepath.EvalSymlinks(path); err != nil {
-		return nil // it is not there, or opening it tells
-	}
-	devices, err := loop.On(path)
-	if err != nil || len(devices) == 0 {
-		return err
-	}
-	return fmt.Errorf("%s is in use: %s is attached to it; detach that first with losetup --detach", path, devices[0].Path)
+	return &rawFile{File: f, file: imagefile.Of(f.File)}, nil
 }
 
 // rawFile is a new raw file.
 type rawFile struct {
 	*newfile.File
 	file imagefile.File // the same
-	lock io.Closer
 }
 
 func (t *rawFile) Reserve(int64, int64) error { return nil }
 func (t *rawFile) Zero(int64, int64) error    { return nil } // as a new file reads
 func (t *rawFile) Finish() error              { return t.Sync() }
-func (t *rawFile) Commit() error              { return errors.Join(t.File.Commit(), t.lock.Close()) }
-func (t *rawFile) Discard() error             { return errors.Join(t.File.Discard(), t.lock.Close()) }
 
 func (t *rawFile) WriteAt(p []byte, off int64) (int, error) {
 	n, err := t.File.WriteAt(p, off)

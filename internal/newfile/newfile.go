@@ -7,15 +7,19 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/loop"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // maxBase is how much of the final name the temporary one has, in bytes: names have at most 255.
@@ -33,6 +37,7 @@ type File struct {
 	path    string // likewise, with dir
 	temp    string // the name that it has until then, in dir; "" if it has none
 	replace bool
+	old     io.Closer // holds the locks of the file that is replaced; nil if there is none
 
 	mu   sync.Mutex
 	done bool
@@ -42,12 +47,15 @@ type File struct {
 type Options struct {
 	Replace bool // a regular file that is there stays untouched until Commit puts the new one in its place
 
-	// Inputs are those of the files whose content the new one is made of. It is never more open than any of them.
+	// Inputs are those of the files whose content the new one is made of. It is never more open than any of them, and
+	// replaces none of them.
 	Inputs []safefile.Access
 }
 
 // Create makes an empty file that Commit is going to give the name path. Where path exists, it fails, unless
-// Options.Replace is set and a regular file is there: the new one gets its owner, group, permissions and ACL.
+// Options.Replace is set and a regular file is there: the new one gets its owner, group, permissions and ACL. A file that
+// another program uses, as far as locks and loop devices tell, is not replaced; the error of a lock matches
+// imagefile.ErrLocked.
 func Create(path string, o Options) (_ *File, err error) {
 	if err := RefuseDevice(path); err != nil {
 		return nil, err
@@ -77,6 +85,19 @@ func Create(path string, o Options) (_ *File, err error) {
 			f.dir.Close()
 		}
 	}()
+	if old != nil {
+		if slices.ContainsFunc(o.Inputs, old.SameFile) {
+			return nil, existsError{path, "is also an input"}
+		}
+		if f.old, err = reserve(f.path); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				f.old.Close()
+			}
+		}()
+	}
 	if old == nil {
 		switch st, err := f.dir.Stat(f.name); {
 		case errors.Is(err, fs.ErrNotExist):
@@ -104,6 +125,26 @@ func Create(path string, o Options) (_ *File, err error) {
 		return nil, errors.Join(err, f.remove())
 	}
 	return f, nil
+}
+
+// reserve locks the file at path as one that is going to be replaced. It fails where another program uses it: what that
+// writes would be lost with the file.
+func reserve(path string) (io.Closer, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if abs, err = filepath.EvalSymlinks(abs); err != nil {
+		return nil, err
+	}
+	devices, err := loop.On(abs)
+	if err != nil {
+		return nil, err
+	}
+	if len(devices) > 0 {
+		return nil, fmt.Errorf("%s is in use: %s is attached to it; detach that first with losetup --detach", abs, devices[0].Path)
+	}
+	return imagefile.LockForReplacement(path)
 }
 
 // create makes the file, without a name if that can be.
@@ -163,7 +204,15 @@ func (f *File) Commit() error {
 		return errors.Join(err, f.remove())
 	}
 	f.done = true
-	return errors.Join(f.Close(), f.dir.Sync(), f.dir.Close())
+	return errors.Join(f.Close(), f.dir.Sync(), f.dir.Close(), f.release())
+}
+
+// release unlocks the file that was to be replaced.
+func (f *File) release() error {
+	if f.old == nil {
+		return nil
+	}
+	return f.old.Close()
 }
 
 // Discard closes and removes the file. After Commit it does nothing.
@@ -181,7 +230,7 @@ func (f *File) remove() (err error) {
 	if f.temp != "" {
 		err = f.dir.RemoveFile(f.temp, f.File)
 	}
-	return errors.Join(err, f.Close(), f.dir.Close())
+	return errors.Join(err, f.Close(), f.dir.Close(), f.release())
 }
 
 // appear gives the file its name.

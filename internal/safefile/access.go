@@ -19,7 +19,12 @@ type Access struct {
 	UID, GID uint32
 	Perm     fs.FileMode
 	acl      []byte // as the kernel stores it; nil if there is none
+
+	dev, ino uint64 // of the file itself
 }
+
+// SameFile reports whether both are of one file.
+func (a Access) SameFile(b Access) bool { return a.dev == b.dev && a.ino == b.ino }
 
 // AccessOf returns who may use the open file.
 func AccessOf(f Descriptor) (Access, error) {
@@ -33,7 +38,7 @@ func accessOf(fd int) (Access, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return Access{}, err
 	}
-	a := Access{UID: st.Uid, GID: st.Gid, Perm: fs.FileMode(st.Mode).Perm()}
+	a := Access{UID: st.Uid, GID: st.Gid, Perm: fs.FileMode(st.Mode).Perm(), dev: st.Dev, ino: st.Ino}
 	buf := make([]byte, 64<<10) // XATTR_SIZE_MAX
 	if n, err := unix.Getxattr(descriptorPath(fd), aclName, buf); err == nil && n > 0 {
 		a.acl = buf[:n:n]
