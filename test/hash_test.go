@@ -2,10 +2,17 @@ package test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The digest of a disk is that of sha256sum of its bytes, whatever holds them; and a list of blocks tells later which of them
@@ -79,5 +86,55 @@ func TestHash(t *testing.T) {
 	}
 	if r := vhdxfs(t, "hash", "--check", path("sum"), point); r.status != differsStatus || !strings.Contains(r.stdout, changed) {
 		t.Errorf("status %d, %q", r.status, r.stdout)
+	}
+}
+
+// A check whose list comes through a pipe ends at a signal, whether nothing writes to the pipe or not all has come yet.
+func TestHashCheckOfPipeIsInterrupted(t *testing.T) {
+	img, list, pipe := filepath.Join(t.TempDir(), "a.vhdx"), filepath.Join(t.TempDir(), "list"), filepath.Join(t.TempDir(), "pipe")
+	mustVhdxfs(t, "convert", randomRaw(t, 3*mib, 4), img)
+	mustVhdxfs(t, "hash", "--blocks", list, img)
+	text := must(t, "cat", list)
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"", text[:70], text[:len(text)-20]} {
+		var w *os.File
+		if part != "" {
+			var err error
+			if w, err = os.OpenFile(pipe, os.O_RDWR, 0); err != nil { // which waits for no reader
+				t.Fatal(err)
+			}
+			if _, err := w.WriteString(part); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd := exec.Command(program.path(t), "hash", "--check", pipe, img)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the command to wait for the pipe", func() bool {
+			if w == nil {
+				waits, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", cmd.Process.Pid))
+				return slices.ContainsFunc(waits, func(name string) bool {
+					b, _ := os.ReadFile(name)
+					return string(b) == "wait_for_partner" // as the kernel calls opening a FIFO that nothing writes to
+				})
+			}
+			n, err := unix.IoctlGetInt(int(w.Fd()), unix.TIOCINQ)
+			return err == nil && n == 0
+		})
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		killed := time.AfterFunc(patience, func() { cmd.Process.Kill() })
+		_ = cmd.Wait()
+		killed.Stop()
+		if status := cmd.ProcessState.ExitCode(); status != 130 {
+			t.Errorf("%d bytes of the list: exit status %d, want 130", len(part), status)
+		}
+		if w != nil {
+			w.Close()
+		}
 	}
 }

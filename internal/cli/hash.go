@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/fault"
 	"github.com/vhdxfs/vhdxfs/internal/hash"
 	"github.com/vhdxfs/vhdxfs/internal/newfile"
 	"github.com/vhdxfs/vhdxfs/vhdx"
@@ -128,13 +129,13 @@ func (c *hashCommand) discard() error {
 func (c *hashCommand) do(cmd *cobra.Command, ctx context.Context, name string, paths []string, o vhdx.Options) (err error) {
 	var list *hash.ListReader
 	if c.check != "" {
-		in, err := os.Open(c.check)
+		in, err := openList(ctx, c.check)
 		if err != nil {
 			return err
 		}
 		defer in.Close()
 		if list, err = hash.ReadList(in); err != nil {
-			return c.listError(err)
+			return c.listError(ctx, err)
 		}
 	}
 	if c.list == "" || c.list == standardStream { // else a file has to be given its name in the end
@@ -170,6 +171,29 @@ func (c *hashCommand) do(cmd *cobra.Command, ctx context.Context, name string, p
 	}
 	_, err = fmt.Fprintf(w, "%s  %s\n", r.Whole, printable(name))
 	return err
+}
+
+// openList opens a list, which may come through a FIFO. When ctx ends, it waits for no writer any more, and the file is closed.
+func openList(ctx context.Context, path string) (*os.File, error) {
+	type result struct {
+		file *os.File
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer fault.Then(func(err error) { done <- result{err: err} })
+		f, err := os.Open(path)
+		done <- result{f, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err == nil {
+			context.AfterFunc(ctx, func() { r.file.Close() })
+		}
+		return r.file, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // compute computes the digests, and writes the list.
@@ -214,7 +238,7 @@ func (c *hashCommand) compare(cmd *cobra.Command, ctx context.Context, d *disk.D
 	})
 	p.end()
 	if err != nil {
-		return c.listError(err)
+		return c.listError(ctx, err)
 	}
 	k.Equal, r.Data = k.Count == 0, result.Data
 	if result.Whole != nil {
@@ -255,8 +279,11 @@ func (k *hashChecked) print(w io.Writer, size sizeWriter, r hashReport, blocks b
 	return err
 }
 
-// listError names the list in an error about it.
-func (c *hashCommand) listError(err error) error {
+// listError names the list in an error about it, unless ctx has ended and the list was closed because of that.
+func (c *hashCommand) listError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if errors.Is(err, hash.ErrList) {
 		return fmt.Errorf("%s: %w", c.check, err)
 	}
