@@ -18,7 +18,7 @@ var layers = [][]string{
 	{"internal/vhd"},
 	{"internal/mounts", "internal/disk", "internal/draw"},
 	{"fs", "internal/active", "internal/convert", "internal/compare", "internal/hash"},
-	{"internal/delta", "internal/mountoption"},
+	{"internal/delta", "internal/monitor", "internal/mountoption"},
 	{"internal/cli"},
 	{""}, // the command
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/monitor"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 )
 
@@ -109,7 +110,7 @@ func takeReadiness() *readiness {
 }
 
 // prepare opens what report needs, which it cannot open any more once the process is confined.
-func (r *readiness) prepare(j *mountJob, k keeper) (err error) {
+func (r *readiness) prepare(j *mountJob, k monitor.Keeper) (err error) {
 	if r.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
 		return err
 	}

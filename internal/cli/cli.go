@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/monitor"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
@@ -24,7 +25,7 @@ import (
 // files: the second process writes to them by itself.
 func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	name, args := filepath.Base(argv[0]), argv[1:]
-	if isMonitor(args) {
+	if monitor.Is(args) {
 		return runMonitor()
 	}
 	if status, ran := mounts.Answer(args, stdout); ran {

@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/monitor"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/internal/sandbox"
@@ -26,7 +27,7 @@ import (
 const ownFiles = "/proc/self"
 
 // confine gives up what the process does not need to serve the image. Nothing of that was read yet.
-func (j *mountJob) confine(k keeper) error {
+func (j *mountJob) confine(k monitor.Keeper) error {
 	j.Mount.Sandbox = mountoption.SandboxOff
 	if j.Sandbox == mountoption.SandboxOff || !j.ownProcess {
 		return nil

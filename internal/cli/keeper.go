@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"sync"
@@ -9,41 +10,46 @@ import (
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
 	"github.com/vhdxfs/vhdxfs/internal/active"
+	"github.com/vhdxfs/vhdxfs/internal/monitor"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
-// A keeper does for a mount what the process that serves it may not do itself once it is confined: all that takes
-// privilege, or a path that has nothing to do with the image.
-type keeper interface {
-	mount.Mounter
-
-	// Announce makes the mount known: by the pidfile and in the table of mount(8). With background, a keeper that is
-	// a process leaves the session of the caller.
-	Announce(background bool) error
-	// End takes away what is not needed any more: the pidfile, the entry in the table, the mount point of attach.
-	End()
-	// LockHolders names the programs that hold locks on a file.
-	LockHolders(imagefile.FileID) (names string, pids []int)
-	// Writers names the servers of other mounts that have a file open for writing.
-	Writers(imagefile.FileID) (names string, pids []int)
-	// MountServedBy returns the mount that one of the processes serves, and nil where there is none.
-	MountServedBy(pids []int) *active.Mount
-	// DialSyslog returns the descriptor of a connection to syslog.
-	DialSyslog() (int, error)
-	// Gone is closed when there is no keeper any more, and nothing can be unmounted.
-	Gone() <-chan struct{}
-}
-
 // startKeeper starts the keeper of a mount.
-func startKeeper(j *mountJob, log *logrus.Logger) (keeper, error) {
+func startKeeper(j *mountJob, log *logrus.Logger) (monitor.Keeper, error) {
 	if j.Sandbox == mountoption.SandboxOff {
 		k := newLocalKeeper(j, os.Getpid(), log)
 		k.folder = keepRunDir(j.Mount.MountPoint)
 		return k, nil
 	}
-	return startMonitor(j, log)
+	program, err := selfPath()
+	if err != nil {
+		return nil, err
+	}
+	config, err := json.Marshal(newMonitorConfig(j))
+	if err != nil {
+		return nil, err
+	}
+	c, err := monitor.Start(program, config, log)
+	if err != nil {
+		return nil, err
+	}
+	return &remoteKeeper{c, keepRunDir(j.Mount.MountPoint)}, nil
+}
+
+// A remoteKeeper is a keeper that is another process.
+type remoteKeeper struct {
+	*monitor.Client
+	folder *os.File // the lock of the mount point, if attach has made it
+}
+
+// End has the monitor take everything away, and returns when it has ended.
+func (k *remoteKeeper) End() {
+	if k.folder != nil {
+		k.folder.Close() // so that the monitor can remove the mount point
+	}
+	k.Client.End()
 }
 
 // A localKeeper is a keeper that works in this process.
@@ -116,9 +122,9 @@ func (k *localKeeper) End() {
 	})
 }
 
-// killed is End for a process that serves and was killed. What the next mount takes over stays: the dead mount, the
+// Killed is End for a process that serves and was killed. What the next mount takes over stays: the dead mount, the
 // mount point, the socket of the metrics.
-func (k *localKeeper) killed() { k.end.Do(k.takeAway) }
+func (k *localKeeper) Killed() { k.end.Do(k.takeAway) }
 
 func (k *localKeeper) takeAway() {
 	k.removeOverlayDir()

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/vhdxfs/vhdxfs/internal/monitor"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 )
 
@@ -19,7 +20,7 @@ func TestMain(m *testing.M) {
 	if status, ran := mounts.Answer(os.Args[1:], os.Stdout); ran {
 		os.Exit(status)
 	}
-	if os.Getenv(readyVariable) != "" || isMonitor(os.Args[1:]) || os.Getenv(programVariable) != "" {
+	if os.Getenv(readyVariable) != "" || monitor.Is(os.Args[1:]) || os.Getenv(programVariable) != "" {
 		os.Exit(Run(context.Background(), os.Args, os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())

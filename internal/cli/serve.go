@@ -11,12 +11,13 @@ import (
 	"github.com/sirupsen/logrus"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/monitor"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // serve mounts an image and returns when it is unmounted and no longer used. With ready, it leaves the
 // terminal as soon as it is mounted, and reports that.
-func serve(ctx context.Context, j *mountJob, log *logrus.Logger, ready *readiness, k keeper) (err error) {
+func serve(ctx context.Context, j *mountJob, log *logrus.Logger, ready *readiness, k monitor.Keeper) (err error) {
 	j.Mount.Mounter = k
 	statistics, err := newStatsReporter(j.Metrics)
 	if err != nil {
@@ -98,7 +99,7 @@ func serve(ctx context.Context, j *mountJob, log *logrus.Logger, ready *readines
 var served func(j *mountJob, log *logrus.Logger)
 
 // announce tells the programs that wait for the mount that it is there, by a file and over the pipe.
-func (j *mountJob) announce(k keeper, log *logrus.Logger, ready *readiness) error {
+func (j *mountJob) announce(k monitor.Keeper, log *logrus.Logger, ready *readiness) error {
 	if err := k.Announce(ready != nil); err != nil || ready == nil {
 		return err
 	}
@@ -108,7 +109,7 @@ func (j *mountJob) announce(k keeper, log *logrus.Logger, ready *readiness) erro
 
 // serveUntilEnd returns when the disk is unmounted and no longer used. The first signal unmounts; the second ends
 // the service for programs that still use the disk.
-func serveUntilEnd(ctx context.Context, j *mountJob, server *mount.Server, k keeper, signals <-chan os.Signal, log *logrus.Logger) error {
+func serveUntilEnd(ctx context.Context, j *mountJob, server *mount.Server, k monitor.Keeper, signals <-chan os.Signal, log *logrus.Logger) error {
 	for asked := false; ; {
 		var s os.Signal
 		select {

@@ -1,17 +1,18 @@
-package cli
+package monitor
 
 import (
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"strings"
 	"testing"
 
-	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
-
-	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 )
+
+// nobody is a keeper that is never asked.
+type nobody struct{ Keeper }
 
 // A monitor answers a word that it does not know with an error, and does nothing.
 func TestMonitorKnowsItsWords(t *testing.T) {
@@ -27,14 +28,13 @@ func TestMonitorKnowsItsWords(t *testing.T) {
 			}
 			defer ends[i].Close()
 		}
-		k := newLocalKeeper(&mountJob{Options: &mountoption.Options{}}, 0, logrus.New())
-		answerEngine(ends[0], k, &logCollector{}, monitorQuestion{Word: w})
+		reply(ends[0], nobody{}, &logCollector{}, question{Word: w})
 		b := make([]byte, maxMessage)
 		n, err := ends[1].Read(b)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var a monitorAnswer
+		var a answer
 		if err := json.Unmarshal(b[:n], &a); err != nil || !strings.Contains(string(a.Error), "unknown word") {
 			t.Errorf("%q is answered with %s, %v", w, b[:n], err)
 		}
@@ -54,19 +54,18 @@ func TestMonitorClosesDescriptors(t *testing.T) {
 		}
 		defer ends[i].Close()
 	}
-	k := newLocalKeeper(&mountJob{Options: &mountoption.Options{}}, 0, logrus.New())
 	for word, want := range map[word]string{wordPassThrough: "too few descriptors", "no word": "unknown word"} {
 		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		answerEngine(ends[0], k, &logCollector{}, monitorQuestion{Word: word, fds: []int{fd}})
+		reply(ends[0], nobody{}, &logCollector{}, question{Word: word, fds: []int{fd}})
 		b := make([]byte, maxMessage)
 		n, err := ends[1].Read(b)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var a monitorAnswer
+		var a answer
 		if err := json.Unmarshal(b[:n], &a); err != nil || !strings.Contains(string(a.Error), want) {
 			t.Errorf("%q is answered with %s, %v", word, b[:n], err)
 		}
@@ -79,17 +78,17 @@ func TestMonitorClosesDescriptors(t *testing.T) {
 // The errors of a monitor are those of the call: callers look for EBUSY and missing permission.
 func TestMonitorErrors(t *testing.T) {
 	for _, want := range []error{unix.EBUSY, unix.EPERM, unix.ENOENT} {
-		var a monitorAnswer
+		var a answer
 		a.setError(want)
 		b, err := json.Marshal(a)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var got monitorAnswer
+		var got answer
 		if err := json.Unmarshal(b, &got); err != nil {
 			t.Fatal(err)
 		}
-		if e := got.err(); e == nil || e.Error() != want.Error() || statusOf(e) != statusOf(want) {
+		if e := got.err(); e == nil || e.Error() != want.Error() || !errors.Is(e, want) {
 			t.Errorf("%v comes as %v", want, e)
 		}
 	}
