@@ -1,0 +1,282 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A suite is the tests of one package, tried on the mutants of one package.
+type suite struct {
+	dir, from string // the package that is broken, and the one whose tests run
+	temp      string
+	tests     []*test
+	counted   map[string][]extent // all that coverage counts, by file
+	binary    string              // with the mutants of the last build
+}
+
+// A test is one of a suite, with what it reaches.
+type test struct {
+	name    string
+	time    time.Duration
+	reaches map[string][]extent // by file
+}
+
+// An extent is a part of a file, as the coverage of the go command has it.
+type extent struct{ fromLine, fromCol, toLine, toCol int }
+
+func (e extent) has(line, col int) bool {
+	return (line > e.fromLine || line == e.fromLine && col >= e.fromCol) &&
+		(line < e.toLine || line == e.toLine && col < e.toCol)
+}
+
+func (e extent) overlaps(fromLine, toLine int) bool {
+	return e.fromLine <= toLine && e.toLine >= fromLine
+}
+
+// patience is how long tests of a mutant may take beyond five times their usual time before they count as hanging.
+const patience = 10 * time.Second
+
+// newSuite runs each test alone, to learn what it reaches and how long it takes. A test that fails is left out.
+func newSuite(dir, from string) (s *suite, err error) {
+	s = &suite{dir: dir, from: from}
+	if s.temp, err = os.MkdirTemp("", "mutate-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	s.binary = filepath.Join(s.temp, "covered.test")
+	if out, err := goCommand("test", "-c", "-cover", "-coverpkg=./"+dir, "-o", s.binary, "./"+from); err != nil {
+		return nil, fmt.Errorf("build the tests of %s: %w\n%s", from, err, out)
+	}
+	out, err := s.command(context.Background(), "-test.list", ".").Output()
+	if err != nil {
+		return nil, fmt.Errorf("list the tests of %s: %w", from, err)
+	}
+	not, err := regexp.Compile(*skip)
+	if err != nil {
+		return nil, err
+	}
+	for name := range strings.FieldsSeq(string(out)) {
+		if strings.HasPrefix(name, "Benchmark") || *skip != "" && not.MatchString(name) {
+			continue
+		}
+		if err := s.explore(name); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(s.tests, func(a, b *test) int { return int(a.time - b.time) })
+	return s, nil
+}
+
+func (s *suite) close() { os.RemoveAll(s.temp) }
+
+// explore runs one test of the unbroken package.
+func (s *suite) explore(name string) error {
+	profile := filepath.Join(s.temp, "profile")
+	start := time.Now()
+	result, out, err := s.run(0, 10*time.Minute, []*test{{name: name}}, "-test.coverprofile="+profile)
+	if err != nil {
+		return err
+	}
+	t := &test{name: name, time: time.Since(start)}
+	if result != survived {
+		fmt.Printf("%s: %s is left out, because it fails alone:\n%s\n", s.from, name, out)
+		return nil
+	}
+	s.counted, t.reaches, err = readProfile(profile)
+	s.tests = append(s.tests, t)
+	return err
+}
+
+var profileLine = regexp.MustCompile(`^(.*):(\d+)\.(\d+),(\d+)\.(\d+) \d+ (\d+)$`)
+
+// readProfile returns all extents, and those that ran, by the names of their files.
+func readProfile(path string) (all, ran map[string][]extent, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	all, ran = map[string][]extent{}, map[string][]extent{}
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		if p := profileLine.FindStringSubmatch(s.Text()); p != nil {
+			var n [4]int
+			for i := range n {
+				n[i], _ = strconv.Atoi(p[2+i])
+			}
+			file, e := filepath.Base(p[1]), extent{n[0], n[1], n[2], n[3]}
+			all[file] = append(all[file], e)
+			if p[6] != "0" {
+				ran[file] = append(ran[file], e)
+			}
+		}
+	}
+	return all, ran, s.Err()
+}
+
+// build makes the binary with mutants, and marks those that do not compile. A test that fails in it without any mutant
+// is left out: it may count the allocations of a function that now is a larger one.
+func (s *suite) build(mutants []*mutant) error {
+	s.binary = filepath.Join(s.temp, "mutants.test")
+	if err := buildSelection(s.dir, s.from, s.binary, s.temp, mutants); err != nil {
+		return err
+	}
+	var good []*test
+	for _, t := range s.tests {
+		start := time.Now()
+		result, out, err := s.run(0, 10*time.Minute, []*test{t})
+		if err != nil {
+			return err
+		}
+		if result != survived {
+			fmt.Printf("%s: %s is left out, because it fails without a mutant:\n%s\n", s.from, t.name, out)
+			continue
+		}
+		t.time = time.Since(start)
+		good = append(good, t)
+	}
+	slices.SortStableFunc(good, func(a, b *test) int { return int(a.time - b.time) })
+	s.tests = good
+	return nil
+}
+
+// try runs the tests that reach a mutant, the fast ones first, and returns what becomes of it and the test that noticed.
+func (s *suite) try(m *mutant) (result, by string, err error) {
+	if m.invalid {
+		return invalid, "", nil
+	}
+	if m.alone {
+		ok, err := buildAlone(m, s.from, s.binary+".alone", s.temp)
+		if err != nil || !ok {
+			return invalid, "", err
+		}
+		defer func(b string) { s.binary = b }(s.binary)
+		s.binary += ".alone"
+	}
+	left := s.reaching(m)
+	if len(left) == 0 {
+		return unreached, "", nil
+	}
+	// Starting a process takes longer than most tests. So the first processes run few tests, and the later ones many.
+	for limit := 200 * time.Millisecond; len(left) > 0; limit *= 4 {
+		n, sum := 0, time.Duration(0)
+		for n < len(left) && (n == 0 || sum+left[n].time <= limit) {
+			sum += left[n].time
+			n++
+		}
+		result, out, err := s.runPatiently(m.id, 5*sum+patience, left[:n])
+		if result != survived || err != nil {
+			by := ""
+			if f := failLine.FindSubmatch(out); f != nil {
+				by = string(f[1])
+			}
+			return result, by, err
+		}
+		left = left[n:]
+	}
+	return survived, "", nil
+}
+
+var failLine = regexp.MustCompile(`(?m)^--- FAIL: (\S+)`)
+
+// reaching returns the tests that reach a mutant: those that reach its place, or, if coverage does not know its place,
+// those that reach its function, or all of them if it is outside functions.
+func (s *suite) reaching(m *mutant) []*test {
+	if m.function == "" {
+		return s.tests
+	}
+	place := func(e extent) bool { return e.has(m.line, m.col) }
+	if !slices.ContainsFunc(s.counted[m.file], place) {
+		place = func(e extent) bool { return e.overlaps(m.first, m.last) }
+	}
+	var reaching []*test
+	for _, t := range s.tests {
+		if slices.ContainsFunc(t.reaches[m.file], place) {
+			reaching = append(reaching, t)
+		}
+	}
+	return reaching
+}
+
+// runPatiently is run, but gives more time if the machine is so busy that the unbroken package does not get by with it.
+func (s *suite) runPatiently(id int, timeout time.Duration, tests []*test) (result string, out []byte, err error) {
+	for {
+		if result, out, err = s.run(id, timeout, tests); result != hangs || id == 0 || err != nil {
+			return result, out, err
+		}
+		if unbroken, _, err := s.run(0, timeout, tests); unbroken != hangs || err != nil {
+			return result, out, err
+		}
+		timeout *= 3
+	}
+}
+
+// run runs tests with a mutant, 0 for none, in a process group and, as root, in a mount namespace of their own: what hangs
+// or stays mounted ends with them.
+func (s *suite) run(id int, timeout time.Duration, tests []*test, args ...string) (result string, out []byte, err error) {
+	temp, err := os.MkdirTemp(s.temp, "run-")
+	if err != nil {
+		return "", nil, err
+	}
+	defer os.RemoveAll(temp)
+	var names []string
+	for _, t := range tests {
+		names = append(names, regexp.QuoteMeta(t.name))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	args = append(args, "-test.failfast", "-test.run", "^("+strings.Join(names, "|")+")$")
+	if !*long {
+		args = append(args, "-test.short")
+	}
+	cmd := s.command(ctx, args...)
+	cmd.Env = append(os.Environ(), variable+"="+strconv.Itoa(id), "TMPDIR="+temp, "GOTMPDIR="+temp)
+	var all bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &all, &all
+	err = cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return hangs, all.Bytes(), nil
+	case errors.As(err, &exit):
+		return noticed, all.Bytes(), nil
+	case errors.Is(err, exec.ErrWaitDelay): // something that it started still holds its output
+		return noticed, all.Bytes(), nil
+	case err != nil:
+		return "", nil, err
+	}
+	return survived, nil, nil
+}
+
+func (s *suite) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, s.binary, args...)
+	cmd.Dir = s.from
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
+	}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+// goCommand runs the go command.
+func goCommand(args ...string) ([]byte, error) {
+	return exec.Command("go", args...).CombinedOutput()
+}
