@@ -73,7 +73,7 @@ func TestPageIsReadOnce(t *testing.T) {
 
 func TestPageOutsideItsSpan(t *testing.T) {
 	s := New(0).Span(newCountingFile(1000), 0, 5)
-	for _, i := range []int64{5, 6, leafPages - 1} {
+	for _, i := range []int64{-1, 5, 6, leafPages - 1} {
 		if _, err := s.Page(i); err == nil {
 			t.Errorf("Page(%d) of 5 gave no error", i)
 		}
@@ -118,6 +118,9 @@ func TestReadErrorIsNotCached(t *testing.T) {
 		if _, err := s.Page(1); !errors.Is(err, errBad) {
 			t.Fatalf("Page: %v, want the error of the file", err)
 		}
+		if _, err := s.Pin(1); !errors.Is(err, errBad) {
+			t.Fatalf("Pin: %v, want the error of the file", err)
+		}
 	}
 	if c.Pages() != 0 {
 		t.Errorf("%d pages are cached after errors", c.Pages())
@@ -151,6 +154,25 @@ func TestMarkZero(t *testing.T) {
 	}
 	if want := min(256, pages-3-leafPages-12); c.Pages() != want {
 		t.Errorf("%d pages are cached, want %d: zero pages take no room", c.Pages(), want)
+	}
+}
+
+// Only the pages that are named become zero, wherever they begin and end in the leaves of the span. One more would hide
+// blocks.
+func TestMarkZeroMarksNoOther(t *testing.T) {
+	const pages = 3*leafPages + 10
+	edges := []int64{0, 1, leafPages - 1, leafPages, leafPages + 1, 2*leafPages - 1, 2 * leafPages, 3 * leafPages, pages - 1, pages}
+	f := newCountingFile(pages)
+	for a, from := range edges {
+		for _, to := range edges[a:] {
+			s := New(0).Span(f, 0, pages)
+			s.MarkZero(from, to-from)
+			for i := range int64(pages) {
+				if marked := s.Cached(i) != nil; marked != (from <= i && i < to) {
+					t.Fatalf("pages %d to %d were marked; marked is %v for page %d", from, to, marked, i)
+				}
+			}
+		}
 	}
 }
 

@@ -42,6 +42,23 @@ func TestPinnedPageStays(t *testing.T) {
 	}
 }
 
+// A page that was given up is not pinned: the caller would change it, and other readers would see another one.
+func TestGivenUpPageIsNotPinned(t *testing.T) {
+	c := New(0)
+	s := c.Span(newCountingFile(100), 0, 100)
+	p, err := s.Page(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	readAll(t, s)
+	if c.pin(s, 3, p) != nil {
+		t.Error("a page that is not in its span any more was pinned")
+	}
+	if again, err := s.Pin(3); err != nil || again == p {
+		t.Errorf("Pin returns the page that was given up, or %v", err)
+	}
+}
+
 // When all pages are pinned, others still find room: to refuse them would stop the disk.
 func TestPinsBeyondTheBound(t *testing.T) {
 	c := New(0)
@@ -84,6 +101,14 @@ func TestPinOfAZeroPage(t *testing.T) {
 		t.Errorf("%d pages are cached, want 1", c.Pages())
 	}
 	s.Unpin(10)
+	if wantPage(t, New(0).Span(f, 0, pages), 10, 11).Zero() {
+		t.Error("a page of a span that was not marked is known to be zero")
+	}
+	other := c.Span(f, 0, pages)
+	other.MarkZero(0, pages)
+	if !wantPage(t, other, 10, 0).Zero() {
+		t.Error("a pinned page of one span shows in another one")
+	}
 }
 
 func TestEncodeIsTheReverseOfDecode(t *testing.T) {

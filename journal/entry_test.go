@@ -68,6 +68,16 @@ func TestEntryBytes(t *testing.T) {
 	}
 }
 
+// The bytes of an entry do not depend on what its buffer held before: a writer uses the same one again, and what is left
+// of another entry would go to disk between the descriptors and the data.
+func TestEntryInAUsedBuffer(t *testing.T) {
+	e := Entry{LogGUID: thisSession, SequenceNumber: 7, Updates: []Update{data(1, 1), zero(2, 3), data(6, 2)}}
+	want := AppendEntry(nil, &e)
+	if got := AppendEntry(bytes.Repeat([]byte{0xFF}, len(want))[:0], &e); !bytes.Equal(got, want) {
+		t.Error("an entry in a used buffer has other bytes than one in a new buffer")
+	}
+}
+
 func TestDescriptorSectors(t *testing.T) {
 	for _, c := range []struct{ n, want int64 }{
 		{0, 1}, {1, 1}, {126, 1}, {127, 2}, {254, 2}, {255, 3}, {1<<32 - 1, 1<<25 + 1},

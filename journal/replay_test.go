@@ -184,6 +184,21 @@ func TestOverlaps(t *testing.T) {
 	}
 }
 
+// No bytes overlap nothing, wherever they are.
+func TestNoBytesDoNotOverlap(t *testing.T) {
+	im := newImage(16)
+	im.entry(self, data(0, 1), zero(1, 1))
+	v, err := NewOverlay(im, im.size, im.find(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []int64{-1, dataOffset + 1, dataOffset + SectorSize + 1, im.size, im.size + 1} {
+		if v.Overlaps(off, 0) {
+			t.Errorf("the update overlaps 0 bytes at %#x", off)
+		}
+	}
+}
+
 // Reads that begin and end at any byte near the ends of a page, whose bytes come from the descriptor.
 func TestOverlayEdgesOfPages(t *testing.T) {
 	im := newImage(16)
@@ -320,33 +335,68 @@ func naive(f *sparseFile, u Update) {
 	}
 }
 
-// A failingFile fails at the nth of its changes.
+// A failingFile fails once: at a change of the file, or at another operation on it if all of them count.
 type failingFile struct {
 	*sparseFile
-	left int
+	left int // operations before the one that fails
+	all  bool
+	last string // the operation that failed
 }
 
 var errFile = errors.New("no")
 
-func (f *failingFile) fail() bool { f.left--; return f.left < 0 }
+func (f *failingFile) fail(what string) error {
+	if f.left--; f.left != -1 {
+		return nil
+	}
+	f.last = what
+	return errFile
+}
+
+func (f *failingFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.all {
+		if err := f.fail("read"); err != nil {
+			return 0, err
+		}
+	}
+	return f.sparseFile.ReadAt(p, off)
+}
+
+func (f *failingFile) Size() (int64, error) {
+	if f.all {
+		if err := f.fail("size"); err != nil {
+			return 0, err
+		}
+	}
+	return f.sparseFile.Size()
+}
+
+func (f *failingFile) NextData(off int64) (int64, error) {
+	if f.all {
+		if err := f.fail("next data"); err != nil {
+			return 0, err
+		}
+	}
+	return f.sparseFile.NextData(off)
+}
 
 func (f *failingFile) WriteAt(p []byte, off int64) (int, error) {
-	if f.fail() {
-		return 0, errFile
+	if err := f.fail("write"); err != nil {
+		return 0, err
 	}
 	return f.sparseFile.WriteAt(p, off)
 }
 
 func (f *failingFile) Truncate(size int64) error {
-	if f.fail() {
-		return errFile
+	if err := f.fail("truncate"); err != nil {
+		return err
 	}
 	return f.sparseFile.Truncate(size)
 }
 
 func (f *failingFile) Sync() error {
-	if f.fail() {
-		return errFile
+	if err := f.fail("sync"); err != nil {
+		return err
 	}
 	return f.sparseFile.Sync()
 }
@@ -365,7 +415,7 @@ func TestApplyFailsAndIsRepeated(t *testing.T) {
 	}
 	left := 0
 	for ; ; left++ {
-		f := &failingFile{im.clone(), left}
+		f := &failingFile{sparseFile: im.clone(), left: left}
 		s, err := Find(f, im.reg)
 		if err != nil {
 			t.Fatal(err)
@@ -391,11 +441,63 @@ func TestApplyFailsAndIsRepeated(t *testing.T) {
 	}
 }
 
+// Whatever fails once in a replay, even if all that follows succeeds, the caller gets to know.
+func TestApplyReportsEveryError(t *testing.T) {
+	im := newImage(200) // more than is read at once
+	for range 2 {
+		im.entry(self, data(0, 1))
+	}
+	im.custom(Entry{LogGUID: thisSession, Tail: 0, LastFileOffset: dataOffset + 2<<20, Updates: []Update{
+		data(0, 1), zero(4, 8), data(3, 1),
+	}})
+	im.WriteAt(filled(1)[:], dataOffset+4*SectorSize)
+	failed := map[string]int{}
+	for left := 0; ; left++ {
+		f := &failingFile{sparseFile: im.clone(), left: left, all: true}
+		s, err := Find(f, im.reg)
+		if err == nil {
+			err = Apply(f, s)
+		}
+		if f.left >= 0 {
+			break
+		}
+		if failed[f.last]++; !errors.Is(err, errFile) {
+			t.Errorf("operation %d, a %s, failed; Find and Apply return %v", left, f.last, err)
+		}
+	}
+	for _, what := range []string{"read", "size", "truncate", "next data", "write", "sync"} {
+		if failed[what] == 0 {
+			t.Errorf("a %s was never made to fail", what)
+		}
+	}
+}
+
+// Zeros are written where the file has data, and nowhere else: a hole stays a hole.
+func TestApplyKeepsHoles(t *testing.T) {
+	im := newImage(16)
+	im.WriteAt(filled(1)[:], dataOffset+350*SectorSize)
+	im.Truncate(dataOffset + 600*SectorSize)
+	im.entry(self, zero(300, 250))
+	f := im.clone()
+	if err := Apply(f, im.find(t)); err != nil {
+		t.Fatal(err)
+	}
+	for n := int64(300); n < 350; n++ {
+		if f.pages[dataOffset+n*SectorSize] != nil {
+			t.Fatalf("page %d had no space, and has some after the replay", n)
+		}
+	}
+	var p [SectorSize]byte
+	if f.ReadAt(p[:], dataOffset+350*SectorSize); p != [SectorSize]byte{} {
+		t.Error("the page with data is not zero after the replay")
+	}
+}
+
 // What a replay adds to the file is not written, however much it is.
 func TestApplyWritesNoZerosBehindTheEnd(t *testing.T) {
 	im := newImage(16)
 	im.entry(self, zero(255, 1<<40/SectorSize))
-	f := &failingFile{im.sparseFile, 3} // growth, the last page, sync
+	f := &failingFile{sparseFile: im.sparseFile, left: 3} // growth, the last page, sync
 	if err := Apply(noHoles{f}, im.find(t)); err != nil {
 		t.Error(err)
 	}

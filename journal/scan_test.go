@@ -78,6 +78,17 @@ func TestFindReadError(t *testing.T) {
 	}
 }
 
+// Nothing behind the log is read: the file may end with it.
+func TestLogAtTheEndOfTheFile(t *testing.T) {
+	im := newImage(100)
+	im.entry(self, data(0, 1))
+	im.entry(0, data(1, 1))
+	im.size = logOffset + im.reg.Length
+	if s := im.find(t); s.Entries != 2 {
+		t.Errorf("%d entries are active, want 2", s.Entries)
+	}
+}
+
 func TestActiveSequence(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -169,6 +180,11 @@ func TestActiveSequence(t *testing.T) {
 			torn := im.entry(0, data(0, 2), data(1, 2))
 			im.WriteAt(make([]byte, SectorSize), im.reg.at(torn+2*SectorSize))
 		}, 1, 1, 100, 0, 2, []byte{1, 0xEE}},
+		{"a gap before the next number", 16, func(im *image) {
+			im.entry(self, data(0, 1))
+			im.pos += SectorSize
+			im.entry(0, data(0, 2))
+		}, 1, 1, 100, 0, 2, []byte{1}},
 		{"torn entry over the place of older ones, short of the tail", 16, func(im *image) {
 			im.pos = 3 * SectorSize
 			im.entry(self, data(0, 1))

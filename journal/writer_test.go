@@ -55,7 +55,7 @@ func TestStart(t *testing.T) {
 		t.Error("Start takes an empty log")
 	}
 	for left := range 2 {
-		if _, err := Start(&failingFile{im.sparseFile, left}, im.reg, 1, 0, 0); !errors.Is(err, errFile) {
+		if _, err := Start(&failingFile{sparseFile: im.sparseFile, left: left}, im.reg, 1, 0, 0); !errors.Is(err, errFile) {
 			t.Errorf("Start on a file that fails at change %d: %v", left, err)
 		}
 	}
@@ -208,7 +208,7 @@ func TestSequenceNumbersEnd(t *testing.T) {
 func TestAppendAgain(t *testing.T) {
 	for _, torn := range []int{0, 64, SectorSize, 2*SectorSize + 5} {
 		im := newImage(16)
-		f := &failingFile{im.sparseFile, math.MaxInt}
+		f := &failingFile{sparseFile: im.sparseFile, left: math.MaxInt}
 		w, err := Start(f, im.reg, 1, 0, 0)
 		if err != nil {
 			t.Fatal(err)
