@@ -443,11 +443,10 @@ func TestApplyFailsAndIsRepeated(t *testing.T) {
 
 // Whatever fails once in a replay, even if all that follows succeeds, the caller gets to know.
 func TestApplyReportsEveryError(t *testing.T) {
-	im := newImage(200) // more than is read at once
-	for range 2 {
-		im.entry(self, data(0, 1))
-	}
-	im.custom(Entry{LogGUID: thisSession, Tail: 0, LastFileOffset: dataOffset + 2<<20, Updates: []Update{
+	im := newImage(200)
+	im.pos = 62 * SectorSize // an entry goes over the end of what is read at once
+	tail := im.entry(self, data(0, 1), data(1, 1))
+	im.custom(Entry{LogGUID: thisSession, Tail: uint32(tail), LastFileOffset: dataOffset + 2<<20, Updates: []Update{
 		data(0, 1), zero(4, 8), data(3, 1),
 	}})
 	im.WriteAt(filled(1)[:], dataOffset+4*SectorSize)
@@ -469,6 +468,33 @@ func TestApplyReportsEveryError(t *testing.T) {
 		if failed[what] == 0 {
 			t.Errorf("a %s was never made to fail", what)
 		}
+	}
+}
+
+// A log that changes after it was found is refused before anything is written.
+func TestLogChangesBeneath(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(b []byte)
+	}{
+		{"a data descriptor more", func(b []byte) { copy(b[entryHeaderSize+descriptorSize:], "desc") }},
+		{"a descriptor of another entry", func(b []byte) { b[entryHeaderSize+24]++ }},
+		{"a descriptor of no kind", func(b []byte) { clear(b[entryHeaderSize:][:descriptorSize]) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			im := newImage(16)
+			im.entry(self, data(0, 1), zero(1, 1))
+			s := im.find(t)
+			im.damage(c.change, false)
+			before := im.clone()
+			if err := s.Check(im.size); !errors.Is(err, ondisk.ErrCorrupt) {
+				t.Errorf("Check: %v, want a damaged log", err)
+			}
+			if err := Apply(im, s); !errors.Is(err, ondisk.ErrCorrupt) {
+				t.Errorf("Apply: %v, want a damaged log", err)
+			}
+			sameFile(t, im, before, im.size, pagesOf(im.sparseFile, before), newRand(1))
+		})
 	}
 }
 

@@ -54,6 +54,10 @@ func TestStart(t *testing.T) {
 	if _, err := Start(im, Region{Offset: logOffset}, 1, 0, 0); err == nil {
 		t.Error("Start takes an empty log")
 	}
+	small := newImage(1)
+	if n := start(t, small).Free(); n != 0 {
+		t.Errorf("%d bytes are free in a log of one sector, which the first entry has", n)
+	}
 	for left := range 2 {
 		if _, err := Start(&failingFile{sparseFile: im.sparseFile, left: left}, im.reg, 1, 0, 0); !errors.Is(err, errFile) {
 			t.Errorf("Start on a file that fails at change %d: %v", left, err)
@@ -179,8 +183,10 @@ func TestAppendRefuses(t *testing.T) {
 			t.Errorf("Append takes a page at %#x", off)
 		}
 	}
-	if err := w.Append(nil, -1, 0); err == nil {
-		t.Error("Append takes a negative size")
+	for _, size := range [][2]int64{{-1, 0}, {0, -1}} {
+		if err := w.Append(nil, size[0], size[1]); err == nil {
+			t.Errorf("Append takes the sizes %v", size)
+		}
 	}
 	if s := im.find(t); s.Entries != 1 || w.head != SectorSize {
 		t.Errorf("%d entries up to %d after nothing but errors", s.Entries, w.head)

@@ -24,6 +24,7 @@ type suite struct {
 	tests     []*test
 	counted   map[string][]extent // all that coverage counts, by file
 	binary    string              // with the mutants of the last build
+	good      map[string]bool     // tests that are known to pass in it without a mutant
 }
 
 // A test is one of a suite, with what it reaches.
@@ -130,30 +131,28 @@ func readProfile(path string) (all, ran map[string][]extent, err error) {
 	return all, ran, s.Err()
 }
 
-// build makes the binary with mutants, and marks those that do not compile. A test that fails in it without any mutant
-// is left out: it may count the allocations of a function that now is a larger one.
+// build makes the binary with mutants, and marks those that do not compile.
 func (s *suite) build(mutants []*mutant) error {
 	s.binary = filepath.Join(s.temp, "mutants.test")
-	if err := buildSelection(s.dir, s.from, s.binary, s.temp, mutants); err != nil {
-		return err
+	s.good = map[string]bool{}
+	return buildSelection(s.dir, s.from, s.binary, s.temp, mutants)
+}
+
+// isGood tells whether a test passes in the binary without a mutant. If not, it is left out from then on: it may count the
+// allocations of a function, which now is a larger one.
+func (s *suite) isGood(name string) (bool, error) {
+	if name == "" || s.good[name] {
+		return true, nil
 	}
-	var good []*test
-	for _, t := range s.tests {
-		start := time.Now()
-		result, out, err := s.run(0, 10*time.Minute, []*test{t})
-		if err != nil {
-			return err
-		}
-		if result != survived {
-			fmt.Printf("%s: %s is left out, because it fails without a mutant:\n%s\n", s.from, t.name, out)
-			continue
-		}
-		t.time = time.Since(start)
-		good = append(good, t)
+	result, out, err := s.run(0, 10*time.Minute, []*test{{name: name}})
+	if err != nil {
+		return false, err
 	}
-	slices.SortStableFunc(good, func(a, b *test) int { return int(a.time - b.time) })
-	s.tests = good
-	return nil
+	if s.good[name] = result == survived; !s.good[name] {
+		fmt.Printf("%s: %s is left out, because it fails without a mutant:\n%s\n", s.from, name, out)
+		s.tests = slices.DeleteFunc(s.tests, func(t *test) bool { return t.name == name })
+	}
+	return s.good[name], nil
 }
 
 // try runs the tests that reach a mutant, the fast ones first, and returns what becomes of it and the test that noticed.
@@ -186,7 +185,14 @@ func (s *suite) try(m *mutant) (result, by string, err error) {
 			if f := failLine.FindSubmatch(out); f != nil {
 				by = string(f[1])
 			}
-			return result, by, err
+			if m.alone || err != nil {
+				return result, by, err
+			}
+			if good, err := s.isGood(by); !good && err == nil {
+				return s.try(m)
+			} else {
+				return result, by, err
+			}
 		}
 		left = left[n:]
 	}
