@@ -12,6 +12,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -26,6 +27,7 @@ var (
 	seed        = flag.Uint64("seed", 1, "chooses the mutants")
 	at          = flag.String("at", "", "only mutants at these places, such as edit.go,dirty.go:94")
 	tests       = flag.String("tests", "", "run the tests of this package, such as ./vhdx; the default is the mutant's own package")
+	run         = flag.String("run", "", "only these tests, as for go test")
 	skip        = flag.String("skip", "", "not these tests, as for go test")
 	long        = flag.Bool("long", false, "run the tests without -short")
 	resultsFile = flag.String("results", "", "keep the results in this file; mutants that are in it are not tried again")
@@ -78,14 +80,15 @@ func mutate(dirs []string) (survivors int, err error) {
 		return 0, nil
 	}
 
-	for _, dir := range dirs {
-		dir = filepath.Clean(dir)
-		own := slices.DeleteFunc(slices.Clone(chosen), func(m *mutant) bool { return m.dir != dir })
-		if len(own) == 0 {
-			continue
-		}
-		if err := try(dir, own, results); err != nil {
+	if *tests != "" {
+		if err := try(filepath.Clean(*tests), chosen, results); err != nil {
 			return 0, err
+		}
+	} else {
+		for _, own := range byPackage(chosen) {
+			if err := try(own[0].dir, own, results); err != nil {
+				return 0, err
+			}
 		}
 	}
 	fmt.Printf("%d mutants: %v\n", len(chosen), results.tally)
@@ -95,35 +98,49 @@ func mutate(dirs []string) (survivors int, err error) {
 // atOnce limits how many mutants are in one binary, because the compiler needs memory for each.
 const atOnce = 1500
 
-// try runs tests for mutants of one package.
-func try(dir string, mutants []*mutant, results *results) error {
-	from := dir
-	if *tests != "" {
-		from = filepath.Clean(*tests)
+// byPackage returns the mutants of each package, sorted by their places.
+func byPackage(mutants []*mutant) [][]*mutant {
+	sorted := slices.SortedFunc(slices.Values(mutants), func(a, b *mutant) int {
+		return cmp.Or(strings.Compare(a.dir, b.dir), strings.Compare(a.file, b.file), a.from-b.from)
+	})
+	var all [][]*mutant
+	for i, m := range sorted {
+		if i == 0 || m.dir != sorted[i-1].dir {
+			all = append(all, nil)
+		}
+		all[len(all)-1] = append(all[len(all)-1], m)
 	}
-	s, err := newSuite(dir, from)
+	return all
+}
+
+// try runs the tests of one package on mutants.
+func try(from string, mutants []*mutant, results *results) error {
+	var dirs []string
+	packages := byPackage(mutants)
+	for _, own := range packages {
+		dirs = append(dirs, own[0].dir)
+	}
+	if len(dirs) == 0 {
+		return nil
+	}
+	s, err := newSuite(from, dirs)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	// Those of one file follow each other, so that its survivors are seen together.
-	slices.SortFunc(mutants, func(a, b *mutant) int {
-		if c := strings.Compare(a.file, b.file); c != 0 {
-			return c
-		}
-		return a.from - b.from
-	})
-	for part := range slices.Chunk(mutants, atOnce) {
-		if err := s.build(part); err != nil {
-			return err
-		}
-		for _, m := range part {
-			result, by, err := s.try(m)
-			if err != nil {
+	for _, own := range packages {
+		for part := range slices.Chunk(own, atOnce) {
+			if err := s.build(part[0].dir, part); err != nil {
 				return err
 			}
-			if err := results.add(m, result, by); err != nil {
-				return err
+			for _, m := range part {
+				result, by, err := s.try(m)
+				if err != nil {
+					return err
+				}
+				if err := results.add(m, result, by); err != nil {
+					return err
+				}
 			}
 		}
 	}

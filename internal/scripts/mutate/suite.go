@@ -17,14 +17,14 @@ import (
 	"time"
 )
 
-// A suite is the tests of one package, tried on the mutants of one package.
+// A suite is the tests of one package, tried on mutants of it or of others.
 type suite struct {
-	dir, from string // the package that is broken, and the one whose tests run
-	temp      string
-	tests     []*test
-	counted   map[string][]extent // all that coverage counts, by file
-	binary    string              // with the mutants of the last build
-	good      map[string]bool     // tests that are known to pass in it without a mutant
+	from    string // the package whose tests run
+	temp    string
+	tests   []*test
+	counted map[string][]extent // all that coverage counts, by file
+	binary  string              // with the mutants of the last build
+	good    map[string]bool     // tests that are known to pass in it without a mutant
 }
 
 // A test is one of a suite, with what it reaches.
@@ -49,10 +49,10 @@ func (e extent) overlaps(fromLine, toLine int) bool {
 // patience is how long tests of a mutant may take beyond five times their usual time before they count as hanging.
 const patience = 10 * time.Second
 
-// newSuite runs each test alone, to learn what it reaches and how long it takes. A test that fails is left out.
-func newSuite(dir, from string) (s *suite, err error) {
-	s = &suite{dir: dir, from: from}
-	if s.temp, err = os.MkdirTemp("", "mutate-"); err != nil {
+// newSuite runs each test alone, to learn what it reaches in packages and how long it takes. A test that fails is left out.
+func newSuite(from string, dirs []string) (s *suite, err error) {
+	s = &suite{from: from}
+	if s.temp, err = openDir(""); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -61,19 +61,24 @@ func newSuite(dir, from string) (s *suite, err error) {
 		}
 	}()
 	s.binary = filepath.Join(s.temp, "covered.test")
-	if out, err := goCommand("test", "-c", "-cover", "-coverpkg=./"+dir, "-o", s.binary, "./"+from); err != nil {
+	covered := "-coverpkg=./" + strings.Join(dirs, ",./")
+	if out, err := goCommand("test", "-c", "-cover", covered, "-o", s.binary, "./"+from); err != nil {
 		return nil, fmt.Errorf("build the tests of %s: %w\n%s", from, err, out)
 	}
 	out, err := s.command(context.Background(), "-test.list", ".").Output()
 	if err != nil {
 		return nil, fmt.Errorf("list the tests of %s: %w", from, err)
 	}
+	wanted, err := regexp.Compile(*run)
+	if err != nil {
+		return nil, err
+	}
 	not, err := regexp.Compile(*skip)
 	if err != nil {
 		return nil, err
 	}
 	for name := range strings.FieldsSeq(string(out)) {
-		if strings.HasPrefix(name, "Benchmark") || *skip != "" && not.MatchString(name) {
+		if strings.HasPrefix(name, "Benchmark") || !wanted.MatchString(name) || *skip != "" && not.MatchString(name) {
 			continue
 		}
 		if err := s.explore(name); err != nil {
@@ -82,6 +87,15 @@ func newSuite(dir, from string) (s *suite, err error) {
 	}
 	slices.SortStableFunc(s.tests, func(a, b *test) int { return int(a.time - b.time) })
 	return s, nil
+}
+
+// openDir makes a temporary directory that others can use: some tests run a program as another user.
+func openDir(parent string) (string, error) {
+	dir, err := os.MkdirTemp(parent, "mutate-")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o755) // #nosec G302 -- see above
 }
 
 func (s *suite) close() { os.RemoveAll(s.temp) }
@@ -106,8 +120,13 @@ func (s *suite) explore(name string) error {
 
 var profileLine = regexp.MustCompile(`^(.*):(\d+)\.(\d+),(\d+)\.(\d+) \d+ (\d+)$`)
 
-// readProfile returns all extents, and those that ran, by the names of their files.
+// readProfile returns all extents, and those that ran, by the paths of their files from the root of the module.
 func readProfile(path string) (all, ran map[string][]extent, err error) {
+	module, err := exec.Command("go", "list", "-m").Output()
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the module: %w", err)
+	}
+	root := strings.TrimSpace(string(module)) + "/"
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, err
@@ -121,7 +140,7 @@ func readProfile(path string) (all, ran map[string][]extent, err error) {
 			for i := range n {
 				n[i], _ = strconv.Atoi(p[2+i])
 			}
-			file, e := filepath.Base(p[1]), extent{n[0], n[1], n[2], n[3]}
+			file, e := strings.TrimPrefix(p[1], root), extent{n[0], n[1], n[2], n[3]}
 			all[file] = append(all[file], e)
 			if p[6] != "0" {
 				ran[file] = append(ran[file], e)
@@ -132,10 +151,10 @@ func readProfile(path string) (all, ran map[string][]extent, err error) {
 }
 
 // build makes the binary with mutants, and marks those that do not compile.
-func (s *suite) build(mutants []*mutant) error {
+func (s *suite) build(dir string, mutants []*mutant) error {
 	s.binary = filepath.Join(s.temp, "mutants.test")
 	s.good = map[string]bool{}
-	return buildSelection(s.dir, s.from, s.binary, s.temp, mutants)
+	return buildSelection(dir, s.from, s.binary, s.temp, mutants)
 }
 
 // isGood tells whether a test passes in the binary without a mutant. If not, it is left out from then on: it may count the
@@ -207,13 +226,14 @@ func (s *suite) reaching(m *mutant) []*test {
 	if m.function == "" {
 		return s.tests
 	}
+	file := filepath.Join(m.dir, m.file)
 	place := func(e extent) bool { return e.has(m.line, m.col) }
-	if !slices.ContainsFunc(s.counted[m.file], place) {
+	if !slices.ContainsFunc(s.counted[file], place) {
 		place = func(e extent) bool { return e.overlaps(m.first, m.last) }
 	}
 	var reaching []*test
 	for _, t := range s.tests {
-		if slices.ContainsFunc(t.reaches[m.file], place) {
+		if slices.ContainsFunc(t.reaches[file], place) {
 			reaching = append(reaching, t)
 		}
 	}
@@ -236,7 +256,7 @@ func (s *suite) runPatiently(id int, timeout time.Duration, tests []*test) (resu
 // run runs tests with a mutant, 0 for none, in a process group and, as root, in a mount namespace of their own: what hangs
 // or stays mounted ends with them.
 func (s *suite) run(id int, timeout time.Duration, tests []*test, args ...string) (result string, out []byte, err error) {
-	temp, err := os.MkdirTemp(s.temp, "run-")
+	temp, err := openDir(s.temp)
 	if err != nil {
 		return "", nil, err
 	}
