@@ -446,3 +446,72 @@ func TestToolsOnAHugeDisk(t *testing.T) {
 		t.Errorf("compare with an empty disk: exit status %d, %s", r.status, r.stderr)
 	}
 }
+
+// A device is not overwritten by a copy of itself, of what lies on it, or of what it lies on.
+func TestConvertRefusesDeviceOfInput(t *testing.T) {
+	back := randomRaw(t, 20*mib, 7)
+	sum := sha256File(t, back)
+	whole := loopDeviceOf(t, back)
+	part := func(of, offset, size string) string {
+		dev := strings.TrimSpace(must(t, "losetup", "--find", "--show", "--offset", offset, "--sizelimit", size, of))
+		t.Cleanup(func() { must(t, "losetup", "--detach", dev) })
+		return dev
+	}
+	first, above, second := part(back, "1M", "8M"), part(whole, "2M", "4M"), part(back, "9M", "10M")
+	for _, c := range [][2]string{
+		{back, whole}, {back, first}, {whole, whole}, {whole, first}, {first, whole}, {above, first}, {first, above}, {back, above}, {"-", whole}, {"-", above},
+	} {
+		for _, more := range []string{"--dry-run", "--verify"} {
+			cmd := exec.Command(program.path(t), "convert", "-f", "raw", "-O", "raw", "--force", more, c[0], c[1])
+			stdin, err := os.Open(back)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Stdin = stdin
+			out, _ := cmd.CombinedOutput()
+			stdin.Close()
+			if cmd.ProcessState.ExitCode() != usageStatus || !strings.Contains(string(out), c[1]+" is also an input") {
+				t.Errorf("%s to %s, %s: exit status %d, %q", c[0], c[1], more, cmd.ProcessState.ExitCode(), out)
+			}
+		}
+	}
+	if sha256File(t, back) != sum {
+		t.Error("the input was changed")
+	}
+	mustVhdxfs(t, "convert", "-f", "raw", "-O", "raw", "--force", "--verify", first, second)
+}
+
+// What is made of a private file on standard input is as private.
+func TestCopyOfPrivateStandardInputIsPrivate(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	must(t, "cp", randomRaw(t, 3*mib, 8), path("a.raw"))
+	mustVhdxfs(t, "convert", path("a.raw"), path("a.vhdx"))
+	mustVhdxfs(t, "convert", "-O", "vhd", path("a.raw"), path("a.vhd"))
+	for _, in := range []string{"a.raw", "a.vhdx", "a.vhd"} {
+		if err := os.Chmod(path(in), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range [][]string{{"convert", "-", "out.raw"}, {"convert", "-", "out.vhdx"}, {"convert", "-O", "vhd", "-", "out.vhd"}, {"create", "--from", "-", "new.vhdx"}} {
+			cmd := exec.Command(program.path(t), args...)
+			cmd.Dir = dir
+			stdin, err := os.Open(path(in))
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Stdin = stdin
+			text, err := cmd.CombinedOutput()
+			stdin.Close()
+			if err != nil {
+				t.Fatalf("%v: %v, %s", args, err, text)
+			}
+			out := path(args[len(args)-1])
+			if mode := stat(t, out).Mode & 0o777; mode&0o077 != 0 {
+				t.Errorf("%v of %s: permissions %o", args, in, mode)
+			}
+			if err := os.Remove(out); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

@@ -448,11 +448,14 @@ func (c *copyFlags) dryRunReport(cmd *cobra.Command, in convert.Input, input, ou
 		warnSectors(c.warner(cmd), in, output, output, disk.DeviceSectors(output))
 	}
 	r.Warnings = c.warnings
-	var err error
+	inputs, err := in.Access()
+	if err != nil {
+		return err
+	}
 	text := "would be created"
 	if c.stdout != nil {
 		text = "would be written"
-	} else if r.Overwrites, err = convert.Overwritten(output, r.DiskSize, c.force); err != nil {
+	} else if r.Overwrites, err = convert.Overwritten(output, r.DiskSize, newfile.Options{Replace: c.force, Inputs: inputs}); err != nil {
 		return createError(err)
 	}
 	w := c.messages(cmd)

@@ -199,7 +199,11 @@ func (c *applyCommand) apply(ctx context.Context, path, base string, o delta.App
 		if term.IsTerminal(int(os.Stdin.Fd())) {
 			return nil, usageError("standard input is a terminal, not a delta")
 		}
-		return delta.Apply(ctx, os.Stdin, nil, base, o)
+		access, err := stdinAccess()
+		if err != nil {
+			return nil, err
+		}
+		return delta.Apply(ctx, os.Stdin, access, base, o)
 	case sameFile(path, base+delta.ApplySuffix):
 		return delta.Finish(ctx, base, o)
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/internal/fault"
 	"github.com/vhdxfs/vhdxfs/internal/partition"
+	"github.com/vhdxfs/vhdxfs/internal/safefile"
 	sizes "github.com/vhdxfs/vhdxfs/internal/size"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
@@ -133,6 +134,10 @@ func (c *copyFlags) openStdin(ctx context.Context, cmd *cobra.Command, output st
 			return convert.Input{}, rawAdvice(err, c.formatFlag)
 		}
 	}
+	from, err := stdinAccess()
+	if err != nil {
+		return convert.Input{}, err
+	}
 	if format == disk.Raw {
 		sector, err := disk.TableSectors(bytes.NewReader(head), int64(len(head)))
 		if err != nil {
@@ -143,7 +148,7 @@ func (c *copyFlags) openStdin(ctx context.Context, cmd *cobra.Command, output st
 			r = &endReader{r: in, head: bytes.Clone(head[:min(len(head), 1<<20)]), sector: cmp.Or(sector, 512), flag: c.formatFlag}
 		}
 		if c.stdout == nil {
-			return convert.Input{Stream: r, SectorSize: sector}, nil
+			return convert.Input{Stream: r, SectorSize: sector, From: from}, nil
 		}
 		return c.spooled(ctx, cmd, r, output, disk.Raw, o, rewound(len(head)))
 	}
@@ -153,22 +158,33 @@ func (c *copyFlags) openStdin(ctx context.Context, cmd *cobra.Command, output st
 	case format == disk.VHD:
 		return c.spooled(ctx, cmd, in, output, disk.VHD, o, rewound(len(head)))
 	}
-	return c.openStdinImage(ctx, cmd, in, output, o, rewound(len(head)))
+	return c.openStdinImage(ctx, cmd, in, from, output, o, rewound(len(head)))
 }
 
 // openStdinImage opens the image that comes from standard input.
-func (c *copyFlags) openStdinImage(ctx context.Context, cmd *cobra.Command, in io.Reader, output string, o vhdx.Options, isFile bool) (convert.Input, error) {
+func (c *copyFlags) openStdinImage(ctx context.Context, cmd *cobra.Command, in io.Reader, from []safefile.Access, output string, o vhdx.Options, isFile bool) (convert.Input, error) {
 	if !isFile && c.stdout == nil && !o.Salvage && !o.WithoutParent {
 		front, all, err := readFront(ctx, in)
 		switch {
 		case err != nil:
 			return convert.Input{}, withAdvice(err)
 		case front != nil:
-			return convert.Input{Front: front, SectorSize: front.Image.SectorSize()}, nil
+			return convert.Input{Front: front, SectorSize: front.Image.SectorSize(), From: from}, nil
 		}
 		in = all
 	}
 	return c.spooled(ctx, cmd, in, output, disk.VHDX, o, isFile)
+}
+
+// stdinAccess returns who may use the file or device that standard input is, and nothing for a pipe: that says nothing of what
+// goes through it.
+func stdinAccess() ([]safefile.Access, error) {
+	st, err := os.Stdin.Stat()
+	if err != nil || !st.Mode().IsRegular() && st.Mode().Type() != os.ModeDevice {
+		return nil, err
+	}
+	a, err := safefile.AccessOf(os.Stdin)
+	return []safefile.Access{a}, err
 }
 
 // readFront reads the first part of an image, and does not wait for a stream that gives nothing when ctx ends.

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
@@ -20,7 +18,8 @@ type Input struct {
 	Front  *disk.Front
 	Stream io.Reader
 
-	SectorSize int64 // of the disk's logical sectors, in bytes; 0 where nothing tells
+	SectorSize int64             // of the disk's logical sectors, in bytes; 0 where nothing tells
+	From       []safefile.Access // of the file that Front or Stream is read from; none for a pipe
 }
 
 // Size returns the size of the disk in bytes, and false where only the end of the stream tells.
@@ -50,15 +49,7 @@ func (in Input) Access() ([]safefile.Access, error) {
 	if in.Disk != nil {
 		return in.Disk.Access()
 	}
-	f, ok := in.Stream.(*os.File)
-	if !ok {
-		return nil, nil
-	}
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() && st.Mode().Type() != fs.ModeDevice {
-		return nil, err // a pipe says nothing of what goes through it
-	}
-	a, err := safefile.AccessOf(f)
-	return []safefile.Access{a}, err
+	return in.From, nil
 }
 
 // Options says how to copy.

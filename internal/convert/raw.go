@@ -11,6 +11,7 @@ import (
 
 	"github.com/vhdxfs/vhdxfs/internal/content"
 	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/loop"
 	"github.com/vhdxfs/vhdxfs/internal/newfile"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 	sizes "github.com/vhdxfs/vhdxfs/internal/size"
@@ -22,7 +23,7 @@ import (
 // set, and has to be large enough; a regular file is replaced when the new one is complete.
 func NewRaw(path string, size int64, o newfile.Options) (Target, error) {
 	if IsDevice(path) {
-		return newDevice(path, size, o.Replace)
+		return newDevice(path, size, o)
 	}
 	f, err := newfile.Create(path, o)
 	if err != nil {
@@ -78,8 +79,8 @@ type device struct {
 	size int64 // of the disk
 }
 
-func newDevice(path string, size int64, replace bool) (Target, error) {
-	if !replace {
+func newDevice(path string, size int64, o newfile.Options) (Target, error) {
+	if !o.Replace {
 		return nil, deviceError{path}
 	}
 	// Exclusive, so that the kernel refuses a device that is mounted or part of another one.
@@ -89,6 +90,9 @@ func newDevice(path string, size int64, replace bool) (Target, error) {
 	}
 	if !isDevice(f) { // another user may have exchanged it
 		err = fmt.Errorf("%s is no longer a block device", path)
+	}
+	if err == nil {
+		err = apart(f, path, o.Inputs)
 	}
 	if err == nil {
 		if err = imagefile.Of(f).Lock(imagefile.LockOn, imagefile.Exclusive); errors.Is(err, imagefile.ErrNoLocks) {
@@ -106,6 +110,28 @@ func newDevice(path string, size int64, replace bool) (Target, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return &device{File: f, path: path, size: size}, nil
+}
+
+// An overlapError says that a device shares bytes with an input. It matches fs.ErrExist, as the error for a file does.
+type overlapError struct{ path string }
+
+func (e overlapError) Error() string {
+	return e.path + " is also an input, a part of one, or holds one"
+}
+func (overlapError) Is(target error) bool { return target == fs.ErrExist }
+
+// apart returns an error where the open device at path shares bytes with an input: the copy would overwrite what it is to read.
+func apart(f *os.File, path string, inputs []safefile.Access) error {
+	out, err := safefile.AccessOf(f)
+	if err != nil {
+		return err
+	}
+	for _, in := range inputs {
+		if loop.Overlap(out.Stat(), in.Stat()) {
+			return overlapError{path}
+		}
+	}
+	return nil
 }
 
 // IsDevice reports whether there is a block device at path.
@@ -196,14 +222,14 @@ func dropCache(path string) error {
 }
 
 // Overwritten returns what a copy of size bytes to path would overwrite, and "" where it would make a new file. It returns an
-// error where that is refused, or a device is in use or too small.
-func Overwritten(path string, size int64, replace bool) (string, error) {
+// error where that is refused, or a device is in use, too small or an input.
+func Overwritten(path string, size int64, o newfile.Options) (string, error) {
 	switch _, err := os.Stat(path); {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", newfile.RefuseDevice(path)
 	case err != nil:
 		return "", err
-	case !replace:
+	case !o.Replace:
 		return "", fmt.Errorf("%s: %w; --force replaces it", path, fs.ErrExist)
 	}
 	f, err := safefile.Open(path, os.O_RDONLY)
@@ -222,6 +248,11 @@ func Overwritten(path string, size int64, replace bool) (string, error) {
 		defer used.Close()
 	}
 	defer f.Close()
+	if device {
+		if err := apart(f, path, o.Inputs); err != nil {
+			return "", err
+		}
+	}
 	has, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return "", err

@@ -20,11 +20,14 @@ type Access struct {
 	Perm     fs.FileMode
 	acl      []byte // as the kernel stores it; nil if there is none
 
-	dev, ino uint64 // of the file itself
+	stat unix.Stat_t
 }
 
+// Stat returns what fstat(2) said of the file.
+func (a Access) Stat() unix.Stat_t { return a.stat }
+
 // SameFile reports whether both are of one file.
-func (a Access) SameFile(b Access) bool { return a.dev == b.dev && a.ino == b.ino }
+func (a Access) SameFile(b Access) bool { return a.stat.Dev == b.stat.Dev && a.stat.Ino == b.stat.Ino }
 
 // AccessOf returns who may use the open file.
 func AccessOf(f Descriptor) (Access, error) {
@@ -38,7 +41,7 @@ func accessOf(fd int) (Access, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return Access{}, err
 	}
-	a := Access{UID: st.Uid, GID: st.Gid, Perm: fs.FileMode(st.Mode).Perm(), dev: st.Dev, ino: st.Ino}
+	a := Access{UID: st.Uid, GID: st.Gid, Perm: fs.FileMode(st.Mode).Perm(), stat: st}
 	buf := make([]byte, 64<<10) // XATTR_SIZE_MAX
 	if n, err := unix.Getxattr(descriptorPath(fd), aclName, buf); err == nil && n > 0 {
 		a.acl = buf[:n:n]
