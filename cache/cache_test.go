@@ -69,6 +69,9 @@ func TestPageIsReadOnce(t *testing.T) {
 	if c.Pages() != 2 {
 		t.Errorf("%d pages are cached, want 2", c.Pages())
 	}
+	if hits, misses := c.Lookups(); hits != 4 || misses != 2 {
+		t.Errorf("%d lookups found a page and %d did not, want 4 and 2", hits, misses)
+	}
 }
 
 func TestPageOutsideItsSpan(t *testing.T) {
