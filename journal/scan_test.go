@@ -62,8 +62,32 @@ func TestFindRefusesImpossibleRegion(t *testing.T) {
 		{Offset: math.MaxInt64 - 1, Length: 1 << 20, GUID: thisSession},
 		{Offset: logOffset, Length: 1 << 32, GUID: thisSession},
 	} {
-		_, err := Find(newImage(16), reg)
+		_, err := Find(&failingFile{sparseFile: newImage(16).sparseFile, all: true}, reg) // which fails if it is read
 		wantRule(t, err, ondisk.RuleLogSequence)
+	}
+}
+
+// A pieceReader records the longest read.
+type pieceReader struct {
+	io.ReaderAt
+	longest int
+}
+
+func (r *pieceReader) ReadAt(p []byte, off int64) (int, error) {
+	r.longest = max(r.longest, len(p))
+	return r.ReaderAt.ReadAt(p, off)
+}
+
+// The memory of a search does not grow with the length that a header gives the log.
+func TestLongLogIsReadInPieces(t *testing.T) {
+	im := newImage(16 << 10)
+	im.entry(self, data(0, 1))
+	r := &pieceReader{ReaderAt: im}
+	if _, err := Find(r, im.reg); err != nil {
+		t.Fatal(err)
+	}
+	if r.longest > 1<<20 {
+		t.Errorf("%d bytes of the log are read at once", r.longest)
 	}
 }
 
