@@ -60,12 +60,13 @@ test-vm: ## Boot a virtual machine with systemd, which is kept in the folder VM,
 	@internal/scripts/need $(test_needs) qemu-system-x86:qemu-system-x86_64 mmdebstrap:mmdebstrap
 	$(GO) test -count=1 -timeout 30m -v -run TestSystemdMachine ./test -vm $(VM)
 
-# CASES chooses among them, such as CASES='Idle|Rolling'. All take about a quarter of an hour.
+# CASES chooses among them, such as CASES='Idle|Rolling'. All take about a quarter of an hour. COUNT is how often each runs.
 CASES ?= .
+COUNT ?= 1
 
-test-cluster: ## Set up a GlusterFS on this machine, as root, and let hosts fail that use one image (CASES chooses)
+test-cluster: ## Set up a GlusterFS on this machine, as root, and let hosts fail that use one image (CASES chooses, COUNT repeats)
 	@internal/scripts/need glusterfs-server:glusterd glusterfs-client:glusterfs xfsprogs:mkfs.xfs iproute2:ip
-	$(GO) test -count=1 -timeout 40m -v -run '$(CASES)' ./test/cluster -cluster
+	$(GO) test -count=$(COUNT) -timeout 12h -v -run '$(CASES)' ./test/cluster -cluster
 
 # What reads images, undo files, logs and partition tables. Elsewhere 64-bit numbers are descriptors, statistics and sizes of the kernel.
 reading := ./vhdx/... ./journal ./cache ./internal/partition ./internal/content ./internal/erofs

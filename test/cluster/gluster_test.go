@@ -201,10 +201,19 @@ func (g *gluster) killBrick(i int) {
 	}
 }
 
-// startBricks starts what was killed, and waits until all replicas have everything.
+// startBricks starts what was killed, and waits until both clients reach all replicas, and these have everything. The servers
+// know each other sooner than the clients know them: without the first wait, the next brick that is killed may be the second
+// that a client has not, and the client has no quorum.
 func (g *gluster) startBricks() {
 	g.t.Helper()
 	g.must("volume", "start", "v", "force")
+	for _, client := range []string{"a", "b"} {
+		eventually(g.t, client+" reaches all replicas", func() bool {
+			state, err := os.ReadFile(filepath.Join(g.view(client), ".meta/graphs/active/v-replicate-0/private"))
+			up := regexp.MustCompile(`(?m)^child_up\[\d\] = 1$`).FindAll(state, -1)
+			return err == nil && len(up) == len(g.servers)
+		})
+	}
 	eventually(g.t, "the replicas are healed", func() bool {
 		out, err := g.try("volume", "heal", "v", "info", "summary")
 		return err == nil && strings.Count(out, "Total Number of entries: 0") == len(g.servers)
