@@ -143,29 +143,23 @@ func (im *Image) confirmed() error {
 	return l.Check()
 }
 
-// unclaimed returns an error if the headers say that another host has the image, for work that takes no lease.
-func unclaimed(mode LockMode, f File, path string) error {
+// holdLease takes the lease of the image in f for a caller that writes the headers itself, and returns nil where there is to be none.
+func holdLease(mode LockMode, f File, o lease.Options) (*lease.File, error) {
 	if !wantsLease(mode, f) {
-		return nil
+		return nil, nil
 	}
-	e, held, err := lease.Holder(f)
-	if err != nil || !held { // damaged headers tell nothing
-		return nil
+	return lease.Hold(f, o)
+}
+
+// heldElsewhere reports whether the headers of an image that is open for reading say that a host may be writing it.
+func (im *Image) heldElsewhere(mode LockMode) (bool, error) {
+	f := im.current().file
+	if !wantsLease(mode, f) {
+		return false, nil
 	}
-	return &LeasedError{Path: path, Epoch: e}
+	_, held, err := lease.Holder(f)
+	return held, err
 }
-
-// A LeasedError says that an image was in use by another host, which has not closed it. It matches ErrLocked.
-type LeasedError struct {
-	Path  string
-	Epoch lease.Epoch
-}
-
-func (e *LeasedError) Error() string {
-	return fmt.Sprintf("%s is in use by %s, or was not closed by it; if that host is off, run: vhdxfs break-lease %[1]s", e.Path, e.Epoch)
-}
-
-func (e *LeasedError) Unwrap() error { return imagefile.ErrLocked }
 
 // A BrokenLease says what BreakLease did.
 type BrokenLease struct {
@@ -176,7 +170,7 @@ type BrokenLease struct {
 
 // BreakLease says in the headers of the image at path that no host writes it, so that the next writer need not wait. It fails with
 // an error that matches ErrLocked where a program has the image locked. It is for images whose writer cannot write any more: one
-// that is alive is cut off by it, but not before it has looked at the headers.
+// that is alive, and reaches the storage, is cut off by it.
 func BreakLease(path string, o Options) (_ *BrokenLease, err error) {
 	op := newOpener(o)
 	l, err := op.openLayer(path, os.O_RDWR, imagefile.Exclusive)

@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/vhdxfs/vhdxfs/test/powercut"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 	"github.com/vhdxfs/vhdxfs/vhdx/lease"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
@@ -310,7 +314,7 @@ func TestLeaseOfEachWriter(t *testing.T) {
 	}
 }
 
-// A lease of a host that is off can be broken; then the next writer does not wait, and a repair is not refused.
+// A lease of a host that is off can be broken; then the next writer does not wait.
 func TestBreakLease(t *testing.T) {
 	shortLeases(t)
 	path := filepath.Join(t.TempDir(), "a.vhdx")
@@ -335,18 +339,12 @@ func TestBreakLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	leaveBehind(t, im)
-	if _, err := Repair(context.Background(), path, RepairOptions{Open: o}); !errors.Is(err, ErrLocked) {
-		t.Errorf("a repair of an image with a lease: %v", err)
-	}
 	r, err := BreakLease(path, o)
 	if err != nil || !r.Broken || r.Lease == nil || r.Lease.Host == "" {
 		t.Errorf("%+v, %v", r, err)
 	}
 	if r, err := BreakLease(path, o); err != nil || r.Broken {
 		t.Errorf("again: %+v, %v", r, err)
-	}
-	if _, err := Repair(context.Background(), path, RepairOptions{Open: o}); err != nil {
-		t.Errorf("a repair afterwards: %v", err)
 	}
 	TellWait = func(why string) { t.Errorf("after that, a writer waits: %s", why) }
 	defer func() { TellWait = nil }()
@@ -368,5 +366,203 @@ func leaveBehind(t *testing.T, im *Image) {
 	im.writer.stop()
 	if err := im.current().close(); err != nil { // the headers name a log, so the lease is not released
 		t.Fatal(err)
+	}
+}
+
+// A repair and its undo take the lease, too: another host that is in loses the image, and the next one need not wait. The undo
+// brings back every byte.
+func TestLeaseOfRepair(t *testing.T) {
+	shortLeases(t)
+	for _, shrinks := range []bool{false, true} {
+		img := damagedForUndo(shrinks)
+		path := chain{img}.writeTo(t, t.TempDir())
+		r := mustRepair(t, path, RepairOptions{FreeLeaks: true, Open: Options{Lock: LockLease}})
+		f, err := imagefile.Open(path, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, held, err := lease.Holder(f); held || err != nil {
+			t.Errorf("after the repair %v has the image, %v", e, err)
+		}
+		if _, e := guids(t, f); !e.Released {
+			t.Errorf("after the repair the epoch is %+v", e)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if u, err := Undo(t.Context(), r.UndoFile, UndoOptions{Lock: LockLease}); err != nil || u.Restored == 0 || !img.sameAs(t, path) {
+			t.Errorf("undo: %+v, %v", u, err)
+		}
+		if u, err := Undo(t.Context(), r.UndoFile, UndoOptions{Lock: LockLease}); err != nil || u.Restored != 0 || !img.sameAs(t, path) {
+			t.Errorf("undo again: %+v, %v", u, err)
+		}
+	}
+}
+
+// repairAs repairs the image in f as another host does.
+func repairAs(t *testing.T, f File, undo undoPlace) error {
+	r, err := planOn(t, f).underLease()
+	if err != nil {
+		return err
+	}
+	_, err = r.apply(undo)
+	return errors.Join(err, r.top.file.Close())
+}
+
+// undoAs undoes a repair as another host does.
+func undoAs(t *testing.T, f File, u *undoReader) error {
+	held, err := u.underLease(f, "image.vhdx", UndoOptions{})
+	if err != nil {
+		return err
+	}
+	_, err = u.restore(t.Context(), held, false)
+	return errors.Join(err, held.Close())
+}
+
+// A repair takes the image from a host that is in, with what that has synced until it noticed.
+func TestRepairTakesOver(t *testing.T) {
+	shortLeases(t)
+	img := damagedForUndo(true)
+	a, link := hostOpens(t, img.memFile)
+	if _, err := a.WriteAt([]byte("synced"), 100); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	link.link.Lock()
+	undo := &undoDouble{}
+	err := repairAs(t, &remoteFile{File: img.memFile}, undo)
+	link.link.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.WriteAt([]byte("late"), 100); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("the first host writes with %v", err)
+	}
+	_ = a.Close()
+	b, _ := hostOpens(t, img.memFile)
+	got := make([]byte, 6)
+	if _, err := b.ReadAt(got, 100); err != nil || string(got) != "synced" {
+		t.Errorf("after the repair the disk reads %q, %v", got, err)
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A host that repairs an image and is cut off stops before its next change once another one has taken the image over.
+func TestRepairIsCutOff(t *testing.T) {
+	shortLeases(t)
+	img := damagedForUndo(true)
+	r, err := planOn(t, &remoteFile{File: img.memFile}).underLease()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := hostOpens(t, img.memFile)
+	before := img.changes.Load()
+	if _, err := r.apply(&undoDouble{}); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("the repair ends with %v", err)
+	}
+	if n := img.changes.Load() - before; n != 0 {
+		t.Errorf("it has changed the image %d times", n)
+	}
+	_ = r.top.file.Close()
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Wherever the power is cut in a repair with a lease, and in its undo, the undo file restores the image to the byte.
+func TestPowerCutInRepairUnderLease(t *testing.T) {
+	usual := lease.Usual
+	lease.Usual = lease.Terms{
+		Length: 150 * time.Millisecond, Beat: 40 * time.Millisecond, Grace: 20 * time.Millisecond,
+		Watch: 30 * time.Millisecond, Settle: 10 * time.Millisecond,
+	}
+	t.Cleanup(func() { lease.Usual = usual })
+	for name, img := range crashImages() {
+		if testing.Short() && name != "grows" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(1, 1))
+			cuts := 0
+			err := untilDone(1, 1, func(cut int) (bool, error) {
+				c := &circuit{cut: cut}
+				disk := host{}.disk(img.memFile, img.size)
+				undo := &undoDouble{c: c}
+				err := repairAs(t, &remoteFile{File: wiredFile{disk, c}}, undo)
+				done := c.powered()
+				if (err == nil) != done {
+					return done, fmt.Errorf("cut %d: %w", cut, err)
+				}
+				cuts++
+				if !undo.there {
+					return done, nil
+				}
+				if err := undoneAfterCuts(t, img, disk, undo, rng); err != nil {
+					return done, fmt.Errorf("cut %d: %w", cut, err)
+				}
+				return done, nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if cuts < 10 {
+				t.Errorf("%d cuts only", cuts)
+			}
+		})
+	}
+}
+
+// undoneAfterCuts undoes a repair of img after a power cut, with another one, and returns an error if it is not there again then.
+func undoneAfterCuts(t *testing.T, img *image, disk *powercut.Disk, undo *undoDouble, rng *rand.Rand) error {
+	left := disk.AfterCut(rng)
+	u, _, err := undo.open()
+	if err != nil {
+		return err
+	}
+	left.CutAt(1 + rng.IntN(14))
+	if err := undoAs(t, &remoteFile{File: left}, u); err != nil && !errors.Is(err, powercut.ErrCut) {
+		return fmt.Errorf("undo: %w", err)
+	}
+	left = left.AfterCut(rng)
+	if err := undoAs(t, &remoteFile{File: left}, u); err != nil {
+		return fmt.Errorf("undo again: %w", err)
+	}
+	if !sameBytes(left, img.memFile) {
+		return errors.New("the undo file did not bring back what was there")
+	}
+	return nil
+}
+
+// A snapshot of an image whose writer has not closed it keeps that writer off first.
+func TestLeaseOfSnapshot(t *testing.T) {
+	shortLeases(t)
+	path := filepath.Join(t.TempDir(), "a.vhdx")
+	if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB}); err != nil {
+		t.Fatal(err)
+	}
+	f, err := imagefile.Open(path, os.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := lease.Hold(f, lease.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Snapshot(t.Context(), path, "", SnapshotOptions{Open: Options{Lock: LockLease}}); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = imagefile.Open(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if e, held, err := lease.Holder(f); held || err != nil {
+		t.Errorf("%v has the image, %v", e, err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/lease"
 )
 
 // RepairOptions says how to repair an image.
@@ -100,11 +101,6 @@ func Repair(ctx context.Context, path string, o RepairOptions) (*RepairReport, e
 	if err != nil {
 		return nil, err
 	}
-	if !o.DryRun {
-		if err := unclaimed(o.Open.Lock, top.file, path); err != nil {
-			return nil, errors.Join(err, top.close())
-		}
-	}
 	r, err := newRepairer(ctx, op, top, o)
 	if err == nil {
 		err = r.unfinished()
@@ -135,7 +131,7 @@ func (r *repairer) carryOut(rep *RepairReport) (err error) {
 		rep.Left, rep.Advice = r.left, r.advise()
 		return nil
 	}
-	rep.Fixes, rep.Advice = append(rep.Fixes, r.fixes...), r.adviseSpace()
+	rep.Fixes, rep.Advice = append([]Fix{}, r.fixes...), r.adviseSpace()
 	if !r.d.changed() {
 		return nil
 	}
@@ -150,9 +146,42 @@ func (r *repairer) carryOut(rep *RepairReport) (err error) {
 		rep.UndoSize, err = r.undoSize()
 		return err
 	}
+	if r, err = r.underLease(); err != nil {
+		return err
+	}
+	rep.Fixes, rep.Advice = append([]Fix{}, r.fixes...), r.adviseSpace()
 	rep.UndoSize, err = r.apply(undo)
 	rep.Changed = err == nil
 	return err
+}
+
+// underLease takes the lease of the image, where there is to be one, and returns the repairer to go on with: if another host may
+// have written meanwhile, it has planned anew. The undo file has the header that the mark of the lease has replaced, and a
+// finished repair leaves headers that say that no host is in.
+func (r *repairer) underLease() (*repairer, error) {
+	f, err := holdLease(r.o.Open.Lock, r.top.file, r.op.leaseOptions(r.top.path))
+	if f == nil {
+		return r, err
+	}
+	r.top.file, r.d.base = f, f
+	next := r
+	if f.Waited || f.Before != r.copies[r.slot] {
+		next, err = newRepairer(r.ctx, r.op, r.top, r.o)
+		if err == nil {
+			err = next.plan()
+		}
+		if err == nil && len(next.left) > 0 {
+			err = errors.New("another host has changed it meanwhile; check it again")
+		}
+		if err != nil {
+			return nil, errors.Join(err, f.Unmark())
+		}
+		if len(next.fixes) == 0 { // the mark has replaced a damaged header, and nothing else is to be done
+			next.fixes = r.fixes
+		}
+	}
+	next.header.FileWriteGUID = lease.Released(f.NewGUID())
+	return next, nil
 }
 
 // report examines the draft as Check would the image.

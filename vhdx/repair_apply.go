@@ -35,6 +35,9 @@ func (r *repairer) apply(undo undoPlace) (int64, error) {
 	}
 	size, err := r.saveUndo(undo)
 	if err != nil {
+		if f := leaseOf(r.top.file); f != nil {
+			err = errors.Join(err, f.Unmark())
+		}
 		return 0, fmt.Errorf("write the undo file %v: %w; the image is unchanged; put the undo file elsewhere with --undo-file", undo, err)
 	}
 	err = r.change()

@@ -4,6 +4,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/vhdxfs/vhdxfs/journal"
+	"github.com/vhdxfs/vhdxfs/vhdx/lease"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
@@ -28,11 +29,11 @@ func (r *repairer) headerCopy(i int) *[ondisk.HeaderSize]byte {
 }
 
 // announcement returns what the other place holds while the image is being changed: the header that counts until then,
-// with a new FileWriteGuid.
+// with a new FileWriteGuid, which says that a host is in if the image has a lease.
 func (r *repairer) announcement() *[ondisk.HeaderSize]byte {
 	h := r.copies[r.slot]
 	h.SequenceNumber++
-	h.FileWriteGUID = r.header.FileWriteGUID
+	h.FileWriteGUID = lease.Held(r.header.FileWriteGUID)
 	return h.Encode()
 }
 

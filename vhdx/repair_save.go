@@ -55,7 +55,7 @@ func (r *repairer) recordPages(u *undofile.Writer) error {
 			break
 		}
 		old := make([]byte, n)
-		if err := readFull(r.d.base, old, at, "the image"); err != nil {
+		if err := r.readOld(old, at); err != nil {
 			return err
 		}
 		news := [][]byte{undofile.SectorSums(r.d.pages[at][:n])}
@@ -68,6 +68,17 @@ func (r *repairer) recordPages(u *undofile.Writer) error {
 		r.o.Progress(ondisk.PageSize)
 	}
 	return nil
+}
+
+// readOld reads a page of the image as it was before the repair, and before the mark of a lease.
+func (r *repairer) readOld(p []byte, at int64) error {
+	if f := leaseOf(r.top.file); f != nil {
+		if b, slot := f.Replaced(); at == ondisk.HeaderOffsets[slot] {
+			copy(p, b)
+			return nil
+		}
+	}
+	return readFull(r.d.base, p, at, "the image")
 }
 
 // recordZeroed saves what is not zero of the bytes from off to end, which are to be.

@@ -83,12 +83,20 @@ func aloneError(image string) error {
 	return optionsError{fmt.Errorf("%s is a mount of its own, such as in a container; a child in this directory would not be beside it", image)}
 }
 
-// openSettled opens an image for reading, after replaying its log, if there is one to replay.
+// openSettled opens an image for reading, after replaying its log, if there is one to replay. Where another host may still write
+// it, it is opened for writing meanwhile, so that the other host cannot any more.
 func openSettled(path string, o Options) (*Image, error) {
 	o.Writable = false
 	im, err := Open(path, o)
-	if err != nil || im.current().replay == nil {
-		return im, err
+	if err != nil {
+		return nil, err
+	}
+	held, err := im.heldElsewhere(o.Lock)
+	if err != nil {
+		return nil, errors.Join(err, im.Close())
+	}
+	if im.current().replay == nil && !held {
+		return im, nil
 	}
 	if err := im.Close(); err != nil {
 		return nil, err

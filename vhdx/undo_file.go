@@ -190,7 +190,7 @@ func (r *repairer) unfinished() error {
 
 // interrupted reports whether the image is between what it was before the repair of the undo file and what it was after.
 func (r *repairer) interrupted(u *undoReader) bool {
-	if (r.copies[0].FileWriteGUID == u.FileWriteGUID) == (r.copies[1].FileWriteGUID == u.FileWriteGUID) {
+	if u.gave(r.copies[0]) == u.gave(r.copies[1]) {
 		return false
 	}
 	// A header that was damaged after the repair looks the same until here. The undo would refuse such an image.

@@ -12,6 +12,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 	sizes "github.com/vhdxfs/vhdxfs/internal/size"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/lease"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 	"github.com/vhdxfs/vhdxfs/vhdx/undofile"
 )
@@ -71,16 +72,41 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 	if err := f.Lock(o.Lock, imagefile.Exclusive); err != nil {
 		return nil, err
 	}
-	if err := unclaimed(o.Lock, f, path); err != nil {
-		return nil, err
-	}
 	withoutNil(&o.Phase, &o.Progress)
 	u.phase, u.progress = o.Phase, o.Progress
+	if f, err = u.underLease(f, path, o); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
 	n, err := u.restore(ctx, f, o.Force)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return &UndoResult{Path: path, UndoFile: undoFile, Restored: n}, nil
+}
+
+// underLease takes the lease of the image in f, where there is to be one and something to restore, and returns the file to restore.
+func (u *undoReader) underLease(f File, path string, o UndoOptions) (File, error) {
+	if !wantsLease(o.Lock, f) {
+		return f, nil
+	}
+	size, err := f.Size()
+	if err != nil {
+		return f, err
+	}
+	switch as, err := u.compare(f, size); {
+	case err != nil:
+		return f, err
+	case as.foreign != nil && !o.Force, as.old && size == u.OldSize:
+		return f, nil // restore says so
+	}
+	held, err := holdLease(o.Lock, f, lease.Options{Path: path, Waiting: TellWait})
+	switch {
+	case errors.Is(err, ErrCorrupt): // damaged headers tell of no host
+		return f, nil
+	case err != nil:
+		return f, err
+	}
+	return held, nil
 }
 
 // image opens the image at path, or, if that is "", the one that is beside the undo file, in d. An undo file may come from
@@ -102,7 +128,8 @@ func (u *undoReader) image(d *safefile.Folder, path string) (File, string, error
 }
 
 // restore brings f back to what it was before the repair, and returns how many bytes of it were compared and put back.
-// While it is at work one header, and no more, is that of the repair, so that an undo that was interrupted shows.
+// While it is at work one header, and no more, is that of the repair, so that an undo that was interrupted shows. The other one is
+// restored before all else, or is the mark of a lease.
 func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, error) {
 	size, err := f.Size()
 	if err != nil {
@@ -131,7 +158,8 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 		first, last = last, first
 	}
 	var n int64
-	var lastHeader []byte
+	var firstHeader, lastHeader []byte
+	held := leaseOf(f) != nil
 	u.phase("restore", u.Size)
 	err = u.Each(func(rec *undofile.Record) error {
 		n += int64(len(rec.Old))
@@ -139,8 +167,12 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		if rec.Off == last && lastHeader == nil && len(rec.Old) <= ondisk.HeaderSize {
+		switch header := len(rec.Old) <= ondisk.HeaderSize; {
+		case header && rec.Off == last && lastHeader == nil:
 			lastHeader = bytes.Clone(rec.Old)
+			return nil
+		case header && rec.Off == first && firstHeader == nil && held: // the mark of the lease is there
+			firstHeader = bytes.Clone(rec.Old)
 			return nil
 		}
 		if _, err := f.WriteAt(rec.Old, rec.Off); err != nil || rec.Off != first {
@@ -160,10 +192,18 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 		}
 	}
 	err = f.Sync()
+	if err == nil && firstHeader != nil {
+		err = writeSynced(f, firstHeader, first)
+	}
 	if err == nil && lastHeader != nil { // a repair changes both headers, but an undo file may say anything
 		err = writeSynced(f, lastHeader, last)
 	}
 	return n, err
+}
+
+// gave reports whether a header is one that the repair has written.
+func (u *undoReader) gave(h ondisk.Header) bool {
+	return lease.Released(h.FileWriteGUID) == lease.Released(u.FileWriteGUID)
 }
 
 // A comparison is what an image is like, beside its undo file.
@@ -181,14 +221,22 @@ func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 			ErrChanged, sizes.Exact(u.NewSize), sizes.Exact(size))
 	}
 	headers := 0
+	var copies [2]ondisk.Header
 	for i, off := range ondisk.HeaderOffsets {
-		var h [32]byte // signature, checksum, sequence number and FileWriteGuid
-		if err := readZeroPast(f, h[:], off, size); err != nil {
+		var b [ondisk.HeaderSize]byte
+		if err := readZeroPast(f, b[:], off, size); err != nil {
 			return nil, err
 		}
-		if string(h[:4]) == ondisk.HeaderSignature {
+		if string(b[:4]) == ondisk.HeaderSignature {
 			headers++
-			c.repaired[i] = ondisk.GUID(h[16:]) == u.FileWriteGUID
+			c.repaired[i] = u.gave(ondisk.Header{FileWriteGUID: ondisk.GUID(b[16:])})
+		}
+		copies[i], _ = ondisk.DecodeHeader(&b, off) // a damaged one is no mark
+	}
+	mark := int64(-1)
+	for i, off := range ondisk.HeaderOffsets {
+		if lease.IsMark(copies[i], copies[1-i]) {
+			mark = off
 		}
 	}
 	if headers == 0 && c.foreign == nil { // even if the undo file says otherwise: it may come from anyone, and name any file
@@ -198,6 +246,10 @@ func (u *undoReader) compare(f File, size int64) (*comparison, error) {
 	buf := make([]byte, undofile.MaxRecord)
 	err := u.Each(func(rec *undofile.Record) error {
 		u.progress(int64(len(rec.Old)))
+		if rec.Off == mark && len(rec.Old) <= ondisk.HeaderSize { // a host has come in, and changed nothing else
+			c.old = false
+			return nil
+		}
 		now := buf[:len(rec.Old)]
 		if err := readZeroPast(f, now, rec.Off, size); err != nil {
 			return err

@@ -17,6 +17,31 @@ import (
 // It fails with an error that matches imagefile.ErrLocked where another host is found to be alive. Where it fails, f is as it was,
 // and still open.
 func Enter(f imagefile.File, o Options) (*File, error) {
+	w, err := hold(f, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.claim(w.left); err != nil {
+		return nil, err
+	}
+	w.beats()
+	return w, nil
+}
+
+// Hold is Enter for those who write the headers themselves: the header that counts stays as it is, and the mark of the new writer
+// stays in the place of the other one. Other hosts see by it that one is in. The headers stay as they are when the lease ends.
+func Hold(f imagefile.File, o Options) (*File, error) {
+	w, err := hold(f, o)
+	if err != nil {
+		return nil, err
+	}
+	w.keep = true
+	w.beats()
+	return w, nil
+}
+
+// hold leaves a mark, and waits until no other host is in.
+func hold(f imagefile.File, o Options) (*File, error) {
 	l := newLease(f, o)
 	began := l.o.Now()
 	seen, err := l.look()
@@ -31,7 +56,8 @@ func Enter(f imagefile.File, o Options) (*File, error) {
 			return nil, err
 		}
 	}
-	if err := l.mark(seen); err != nil {
+	replaced, err := l.mark(seen)
+	if err != nil {
 		return nil, err
 	}
 	// Another one may have seen the same headers, without a sign of us. It has left its mark by now, or has taken longer than half
@@ -47,18 +73,14 @@ func Enter(f imagefile.File, o Options) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := l.claim(left); err != nil {
-		return nil, err
-	}
-	w := l.wrap(f)
-	w.Before, w.Waited = left.header, !strict
-	if w.Waited { // the other one may have written until a moment ago
+	if !strict { // the other one may have written until a moment ago
 		if err := f.Forget(); err != nil {
 			return nil, err
 		}
 	}
-	l.beating = true
-	go l.beat()
+	l.left, l.replaced = left, replaced
+	w := l.wrap(f)
+	w.Before, w.Waited = left.header, !strict
 	return w, nil
 }
 
@@ -75,8 +97,7 @@ func EnterNew(f imagefile.File, o Options) (*File, error) {
 	}
 	w := l.wrap(f)
 	w.Before = seen.header
-	l.beating = true
-	go l.beat()
+	w.beats()
 	return w, nil
 }
 
@@ -179,34 +200,58 @@ func (e *InUseError) Unwrap() error { return imagefile.ErrLocked }
 // mark puts a new epoch into the header that does not count, with a sequence number below that of the other, which stays as it is.
 // So it cuts off who is in, as that finds a header that is not its own; and loses nothing of what that has written since first
 // was seen, nor until it notices.
-func (l *Lease) mark(first sight) error {
+// It returns what was in the place of the mark.
+func (l *Lease) mark(first sight) (replaced []byte, err error) {
 	if l.o.fault == "no epoch" {
-		return nil
+		return nil, nil
 	}
 	s, err := l.look()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !s.equal(first) {
-		return l.alive(s)
+		return nil, l.alive(s)
 	}
 	if l.o.fault == "claim at once" {
 		l.expect(s)
-		return l.claim(s)
+		return nil, l.claim(s)
 	}
 	h := s.header
 	if h.SequenceNumber == 0 {
-		return errors.New("the sequence number of the header is 0; change the image once without a lease, on one host only")
+		return nil, errors.New("the sequence number of the header is 0; change the image once without a lease, on one host only")
 	}
 	h.SequenceNumber--
 	h.FileWriteGUID = l.NewGUID()
 	b := h.Encode()[:]
 	if err := l.put(b, 1-s.slot); err != nil {
-		return err
+		return nil, err
 	}
 	l.expect(s)
 	l.may[1-s.slot] = [][]byte{b}
-	return nil
+	return s.raw[1-s.slot], nil
+}
+
+// IsMark reports whether mark is what a writer that comes in leaves beside the header other: nothing has been written by it.
+func IsMark(mark, other ondisk.Header) bool {
+	if e, ok := EpochOf(mark.FileWriteGUID); !ok || e.Released {
+		return false
+	}
+	mark.SequenceNumber++
+	mark.FileWriteGUID = other.FileWriteGUID
+	return mark == other
+}
+
+// Replaced returns what a header held before the mark of this writer came into its place, and which that is. While the mark is
+// there, Unmark puts it back.
+func (f *File) Replaced() (b []byte, slot int) { return f.replaced, 1 - f.left.slot }
+
+// Unmark takes the mark away, where nothing else was changed.
+func (f *File) Unmark() error {
+	b, slot := f.Replaced()
+	if _, err := f.WriteAt(b, ondisk.HeaderOffsets[slot]); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // settle waits, and returns what the headers are at the end. It returns an error if the mark is not there any more, since another
@@ -314,7 +359,7 @@ func Break(f imagefile.File, o Options) (Epoch, bool, error) {
 		return Epoch{}, false, nil
 	}
 	e, _ := s.held()
-	if err := l.mark(s); err != nil {
+	if _, err := l.mark(s); err != nil {
 		return e, false, err
 	}
 	left, err := l.settle(s, l.o.Terms.Watch, false)

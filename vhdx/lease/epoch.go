@@ -75,6 +75,20 @@ func EpochOf(u uuid.UUID) (Epoch, bool) {
 	return Epoch{Host: name, Since: time.Unix(int64(high>>(58-32)), 0), Released: low>>randomBits&1 == 1}, ok // #nosec G115 -- 32 bits
 }
 
+// Held returns the GUID of the same epoch that says that the writer is in, and u itself where it tells of no epoch.
+func Held(u uuid.UUID) uuid.UUID { return marked(u, 0) }
+
+// Released returns the GUID of the same epoch that says that the writer is not in any more, and u itself where it tells of none.
+func Released(u uuid.UUID) uuid.UUID { return marked(u, 1) }
+
+func marked(u uuid.UUID, released uint64) uuid.UUID {
+	if _, ok := EpochOf(u); !ok {
+		return u
+	}
+	high, low := split(u)
+	return join(high, low&^(1<<randomBits)|released<<randomBits)
+}
+
 // encodeHost packs the first part of a host's name. Of a longer one the beginning and the end are kept, since hosts mostly differ
 // in the end.
 func encodeHost(name string) (n uint64) {

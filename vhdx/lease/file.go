@@ -80,10 +80,7 @@ func (f *File) writeHeader(p []byte, off int64) (int, error) {
 	if off != ondisk.HeaderOffsets[slot] || len(p) != ondisk.HeaderSize {
 		return 0, fmt.Errorf("%d bytes at %#x are no header", len(p), off)
 	}
-	h, err := ondisk.DecodeHeader((*[ondisk.HeaderSize]byte)(p), off)
-	if err != nil {
-		return 0, err
-	}
+	h, decodeErr := ondisk.DecodeHeader((*[ondisk.HeaderSize]byte)(p), off) // what is restored may be damaged
 	for {
 		if err := f.Check(); err != nil {
 			return 0, err
@@ -101,7 +98,9 @@ func (f *File) writeHeader(p []byte, off int64) (int, error) {
 		f.unsure = f.unsure || !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT)
 		return n, err
 	}
-	f.header, f.slot = h, slot
+	if decodeErr == nil {
+		f.header, f.slot = h, slot
+	}
 	return n, nil
 }
 
@@ -213,7 +212,7 @@ func (l *Lease) giveUp() error {
 		return nil
 	}
 	l.given = true
-	if err == nil && l.Fresh() && !l.unsure && !l.header.Dirty() {
+	if err == nil && l.Fresh() && !l.unsure && !l.keep && !l.header.Dirty() {
 		if err = l.release(l.header, l.slot); err != nil {
 			err = fmt.Errorf("%s: cannot record that the image is closed, so the next writer must wait: %w", l.o.Path, err)
 		}

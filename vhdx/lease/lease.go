@@ -85,6 +85,9 @@ type Lease struct {
 	slot     int           // of the newest
 	unsure   bool          // a change failed, of which it is not known what the storage has
 	given    bool          // the image is only read from now on
+	keep     bool          // the headers stay as they are when the lease ends
+	left     sight         // the headers when the wait was over
+	replaced []byte        // what the mark has replaced
 	whenLost func(error)
 	beating  bool               // the goroutine runs
 	quit     chan struct{}      // ends it
@@ -276,6 +279,12 @@ func current(got [2][]byte) (h ondisk.Header, slot int, err error) {
 		return b, 1, nil
 	}
 	return a, 0, nil
+}
+
+// beats begins to confirm the lease, again and again.
+func (l *Lease) beats() {
+	l.beating = true
+	go l.beat()
 }
 
 // beat confirms the lease again and again, and looks after the locks.
