@@ -460,7 +460,7 @@ func (c chain) open(t testing.TB, o Options) *Image {
 		if child == nil {
 			top = l
 		} else {
-			child.parent = l
+			child.setParent(l)
 		}
 		child = l
 	}

@@ -16,9 +16,9 @@ import (
 func (im *Image) SharedLayers(o *Image) map[[2]int]bool {
 	shared := make(map[[2]int]bool)
 	i := 0
-	for a := im.current(); a != nil; a = a.parent {
+	for a := im.current(); a != nil; a = a.parent() {
 		j := 0
-		for b := o.current(); b != nil; b = b.parent {
+		for b := o.current(); b != nil; b = b.parent() {
 			if imagefile.Same(a.file, b.file) {
 				shared[[2]int{i, j}] = true
 			}

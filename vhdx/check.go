@@ -56,7 +56,7 @@ func Check(path string, o Options) (*Report, error) {
 		err = op.openParent(l)
 	}
 	if err == nil {
-		for p := l; p != nil && err == nil; p = p.parent {
+		for p := l; p != nil && err == nil; p = p.parent() {
 			err = p.warnLost()
 		}
 	}
@@ -94,8 +94,8 @@ func (l *layer) newReport() *Report {
 	if l.space != nil {
 		r.Leaked = l.space.free()
 	}
-	if l.parent != nil {
-		r.Parent = l.parent.newReport()
+	if l.parent() != nil {
+		r.Parent = l.parent().newReport()
 	}
 	return r
 }

@@ -120,7 +120,7 @@ func (o CreateOptions) childOf(im *Image, path string) (CreateOptions, error) {
 // Access returns the owner, permissions and ACL of each file of the chain, the image's own first.
 func (im *Image) Access() ([]safefile.Access, error) {
 	var list []safefile.Access
-	for l := im.current(); l != nil; l = l.parent {
+	for l := im.current(); l != nil; l = l.parent() {
 		a, err := AccessOf(l.file, l.path)
 		if err != nil {
 			return nil, err
@@ -146,7 +146,7 @@ func AccessOf(f File, path string) ([]safefile.Access, error) {
 // layers returns how many files the chain has.
 func (im *Image) layers() int {
 	n := 0
-	for l := im.current(); l != nil; l = l.parent {
+	for l := im.current(); l != nil; l = l.parent() {
 		n++
 	}
 	return n
@@ -159,7 +159,7 @@ func (im *Image) Holds(path string) bool {
 		return false
 	}
 	defer f.Close()
-	for l := im.current(); l != nil; l = l.parent {
+	for l := im.current(); l != nil; l = l.parent() {
 		if imagefile.Same(l.file, f) {
 			return true
 		}

@@ -409,8 +409,8 @@ func openAndRead(t *testing.T, im, parent *image) {
 		return
 	}
 	if l.geo.HasParent && l.geo.SectorSize == parent.sectorSize {
-		l.parent = o.newLayer(parent.memFile, "parent")
-		if err := l.parent.load(); err != nil {
+		l.setParent(o.newLayer(parent.memFile, "parent"))
+		if err := l.parent().load(); err != nil {
 			t.Fatal(err)
 		}
 	}

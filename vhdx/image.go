@@ -172,7 +172,7 @@ func newImage(l *layer) *Image {
 // present in several layers counts in each, but the sum is never above the size of the disk.
 func (im *Image) AllocatedBytes() int64 {
 	var n int64
-	for l := im.current(); l != nil; l = l.parent {
+	for l := im.current(); l != nil; l = l.parent() {
 		n += l.allocated()
 	}
 	return min(n, im.Size())
@@ -235,7 +235,7 @@ func (o *opener) open(path string) (*layer, error) {
 	if err := o.openParent(l); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), l.close())
 	}
-	for p := l; p != nil; p = p.parent {
+	for p := l; p != nil; p = p.parent() {
 		p.leaveHomes()
 	}
 	return l, nil

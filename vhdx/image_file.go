@@ -49,7 +49,7 @@ func (im *Image) Way(level int) (safefile.Way, error) {
 func (im *Image) layer(level int) *layer {
 	l := im.current()
 	for ; level > 0 && l != nil; level-- {
-		l = l.parent
+		l = l.parent()
 	}
 	return l
 }

@@ -286,8 +286,8 @@ func (l *layer) asParent() *Info {
 		return in
 	}
 	in := l.info()
-	for p := l; p.wasValidated(); p = p.parent {
-		if p.parent == nil {
+	for p := l; p.wasValidated(); p = p.parent() {
+		if p.parent() == nil {
 			l.told.Store(in)
 			break
 		}
@@ -297,7 +297,7 @@ func (l *layer) asParent() *Info {
 
 func (l *layer) parentInfo() *ParentInfo {
 	p := l.meta.locator
-	if p == nil || l.parent == nil && l.unfound == nil {
+	if p == nil || l.parent() == nil && l.unfound == nil {
 		return nil
 	}
 	in := &ParentInfo{
@@ -306,8 +306,8 @@ func (l *layer) parentInfo() *ParentInfo {
 		VolumePath:        p.Values[ondisk.KeyVolumePath],
 		AbsoluteWin32Path: p.Values[ondisk.KeyAbsolutePath],
 	}
-	if l.parent != nil {
-		in.Image = l.parent.asParent()
+	if l.parent() != nil {
+		in.Image = l.parent().asParent()
 	} else {
 		in.Missing = l.unfound.name()
 	}

@@ -12,7 +12,7 @@ func (im *Image) InMemory(off, n int64) bool {
 		}
 	}
 	last := off + n - 1
-	for l := im.current(); l != nil && off < l.geo.DiskSize; l = l.parent {
+	for l := im.current(); l != nil && off < l.geo.DiskSize; l = l.parent() {
 		g := &l.geo
 		from, to := g.PayloadEntry(off>>g.BlockShift), g.PayloadEntry(min(last, g.DiskSize-1)>>g.BlockShift)
 		for i := from / ondisk.EntriesPerPage; i <= to/ondisk.EntriesPerPage; i++ {

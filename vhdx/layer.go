@@ -51,9 +51,9 @@ type layer struct {
 	mu     sync.Mutex // guards counts, headers and findings once the image is open
 	counts BlockCounts
 
-	parent *layer
-	told   atomic.Pointer[Info] // see asParent
-	below  atomic.Uint64        // an absence: blocks of which no parent holds anything
+	next  atomic.Pointer[layer] // see parent
+	told  atomic.Pointer[Info]  // see asParent
+	below atomic.Uint64         // an absence: blocks of which no parent holds anything
 
 	warnings []Finding
 	errors   []Finding // with collect: the broken rules
@@ -82,9 +82,15 @@ func newLayer(f File, path string, c *cache.Cache) *layer {
 // again returns a layer of the same file and with the same parent that is not loaded yet, for when the file has become another.
 func (l *layer) again() *layer {
 	fresh := newLayer(l.file, l.path, l.cache)
-	fresh.parent = l.parent
+	fresh.setParent(l.parent())
 	return fresh
 }
+
+// parent returns the layer that has what this one does not hold, and nil for the last of a chain. A merge of a disk in use gives a
+// layer another one, so who looks twice may find two; both show the same disk.
+func (l *layer) parent() *layer { return l.next.Load() }
+
+func (l *layer) setParent(p *layer) { l.next.Store(p) }
 
 // log returns where the log is.
 func (l *layer) log() journal.Region {
@@ -332,7 +338,7 @@ func (l *layer) setHeader(h ondisk.Header, slot int) {
 // close closes the layer's file and those of its parents.
 func (l *layer) close() error {
 	var errs []error
-	for ; l != nil; l = l.parent {
+	for ; l != nil; l = l.parent() {
 		l.endLateScan()
 		errs = append(errs, l.abandon())
 	}

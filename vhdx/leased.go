@@ -58,7 +58,7 @@ func (o *opener) takeLease(l *layer) (*layer, *lease.File, error) {
 	if err := fresh.sameDisk(l); err != nil {
 		return l, nil, err
 	}
-	fresh.parent = l.parent
+	fresh.setParent(l.parent())
 	return fresh, f, nil
 }
 

@@ -130,7 +130,7 @@ func (m *merge) push(child, parent *Image) error {
 		if err := parent.Resize(m.ctx, child.Size()); err != nil {
 			return err
 		}
-		child.current().parent = parent.current()
+		child.current().setParent(parent.current())
 	}
 	if err := m.copyDown(child, parent, share); err != nil {
 		return err
@@ -170,7 +170,7 @@ func (m *merge) skip(above, between, into *Image) error {
 	if err := above.writer.linkParent(keys); err != nil {
 		return err
 	}
-	above.current().parent = into.current()
+	above.current().setParent(into.current())
 	return nil
 }
 

@@ -95,7 +95,7 @@ func (f folder) layer(op *opener, name string) (*layer, error) {
 	if err := op.checkParent(l, f.fresh(op, parent)); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	l.parent = p
+	l.setParent(p)
 	return l, nil
 }
 
@@ -123,7 +123,7 @@ func (f folder) mergeWith(o MergeOptions) (r MergeResult, err error) {
 		return r, err
 	}
 	depth := 0
-	for l := top; path.Base(l.path) != f.names[len(f.names)-1]; l = l.parent {
+	for l := top; path.Base(l.path) != f.names[len(f.names)-1]; l = l.parent() {
 		depth++
 	}
 	run, closeAll, err := runOf(op, top, depth+1)
@@ -254,9 +254,9 @@ func (mt *mergeTest) check(f folder, done bool) error {
 		return err
 	}
 	a, b := child.current().headers.header().DataWriteGUID, parent.current().headers.header().DataWriteGUID
-	if a != b || child.current().parent.path != parent.current().path || child.current().meta.locator.Linkage2 != uuid.Nil {
+	if a != b || child.current().parent().path != parent.current().path || child.current().meta.locator.Linkage2 != uuid.Nil {
 		return fmt.Errorf("the child has the DataWriteGuid %v, its parent %s; the result %v; the locator says %v",
-			a, child.current().parent.path, b, child.current().meta.locator.Values)
+			a, child.current().parent().path, b, child.current().meta.locator.Values)
 	}
 	return nil
 }

@@ -21,7 +21,7 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, im.Close()) }()
-	if im.current().parent == nil {
+	if im.current().parent() == nil {
 		return nil, optionsError{fmt.Errorf("%s has no parent to merge into", path)}
 	}
 	depth := 1
@@ -31,7 +31,7 @@ func planMerge(path string, o MergeOptions) (layers []string, err error) {
 		}
 	}
 	var run []*layer
-	for l := im.current(); len(run) <= depth; l = l.parent {
+	for l := im.current(); len(run) <= depth; l = l.parent() {
 		f, err := imagefile.Open(l.path, os.O_RDWR)
 		if err != nil {
 			return nil, fmt.Errorf("a merge changes all of its images: %w", err)
@@ -59,7 +59,7 @@ func checkSizes(run []*layer) error {
 	size := into.geo.DiskSize
 	for i := len(run) - 2; i >= 0; i-- {
 		next := run[i].geo.DiskSize
-		if next > size && into.parent != nil && into.parent.geo.DiskSize > size {
+		if next > size && into.parent() != nil && into.parent().geo.DiskSize > size {
 			return optionsError{fmt.Errorf("%s: %w: it would have to grow from %s to the %s of %s, and its parent is larger; use vhdxfs flatten instead",
 				into.path, ErrSize, sizes.Exact(size), sizes.Exact(next), run[i].path)}
 		}
@@ -75,7 +75,7 @@ func (im *Image) depthOf(path string) (int, error) {
 		return 0, err
 	}
 	defer f.Close()
-	for l, depth := im.current().parent, 1; l != nil; l, depth = l.parent, depth+1 {
+	for l, depth := im.current().parent(), 1; l != nil; l, depth = l.parent(), depth+1 {
 		if imagefile.Same(l.file, f) {
 			return depth, nil
 		}
@@ -113,7 +113,7 @@ func mergeDryRun(path string, layers []string, o MergeOptions) (r *MergeResult, 
 	for _, name := range layers[:last] {
 		r.Merged = append([]string{name}, r.Merged...)
 		r.Data += l.allocated()
-		l = l.parent
+		l = l.parent()
 	}
 	return r, nil
 }

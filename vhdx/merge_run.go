@@ -21,7 +21,7 @@ func openRun(path string, o Options, n int) (run []*Image, closeAll func() error
 // runOf makes the first n layers of a chain writable.
 func runOf(op *opener, top *layer, n int) (run []*Image, closeAll func() error, err error) {
 	var files []File // of the whole chain as it is now; a merge makes it shorter
-	for l := top; l != nil; l = l.parent {
+	for l := top; l != nil; l = l.parent() {
 		files = append(files, l.file)
 	}
 	closeAll = func() error {
@@ -38,7 +38,7 @@ func runOf(op *opener, top *layer, n int) (run []*Image, closeAll func() error, 
 		}
 		return errors.Join(errs...)
 	}
-	for l := top; len(run) < n && l != nil; l = l.parent {
+	for l := top; len(run) < n && l != nil; l = l.parent() {
 		w, err := newWriter(op, l)
 		if err != nil {
 			return nil, nil, errors.Join(fmt.Errorf("%s: %w", l.path, err), closeAll())
@@ -46,7 +46,7 @@ func runOf(op *opener, top *layer, n int) (run []*Image, closeAll func() error, 
 		l = w.current()          // a new one, if there was a log to replay
 		files[len(run)] = l.file // it may be under a lease now
 		if len(run) > 0 {
-			run[len(run)-1].current().parent = l
+			run[len(run)-1].current().setParent(l)
 		}
 		run = append(run, &Image{own: w.own, writer: w})
 	}

@@ -258,7 +258,7 @@ func (o *opener) tryParent(l *layer, c *candidate) error {
 		o.chain = o.chain[:chain]
 		return noParent(ruleOf(err), errors.Join(err, p.close()))
 	}
-	l.parent = p
+	l.setParent(p)
 	return nil
 }
 

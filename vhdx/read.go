@@ -129,7 +129,7 @@ func (im *Image) run(off, end int64) (Extent, error) {
 	e, limit := Extent{DiskOff: off}, end
 	top := im.current()
 	absent := int64(math.MaxInt64) // up to where the parents so far hold nothing
-	for l := top; ; l = l.parent {
+	for l := top; ; l = l.parent() {
 		if off >= l.geo.DiskSize { // a parent smaller than its child
 			e.Len = end - off
 			return e, nil
@@ -181,7 +181,7 @@ func (im *Image) run(off, end int64) (Extent, error) {
 			return e, nil
 		}
 		switch {
-		case l.parent == nil:
+		case l.parent() == nil:
 			if l != top {
 				top.below.Store(newAbsence(&top.geo, off, absent, e.Layer))
 			}

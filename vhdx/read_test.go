@@ -258,7 +258,7 @@ func TestReadModel(t *testing.T) {
 func layerOf(im *Image, level int) *layer {
 	l := im.current()
 	for range level {
-		l = l.parent
+		l = l.parent()
 	}
 	return l
 }

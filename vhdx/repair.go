@@ -189,8 +189,8 @@ func (r *repairer) report() *Report {
 	l := r.last
 	err := r.op.openParent(l)
 	rep := l.newReport()
-	if l.parent != nil {
-		defer l.parent.close()
+	if l.parent() != nil {
+		defer l.parent().close()
 	}
 	var fe *FormatError
 	if errors.As(err, &fe) {

@@ -78,7 +78,7 @@ func (l *layer) canResize(size int64) error {
 		return bad(" %s: must be at most 64 TiB", sizes.Exact(size))
 	case size%l.geo.SectorSize != 0:
 		return bad(" %s: must be a multiple of %d bytes", sizes.Exact(size), l.geo.SectorSize)
-	case l.parent != nil && size > l.geo.DiskSize && l.parent.geo.DiskSize > l.geo.DiskSize:
+	case l.parent() != nil && size > l.geo.DiskSize && l.parent().geo.DiskSize > l.geo.DiskSize:
 		return bad(": its parent is larger, and parent data beyond the current end would become visible; flatten it first")
 	}
 	return nil

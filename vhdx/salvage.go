@@ -15,7 +15,7 @@ import (
 // none, since such an image is not opened.
 func (im *Image) Damage() []Finding {
 	var list []Finding
-	for l := im.current(); l != nil; l = l.parent {
+	for l := im.current(); l != nil; l = l.parent() {
 		list = append(list, l.errors...)
 	}
 	return list
@@ -198,7 +198,7 @@ func (z zeroTail) ReadAt(p []byte, off int64) (int, error) {
 // LeftToParent returns how many bytes of the disk an image that was opened with Options.WithoutParent leaves to its
 // parent. They read as zero.
 func (im *Image) LeftToParent() (n int64, err error) {
-	if im.current().parent != nil || !im.current().geo.HasParent {
+	if im.current().parent() != nil || !im.current().geo.HasParent {
 		return 0, nil
 	}
 	for off := int64(0); ; {

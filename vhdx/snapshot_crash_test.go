@@ -116,7 +116,7 @@ func (st *snapshotTest) check(h *history, files []File, replay bool) error {
 		if err != nil {
 			return err
 		}
-		parent := im.current().parent
+		parent := im.current().parent()
 		if !im.current().meta.locator.Accepts(parent.dataWriteGUID()) {
 			return errors.New("an image does not accept its parent")
 		}

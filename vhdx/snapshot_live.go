@@ -235,14 +235,14 @@ func (s *liveSnapshot) open() (own, below File, err error) {
 func (s *liveSnapshot) load(own, below File) (*layer, error) {
 	l := s.w.current()
 	child, parent := newLayer(own, s.child, l.cache), newLayer(below, s.frozen, l.cache)
-	parent.parent = l.parent
+	parent.setParent(l.parent())
 	if err := child.load(); err != nil {
 		return nil, err
 	}
 	if err := new(opener).checkParent(child, parent); err != nil {
 		return nil, err
 	}
-	child.parent = parent
+	child.setParent(parent)
 	s.o.done("complete")
 	return child, nil
 }

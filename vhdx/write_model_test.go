@@ -50,13 +50,18 @@ func loadReadOnly(files ...File) (*Image, error) {
 }
 
 func loadFiles(op *opener, files ...File) (top *layer, err error) {
-	next := &top
+	var last *layer
 	for _, f := range files {
 		l := op.newLayer(f, "memory")
 		if err := l.load(); err != nil {
 			return nil, err
 		}
-		*next, next = l, &l.parent
+		if last == nil {
+			top = l
+		} else {
+			last.setParent(l)
+		}
+		last = l
 	}
 	return top, nil
 }
