@@ -109,6 +109,16 @@ func (d *fakeDisk) Grow(_ context.Context, size int64) error {
 	return err
 }
 
+func (d *fakeDisk) Merge(ctx context.Context, child string, o vhdx.MergeOptions) (*vhdx.MergeResult, error) {
+	if child == "" {
+		return nil, fmt.Errorf("no child: %w", vhdx.ErrOptions)
+	}
+	o.Phase("merging", 10)
+	o.Progress(3)
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
 func (d *fakeDisk) Compact(ctx context.Context, o vhdx.CompactOptions) (*vhdx.CompactResult, error) {
 	o.Phase("working", 10)
 	o.Progress(3)

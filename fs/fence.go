@@ -76,5 +76,13 @@ func (d *fencedDisk) Snapshot(ctx context.Context, name string, o vhdx.SnapshotO
 	return r, err
 }
 
+func (d *fencedDisk) Merge(ctx context.Context, child string, o vhdx.MergeOptions) (r *vhdx.MergeResult, err error) {
+	err = d.change(func() error {
+		r, err = d.Disk.Merge(ctx, child, o)
+		return err
+	})
+	return r, err
+}
+
 // A sync that waits behind a closed fence would have nothing to do, but a caller that then writes must learn of it.
 func (d *fencedDisk) Sync() error { return d.change(d.Disk.Sync) }

@@ -93,6 +93,9 @@ type Control interface {
 
 	// Snapshot freezes the image while it is in use, and goes on in a child of it.
 	Snapshot(ctx context.Context, name string, o vhdx.SnapshotOptions) (*vhdx.SnapshotResult, error)
+
+	// Merge writes what the image at the path child holds, which is part of the chain, into one that it is based on.
+	Merge(ctx context.Context, child string, o vhdx.MergeOptions) (*vhdx.MergeResult, error)
 }
 
 var _ Disk = (*vhdx.Image)(nil)
@@ -118,6 +121,7 @@ type fileSystem struct {
 
 	compactor   compactor
 	snapshotter snapshotter
+	merger      merger
 	name        nameWatcher
 
 	writers  atomic.Int64 // handles open for writing
@@ -139,6 +143,7 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		failures:      newFailureLog(o.Log),
 		compactor:     compactor{disk: disk},
 		snapshotter:   snapshotter{disk: disk},
+		merger:        merger{disk: disk},
 		name:          nameWatcher{file: o.File, log: o.Log},
 	}
 	if o.ReadOnlyOnError {

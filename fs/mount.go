@@ -117,7 +117,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 	fsys.kernel.setUp(fence, &o, fd)
 	s := &Server{mountPoint: o.MountPoint, log: o.Log, disk: fence, fs: fsys, transport: t, done: make(chan struct{}), mounter: o.Mounter}
 	s.device = deviceAt(o.MountPoint)
-	fsys.compactor.readOnly = s.readOnly
+	fsys.compactor.readOnly, fsys.merger.readOnly = s.readOnly, s.readOnly
 	t.start()
 	endControl := s.serveControl(fd)
 	go func() {
@@ -127,6 +127,7 @@ func Mount(disk Disk, o Options) (*Server, error) {
 		endControl()
 		fsys.compactor.end()
 		fsys.snapshotter.end()
+		fsys.merger.end()
 	}()
 	o.Mounter.Accepted()
 	go fsys.name.watch(s.done)

@@ -31,6 +31,7 @@ func (s *Server) ended() bool {
 // fail, and the image is left clean. The process is to end then; until it does, reads are answered.
 func (s *Server) Stop() error {
 	s.fs.compactor.end()
+	s.fs.merger.end()
 	s.disk.close()
 	return s.disk.Clean()
 }

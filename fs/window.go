@@ -83,6 +83,12 @@ func (d *window) Compact(ctx context.Context, o vhdx.CompactOptions) (*vhdx.Comp
 	return r, errors.Join(err, d.count())
 }
 
+// Merge merges images as a whole. Blocks that are in two of them were counted twice.
+func (d *window) Merge(ctx context.Context, child string, o vhdx.MergeOptions) (*vhdx.MergeResult, error) {
+	r, err := d.Disk.Merge(ctx, child, o)
+	return r, errors.Join(err, d.count())
+}
+
 func (d *window) Resolve(dst []vhdx.Extent, off, n int64) ([]vhdx.Extent, error) {
 	at, err := d.inside(off, n)
 	if err != nil {

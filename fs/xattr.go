@@ -47,6 +47,7 @@ func (f *fileSystem) xattrGroups(o *Options) []xattrGroup {
 		{named(nameXAttrs...), f.name.look},
 		{named(mounts.CompactXAttr), f.compactor.xattrs},
 		{named(mounts.SnapshotXAttr), f.snapshotter.xattrs},
+		{named(mounts.MergeXAttr), f.merger.xattrs},
 		{func(name string) bool { return name == "stats" || strings.HasPrefix(name, statPrefix) }, f.statXAttrs},
 		{named(imageNames...), image},
 	}
@@ -262,6 +263,8 @@ func (f *fileSystem) setter(name string) func([]byte) fuse.Status {
 		return f.compactor.set
 	case mounts.SnapshotXAttr:
 		return f.snapshotter.set
+	case mounts.MergeXAttr:
+		return f.merger.set
 	}
 	return nil
 }

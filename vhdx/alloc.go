@@ -25,10 +25,10 @@ import (
 // back by release, one that was by retire.
 type allocator struct {
 	*failure
-	gaveUp func()     // called when space waits to be given back
-	reads  readEpochs // turned with mu held; readers take no lock
-	holes  bool       // the file may have holes at all
-	punch  bool       // and gets them where space is given up
+	gaveUp func()      // called when space waits to be given back
+	reads  *readEpochs // readers take no lock
+	holes  bool        // the file may have holes at all
+	punch  bool        // and gets them where space is given up
 
 	settled atomic.Bool // the space that is free is known; read without mu, and set once, see writer.settle
 
@@ -62,6 +62,7 @@ func (a *allocator) use(l *layer, file File) {
 // take does what use does. The caller holds mu.
 func (a *allocator) take(l *layer, file File) {
 	a.file, a.used, a.size, a.freed = file, l.space, l.fileSize, nil
+	l.owner.Store(a)
 	// Behind the last MiB of the file, and behind a last block that the end of the file cuts.
 	a.fresh = max(ondisk.RoundUp(a.size, ondisk.MiB), a.used.n*ondisk.MiB)
 	a.used.grow(a.fresh)

@@ -20,7 +20,7 @@ func newAllocator(t *testing.T, f func(File) File) (*allocator, int64) {
 		t.Fatal(err)
 	}
 	a := &allocator{failure: &failure{log: nowhere()}, gaveUp: func() {}, holes: true, punch: true}
-	a.reads.current.Store(1)
+	a.reads = newReadEpochs()
 	a.use(l, file)
 	return a, l.fileSize
 }

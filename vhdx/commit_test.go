@@ -66,7 +66,7 @@ func newCommitter(t *testing.T) (*committer, *seenFile) {
 	c := &committer{failure: fails, counters: n, own: new(atomic.Pointer[layer]), file: f, dirty: new(dirtyPages),
 		headers: &headerState{failure: fails, counters: n, newFileWrite: uuid.New}, space: &allocator{failure: fails, gaveUp: func() {}, holes: true}}
 	c.own.Store(l)
-	c.space.reads.current.Store(1)
+	c.space.reads = newReadEpochs()
 	c.space.use(l, f)
 	c.headers.use(l, f, true)
 	c.dirty.init()

@@ -7,8 +7,8 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
-// ErrReshaping is what Compact, Resize and Snapshot return while one of them is under way.
-var ErrReshaping = errors.New("the image is already being compacted, resized or frozen")
+// ErrReshaping is what Compact, Merge, Resize and Snapshot return while one of them is under way.
+var ErrReshaping = errors.New("the image is already being compacted, merged, resized or frozen")
 
 // CompactOptions says how to compact an image. The functions may be nil.
 type CompactOptions struct {

@@ -43,11 +43,17 @@ func (im *Image) eachHeld(off, n int64, do func(w *writer, b, off, end int64) er
 			continue
 		}
 		// The block may begin with what reads as zero, and still has to be treated as a whole.
-		g := &im.current().geo // of the layer now; one that replaces it has blocks of the same size
-		b := off >> g.BlockShift
-		from, to := max(first, b<<g.BlockShift), min(end, g.BlockEnd(b))
-		if err := w.withSpace(func() error { return w.alone(b, func() error { return do(w, b, from, to) }) }); err != nil {
-			return fmt.Errorf("zero %d bytes of the disk at %#x: %w", to-from, from, err)
+		to := off
+		err = w.withSpace(func() error {
+			return w.aloneAt(off, func(b int64, g *ondisk.Geometry) error {
+				from := max(first, b<<g.BlockShift)
+				to = min(end, g.BlockEnd(b))
+				defer w.noted(from, to-from)
+				return do(w, b, from, to)
+			})
+		})
+		if err != nil {
+			return fmt.Errorf("zero %d bytes of the disk at %#x: %w", to-off, off, err)
 		}
 		off = to
 	}
@@ -64,6 +70,18 @@ func (w *writer) alone(b int64, do func() error) (err error) {
 	lock.Lock()
 	defer lock.Unlock()
 	return do()
+}
+
+// aloneAt is alone for the block that has byte off. Of a disk in use, it may be another one with each layer.
+func (w *writer) aloneAt(off int64, do func(b int64, g *ondisk.Geometry) error) (err error) {
+	defer w.catch(&err)
+	w.gate.RLock()
+	defer w.gate.RUnlock()
+	g := &w.current().geo
+	lock := w.blocks.of(off >> g.BlockShift)
+	lock.Lock()
+	defer lock.Unlock()
+	return do(off>>g.BlockShift, g)
 }
 
 // zeroBlock makes the bytes from off to end of block b read as zero.
@@ -144,12 +162,17 @@ func (im *Image) Allocate(off, n int64) error {
 		return err
 	}
 	for end := off + n; off < end; {
-		g := &im.current().geo
-		b := off >> g.BlockShift
-		if err := w.withSpace(func() error { return w.alone(b, func() error { return w.allocateBlock(b, off) }) }); err != nil {
+		to := off
+		err := w.withSpace(func() error {
+			return w.aloneAt(off, func(b int64, g *ondisk.Geometry) error {
+				to = g.BlockEnd(b)
+				return w.allocateBlock(b, off)
+			})
+		})
+		if err != nil {
 			return fmt.Errorf("allocate the block of the disk at %#x: %w", off, err)
 		}
-		off = g.BlockEnd(b)
+		off = to
 	}
 	return nil
 }

@@ -1,12 +1,18 @@
 package vhdx
 
-import "sync/atomic"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // readEpochs tells when every read has ended that may have found a block where it no longer is. Space that a
 // block gave up is given to another only then. Readers never wait: they announce themselves in the counter of
 // the current epoch, and the writer turns the epoch before it gives space away, and waits for the
 // old counter to drain.
+//
+// All images of a chain that have a writer share them, since a read may use each.
 type readEpochs struct {
+	turning sync.Mutex // held for a turn; no other lock is taken under it
 	current atomic.Uint64
 	readers [2]struct {
 		n atomic.Int64
@@ -28,11 +34,20 @@ func (r *readEpochs) enter() uint64 {
 	}
 }
 
+// newReadEpochs returns those in which epoch 0 has ended.
+func newReadEpochs() *readEpochs {
+	r := new(readEpochs)
+	r.current.Store(1)
+	return r
+}
+
 func (r *readEpochs) leave(e uint64) { r.readers[e&1].n.Add(-1) }
 
 // turn begins a new epoch, unless reads from before the last turn are still going on. It returns the epoch whose
-// end means that every read has ended that began before the call. Callers exclude each other.
+// end means that every read has ended that began before the call.
 func (r *readEpochs) turn() uint64 {
+	r.turning.Lock()
+	defer r.turning.Unlock()
 	e := r.current.Load()
 	if !r.ended(e - 1) {
 		return e

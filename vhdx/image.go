@@ -201,6 +201,8 @@ type opener struct {
 	skim    bool     // BATs are not looked at
 	chain   []*layer // opened so far, the image itself first
 	tries   int      // files opened as parents, the right ones and others
+
+	epochs *readEpochs // of the chain; nil before the first writer
 }
 
 func newOpener(o Options) *opener {
@@ -212,6 +214,14 @@ func newOpener(o Options) *opener {
 		op.writing = 1
 	}
 	return op
+}
+
+// reads returns the epochs of the reads of the chain.
+func (o *opener) reads() *readEpochs {
+	if o.epochs == nil {
+		o.epochs = newReadEpochs()
+	}
+	return o.epochs
 }
 
 // next returns how the next layer of the chain is opened and locked.

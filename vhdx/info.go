@@ -3,6 +3,8 @@ package vhdx
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -173,7 +175,7 @@ func (im *Image) Info() *Info {
 
 func (l *layer) info() *Info {
 	l.mu.Lock()
-	headers, counts := l.headers, l.counts
+	headers, counts, items := l.headers, l.counts, slices.Clone(l.items)
 	l.mu.Unlock()
 	in := &Info{
 		Path:                l.path,
@@ -221,7 +223,7 @@ func (l *layer) info() *Info {
 			Name: r.Name(), GUID: r.GUID, Offset: r.Offset, Length: int64(r.Length), Required: r.Flags&ondisk.RegionRequired != 0,
 		})
 	}
-	for _, m := range l.items {
+	for _, m := range items {
 		in.Metadata = append(in.Metadata, MetadataInfo{
 			Name: m.Name(), GUID: m.ID, Offset: l.metadataOffset() + int64(m.Offset), Length: int64(m.Length),
 			User: m.User(), VirtualDisk: m.Flags&ondisk.ItemIsVirtualDisk != 0, Required: m.Flags&ondisk.ItemIsRequired != 0,
@@ -279,16 +281,30 @@ func (l *layer) logInfo() LogInfo {
 	return in
 }
 
-// asParent returns what info tells of a parent. Nothing changes a parent, so that it is put together once, when the BATs
-// below it are validated: a chain can be long.
+// A toldInfo is what was told of a parent, and how many changes parents had seen by then.
+type toldInfo struct {
+	*Info
+	changes int64
+}
+
+// parentChanges counts the changes of parents that a merge of a disk in use makes known.
+var parentChanges atomic.Int64
+
+// asParent returns what info tells of a parent. Nothing but a merge changes a parent, so that it is put together once, when the
+// BATs below it are validated: a chain can be long.
 func (l *layer) asParent() *Info {
-	if in := l.told.Load(); in != nil {
-		return in
+	changes := parentChanges.Load()
+	if in := l.told.Load(); in != nil && in.changes == changes {
+		return in.Info
+	}
+	if a := l.owner.Load(); a != nil {
+		a.mu.Lock()
+		defer a.mu.Unlock()
 	}
 	in := l.info()
 	for p := l; p.wasValidated(); p = p.parent() {
 		if p.parent() == nil {
-			l.told.Store(in)
+			l.told.Store(&toldInfo{in, changes})
 			break
 		}
 	}
@@ -296,7 +312,9 @@ func (l *layer) asParent() *Info {
 }
 
 func (l *layer) parentInfo() *ParentInfo {
+	l.mu.Lock()
 	p := l.meta.locator
+	l.mu.Unlock()
 	if p == nil || l.parent() == nil && l.unfound == nil {
 		return nil
 	}

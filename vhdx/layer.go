@@ -51,9 +51,10 @@ type layer struct {
 	mu     sync.Mutex // guards counts, headers and findings once the image is open
 	counts BlockCounts
 
-	next  atomic.Pointer[layer] // see parent
-	told  atomic.Pointer[Info]  // see asParent
-	below atomic.Uint64         // an absence: blocks of which no parent holds anything
+	next  atomic.Pointer[layer]     // see parent
+	told  atomic.Pointer[toldInfo]  // see asParent
+	owner atomic.Pointer[allocator] // of the space, where there is or was a writer
+	below atomic.Uint64             // an absence: blocks of which no parent holds anything
 
 	warnings []Finding
 	errors   []Finding // with collect: the broken rules

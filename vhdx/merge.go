@@ -18,6 +18,7 @@ type MergeOptions struct {
 	Into     string                         // the image to merge into; "" is the parent
 	Delete   bool                           // remove what was merged
 	KeepName bool                           // the result takes the name of the image, whose file is gone then
+	Rate     int64                          // so many bytes of data a second at the most; 0 is no bound
 	DryRun   bool                           // say what would be done, and change nothing
 	Reflink  imagefile.Reflink              // whether the result shares space with what is merged
 	Phase    func(name string, total int64) // begins to merge one image, which holds so many bytes of data
@@ -82,7 +83,7 @@ func Merge(ctx context.Context, path string, o MergeOptions) (_ *MergeResult, er
 	if err := checkRun(run, layers); err != nil {
 		return nil, err
 	}
-	m := &merge{MergeOptions: o, ctx: ctx, run: run}
+	m := &merge{MergeOptions: o, ctx: ctx, run: run, pace: pace{rate: o.Rate}}
 	if err := m.do(); err != nil {
 		return nil, err
 	}
@@ -94,6 +95,7 @@ type merge struct {
 	MergeOptions
 	ctx    context.Context
 	run    []*Image // the child first, the result last
+	pace   pace
 	result MergeResult
 }
 
@@ -186,8 +188,9 @@ func (m *merge) copyDown(child, parent *Image, share *sharing) error {
 	if err != nil {
 		return err
 	}
-	m.Phase("merge "+filepath.Base(child.current().path), total)
+	m.Phase("merge "+m.name(child.current()), total)
 	buf := make([]byte, mergePiece)
+	unsynced := int64(0)
 	write := func(e Extent, from, to int64) error {
 		if from == to {
 			return nil
@@ -223,9 +226,18 @@ func (m *merge) copyDown(child, parent *Image, share *sharing) error {
 		m.result.Shared += done - from
 		m.Shared(done - from)
 		m.Progress(e.Len)
-		return nil
+		if unsynced += e.Len; unsynced >= syncEvery { // so that other syncs of the host's disk need not wait for more
+			unsynced = 0
+			if err := parent.Sync(); err != nil {
+				return err
+			}
+		}
+		return m.pace.wait(m.ctx, e.Len)
 	})
 }
+
+// name returns how progress names an image.
+func (m *merge) name(l *layer) string { return filepath.Base(l.path) }
 
 // eachHeld calls do for every piece of the disk that im itself holds, as data or as zeros that hide its parent: data
 // in pieces that end at multiples of piece at the latest.
@@ -294,16 +306,22 @@ func (m *merge) takeName(top, merged *Image) error {
 		return err
 	}
 	defer from.Close()
+	_, err = takeName(from, to)
+	return err
+}
+
+// takeName gives the name of one file to another, durably. It reports whether it has that.
+func takeName(from, to *location) (done bool, err error) {
 	if !to.Same(from.Folder) {
-		return fmt.Errorf("%s and %s are no longer in the same directory", from.path(), to.path())
+		return false, fmt.Errorf("%s and %s are no longer in the same directory", from.path(), to.path())
 	}
-	if err := to.check(); err != nil {
-		return err
+	if err := errors.Join(from.check(), to.check()); err != nil {
+		return false, err
 	}
 	if err := to.Rename(from.name, to.name); err != nil {
-		return err
+		return false, err
 	}
-	return to.Sync()
+	return true, to.Sync()
 }
 
 // location returns where the image itself is, for removing and renaming, and an error if another file is there by now.

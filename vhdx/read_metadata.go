@@ -112,6 +112,13 @@ func (l *layer) validateItems() error {
 	return nil
 }
 
+// setItem makes m item i of the metadata table, for Info.
+func (l *layer) setItem(i int, m ondisk.MetadataItem) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.items[i] = m
+}
+
 // item reads the known item with the given id, and nil if there is none.
 func (l *layer) item(id uuid.UUID) (b []byte, off int64, err error) {
 	i := slices.IndexFunc(l.items, func(m ondisk.MetadataItem) bool { return m.ID == id && !m.User() })
@@ -239,8 +246,10 @@ func (l *layer) readLocator() error {
 	if b == nil {
 		return l.missing(ondisk.RuleNoParentLocator, ondisk.ParentLocatorGUID)
 	}
-	l.meta.locatorOffset = off
-	l.meta.locator, err = ondisk.DecodeParentLocator(b, off)
+	p, err := ondisk.DecodeParentLocator(b, off)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.meta.locatorOffset, l.meta.locator = off, p
 	return err
 }
 

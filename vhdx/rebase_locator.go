@@ -14,15 +14,20 @@ import (
 // rewriteLocator replaces the parent locator by one with the given keys and values. Table and item change in one
 // entry of the log, so that a cut leaves the old locator or the new one. When it returns the new one is durable and
 // in its place, and the image is clean. What the disk reads as is the caller's business, and so is its DataWriteGuid.
-// Nothing else may be written meanwhile.
+// Changes of a disk in use wait.
 func (w *writer) rewriteLocator(values map[string]string) error {
-	if err := w.clean(); err != nil {
+	if err := w.clean(); err != nil { // most of it is synced before any change has to wait
 		return err
 	}
+	return w.cleanThen(func() error { return w.replaceLocator(values) })
+}
+
+// replaceLocator is rewriteLocator for a caller that holds the gate alone, and the committer's mu, and has made the image clean.
+func (w *writer) replaceLocator(values map[string]string) error {
 	if err := w.logLocator(ondisk.EncodeParentLocator(locatorEntries(values))); err != nil {
 		return err
 	}
-	if err := w.clean(); err != nil {
+	if err := w.makeClean(); err != nil {
 		return err
 	}
 	return w.current().readLocator()
@@ -48,7 +53,8 @@ func locatorEntries(values map[string]string) [][2]string {
 }
 
 // logLocator makes the pages that hold the metadata table's entry of the locator, and the locator itself, part of the
-// next log entry. It finds the item another place in the metadata region where it has become too long for its old one.
+// next log entry. It finds the item another place in the metadata region where it has become too long for its old one. The caller
+// holds the gate alone.
 func (w *writer) logLocator(item []byte) error {
 	l := w.current()
 	i := slices.IndexFunc(l.items, func(m ondisk.MetadataItem) bool { return m.ID == ondisk.ParentLocatorGUID && !m.User() })
@@ -85,8 +91,6 @@ func (w *writer) logLocator(item []byte) error {
 		return fmt.Errorf("a parent locator of %d bytes does not fit into one log entry; use vhdxfs flatten instead", len(item))
 	}
 
-	w.gate.RLock()
-	defer w.gate.RUnlock()
 	if err := w.announce(fileWrite); err != nil {
 		return err
 	}
@@ -96,7 +100,7 @@ func (w *writer) logLocator(item []byte) error {
 		}
 	}
 	w.dirty.addRaw(pages, false)
-	l.items[i] = m
+	l.setItem(i, m)
 	w.changed()
 	return nil
 }
@@ -147,13 +151,18 @@ func (l *layer) placeForItem(i int, n uint32) (at uint32, ok bool) {
 // expectParent makes the image accept a parent with the DataWriteGuid now, and one with the DataWriteGuid coming, if
 // that is not zero (MS-VHDX 2.6.2.6.3).
 func (w *writer) expectParent(now, coming uuid.UUID) error {
+	return w.rewriteLocator(w.expecting(now, coming))
+}
+
+// expecting returns the keys and values of the locator for expectParent.
+func (w *writer) expecting(now, coming uuid.UUID) map[string]string {
 	values := maps.Clone(w.current().meta.locator.Values)
 	values[ondisk.KeyLinkage] = ondisk.LinkageText(now)
 	delete(values, ondisk.KeyLinkage2)
 	if coming != uuid.Nil {
 		values[ondisk.KeyLinkage2] = ondisk.LinkageText(coming)
 	}
-	return w.rewriteLocator(values)
+	return values
 }
 
 // linkParent gives the locator the keys that parentKeys returned. Others that are not known stay.

@@ -31,7 +31,9 @@ func (im *Image) WriteAt(p []byte, off int64) (done int, err error) {
 		at := off + int64(done)
 		b := at >> w.current().geo.BlockShift
 		n := min(int64(len(p)-done), w.current().geo.BlockEnd(b)-at)
-		if err := w.withSpace(func() error { return w.writeBlock(b, at, p[done:][:n]) }); err != nil {
+		err := w.withSpace(func() error { return w.writeBlock(b, at, p[done:][:n]) })
+		w.noted(at, n) // also after an error: a part of it may be there
+		if err != nil {
 			return done, fmt.Errorf("write %d bytes of the disk at %#x: %w", n, at, err)
 		}
 		done += int(n)

@@ -36,6 +36,7 @@ type writer struct {
 	counters counters
 	own      *atomic.Pointer[layer] // see current
 	file     File                   // that of the current layer, with its syncs counted; who holds the gate may use it, see replace
+	frozen   *frozenLayer           // set for a parent that a merge changes while it is read; else nil
 
 	lease     atomic.Pointer[lease.File] // of the current layer; nil without one
 	whenTaken atomic.Pointer[func()]     // see WhenTakenOver
@@ -45,11 +46,13 @@ type writer struct {
 	lockMode     LockMode
 	byOption     bool // Options.Parents names parents
 
-	reshaping sync.Mutex   // held by Compact, Resize and Snapshot
-	gate      sync.RWMutex // held shared by every operation that changes something, alone to make the image clean
-	blocks    blockLocks
-	chunkMu   sync.Mutex // held while a chunk gets its sector bitmap block
-	fillMu    sync.Mutex // held while a page of metadata gets its space
+	reshaping sync.Mutex               // held by Compact, Merge, Resize and Snapshot
+	follower  atomic.Pointer[follower] // learns of changes while a merge copies the disk; else nil
+
+	gate    sync.RWMutex // held shared by every operation that changes something, alone to make the image clean
+	blocks  blockLocks
+	chunkMu sync.Mutex // held while a chunk gets its sector bitmap block
+	fillMu  sync.Mutex // held while a page of metadata gets its space
 
 	committer committer   // the log
 	headers   headerState // and what they tell of changes
@@ -60,7 +63,10 @@ type writer struct {
 
 // newWriter makes the top layer l of a chain writable. Where its log has to be replayed that is done now: the
 // image was checked as it is after the replay, so one that is refused was not touched.
-func newWriter(op *opener, l *layer) (*writer, error) {
+func newWriter(op *opener, l *layer) (*writer, error) { return newWriterOf(op, l, nil) }
+
+// newWriterOf is newWriter for the layer of a parent, if frozen is not nil.
+func newWriterOf(op *opener, l *layer, frozen *frozenLayer) (*writer, error) {
 	if l.log().Length == 0 {
 		return nil, errors.New("the image has no log and cannot be written safely; mount it read-only, or convert it")
 	}
@@ -77,9 +83,10 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 		detectZeroes: op.DetectZeroes,
 		lockMode:     op.Lock,
 		byOption:     len(op.Parents) > 0,
+		frozen:       frozen,
 	}
 	w.own.Store(l)
-	w.file = w.metered(l.file)
+	w.file = w.fileOf(l)
 	w.under(held)
 	w.headers.failure, w.headers.counters, w.headers.newFileWrite = w.failure, &w.counters, w.newFileWrite
 	w.headers.use(l, w.file, true)
@@ -96,7 +103,7 @@ func newWriter(op *opener, l *layer) (*writer, error) {
 	w.space.failure, w.space.gaveUp = w.failure, w.worker.freed
 	w.space.holes = l.file.Sparse()
 	w.space.punch = op.Discard == DiscardPunch || w.space.holes && (op.Discard == DiscardAuto || op.Discard == "")
-	w.space.reads.current.Store(1) // epoch 0 has ended
+	w.space.reads = op.reads()
 	w.space.use(l, w.file)
 	if l.replay != nil {
 		if err := w.replay(); err != nil {
@@ -119,6 +126,14 @@ func (w *writer) current() *layer { return w.own.Load() }
 // metered returns f with its syncs counted.
 func (w *writer) metered(f File) File { return meteredFile{f, &w.counters.fileSyncs} }
 
+// fileOf returns the file to which changes of l are written, with its syncs counted.
+func (w *writer) fileOf(l *layer) File {
+	if w.frozen != nil {
+		return w.metered(w.frozen.file)
+	}
+	return w.metered(l.file)
+}
+
 // replace makes l the current layer: after a replay, after the disk was resized, and at a snapshot of a disk in use. l was
 // loaded from a file that is clean, and reads as the current layer does, or as the resized disk. All state of the writer that
 // belongs to a layer is set here: the file, its size and its free space; space that was given up, which l does not know; and,
@@ -128,7 +143,7 @@ func (w *writer) metered(f File) File { return meteredFile{f, &w.counters.fileSy
 // The caller holds the gate alone, and the committer's mu, unless nothing else has the writer yet. Reads find l from then on. Those that
 // began before may still use the old layer, so the caller calls awaitReads before the next change.
 func (w *writer) replace(l *layer, anotherFile bool) {
-	file := w.metered(l.file)
+	file := w.fileOf(l)
 	if anotherFile {
 		w.under(leaseOf(l.file))
 	}
@@ -140,6 +155,9 @@ func (w *writer) replace(l *layer, anotherFile bool) {
 	w.file = file
 	w.space.take(l, file)
 	w.own.Store(l) // with the space, so that what looks at both sees those of one layer
+	if w.frozen != nil {
+		w.frozen.replaced(l)
+	}
 }
 
 // nowhere returns a log that discards its entries.

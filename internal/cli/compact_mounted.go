@@ -20,7 +20,7 @@ func (c *compactCommand) online(ctx context.Context, m *active.Mount, p *progres
 	if err := mounts.TellCompaction(m.MountPoint, word); err != nil {
 		return nil, refusal(m, "compaction", err)
 	}
-	var shown mounts.Compaction
+	var shown shownProgress
 	stopped := false
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		select {
@@ -39,7 +39,7 @@ func (c *compactCommand) online(ctx context.Context, m *active.Mount, p *progres
 		case err != nil: // it took the word, so it is no other program's
 			return nil, fmt.Errorf("the mount at %s ended before the compaction was done; completed work is kept and no data is lost (%w)", m.MountPoint, err)
 		case now.Running:
-			p.follow(&shown, now)
+			p.follow(&shown, now.Phase, now.Done, now.Total)
 			continue
 		case stopped && now.Error != "":
 			return nil, context.Cause(ctx)
@@ -50,12 +50,18 @@ func (c *compactCommand) online(ctx context.Context, m *active.Mount, p *progres
 	}
 }
 
+// shownProgress is how far the work of a mount was when it was shown last.
+type shownProgress struct {
+	phase string
+	done  int64 // bytes
+}
+
 // follow shows what has changed since the state that was shown before.
-func (p *progress) follow(shown, now *mounts.Compaction) {
-	if now.Phase != shown.Phase {
-		p.phase(now.Phase, now.Total)
-		shown.Done = 0
+func (p *progress) follow(shown *shownProgress, phase string, done, total int64) {
+	if phase != shown.phase || done < shown.done {
+		p.phase(phase, total)
+		shown.done = 0
 	}
-	p.add(now.Done - shown.Done)
-	*shown = *now
+	p.add(done - shown.done)
+	shown.phase, shown.done = phase, done
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -16,17 +17,25 @@ type mergeCommand struct {
 	options     []string
 	merge       vhdx.MergeOptions
 	reflink     string
+	rate        sizeFlag
 	force, json bool
 }
 
 func newMerge() *cobra.Command {
 	var c mergeCommand
 	cmd := &cobra.Command{
-		Use:   "merge [flags] CHILD",
+		Use:   "merge [flags] CHILD|MOUNTPOINT",
 		Short: "Write the changes of a child into its parent",
 		Long: `Write the data of the differencing image CHILD into its parent. With --into, write it, and the data of all images in
 between, into an image further up the chain. That image then reads as CHILD did. CHILD is no longer needed, but still
-shows the same disk until it is removed. None of the images may be in use.
+shows the same disk until it is removed.
+
+If CHILD is mounted read/write on this host, or is a parent of the mounted image, the server merges it in small steps while
+disk.raw is in use; reads and writes continue. A MOUNTPOINT stands for the mounted image: when it is merged, the mount
+continues in its parent, and writes wait for a moment. Use --keep-name if an fstab or a unit names the image; otherwise the
+next mount must name the parent, and CHILD, if it is not removed, is no longer a valid image after the next write. Only
+root and the owner of the mount may do this. No other program may use the images that change, and their files must be in
+the directory of the image. Otherwise, unmount the image first.
 
 If the command is interrupted, the disk is full or the power fails, CHILD still shows the same disk. Then run merge again.
 Other children of the changed images would be lost; if one is in a directory of the chain, merge refuses.
@@ -38,7 +47,8 @@ Children of CHILD accept the result as their parent. With --keep-name they also 
 for each of them.`,
 		Example: `  vhdxfs merge --delete child.avhdx
   vhdxfs merge --keep-name data.vhdx
-  vhdxfs merge --into base.vhdx --delete newest.avhdx`,
+  vhdxfs merge --into base.vhdx --delete newest.avhdx
+  vhdxfs merge --keep-name --rate 50M /mnt/vhdx`,
 		Args:              exactArgs("CHILD"),
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0]) },
 		ValidArgsFunction: completeImage,
@@ -48,6 +58,7 @@ for each of them.`,
 	f.StringVar(&c.merge.Into, "into", "", "merge into `ANCESTOR`, an image further up the chain")
 	f.BoolVar(&c.merge.Delete, "delete", false, "remove the merged images")
 	f.BoolVar(&c.merge.KeepName, "keep-name", false, "rename the result to CHILD; the file CHILD is removed")
+	f.Var(&c.rate, "rate", "copy at most `SIZE` in a second")
 	f.BoolVar(&c.merge.DryRun, "dry-run", false, "show what would be merged, but change nothing")
 	f.BoolVar(&c.force, "force", false, "merge even if other children are lost")
 	addReflink(cmd, &c.reflink, "share space with CHILD instead of copying: `WHEN` is auto, always or never")
@@ -81,15 +92,21 @@ func (c *mergeCommand) run(cmd *cobra.Command, path string) error {
 	if err := checkReflink(c.reflink); err != nil {
 		return err
 	}
-	if err := c.checkChildren(path); err != nil {
-		return err
-	}
+	c.merge.Reflink, c.merge.Rate = imagefile.Reflink(c.reflink), int64(c.rate)
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
+	k, err := mountedChainOf(path)
+	if err != nil {
+		return err
+	}
 	p := newProgress(cmd)
-	c.merge.Phase, c.merge.Progress, c.merge.Shared = p.phase, p.add, p.share
-	c.merge.Reflink = imagefile.Reflink(c.reflink)
-	r, err := vhdx.Merge(ctx, path, c.merge)
+	var r *vhdx.MergeResult
+	if k != nil {
+		path = k.paths[k.child]
+		r, err = c.online(ctx, k, p)
+	} else {
+		r, err = c.offline(ctx, path, p)
+	}
 	p.end()
 	if err != nil {
 		return createError(interrupted(err, path+" shows the same disk as before; run merge again"))
@@ -97,22 +114,36 @@ func (c *mergeCommand) run(cmd *cobra.Command, path string) error {
 	if c.json {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
-	return c.report(cmd.OutOrStdout(), sizesOf(cmd), path, r)
+	if err := c.report(cmd.OutOrStdout(), sizesOf(cmd), path, r); err != nil || k == nil || k.child > 0 || r.DryRun || r.Path == path {
+		return err
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is now the active image of the mount at %s\n", printable(r.Path), printable(k.MountPoint))
+	return err
 }
 
-// checkChildren looks for images that the merge would cut off from their disk.
-func (c *mergeCommand) checkChildren(path string) error {
+// offline merges images that no program has open.
+func (c *mergeCommand) offline(ctx context.Context, path string, p *progress) (*vhdx.MergeResult, error) {
 	k, err := vhdx.Chain(path, c.merge.Open)
-	if err != nil || k.Parent == nil {
-		return nil // Merge says what is wrong
-	}
-	taking := []string{path}
-	for k = k.Parent; k != nil; k = k.Parent {
-		taking = append(taking, k.Path)
-		if c.merge.Into == "" || sameFile(k.Path, c.merge.Into) {
-			break
+	if err == nil && k.Parent != nil { // else Merge says what is wrong
+		taking := []string{path}
+		for k = k.Parent; k != nil; k = k.Parent {
+			taking = append(taking, k.Path)
+			if c.merge.Into == "" || sameFile(k.Path, c.merge.Into) {
+				break
+			}
+		}
+		if err := c.checkChildren(taking, nil); err != nil {
+			return nil, err
 		}
 	}
+	c.merge.Phase, c.merge.Progress, c.merge.Shared = p.phase, p.add, p.share
+	return vhdx.Merge(ctx, path, c.merge)
+}
+
+// checkChildren looks for images that a merge of those at the paths taking would cut off from their disk, the first of which is
+// merged. The images of chain are no such.
+func (c *mergeCommand) checkChildren(taking, chain []string) error {
+	path := taking[0]
 	children, err := childrenOf(taking, c.merge.Open)
 	if err != nil {
 		return err
@@ -120,6 +151,7 @@ func (c *mergeCommand) checkChildren(path string) error {
 	var lost []string
 	for _, child := range children {
 		switch {
+		case containsFile(chain, child.path):
 		case !sameFile(child.parent, path):
 			lost = append(lost, child.path)
 		case c.merge.Delete && !c.merge.KeepName:

@@ -135,6 +135,11 @@ func (im *Image) Compact(context.Context, vhdx.CompactOptions) (*vhdx.CompactRes
 	return nil, vhdx.ErrReadOnly
 }
 
+// Merge fails.
+func (im *Image) Merge(context.Context, string, vhdx.MergeOptions) (*vhdx.MergeResult, error) {
+	return nil, vhdx.ErrReadOnly
+}
+
 // Snapshot fails.
 func (im *Image) Snapshot(context.Context, string, vhdx.SnapshotOptions) (*vhdx.SnapshotResult, error) {
 	return nil, vhdx.ErrReadOnly

@@ -80,6 +80,8 @@ type File interface {
 	// synced, as far as the operating system can tell.
 	Forget() error
 
+	// Unshare turns the locks of Shared into those of Exclusive. Where it fails they are those of Shared.
+	Unshare(mode LockMode) error
 	// Share turns the locks of Exclusive into those of Shared. At no moment another program could write the file.
 	Share() error
 }
@@ -102,6 +104,7 @@ func (Plain) Identity() (fs.FileInfo, error)                 { return nil, error
 func (Plain) PathNow() string                                { return "" }
 func (Plain) Named(path string) (File, error)                { return nil, errors.ErrUnsupported }
 func (Plain) Lock(mode LockMode, kind LockKind) error        { return errors.ErrUnsupported }
+func (Plain) Unshare(mode LockMode) error                    { return errors.ErrUnsupported }
 func (Plain) Share() error                                   { return errors.ErrUnsupported }
 func (Plain) Relock(kind LockKind) (bool, error)             { return false, errors.ErrUnsupported }
 func (Plain) Unlock() error                                  { return errors.ErrUnsupported }

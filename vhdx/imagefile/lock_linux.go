@@ -63,24 +63,12 @@ var (
 // fail, but cannot both succeed, since each takes its own locks before it looks for those of others.
 func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 	writes := slices.Contains(k.used, permWrite)
-	if writes && Writers != nil {
-		c := &LockedError{Path: f.Name(), Writes: true, what: "has it open for writing"}
-		if c.holders, c.Holders = f.ask(Writers); c.holders != "" {
-			return c
+	if writes {
+		if err := f.unwritten(mode); err != nil {
+			return err
 		}
 	}
 	if mode == LockOff {
-		if !writes {
-			return nil
-		}
-		// A second writer destroys the image. But a lock may also be what a dead client of a server has left.
-		held, err := f.lockHeld(usedLocks + permWrite)
-		if err != nil || !held {
-			return nil
-		}
-		if c := f.conflict("has it open for writing"); len(c.Holders) > 0 {
-			return c
-		}
 		return nil
 	}
 	err := f.takeLocks(k)
@@ -101,6 +89,48 @@ func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 		return nil
 	}
 	return err
+}
+
+// unwritten returns an error if a program writes the file that no mode lets another writer in beside.
+func (f *hostFile) unwritten(mode LockMode) error {
+	if Writers != nil {
+		c := &LockedError{Path: f.Name(), Writes: true, what: "has it open for writing"}
+		if c.holders, c.Holders = f.ask(Writers); c.holders != "" {
+			return c
+		}
+	}
+	if mode != LockOff {
+		return nil
+	}
+	// A second writer destroys the image. But a lock may also be what a dead client of a server has left.
+	held, err := f.lockHeld(usedLocks + permWrite)
+	if err != nil || !held {
+		return nil
+	}
+	if c := f.conflict("has it open for writing"); len(c.Holders) > 0 {
+		return c
+	}
+	return nil
+}
+
+// Unshare turns the locks of a file that is read into exclusive ones. At no moment others could write to the file.
+func (f *hostFile) Unshare(mode LockMode) error {
+	if err := f.unwritten(mode); err != nil || mode == LockOff {
+		return err
+	}
+	err := f.takeLocks(Exclusive)
+	if err == nil {
+		err = f.findConflict(Exclusive)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case noLocks(err):
+		return f.withoutLocks(mode, true, err)
+	case mode == LockTry && errors.Is(err, ErrLocked):
+		return nil
+	}
+	return errors.Join(err, f.Share())
 }
 
 // withoutLocks returns the error for a file system that knows no locks, and nil where they are not needed: a reader that was not
