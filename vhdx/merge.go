@@ -137,7 +137,7 @@ func (m *merge) push(child, parent *Image) error {
 	if err := m.copyDown(child, parent, share); err != nil {
 		return err
 	}
-	if err := parent.Clean(); err != nil {
+	if err := settle(parent); err != nil {
 		return err
 	}
 	if err := handOver(child, parent, own); err != nil {
@@ -145,6 +145,9 @@ func (m *merge) push(child, parent *Image) error {
 	}
 	return child.writer.expectParent(own, uuid.Nil)
 }
+
+// settle makes durable what was written to a parent, before it says that it is another disk.
+func settle(parent *Image) error { return parent.Clean() }
 
 // handOver gives the parent another DataWriteGuid, which the child knows before.
 func handOver(child, parent *Image, coming uuid.UUID) error {

@@ -355,7 +355,7 @@ func TestPowerCutInMergeFindsMutants(t *testing.T) {
 	}{
 		"no sync of the locator before the parent changes":         {"(*writer).rewriteLocator", 1},
 		"no sync of the parent's header before its data":           {"(*writer).setDataWrite", 60},
-		"no sync of the data before the parent has the child's id": {"(*Image).Clean", 60},
+		"no sync of the data before the parent has the child's id": {"vhdx.settle", 60},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -43,7 +43,7 @@ func (im *Image) Merge(ctx context.Context, child string, o MergeOptions) (r *Me
 	if o.Shared == nil {
 		o.Shared = func(int64) {}
 	}
-	m := &liveMerge{merge: merge{MergeOptions: o, ctx: ctx, pace: pace{rate: o.Rate}}, im: im, w: w, files: hostFiles{w.lockMode}}
+	m := &liveMerge{merge: merge{MergeOptions: o, ctx: ctx, pace: pace{rate: o.Rate}}, im: im, w: w, files: hostFiles{w.lockMode}, lastBytes: lastBytes}
 	if err := m.plan(child); err != nil {
 		return nil, err
 	}
@@ -69,8 +69,9 @@ type liveMerge struct {
 	above  *Image                // the same, with a writer
 	opened map[*Image]*openedFor // the parents that have one
 
-	changes *follower // of the image itself, while it is copied
-	buf     []byte    // for ownPiece bytes of it
+	changes   *follower // of the image itself, while it is copied
+	buf       []byte    // for ownPiece bytes of it
+	lastBytes int64     // how much of it may be left to copy while all changes wait
 }
 
 // plan looks at everything that can be known before something is changed.
@@ -274,7 +275,7 @@ type openedFor struct {
 
 // A frozenLayer is what a writer has to know of a parent that is read meanwhile by a chain of which it is a part.
 type frozenLayer struct {
-	file  File          // changes go to it
+	file  *frozenFile   // changes go to it
 	child func() *layer // the layer that reads through this one
 }
 
@@ -291,13 +292,13 @@ type frozenFile struct {
 	w File
 }
 
-func (f frozenFile) WriteAt(p []byte, off int64) (int, error) { return f.w.WriteAt(p, off) }
-func (f frozenFile) Truncate(size int64) error                { return f.w.Truncate(size) }
-func (f frozenFile) Sync() error                              { return f.w.Sync() }
-func (f frozenFile) PunchHole(off, n int64) error             { return f.w.PunchHole(off, n) }
-func (f frozenFile) Allocate(off, n int64) error              { return f.w.Allocate(off, n) }
-func (f frozenFile) ZeroRange(off, n int64) error             { return f.w.ZeroRange(off, n) }
-func (f frozenFile) Close() error                             { return errors.Join(f.w.Close(), f.File.Close()) }
+func (f *frozenFile) WriteAt(p []byte, off int64) (int, error) { return f.w.WriteAt(p, off) }
+func (f *frozenFile) Truncate(size int64) error                { return f.w.Truncate(size) }
+func (f *frozenFile) Sync() error                              { return f.w.Sync() }
+func (f *frozenFile) PunchHole(off, n int64) error             { return f.w.PunchHole(off, n) }
+func (f *frozenFile) Allocate(off, n int64) error              { return f.w.Allocate(off, n) }
+func (f *frozenFile) ZeroRange(off, n int64) error             { return f.w.ZeroRange(off, n) }
+func (f *frozenFile) Close() error                             { return errors.Join(f.w.Close(), f.File.Close()) }
 
 // openParent gives a parent a writer. Where its log has to be replayed, that is done now, and the chain goes on with what the
 // file holds then.
@@ -306,7 +307,7 @@ func (m *liveMerge) openParent(op *opener, l *layer, child func() *layer) (*open
 	if err != nil {
 		return nil, err
 	}
-	p := &openedFor{frozen: &frozenLayer{frozenFile{l.file, f}, child}, files: m.files}
+	p := &openedFor{frozen: &frozenLayer{&frozenFile{l.file, f}, child}, files: m.files}
 	w, err := newWriterOf(op, l, p.frozen)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", l.path, err), m.files.share(l), f.Close())
@@ -349,7 +350,7 @@ func (p *openedFor) end() error {
 	if w.err() != nil {
 		err = nil
 	}
-	return errors.Join(err, p.files.share(l), p.frozen.file.(frozenFile).w.Close())
+	return errors.Join(err, p.files.share(l), p.frozen.file.w.Close())
 }
 
 // call gives the layer another path.

@@ -61,7 +61,7 @@ func (m *liveMerge) copyOwn(into *Image) error {
 			return err
 		}
 		left := m.changes.bytes()
-		if left <= lastBytes {
+		if left <= m.lastBytes {
 			return nil
 		}
 		if pass > freePasses && left > before/2 {
@@ -287,7 +287,7 @@ func (m *liveMerge) swap(into *Image) (err error) {
 			return err
 		}
 	}
-	if err := into.Clean(); err != nil {
+	if err := settle(into); err != nil {
 		return err
 	}
 	if err := context.Cause(m.ctx); err != nil {
