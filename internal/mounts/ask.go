@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -61,9 +62,15 @@ type answer struct {
 	Errno  syscall.Errno     // why there are no values, or 0
 }
 
+// answers reports whether this program runs hidden commands. One that does not would start itself for ever.
+var answers atomic.Bool
+
+var errDoesNotAnswer = errors.New("this program does not call mounts.Answer")
+
 // Answer runs a hidden command by which a mount is asked, if args are of one, and reports whether it did. The program,
 // and a test program that asks mounts, calls it before all else. What it writes to out is for this package.
 func Answer(args []string, out io.Writer) (status int, ran bool) {
+	answers.Store(true)
 	if len(args) < 2 {
 		return 0, false
 	}
@@ -220,6 +227,9 @@ func pathError(op, path string, e syscall.Errno) error {
 // runHidden runs a hidden command of the program, as another user or as the one that this process is. It gets none of
 // this process's descriptors: another user could take them from it.
 func runHidden(as *syscall.Credential, args ...string) (a answer, err error) {
+	if !answers.Load() {
+		return a, errDoesNotAnswer
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return a, err
