@@ -60,6 +60,7 @@ func TestMountedImageHasManyNames(t *testing.T) {
 
 // A mount is not known by a name that its image once had, and tells what became of it.
 func TestMountedImageLosesItsName(t *testing.T) {
+	requireFUSE(t)
 	img := create(t, "16MiB")
 	moved := img + ".old"
 	for _, tc := range []struct {

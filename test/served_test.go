@@ -60,6 +60,7 @@ func start(t *testing.T, program, img string, options ...string) *served {
 // launch is start without a cleanup. The process does not live longer than the deadline of a mount.
 func launch(t *testing.T, program, img string, options ...string) *served {
 	t.Helper()
+	requireFUSE(t)
 	dir := newDir(t)
 	s := &served{dir: dir, disk: filepath.Join(dir, "disk.raw"), done: make(chan struct{})}
 	s.cmd = exec.Command(program, append(append([]string{"-f"}, options...), img, dir)...)

@@ -41,6 +41,7 @@ func randomRaw(t *testing.T, size int64, seed uint64) string {
 func TestConvertThereAndBack(t *testing.T) {
 	t.Parallel()
 	detectRaces(t)
+	requireFUSE(t)
 	requireTools(t, "qemu-img", "vhdimount")
 	const size = 50*mib + 3*512
 	raw := randomRaw(t, size, 1)

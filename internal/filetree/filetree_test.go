@@ -10,17 +10,42 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// sample makes a folder with what file systems store in different ways: large and small directories, holes, long names,
-// symbolic links, and files of all sizes. Those without links are for file systems that have none.
-func sample(t *testing.T, links bool) string {
+// samples holds the samples, each of which is made once.
+var samples struct {
+	dir  string // holds all of them
+	made map[[2]bool]string
+}
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	os.RemoveAll(samples.dir)
+	os.Exit(status)
+}
+
+// sample returns a directory with what file systems store in different ways: large and small directories, holes, long names,
+// symbolic links, and files of all sizes. Those without links are for file systems that have none, those with few names for
+// programs that take minutes for many. Tests leave it as it is.
+func sample(t *testing.T, links, few bool) string {
 	t.Helper()
-	dir := t.TempDir()
+	key := [2]bool{links, few}
+	if dir := samples.made[key]; dir != "" {
+		return dir
+	}
+	if samples.dir == "" {
+		var err error
+		if samples.dir, err = os.MkdirTemp("", "vhdxfs-filetree-"); err != nil {
+			t.Fatal(err)
+		}
+		samples.made = make(map[[2]bool]string)
+	}
+	dir := filepath.Join(samples.dir, fmt.Sprint(len(samples.made)))
 	write := func(name string, b []byte) {
 		t.Helper()
 		path := filepath.Join(dir, name)
@@ -31,6 +56,10 @@ func sample(t *testing.T, links bool) string {
 			t.Fatal(err)
 		}
 	}
+	many := 1500
+	if few {
+		many = 100
+	}
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, n := range []int{0, 1, 59, 60, 61, 100, 4095, 4096, 4097, 70_000, 3<<20 + 5} {
 		b := make([]byte, n)
@@ -39,7 +68,7 @@ func sample(t *testing.T, links bool) string {
 		}
 		write(fmt.Sprint("sizes/", n), b)
 	}
-	for i := range 1500 {
+	for i := range many {
 		write(fmt.Sprintf("many/a file with a rather long name, number %d", i), fmt.Append(nil, i))
 	}
 	write("one/two/three/four/Grüße.txt", []byte("Grüße"))
@@ -63,6 +92,7 @@ func sample(t *testing.T, links bool) string {
 			}
 		}
 	}
+	samples.made[key] = dir
 	return dir
 }
 
@@ -222,25 +252,26 @@ func openDisk(t *testing.T, path, kind string) Tree {
 var builders = map[string]struct {
 	kind  string
 	links bool
+	few   bool
 	build func(t *testing.T, dir string) string
 }{
-	"ext4":          {"ext4", true, ext("-t", "ext4")},
-	"ext4 1k":       {"ext4", true, ext("-t", "ext4", "-b", "1024", "-O", "^64bit")},
-	"ext4 inline":   {"ext4", true, ext("-t", "ext4", "-O", "inline_data", "-I", "512")},
-	"ext4 meta_bg":  {"ext4", true, ext("-t", "ext4", "-O", "meta_bg,^resize_inode", "-g", "1024", "-b", "1024")},
-	"ext3":          {"ext4", true, ext("-t", "ext3")},
-	"ext2 1k":       {"ext4", true, ext("-t", "ext2", "-b", "1024", "-I", "128")},
-	"XFS":           {"XFS", true, xfsDisk("-i", "size=512")},
-	"XFS 1k":        {"XFS", true, xfsDisk("-b", "size=1024", "-n", "size=8192")},
-	"XFS 4":         {"XFS", true, xfsDisk("-m", "crc=0")},
-	"FAT16":         {"FAT", false, fat("-F", "16", "-s", "8")},
-	"FAT32":         {"FAT", false, fat("-F", "32", "-s", "1")},
-	"Rock Ridge":    {"ISO 9660", true, iso("-R")},
-	"Joliet":        {"ISO 9660", false, iso("-J", "-joliet-long")},
-	"Rock + Joliet": {"ISO 9660", true, iso("-R", "-J", "-joliet-long")},
-	"NTFS":          {"NTFS", false, ntfs(false)},
-	"NTFS packed":   {"NTFS", false, ntfs(true)},
-	"exFAT":         {"exFAT", false, exfat()},
+	"ext4":          {"ext4", true, false, ext("-t", "ext4")},
+	"ext4 1k":       {"ext4", true, false, ext("-t", "ext4", "-b", "1024", "-O", "^64bit")},
+	"ext4 inline":   {"ext4", true, false, ext("-t", "ext4", "-O", "inline_data", "-I", "512")},
+	"ext4 meta_bg":  {"ext4", true, false, ext("-t", "ext4", "-O", "meta_bg,^resize_inode", "-g", "1024", "-b", "1024")},
+	"ext3":          {"ext4", true, false, ext("-t", "ext3")},
+	"ext2 1k":       {"ext4", true, false, ext("-t", "ext2", "-b", "1024", "-I", "128")},
+	"XFS":           {"XFS", true, false, xfsDisk("-i", "size=512")},
+	"XFS 1k":        {"XFS", true, false, xfsDisk("-b", "size=1024", "-n", "size=8192")},
+	"XFS 4":         {"XFS", true, false, xfsDisk("-m", "crc=0")},
+	"FAT16":         {"FAT", false, true, fat("-F", "16", "-s", "8")},
+	"FAT32":         {"FAT", false, true, fat("-F", "32", "-s", "1")},
+	"Rock Ridge":    {"ISO 9660", true, false, iso("-R")},
+	"Joliet":        {"ISO 9660", false, false, iso("-J", "-joliet-long")},
+	"Rock + Joliet": {"ISO 9660", true, false, iso("-R", "-J", "-joliet-long")},
+	"NTFS":          {"NTFS", false, false, ntfs(false)},
+	"NTFS packed":   {"NTFS", false, false, ntfs(true)},
+	"exFAT":         {"exFAT", false, false, exfat()},
 }
 
 func ext(args ...string) func(*testing.T, string) string {
@@ -257,6 +288,7 @@ func xfsDisk(args ...string) func(*testing.T, string) string {
 		if err := exec.Command("sh", "-c", "mkfs.xfs -V").Run(); err != nil {
 			t.Skip("needs the program mkfs.xfs")
 		}
+		links := t.TempDir()
 		var b strings.Builder
 		b.WriteString("/\n0 0\nd--755 0 0\n")
 		var add func(path string)
@@ -274,7 +306,7 @@ func xfsDisk(args ...string) func(*testing.T, string) string {
 					fmt.Fprintf(&b, "%s l--777 0 0 %s\n", name, to)
 				default:
 					if strings.Contains(at, " ") { // which such a file cannot name
-						link := filepath.Join(t.TempDir(), "x")
+						link := filepath.Join(links, strconv.Itoa(b.Len()))
 						if err := os.Symlink(at, link); err != nil {
 							t.Fatal(err)
 						}
@@ -295,21 +327,10 @@ func xfsDisk(args ...string) func(*testing.T, string) string {
 	}
 }
 
-// fewer takes away most of the many files.
-func fewer(t *testing.T, dir string) {
-	t.Helper()
-	for i := 100; i < 1500; i++ {
-		if err := os.RemoveAll(fmt.Sprintf("%s/many/a file with a rather long name, number %d", dir, i)); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 func fat(args ...string) func(*testing.T, string) string {
 	return func(t *testing.T, dir string) string {
 		d := disk(t, 100<<20)
 		run(t, "mkfs.vfat", append(args, d)...)
-		fewer(t, dir) // with so many names, mcopy takes minutes
 		list, _ := filepath.Glob(dir + "/*")
 		run(t, "mcopy", append([]string{"-i", d, "-s", "-Q"}, append(list, "::")...)...)
 		return d
@@ -373,7 +394,7 @@ func exfat() func(*testing.T, string) string {
 func TestRead(t *testing.T) {
 	for name, b := range builders {
 		t.Run(name, func(t *testing.T) {
-			dir := sample(t, b.links)
+			dir := sample(t, b.links, b.few)
 			tree := openDisk(t, b.build(t, dir), b.kind)
 			want := contentsOf(t, dir)
 			if b.kind == "XFS" {
