@@ -199,7 +199,7 @@ func untilDone(first, step int, run func(cut int) (done bool, err error)) error 
 	case *crashEvery:
 		step = 1
 	case testing.Short():
-		step *= 23 // a prime, so that the cuts of different hosts fall on different operations
+		step *= 53 // a prime, so that the cuts of different hosts fall on different operations
 	}
 	for cut := first; ; cut += step {
 		if done, err := run(cut); done || err != nil {
