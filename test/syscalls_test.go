@@ -10,14 +10,25 @@ import (
 )
 
 // A request costs the program a known number of system calls: one takes it from the kernel, one is for the image file,
-// and one brings the answer back.
+// and one brings the answer back. That is so with locks and without; and with a lease, which reads the headers once in a while and
+// by no request.
 func TestSystemCallsPerRequest(t *testing.T) {
+	for _, mode := range []string{"", "off", "lease"} {
+		name, options := "as usual", "commit=0,idle_clean=0,direct_io"
+		if mode != "" {
+			name, options = "lock="+mode, options+",lock="+mode
+		}
+		t.Run(name, func(t *testing.T) { countSystemCalls(t, options) })
+	}
+}
+
+func countSystemCalls(t *testing.T, options string) {
 	const (
 		requests, size = 500, 4096
-		slack          = 50 // in all: threads begin to read from the device and go on to wait
+		slack          = 50 // in all: threads begin to read from the device and go on to wait, a lease reads the headers
 	)
 	img := create(t, "64MiB", "--block-size", "1MiB")
-	s := serve(t, img, "-o", "commit=0,idle_clean=0,direct_io")
+	s := serve(t, img, "-o", options)
 	f := openDisk(t, s.disk, unix.O_DIRECT)
 	b := aligned(t, size)
 	for i := range b {
