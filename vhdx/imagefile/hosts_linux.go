@@ -1,6 +1,7 @@
 package imagefile
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -30,6 +31,10 @@ type Host struct {
 	// SEEK_DATA and SEEK_HOLE know of what was written and is not on the disk yet. A hole that is none costs data, where a
 	// block is given up, or not copied, because it lies in one.
 	FindsHoles Fact
+
+	// OwnLocks is the mount option by which locks are not sent to the server, so that they keep only the programs of this host
+	// out; "" where there is none.
+	OwnLocks string
 
 	Locks   Fact // a lock that one host takes is seen by the others; of a file system that is not shared, by all its programs
 	TmpFile Fact // files without a name can be made, and get one when they are complete
@@ -134,18 +139,39 @@ func hostOf(fd int) (Host, error) {
 	if t.certain {
 		return HostOfType(t.name), nil
 	}
-	if name := mountedType(fd); name != "" {
-		return HostOfType(name), nil
+	name, options := mounted(fd)
+	if name == "" {
+		return HostOfType(t.name), nil
 	}
-	return HostOfType(t.name), nil
+	h := HostOfType(name)
+	if h.OwnLocks = ownLocks(name, options); h.OwnLocks != "" {
+		h.Locks = No
+	}
+	return h, nil
 }
 
-// mountedType returns the type that the mount table has for the mount of an open file, and "" where that cannot be told. Only
-// there it says which file system a FUSE server serves.
-func mountedType(fd int) string {
+// ownLocks returns the option, of those that a file system is mounted with, by which locks stay on this host.
+func ownLocks(name, options string) string {
+	may := map[string][]string{
+		"nfs":  {"nolock", "local_lock=all", "local_lock=posix"},
+		"nfs4": {"nolock", "local_lock=all", "local_lock=posix"},
+		"cifs": {"nobrl"},
+		"smb3": {"nobrl"},
+	}[name]
+	for option := range strings.SplitSeq(options, ",") {
+		if slices.Contains(may, option) {
+			return option
+		}
+	}
+	return ""
+}
+
+// mounted returns the type and the options that the mount table has for the mount of an open file, and "" where that cannot be
+// told. Only there it says which file system a FUSE server serves.
+func mounted(fd int) (name, options string) {
 	var st unix.Statx_t
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil || st.Mask&unix.STATX_MNT_ID == 0 {
-		return ""
+		return "", ""
 	}
 	list, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
 		if m.ID < 0 || uint64(m.ID) != st.Mnt_id { // #nosec G115 -- not negative
@@ -154,7 +180,7 @@ func mountedType(fd int) string {
 		return false, true
 	})
 	if err != nil || len(list) == 0 {
-		return ""
+		return "", ""
 	}
-	return list[0].FSType
+	return list[0].FSType, list[0].VFSOptions
 }

@@ -1,8 +1,10 @@
 package imagefile
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -66,8 +68,52 @@ func TestMountedType(t *testing.T) {
 	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil || st.Mask&unix.STATX_MNT_ID == 0 {
 		t.Skip("this kernel does not tell the mount of an open file")
 	}
-	if got := mountedType(int(f.Fd())); got != "proc" {
-		t.Errorf("/proc is of type %q", got)
+	if got, options := mounted(int(f.Fd())); got != "proc" || options == "" {
+		t.Errorf("/proc is of type %q, with %q", got, options)
+	}
+}
+
+// Locks that do not leave this host are no locks where other hosts have the file.
+func TestOwnLocks(t *testing.T) {
+	for _, c := range []struct{ name, options, want string }{
+		{"nfs", "rw,vers=3,nolock,proto=tcp,local_lock=all,addr=10.0.0.1", "nolock"},
+		{"nfs", "rw,vers=3,local_lock=posix", "local_lock=posix"},
+		{"nfs", "rw,vers=3,local_lock=flock", ""},
+		{"nfs4", "rw,vers=4.2,local_lock=none", ""},
+		{"cifs", "rw,vers=3.1.1,nobrl", "nobrl"},
+		{"cifs", "rw,vers=3.1.1", ""},
+		{"ext4", "rw,nolock", ""},
+	} {
+		if got := ownLocks(c.name, c.options); got != c.want {
+			t.Errorf("%s with %s: %q, want %q", c.name, c.options, got, c.want)
+		}
+	}
+
+	path := filepath.Join(t.TempDir(), "image")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hostFile{File: f, host: func() Host { return Host{Type: "nfs", Shared: true, OwnLocks: "nolock"} }}
+	defer h.Close()
+	other, err := Open(path, os.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := h.Lock(LockOn, Exclusive); !errors.Is(err, ErrNoLocks) {
+		t.Errorf("with lock=on: %v", err)
+	}
+	for _, mode := range []LockMode{"", LockTry, LockLease} {
+		if err := h.Lock(mode, Exclusive); err != nil {
+			t.Errorf("with lock=%s: %v", mode, err)
+		}
+		if err := other.Lock(LockOn, Exclusive); !errors.Is(err, ErrLocked) {
+			t.Errorf("another program on this host locks it with %v", err)
+		}
+		if err := h.Unlock(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -75,6 +75,13 @@ func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 	if err == nil {
 		err = f.findConflict(k)
 	}
+	if own := f.host().OwnLocks; err == nil && own != "" {
+		err = f.withoutLocks(mode, writes, &ownLocksError{own})
+		if err != nil {
+			err = errors.Join(err, f.Unlock())
+		}
+		return err
+	}
 	if err == nil {
 		return nil
 	}
@@ -162,10 +169,18 @@ func (e *NoLocksError) Error() string {
 	if p, ok := errors.AsType[*os.PathError](why); ok {
 		why = p.Err
 	}
+	if own, ok := errors.AsType[*ownLocksError](why); ok {
+		return fmt.Sprintf("%s: %s has no locks that other hosts see (%v), so they cannot be kept out", e.Path, name, own)
+	}
 	return fmt.Sprintf("%s: %s has no locks (%v), so other programs and hosts cannot be kept out", e.Path, name, why)
 }
 
 func (e *NoLocksError) Unwrap() []error { return []error{ErrNoLocks, e.Err} }
+
+// An ownLocksError says that locks do not leave this host.
+type ownLocksError struct{ option string }
+
+func (e *ownLocksError) Error() string { return "it is mounted with " + e.option }
 
 // Relock takes the locks of kind k again. That they were lost shows to a second descriptor of the file, to which they are
 // another's.
