@@ -208,3 +208,42 @@ func TestAttachEndsBySignal(t *testing.T) {
 	unmount(t, dir)
 	mustVhdxfs(t, "detach", img)
 }
+
+// A mount that another one hides, or whose image a server still writes after a lazy unmount, is not taken for none: a caller of
+// detach, umount or close relies on the image being closed.
+func TestImageStillOpenIsNotCalledUnmounted(t *testing.T) {
+	requireFUSE(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount over a mount")
+	}
+	img, point := filepath.Join(newDir(t), "a.vhdx"), newDir(t)
+	mustVhdxfs(t, "create", "--size", "16M", img)
+	refused := func(want string, names ...string) {
+		t.Helper()
+		for _, name := range names {
+			for _, c := range []string{"detach", "umount", "close"} {
+				if r := vhdxfs(t, c, name); r.status != mountStatus || !strings.Contains(r.stderr, want) {
+					t.Errorf("%s %s: status %d, %q; want %d and %q", c, name, r.status, r.stderr, mountStatus, want)
+				}
+			}
+		}
+	}
+	mustVhdxfs(t, img, point)
+	must(t, "mount", "-t", "tmpfs", "tmpfs", point)
+	refused("is hidden by another one", img, point)
+	must(t, "umount", point)
+
+	f, err := os.Open(filepath.Join(point, "disk.raw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	must(t, "umount", "--lazy", point)
+	refused("still has it open for writing", img)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r := vhdxfs(t, "detach", img); r.status != 6 {
+		t.Errorf("after the end: status %d, %q", r.status, r.stderr)
+	}
+}

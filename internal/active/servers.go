@@ -21,7 +21,11 @@ func ServedBy(pids []int) *Mount {
 	if err != nil {
 		return nil
 	}
-	i := slices.IndexFunc(table, func(m *mountinfo.Info) bool { return slices.Contains(pids, mounts.ListenerPID(m)) })
+	pid := 0
+	i := slices.IndexFunc(table, func(m *mountinfo.Info) bool {
+		pid = mounts.ListenerPID(m)
+		return slices.Contains(pids, pid)
+	})
 	if i < 0 {
 		return nil
 	}
@@ -30,7 +34,7 @@ func ServedBy(pids []int) *Mount {
 		return nil
 	}
 	if m.PID == 0 {
-		m.PID = mounts.ListenerPID(table[i])
+		m.PID = pid
 	}
 	return m
 }

@@ -32,7 +32,7 @@ If something on a device is mounted or in use, nothing is done. The error says w
 		Args:              exactArgs("IMAGE"),
 		ValidArgsFunction: completeMounted,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := active.Find(args[0])
+			m, err := active.FindToEnd(args[0])
 			if err == nil {
 				err = detach(m, cmd.ErrOrStderr())
 			}

@@ -54,7 +54,7 @@ use, such as by a loop device. To detach loop devices as well, use vhdxfs detach
 		ValidArgsFunction: completeMounted,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			u.verbose = isVerbose(cmd)
-			m, err := active.Find(args[0])
+			m, err := active.FindToEnd(args[0])
 			if err == nil {
 				err = u.unmount(m.MountPoint, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			}
