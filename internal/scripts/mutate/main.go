@@ -29,6 +29,7 @@ var (
 	tests       = flag.String("tests", "", "run the tests of this package, such as ./vhdx; the default is the mutant's own package")
 	run         = flag.String("run", "", "only these tests, as for go test")
 	skip        = flag.String("skip", "", "not these tests, as for go test")
+	most        = flag.Duration("most", 0, "run only the fastest tests that reach a mutant, such as 10s of them; 0 is all")
 	long        = flag.Bool("long", false, "run the tests without -short")
 	resultsFile = flag.String("results", "", "keep the results in this file; mutants that are in it are not tried again")
 	again       = flag.Bool("again", false, "try only mutants that survived or were not reached according to -results")
@@ -56,8 +57,9 @@ func mutate(dirs []string) (survivors int, err error) {
 	defer results.close()
 
 	var chosen []*mutant
-	for _, dir := range dirs {
-		found, err := mutantsOf(filepath.Clean(dir))
+	for i := range dirs {
+		dirs[i] = filepath.Clean(dirs[i])
+		found, err := mutantsOf(dirs[i])
 		if err != nil {
 			return 0, err
 		}
@@ -81,12 +83,12 @@ func mutate(dirs []string) (survivors int, err error) {
 	}
 
 	if *tests != "" {
-		if err := try(filepath.Clean(*tests), chosen, results); err != nil {
+		if err := try(filepath.Clean(*tests), dirs, chosen, results); err != nil {
 			return 0, err
 		}
 	} else {
 		for _, own := range byPackage(chosen) {
-			if err := try(own[0].dir, own, results); err != nil {
+			if err := try(own[0].dir, []string{own[0].dir}, own, results); err != nil {
 				return 0, err
 			}
 		}
@@ -113,22 +115,14 @@ func byPackage(mutants []*mutant) [][]*mutant {
 	return all
 }
 
-// try runs the tests of one package on mutants.
-func try(from string, mutants []*mutant, results *results) error {
-	var dirs []string
-	packages := byPackage(mutants)
-	for _, own := range packages {
-		dirs = append(dirs, own[0].dir)
-	}
-	if len(dirs) == 0 {
-		return nil
-	}
+// try runs the tests of one package on mutants of others.
+func try(from string, dirs []string, mutants []*mutant, results *results) error {
 	s, err := newSuite(from, dirs)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	for _, own := range packages {
+	for _, own := range byPackage(mutants) {
 		for part := range slices.Chunk(own, atOnce) {
 			if err := s.build(part[0].dir, part); err != nil {
 				return err

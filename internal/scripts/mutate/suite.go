@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -19,37 +21,42 @@ import (
 
 // A suite is the tests of one package, tried on mutants of it or of others.
 type suite struct {
-	from    string // the package whose tests run
-	temp    string
-	tests   []*test
-	counted map[string][]extent // all that coverage counts, by file
-	binary  string              // with the mutants of the last build
-	good    map[string]bool     // tests that are known to pass in it without a mutant
+	from string // the package whose tests run
+	temp string
+	learned
+	binary string          // with the mutants of the last build
+	good   map[string]bool // tests that are known to pass in it without a mutant
+}
+
+type learned struct {
+	Tests   []*test
+	Counted map[string][]extent // all that coverage counts, by file
 }
 
 // A test is one of a suite, with what it reaches.
 type test struct {
-	name    string
-	time    time.Duration
-	reaches map[string][]extent // by file
+	Name    string
+	Time    time.Duration
+	Reaches map[string][]extent // by file
 }
 
 // An extent is a part of a file, as the coverage of the go command has it.
-type extent struct{ fromLine, fromCol, toLine, toCol int }
+type extent struct{ FromLine, FromCol, ToLine, ToCol int }
 
 func (e extent) has(line, col int) bool {
-	return (line > e.fromLine || line == e.fromLine && col >= e.fromCol) &&
-		(line < e.toLine || line == e.toLine && col < e.toCol)
+	return (line > e.FromLine || line == e.FromLine && col >= e.FromCol) &&
+		(line < e.ToLine || line == e.ToLine && col < e.ToCol)
 }
 
 func (e extent) overlaps(fromLine, toLine int) bool {
-	return e.fromLine <= toLine && e.toLine >= fromLine
+	return e.FromLine <= toLine && e.ToLine >= fromLine
 }
 
 // patience is how long tests of a mutant may take beyond five times their usual time before they count as hanging.
 const patience = 10 * time.Second
 
 // newSuite runs each test alone, to learn what it reaches in packages and how long it takes. A test that fails is left out.
+// What it learns is kept beside the results.
 func newSuite(from string, dirs []string) (s *suite, err error) {
 	s = &suite{from: from}
 	if s.temp, err = openDir(""); err != nil {
@@ -61,6 +68,13 @@ func newSuite(from string, dirs []string) (s *suite, err error) {
 		}
 	}()
 	s.binary = filepath.Join(s.temp, "covered.test")
+	known, err := s.knownFile(dirs)
+	if err != nil {
+		return nil, err
+	}
+	if b, err := os.ReadFile(known); err == nil && json.Unmarshal(b, &s.learned) == nil {
+		return s, nil
+	}
 	covered := "-coverpkg=./" + strings.Join(dirs, ",./")
 	if out, err := goCommand("test", "-c", "-cover", covered, "-o", s.binary, "./"+from); err != nil {
 		return nil, fmt.Errorf("build the tests of %s: %w\n%s", from, err, out)
@@ -85,8 +99,38 @@ func newSuite(from string, dirs []string) (s *suite, err error) {
 			return nil, err
 		}
 	}
-	slices.SortStableFunc(s.tests, func(a, b *test) int { return int(a.time - b.time) })
-	return s, nil
+	slices.SortStableFunc(s.Tests, func(a, b *test) int { return int(a.Time - b.Time) })
+	if known == "" {
+		return s, nil
+	}
+	b, err := json.Marshal(s.learned)
+	if err != nil {
+		return nil, err
+	}
+	return s, os.WriteFile(known, b, 0o600)
+}
+
+// knownFile returns the name of the file that keeps what is learned, which depends on the sources and on which tests run.
+func (s *suite) knownFile(dirs []string) (string, error) {
+	if *resultsFile == "" {
+		return "", nil
+	}
+	h := sha256.New()
+	fmt.Fprintln(h, s.from, dirs, *run, *skip, *long)
+	for _, dir := range append([]string{s.from}, dirs...) {
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil {
+			return "", err
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				return "", err
+			}
+			h.Write(b)
+		}
+	}
+	return fmt.Sprintf("%s.tests-%x", *resultsFile, h.Sum(nil)[:8]), nil
 }
 
 // openDir makes a temporary directory that others can use: some tests run a program as another user.
@@ -104,17 +148,17 @@ func (s *suite) close() { os.RemoveAll(s.temp) }
 func (s *suite) explore(name string) error {
 	profile := filepath.Join(s.temp, "profile")
 	start := time.Now()
-	result, out, err := s.run(0, 10*time.Minute, []*test{{name: name}}, "-test.coverprofile="+profile)
+	result, out, err := s.run(0, 10*time.Minute, []*test{{Name: name}}, "-test.coverprofile="+profile)
 	if err != nil {
 		return err
 	}
-	t := &test{name: name, time: time.Since(start)}
+	t := &test{Name: name, Time: time.Since(start)}
 	if result != survived {
 		fmt.Printf("%s: %s is left out, because it fails alone:\n%s\n", s.from, name, out)
 		return nil
 	}
-	s.counted, t.reaches, err = readProfile(profile)
-	s.tests = append(s.tests, t)
+	s.Counted, t.Reaches, err = readProfile(profile)
+	s.Tests = append(s.Tests, t)
 	return err
 }
 
@@ -163,13 +207,13 @@ func (s *suite) isGood(name string) (bool, error) {
 	if name == "" || s.good[name] {
 		return true, nil
 	}
-	result, out, err := s.run(0, 10*time.Minute, []*test{{name: name}})
+	result, out, err := s.run(0, 10*time.Minute, []*test{{Name: name}})
 	if err != nil {
 		return false, err
 	}
 	if s.good[name] = result == survived; !s.good[name] {
 		fmt.Printf("%s: %s is left out, because it fails without a mutant:\n%s\n", s.from, name, out)
-		s.tests = slices.DeleteFunc(s.tests, func(t *test) bool { return t.name == name })
+		s.Tests = slices.DeleteFunc(s.Tests, func(t *test) bool { return t.Name == name })
 	}
 	return s.good[name], nil
 }
@@ -191,11 +235,19 @@ func (s *suite) try(m *mutant) (result, by string, err error) {
 	if len(left) == 0 {
 		return unreached, "", nil
 	}
+	if *most > 0 {
+		n, sum := 1, left[0].Time
+		for n < len(left) && sum+left[n].Time <= *most {
+			sum += left[n].Time
+			n++
+		}
+		left = left[:n]
+	}
 	// Starting a process takes longer than most tests. So the first processes run few tests, and the later ones many.
 	for limit := 200 * time.Millisecond; len(left) > 0; limit *= 4 {
 		n, sum := 0, time.Duration(0)
-		for n < len(left) && (n == 0 || sum+left[n].time <= limit) {
-			sum += left[n].time
+		for n < len(left) && (n == 0 || sum+left[n].Time <= limit) {
+			sum += left[n].Time
 			n++
 		}
 		result, out, err := s.runPatiently(m.id, 5*sum+patience, left[:n])
@@ -224,16 +276,16 @@ var failLine = regexp.MustCompile(`(?m)^--- FAIL: (\S+)`)
 // those that reach its function, or all of them if it is outside functions.
 func (s *suite) reaching(m *mutant) []*test {
 	if m.function == "" {
-		return s.tests
+		return s.Tests
 	}
 	file := filepath.Join(m.dir, m.file)
 	place := func(e extent) bool { return e.has(m.line, m.col) }
-	if !slices.ContainsFunc(s.counted[file], place) {
+	if !slices.ContainsFunc(s.Counted[file], place) {
 		place = func(e extent) bool { return e.overlaps(m.first, m.last) }
 	}
 	var reaching []*test
-	for _, t := range s.tests {
-		if slices.ContainsFunc(t.reaches[file], place) {
+	for _, t := range s.Tests {
+		if slices.ContainsFunc(t.Reaches[file], place) {
 			reaching = append(reaching, t)
 		}
 	}
@@ -263,7 +315,7 @@ func (s *suite) run(id int, timeout time.Duration, tests []*test, args ...string
 	defer os.RemoveAll(temp)
 	var names []string
 	for _, t := range tests {
-		names = append(names, regexp.QuoteMeta(t.name))
+		names = append(names, regexp.QuoteMeta(t.Name))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
