@@ -111,22 +111,39 @@ func TestNoSpaceIsGivenAwayTwice(t *testing.T) {
 }
 
 func TestSpaceOfAFileThatCannotGrow(t *testing.T) {
-	var full *faultFile
-	a, start := newAllocator(t, func(f File) File { full = &faultFile{File: f}; return full })
-	full.set(func(f *faultFile) { f.limit = start + 2*ondisk.MiB }) // less than a step of growth
-	p, err := a.allocate(2 * ondisk.MiB)
-	if err != nil || p.off != start || !p.fresh || a.fileSize() != start+2*ondisk.MiB {
-		t.Fatalf("allocate = %+v, %v; the file has %#x", p, err, a.fileSize())
+	for _, holes := range []bool{true, false} {
+		var full *faultFile
+		a, start := newAllocator(t, func(f File) File { full = &faultFile{File: f}; return full })
+		a.holes = holes
+		full.set(func(f *faultFile) { f.limit = start + 2*ondisk.MiB }) // less than a step of growth
+		p, err := a.allocate(2 * ondisk.MiB)
+		if err != nil || p.off != start || p.fresh != holes || a.fileSize() != start+2*ondisk.MiB {
+			t.Fatalf("holes %v: allocate = %+v, %v; the file has %#x", holes, p, err, a.fileSize())
+		}
+		if _, err := a.allocate(ondisk.MiB); !errors.Is(err, unix.ENOSPC) || a.fileSize() != start+2*ondisk.MiB {
+			t.Errorf("holes %v: allocate on a full disk: %v; the file has %#x", holes, err, a.fileSize())
+		}
+		if _, err := a.allocateBelow(ondisk.MiB, start); !errors.Is(err, errNoHole) {
+			t.Errorf("holes %v: allocateBelow: %v; want %v", holes, err, errNoHole)
+		}
+		a.release(place{off: p.off, size: ondisk.MiB})
+		if q, err := a.allocate(ondisk.MiB); err != nil || q.off != p.off || q.fresh {
+			t.Errorf("holes %v: allocate = %+v, %v; want the place that was given back, which is not fresh", holes, q, err)
+		}
 	}
-	if _, err := a.allocate(ondisk.MiB); !errors.Is(err, unix.ENOSPC) || a.fileSize() != start+2*ondisk.MiB {
-		t.Errorf("allocate on a full disk: %v; the file has %#x", err, a.fileSize())
+}
+
+// A cut that fails leaves the space as it was.
+func TestCutThatFails(t *testing.T) {
+	var f *faultFile
+	a, start := newAllocator(t, func(file File) File { f = &faultFile{File: file}; return f })
+	if _, err := a.allocate(ondisk.MiB); err != nil {
+		t.Fatal(err)
 	}
-	if _, err := a.allocateBelow(ondisk.MiB, start); !errors.Is(err, errNoHole) {
-		t.Errorf("allocateBelow: %v; want %v", err, errNoHole)
-	}
-	a.release(place{off: p.off, size: ondisk.MiB})
-	if q, err := a.allocate(ondisk.MiB); err != nil || q.off != p.off || q.fresh {
-		t.Errorf("allocate = %+v, %v; want the place that was given back, which is not fresh", q, err)
+	size := a.fileSize()
+	f.set(func(f *faultFile) { f.limit = 1 })
+	if err := a.cut(start + ondisk.MiB); !errors.Is(err, unix.ENOSPC) || a.fileSize() != size || f.syncs.Load() != 0 {
+		t.Errorf("cut: %v; the file has %#x, want %#x, after %d syncs", err, a.fileSize(), size, f.syncs.Load())
 	}
 }
 

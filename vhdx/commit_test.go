@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/journal"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
@@ -16,12 +17,16 @@ import (
 // s a sync. One of the letters may fail.
 type seenFile struct {
 	File
-	l    *layer
-	did  strings.Builder
-	fail map[string]error
+	l     *layer
+	did   strings.Builder
+	fail  map[string]error
+	panic bool // instead of any operation
 }
 
 func (f *seenFile) do(what string) error {
+	if f.panic {
+		panic("a fault of the file")
+	}
 	if err := f.fail[what]; err != nil {
 		return err
 	}
@@ -159,7 +164,7 @@ func TestCommitWithoutSpace(t *testing.T) {
 
 // After a failed sync, or a failed write of what others rely on, nothing is written any more.
 func TestCommitThatFails(t *testing.T) {
-	for _, what := range []string{"s", "H", "L", "P"} {
+	for what, before := range map[string]string{"s": "", "L": "s", "H": "sLs", "P": "sLsHsHsLs"} {
 		t.Run(what, func(t *testing.T) {
 			c, f := newCommitter(t)
 			c.change(t, 1, true)
@@ -167,13 +172,82 @@ func TestCommitThatFails(t *testing.T) {
 			if err := c.emptied(); !errors.Is(err, unix.EIO) || !errors.Is(c.err(), ErrFailed) {
 				t.Fatalf("it fails with %v, and the image is read-only with %v", err, c.err())
 			}
+			if did := f.seen(); did != before {
+				t.Errorf("it did %q; want %q, and nothing after the failure", did, before)
+			}
 			clear(f.fail)
-			f.seen()
 			c.change(t, 2, false)
 			if err := c.sync(); !errors.Is(err, ErrFailed) || f.seen() != "" {
 				t.Errorf("the next sync: %v; want %v, with nothing written", err, ErrFailed)
 			}
 		})
+	}
+}
+
+// If a header could not be written at the end of a log, either header may be the one that the next open finds. So no entry is
+// added to that log: a replay might not see it.
+func TestNoEntryInALogThatEnds(t *testing.T) {
+	c, f := newCommitter(t)
+	c.change(t, 1, false)
+	c.wantSync(t, f, "LsHsHs"+"Ls")
+	f.fail["H"] = unix.ENOSPC
+	if err := c.emptied(); !errors.Is(err, unix.ENOSPC) || c.err() != nil {
+		t.Fatalf("without space for a header: %v, read-only with %v", err, c.err())
+	}
+	delete(f.fail, "H")
+	f.seen()
+	c.change(t, 2, false)
+	c.wantSync(t, f, "PsHsHs"+"LsHsHs"+"Ls")
+}
+
+// The background work empties a log that is half full, and one whose contents had no space, also if nothing is dirty.
+func TestTidyEmptiesTheLog(t *testing.T) {
+	c, f := newCommitter(t)
+	for i := uint64(0); ; i++ {
+		c.change(t, i, false)
+		if err := c.tidy(); err != nil {
+			t.Fatal(err)
+		}
+		half := int64(c.own.Load().log().Length) / 2
+		if c.session == nil {
+			break
+		}
+		if c.session.log.Free() < half {
+			t.Fatalf("the log has %d bytes left, less than half", c.session.log.Free())
+		}
+		if f.seen(); i > uint64(half/journal.EntryLength(1)) {
+			t.Fatal("the log never got half full")
+		}
+	}
+	if did := f.seen(); did != "Ls"+"PsHsHs" {
+		t.Errorf("with a log that is half full it did %q", did)
+	}
+
+	c.change(t, 1, false)
+	f.fail["P"] = unix.ENOSPC
+	if err := c.emptied(); !errors.Is(err, unix.ENOSPC) || !c.stuck.Load() {
+		t.Fatalf("without space: %v, stuck %v", err, c.stuck.Load())
+	}
+	delete(f.fail, "P")
+	f.seen()
+	if err := c.tidy(); err != nil || f.seen() != "PsHsHs" || c.stuck.Load() {
+		t.Errorf("with space again: %v, stuck %v", err, c.stuck.Load())
+	}
+}
+
+// A panic in a sync round or in the background work ends all writing, and reaches the caller as an error.
+func TestPanicInACommit(t *testing.T) {
+	for name, do := range map[string]func(c *committer) error{"sync": (*committer).sync, "tidy": (*committer).tidy} {
+		c, f := newCommitter(t)
+		c.change(t, 1, false)
+		f.panic = true
+		if err := do(c); err == nil || !errors.Is(c.err(), ErrFailed) {
+			t.Errorf("%s: %v, read-only with %v", name, err, c.err())
+		}
+		f.panic = false
+		if err := c.sync(); !errors.Is(err, ErrFailed) || f.seen() != "" {
+			t.Errorf("%s: the next sync: %v; want %v, with nothing written", name, err, ErrFailed)
+		}
 	}
 }
 
