@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/cache"
 	"github.com/vhdxfs/vhdxfs/journal"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
@@ -232,6 +233,33 @@ func TestTidyEmptiesTheLog(t *testing.T) {
 	f.seen()
 	if err := c.tidy(); err != nil || f.seen() != "PsHsHs" || c.stuck.Load() {
 		t.Errorf("with space again: %v, stuck %v", err, c.stuck.Load())
+	}
+}
+
+// Before a sector bitmap block moves, none of its pages may be in the log: a replay would write them to the old place. Pages of
+// others may stay.
+func TestUnlog(t *testing.T) {
+	for _, x := range []struct {
+		from, n int64 // bytes, the former from the page that is in the log
+		want    string
+	}{
+		{-cache.PageSize, cache.PageSize, ""},
+		{cache.PageSize, cache.PageSize, ""},
+		{0, cache.PageSize, "PsHsHs"},
+		{-cache.PageSize, 2 * cache.PageSize, "PsHsHs"},
+	} {
+		for _, dirty := range []bool{false, true} {
+			c, f := newCommitter(t)
+			c.change(t, 1, false)
+			want := "LsHsHs" + "Ls" + x.want
+			if !dirty {
+				c.wantSync(t, f, "LsHsHs"+"Ls")
+				want = x.want
+			}
+			if err := c.unlog(c.own.Load().batOffset()+x.from, x.n); err != nil || f.seen() != want {
+				t.Errorf("unlog of %d bytes from %d on, dirty %v: %v; want %q", x.n, x.from, dirty, err, want)
+			}
+		}
 	}
 }
 
