@@ -693,3 +693,92 @@ func TestLastBlockBecomesFull(t *testing.T) {
 		t.Errorf("the block is %v in the end (%v), want %v", e.State, err, ondisk.FullyPresent)
 	}
 }
+
+// A part of a block that shows its parent's data is zeroed to its end, however long it is.
+func TestZerosOverALongPartOfABlock(t *testing.T) {
+	const size, block = 16 * ondisk.MiB, 8 * ondisk.MiB
+	c := chain{
+		build(spec{typ: Differencing, diskSize: size, blockSize: block}),
+		build(spec{diskSize: size, blockSize: block, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}}),
+	}
+	want := make([]byte, size)
+	c.want(want, 0)
+	im := c.openWritable(t, Options{})
+	const from, to = 512, 13*ondisk.MiB - 512
+	if err := im.Zero(from, to-from); err != nil {
+		t.Fatal(err)
+	}
+	clear(want[from:to])
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ro, err := loadReadOnly(c[0].memFile, c[1].memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, size)
+	if _, err := ro.ReadAt(got, 0); err != nil {
+		t.Fatal(err)
+	}
+	if i := firstDifference(got, want); i >= 0 {
+		t.Errorf("byte %#x is %d, want %d", i, got[i], want[i])
+	}
+}
+
+// Zeros over any part of a block that kept its place without being present make it ZERO, and its place free.
+func TestZerosOverAPartOfAKeptPlace(t *testing.T) {
+	for _, state := range []ondisk.BlockState{ondisk.Unmapped, ondisk.Undefined} {
+		for _, typ := range []DiskType{Dynamic, Differencing} {
+			c := chain{build(spec{typ: typ, diskSize: 8 * ondisk.MiB})}
+			if typ == Differencing {
+				c = append(c, build(spec{diskSize: 8 * ondisk.MiB}))
+			}
+			c[0].setBlockEntry(0, ondisk.NewBATEntry(state, c[0].allocate(ondisk.MiB)))
+			im := c.openWritable(t, Options{})
+			if err := im.Zero(512, 1024); err != nil {
+				t.Fatal(err)
+			}
+			if err := im.Close(); err != nil {
+				t.Fatal(err)
+			}
+			ro, err := loadReadOnly(c.files()...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e, _, _ := ro.current().lookup(0, 1); e != ondisk.NewBATEntry(ondisk.Zero, 0) || ro.current().space.free() != 0 {
+				t.Errorf("%v block of a %v disk: it is %v now, with %d bytes free inside the file", state, typ, e.State(), ro.current().space.free())
+			}
+		}
+	}
+}
+
+// Space for a block that is there is space up to the end of the block. An error of the file leaves the file as it was.
+func TestAllocateABlockThatIsThere(t *testing.T) {
+	b := build(spec{diskSize: 8 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
+	inner := &allocFile{memFile: b.memFile}
+	f := &faultFile{File: inner}
+	im, err := loadWritable(Options{}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	f.set(func(f *faultFile) {
+		f.failWrite = func(off int64) error {
+			if off < ondisk.HeaderSectionSize {
+				return unix.ENOSPC
+			}
+			return nil
+		}
+	})
+	if err := im.Allocate(0, 1); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("without space for a header: %v, want ENOSPC", err)
+	}
+	want := fileRange{b.entries[0].FileOff(), ondisk.MiB}
+	if slices.Contains(inner.first, want) {
+		t.Error("space was allocated before the change was announced")
+	}
+	f.set(func(f *faultFile) { f.failWrite = nil })
+	if err := im.Allocate(0, 1); err != nil || !slices.Contains(inner.first, want) {
+		t.Errorf("space was allocated for %v, %v; want %v among it", inner.first, err, want)
+	}
+}
