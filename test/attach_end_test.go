@@ -140,6 +140,7 @@ func TestAttachAtOnce(t *testing.T) {
 
 // SIGTERM takes the loop device along that attach has made. One that is in use goes when that ends.
 func TestAttachEndsBySignal(t *testing.T) {
+	requireFUSE(t)
 	requireTools(t, "sfdisk")
 	img := create(t, "64MiB")
 	gone := func(l listed) {

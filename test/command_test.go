@@ -93,6 +93,7 @@ func TestMountEndsBy(t *testing.T) {
 
 // A signal must not pull the disk away from under those who use it.
 func TestSignalLeavesUsersTheirDisk(t *testing.T) {
+	requireFUSE(t)
 	detectRaces(t)
 	img, raw := sampleImage(t)
 	want, err := os.ReadFile(raw)
@@ -122,6 +123,7 @@ func TestSignalLeavesUsersTheirDisk(t *testing.T) {
 }
 
 func TestMountInUseStays(t *testing.T) {
+	requireFUSE(t)
 	img, raw := sampleImage(t)
 	s := serve(t, img)
 	f := open(t, s.disk)

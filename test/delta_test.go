@@ -92,6 +92,7 @@ func digestOf(t *testing.T, image string) string {
 // What apply was doing when it was killed, it completes when it is called again; and what says otherwise changes nothing.
 func TestApplyKilled(t *testing.T) {
 	t.Parallel()
+	notShort(t, "it kills a copy again and again")
 	requireTools(t, "bash")
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }

@@ -39,6 +39,7 @@ func largeTable(t *testing.T, last uint64) string {
 // logged, and the file stays as it was.
 func TestDamageFarBehind(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	detectRaces(t)
 	const fullyPresent = 6
 	img := largeTable(t, 200<<40|fullyPresent)

@@ -11,6 +11,7 @@ import (
 
 func TestReadOnlyMountKeepsQemuFromWriting(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	img, raw := sampleImage(t)
 	s := readOnly(t, img)
 	if out, err := command("qemu-io", "-f", "vhdx", "-c", "write 0 512", img); err == nil {
@@ -55,6 +56,7 @@ func TestReadWriteMountKeepsOthersOut(t *testing.T) {
 
 func TestReadWriteMountIsRefusedWhileOthersRead(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	img, raw := sampleImage(t)
 	s := readOnly(t, img)
 	if r := vhdxfs(t, "-f", img, newDir(t)); r.status != mountStatus || !strings.Contains(r.stderr, img) {
@@ -71,6 +73,7 @@ func TestReadWriteMountIsRefusedWhileOthersRead(t *testing.T) {
 
 func TestMountIsRefusedWhileQemuWrites(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	img, raw := sampleImage(t)
 	release := qemuHolds(t, img)
 	for _, args := range [][]string{
@@ -93,6 +96,7 @@ func TestMountIsRefusedWhileQemuWrites(t *testing.T) {
 
 func TestReadOnlyMountIsNotRefusedWhileQemuReads(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	img, raw := sampleImage(t)
 	qemuHolds(t, img, "-r")
 	sameContent(t, readOnly(t, img).disk, raw)

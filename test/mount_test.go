@@ -28,6 +28,7 @@ func sampleImage(t *testing.T) (img, raw string) {
 
 func TestMountShowsOneFile(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	for _, tc := range []struct {
 		option      string
 		permissions uint32 // which of the image's disk.raw has as well
@@ -101,6 +102,7 @@ func TestMountHasSensibleStatfs(t *testing.T) {
 
 func TestReadOnlyMountRefusesChanges(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	img, _ := sampleImage(t)
 	before := sha256File(t, img)
 	s := readOnly(t, img)
@@ -143,6 +145,7 @@ func openAs(path string, flags int) error {
 
 func TestMountReadsAtAnyOffsetFromManyReaders(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	detectRaces(t)
 	img, raw := sampleImage(t)
 	want, err := os.ReadFile(raw)
@@ -199,6 +202,7 @@ func readRandomly(f *os.File, want []byte, rng *rand.Rand) error {
 
 func TestMountCanBeMapped(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	img, raw := sampleImage(t)
 	want, err := os.ReadFile(raw)
 	if err != nil {
@@ -221,6 +225,7 @@ func TestMountCanBeMapped(t *testing.T) {
 
 func TestMountTellsHoles(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	img, raw := sampleImage(t)
 	s := readOnly(t, img)
 	f := open(t, s.disk)
@@ -265,6 +270,7 @@ func TestMountTellsHoles(t *testing.T) {
 
 func TestMountHasExtendedAttributes(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	img, _ := sampleImage(t)
 	i := info(t, img)
 	s := serve(t, img)

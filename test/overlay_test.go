@@ -81,6 +81,7 @@ func TestOverlayIsKept(t *testing.T) {
 // A throw-away overlay has no name while it is used, and is gone however its mount ends. Several mounts of one image each
 // have their own.
 func TestOverlayIsThrownAway(t *testing.T) {
+	requireFUSE(t)
 	detectRaces(t)
 	img, _ := sampleImage(t)
 	before := sha256File(t, img)
@@ -124,6 +125,7 @@ func TestOverlayIsThrownAway(t *testing.T) {
 // The folder of the image, or that of the overlay, has a name that cannot stand in an image: a throw-away overlay never
 // needs it, and a file can be beside the image.
 func TestOverlayOfOddPath(t *testing.T) {
+	requireFUSE(t)
 	img, _ := sampleImage(t)
 	dir := filepath.Join(newDir(t), "2026-11-21T10:00\\ \xff")
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -151,6 +153,7 @@ func TestOverlayOfOddPath(t *testing.T) {
 // again that was not closed, and replay=no refuses both.
 func TestOverlayOfDirtyImages(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	img := create(t, "32MiB", "--block-size", "1MiB")
 	over := filepath.Join(t.TempDir(), "over.vhdx")
 	dirty := func(file string, pattern byte, options string) (sum string) {

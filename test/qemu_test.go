@@ -54,6 +54,7 @@ func randomWrites(rng *rand.Rand, size int64, n int) []string {
 
 func TestQemuImagesReadTheSame(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	type image struct {
 		name, options string
 		size          int64
@@ -100,6 +101,7 @@ func TestQemuImagesReadTheSame(t *testing.T) {
 // Data that stands at the end of one chunk and the beginning of the next comes from BAT entries that have that
 // of a sector bitmap block between them.
 func TestQemuImageAcrossChunks(t *testing.T) {
+	requireFUSE(t)
 	const chunk = 4096 * mib // of 1 MiB blocks with 512-byte sectors
 	img := qemuCreate(t, 2*chunk+3*mib, "subformat=dynamic,block_size=1M")
 	var commands []string

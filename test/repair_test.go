@@ -368,6 +368,7 @@ func TestRepairOfADevice(t *testing.T) {
 // Killed at any moment, a repair leaves an image that nobody has touched, or an undo file that restores it, or both.
 func TestRepairKilled(t *testing.T) {
 	t.Parallel()
+	notShort(t, "it kills a repair again and again")
 	img := create(t, "64M", "--block-size", "1M")
 	blocks := map[int64]byte{}
 	for n := range int64(60) {

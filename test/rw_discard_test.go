@@ -110,6 +110,7 @@ func TestFstrimGivesSpaceBack(t *testing.T) {
 // A hole is a promise of zeros, whatever part of a block it takes, over data here, over a parent's, and over none.
 func TestHolesReadAsZeros(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	const size = 24 * mib
 	for _, v := range variants {
 		for _, discard := range []string{"auto", "unmap"} {
@@ -177,6 +178,7 @@ func TestHolesReadAsZeros(t *testing.T) {
 
 func TestDiscardOff(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	img, raw := sampleImage(t)
 	s := serve(t, img, "-o", "discard=off")
 	f := openDisk(t, s.disk, 0)

@@ -15,6 +15,7 @@ import (
 // all. Each reads what the other wrote. With -long, there are more rounds.
 func TestWriteInTurnWithQemu(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	requireTools(t, "qemu-img", "qemu-io")
 	rounds := 7
 	if *long {

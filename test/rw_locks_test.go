@@ -34,6 +34,7 @@ func refusedBy(t *testing.T, pid int, img string, args ...string) {
 
 func TestLocksOfAWritableMount(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	requireTools(t, "qemu-img", "qemu-io", "qemu-nbd")
 	img, raw := sampleImage(t)
 	s := serve(t, img)
@@ -71,6 +72,7 @@ func TestLocksOfAWritableMount(t *testing.T) {
 
 func TestLocksOfQemuNBD(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	requireTools(t, "qemu-nbd")
 	img, raw := sampleImage(t)
 	pid := nbdHolds(t, img, "--read-only")
@@ -113,6 +115,7 @@ func nbdHolds(t *testing.T, img string, options ...string) int {
 // A parent must not change below its child, whoever would change it, and children may share one.
 func TestLocksOfAParent(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	requireTools(t, "qemu-img", "qemu-io")
 	parent := create(t, "16MiB", "--block-size", "1MiB")
 	qemuWrite(t, parent, "write -P 7 1M 4M")
@@ -153,6 +156,7 @@ func TestLocksOfAParent(t *testing.T) {
 // its own lock for somebody else's.
 func TestChildNamedLikeItsParent(t *testing.T) {
 	t.Parallel()
+	requireFUSE(t)
 	parent := create(t, "16MiB")
 	child := filepath.Join(t.TempDir(), filepath.Base(parent))
 	must(t, "mv", childOf(t, parent, "16MiB"), child)

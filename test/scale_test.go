@@ -67,6 +67,7 @@ func largestDisk(t *testing.T, option string) {
 
 // QEMU writes the whole BAT of such a disk, which is validated while the disk is used already.
 func TestLargestDiskOfQEMU(t *testing.T) {
+	requireFUSE(t)
 	requireTools(t, "qemu-img")
 	const limit = 64 << 20 // bytes of resident memory
 	const size = 64 << 40

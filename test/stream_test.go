@@ -44,6 +44,7 @@ func missing(t *testing.T, paths ...string) {
 // one pass, and with its sectors, block size and type.
 func TestMoveADiskOverAPipe(t *testing.T) {
 	t.Parallel()
+	notShort(t, "it copies a disk many times")
 	requireTools(t, "zstd", "qemu-img", "bash")
 	raw := randomRaw(t, 60*mib+4096, 11)
 	dir := t.TempDir()

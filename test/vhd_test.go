@@ -14,6 +14,7 @@ import (
 // What QEMU writes as VHD, every command reads as the disk that it is; and QEMU and libvhdi read what convert writes.
 func TestVHDThereAndBack(t *testing.T) {
 	t.Parallel()
+	notShort(t, "it makes a dozen disks")
 	requireTools(t, "qemu-img", "sha256sum")
 	raw := randomRaw(t, 58*mib, 31)
 	dir := t.TempDir()
