@@ -11,7 +11,7 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-# The folder .git is not copied, so the build has to be told what it builds.
+# The directory .git is not copied, so the build has to be told what it builds.
 ARG VERSION=
 ARG REVISION=
 RUN VERSION=${VERSION} REVISION=${REVISION} internal/scripts/build /vhdxfs

@@ -13,7 +13,7 @@ packages = $(shell $(GO) list ./... | grep -v '/test$$')
 
 gotestsum := $(GO) tool gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg --
 
-# A folder there is a program.
+# A directory there is a program.
 scripts := $(filter-out $(patsubst %/,%,$(wildcard internal/scripts/*/)),$(sort $(wildcard internal/scripts/*))) .ci/run packaging/vhdxfs.ocf
 
 # Debian packages, each with a command or file that shows that it is there.
@@ -56,7 +56,7 @@ test-long: ## For hours: everything with the race detector, power cuts at every 
 	$(gotestsum) -count=1 -timeout 1h -run 'LosesPower' ./journal -crashruns 50
 	CGO_ENABLED=1 $(gotestsum) -race -count=1 -timeout 6h ./test -long -kills 20
 
-test-vm: ## Boot a virtual machine with systemd, which is kept in the folder VM, to test mounts at boot and at its end
+test-vm: ## Boot a virtual machine with systemd, which is kept in the directory VM, to test mounts at boot and at its end
 	@internal/scripts/need $(test_needs) qemu-system-x86:qemu-system-x86_64 mmdebstrap:mmdebstrap
 	$(GO) test -count=1 -timeout 30m -v -run TestSystemdMachine ./test -vm $(VM)
 
