@@ -204,11 +204,20 @@ func (s *snapshot) keepName(frozen string) (*SnapshotResult, error) {
 	return &SnapshotResult{Frozen: frozen, Child: s.image}, nil
 }
 
+// A tempError names a child by the name that it was to get, not by the one that it had until then.
+type tempError struct {
+	err        error
+	temp, name string
+}
+
+func (e *tempError) Error() string { return strings.ReplaceAll(e.err.Error(), e.temp, e.name) }
+func (e *tempError) Unwrap() error { return e.err }
+
 // takeName makes a child of the image under its new name, and puts it in the place of the old name.
 func (s *snapshot) takeName(frozen string) error {
 	temp := newfile.TempName(s.place.name)
 	if err := s.create(s.place.Join(temp), frozen); err != nil {
-		return err
+		return &tempError{err, temp, s.place.name}
 	}
 	s.o.done("create")
 	err := s.place.check()

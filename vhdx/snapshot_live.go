@@ -44,7 +44,9 @@ func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (
 	}
 	defer func() {
 		if r == nil {
-			err = errors.Join(err, s.undo())
+			if err = errors.Join(err, s.undo()); err != nil && o.KeepName {
+				err = &tempError{err, filepath.Base(s.first), filepath.Base(s.child)}
+			}
 		}
 		s.place.Close()
 	}()

@@ -281,6 +281,8 @@ func TestSnapshotRefuses(t *testing.T) {
 		_, err := Snapshot(context.Background(), tc.image, tc.file, tc.o)
 		if err == nil || tc.is != nil && !errors.Is(err, tc.is) || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: got %v, want %q", tc.name, err, tc.want)
+		} else if strings.Contains(err.Error(), ".part") {
+			t.Errorf("%s: %v names a file that nobody has named", tc.name, err)
 		}
 		checkSame(t, tc.name, dir, before)
 	}
