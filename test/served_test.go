@@ -46,6 +46,8 @@ func (b *build) serve(t *testing.T, img string, options ...string) *served {
 		_, ok := mountAt(s.dir)
 		return ok
 	})
+	// The table has a mount before its server and the kernel have agreed on how to talk. One that is unmounted before that may fail.
+	_, _ = os.Stat(s.disk)
 	return s
 }
 
