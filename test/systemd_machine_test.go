@@ -19,33 +19,38 @@ import (
 var vm = flag.String("vm", "", "a `folder` with the virtual machine that internal/scripts/vm makes; made if it is not there")
 
 // vmPatience is how long a test waits for what a virtual machine has to do, perhaps without the processor's help.
-const vmPatience = 4 * time.Minute
+const vmPatience = 8 * time.Minute
 
-// requireVM skips the test unless a virtual machine is asked for, and makes its disk if that is not there yet.
-func requireVM(t *testing.T) {
+// requireVM skips the test unless a virtual machine is asked for, and returns a folder with its disk, which it makes if that is not
+// there yet. A machine with further packages has a folder of its own.
+func requireVM(t *testing.T, name string, packages ...string) (folder string) {
 	t.Helper()
 	if *vm == "" {
 		t.Skip("boots a virtual machine: needs -args -vm FOLDER, as make test-vm gives it")
 	}
 	requireLoop(t)
 	requireTools(t, "qemu-system-x86_64", "mmdebstrap", "mke2fs")
-	cmd := exec.Command("../internal/scripts/vm", "image", *vm)
+	folder = filepath.Join(*vm, name)
+	cmd := exec.Command("../internal/scripts/vm", "image", folder)
+	cmd.Env = append(os.Environ(), "VM_PACKAGES="+strings.Join(packages, " "))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
 	}
+	return folder
 }
 
 // A machine is a virtual one with two disks: its own, and one that it mounts at /srv.
 type machine struct {
+	folder    string // of its kernel
 	root, srv string // raw files with ext4
 }
 
-// newMachine makes a machine with the program installed in /usr/local, and below /srv what is in the folder srv.
-func newMachine(t *testing.T, srv string) *machine {
+// newMachine makes a machine, of the disk in folder, with the program installed in /usr/local, and below /srv what is in the folder srv.
+func newMachine(t *testing.T, folder, srv string) *machine {
 	t.Helper()
 	dir := t.TempDir()
-	m := &machine{root: filepath.Join(dir, "root.img"), srv: filepath.Join(dir, "srv.img")}
-	must(t, "cp", "--sparse=always", filepath.Join(*vm, "root.img"), m.root)
+	m := &machine{folder: folder, root: filepath.Join(dir, "root.img"), srv: filepath.Join(dir, "srv.img")}
+	must(t, "cp", "--sparse=always", filepath.Join(folder, "root.img"), m.root)
 	must(t, "mke2fs", "-q", "-t", "ext4", "-L", "srv", "-d", srv, m.srv, "2G")
 	m.edit(t, m.root, func(root string) {
 		must(t, "install", "-D", release.path(t), filepath.Join(root, "usr/local/bin/vhdxfs"))
@@ -103,7 +108,7 @@ func (m *machine) start(t *testing.T, words string) *boot {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	b := &boot{console: filepath.Join(dir, "console"), done: make(chan struct{})}
 	agent := filepath.Join(dir, "agent")
-	b.cmd = exec.Command("../internal/scripts/vm", "boot", *vm, m.root,
+	b.cmd = exec.Command("../internal/scripts/vm", "boot", m.folder, m.root,
 		"-drive", "if=virtio,format=raw,cache=unsafe,file="+m.srv,
 		"-serial", "file:"+b.console,
 		"-chardev", "socket,id=agent,server=on,wait=off,path="+agent,

@@ -16,8 +16,8 @@ const vmFstab = `LABEL=srv              /srv          ext4  defaults            
 /vhdx/ro/disk.raw      /mnt/ro       ext4  ro,loop,nofail,X-mount.mkdir     0 0
 /srv/missing.vhdx      /vhdx/none    vhdx  nofail,X-mount.mkdir             0 0
 /vhdx/none/disk.raw    /mnt/none     ext4  loop,nofail,X-mount.mkdir        0 0
-/srv/seldom.vhdx       /vhdx/seldom  vhdx  noauto,x-systemd.automount,x-systemd.idle-timeout=2       0 0
-/vhdx/seldom/disk.raw  /mnt/seldom   ext4  loop,noauto,x-systemd.automount,x-systemd.idle-timeout=2  0 0
+/srv/seldom.vhdx       /vhdx/seldom  vhdx  noauto,x-systemd.automount,x-systemd.idle-timeout=10       0 0
+/vhdx/seldom/disk.raw  /mnt/seldom   ext4  loop,noauto,x-systemd.automount,x-systemd.idle-timeout=10  0 0
 `
 
 // A service for an image whose name needs escapes, and a file system on its disk, as in packaging/systemd/examples.
@@ -56,14 +56,14 @@ WantedBy=multi-user.target
 
 // A machine with systemd goes through all that happens to mounts in its life: boots, restarts, the loss of its power.
 func TestSystemdMachine(t *testing.T) {
-	requireVM(t)
+	folder := requireVM(t, "")
 	srv := newDir(t)
 	for _, name := range []string{"data", "ro", "seldom", "it's one disk"} {
 		imageWith(t, filepath.Join(srv, name+".vhdx"), name)
 	}
 	imageWithPartitions(t, filepath.Join(srv, "parts.vhdx"))
 	readOnlyImage := sha256File(t, filepath.Join(srv, "ro.vhdx"))
-	m := newMachine(t, srv)
+	m := newMachine(t, folder, srv)
 	m.edit(t, m.root, func(root string) {
 		units := filepath.Join(root, "etc/systemd/system")
 		writeText(t, filepath.Join(root, "etc/fstab"), vmFstab)
@@ -335,7 +335,8 @@ func runsWithoutSystemd(t *testing.T, m *machine) {
 	console := b.log()
 	for _, want := range []string{
 		"mount -a: 64", // one image is missing
-		"programs: 2", "file: data written",
+		"programs: 4",  // two mounts, each of two
+		"file: data written",
 		"umount -a: 0", "programs left: 0", "mounts left: 0", "check: 0",
 	} {
 		if !strings.Contains(console, "plain: "+want+"\n") {
