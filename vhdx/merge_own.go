@@ -153,7 +153,9 @@ func (m *liveMerge) copyOwnPiece(into *Image, off, n int64, alone func(off int64
 			}
 			if e.File != nil {
 				if n > ownPiece {
-					continue // it was all zeros before, so the change is noted, and comes later
+					// It was all zeros before. The change may have been noted before the part was forgotten.
+					m.changes.changed(e.DiskOff, e.Len)
+					continue
 				}
 				if err := e.Read(m.buf[e.DiskOff-off:][:e.Len]); err != nil {
 					return err

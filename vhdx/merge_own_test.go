@@ -1,0 +1,93 @@
+package vhdx
+
+import (
+	"bytes"
+	"context"
+	"math"
+	"testing"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
+)
+
+// An ownMerge is a disk in use, with one parent, that a test merges itself.
+type ownMerge struct {
+	t     *testing.T
+	im    *Image
+	m     *liveMerge
+	files map[string]File
+}
+
+// newOwnMerge opens a chain of two images in memory, in files that wrap makes, the child's first.
+func newOwnMerge(t *testing.T, child, parent spec, wrap func(i int, f File) File) *ownMerge {
+	t.Helper()
+	c := mergeChain(child, parent)
+	f := folderOf(len(c))
+	host := &cutFolder{c: &circuit{cut: math.MaxInt}, files: map[string]File{}, gone: map[string]bool{}}
+	for i, of := range c {
+		file := wrap(i, of.memFile)
+		f.files[f.names[i]], host.files["/folder/"+f.names[i]] = file, file
+	}
+	op := newOpener(Options{Writable: true})
+	top, err := f.layer(op, f.names[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := newWriter(op, top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.stop)
+	im := &Image{own: w.own, writer: w}
+	o := MergeOptions{Delete: true, Phase: func(string, int64) {}, Progress: func(int64) {}, Shared: func(int64) {}}
+	m := &liveMerge{merge: merge{MergeOptions: o, ctx: context.Background()}, im: im, w: w, files: host, lastBytes: lastBytes}
+	if err := m.plan("/folder/" + f.names[0]); err != nil {
+		t.Fatal(err)
+	}
+	return &ownMerge{t, im, m, f.files}
+}
+
+func (o *ownMerge) write(b byte, off, n int64) {
+	o.t.Helper()
+	if _, err := o.im.WriteAt(bytes.Repeat([]byte{b}, int(n)), off); err != nil {
+		o.t.Fatal(err)
+	}
+}
+
+// The copy of a block that was all zeros is made without its bytes. What was written to it since it was looked at, but before its
+// parts were forgotten, is copied later.
+func TestMergeOfZerosThatAreWritten(t *testing.T) {
+	const block = 4 * ondisk.MiB
+	s := spec{diskSize: 2 * block, blockSize: block, blocks: []blockSpec{{0, ondisk.Zero}}}
+	o := newOwnMerge(t, s, spec{diskSize: s.diskSize, blockSize: block}, func(_ int, f File) File { return f })
+	m := o.m
+	if err := m.open(); err != nil {
+		t.Fatal(err)
+	}
+	into := m.run[1]
+	m.opened[into].frozen.child = o.im.current
+	m.changes, m.buf = newFollower(o.im.Size()), make([]byte, ownPiece)
+	m.w.follow(m.changes)
+	written := false
+	alone := func(off int64, do func() error) error {
+		if !written {
+			written = true
+			// The write came before the parts were forgotten.
+			o.write(7, 3*ondisk.MiB, 4096)
+			m.changes.take(3 * ondisk.MiB)
+		}
+		return m.alone(off, do)
+	}
+	if _, _, err := m.copyPart(into, 0, alone); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.copyChanged(into, 0); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4096)
+	if _, err := into.ReadAt(got, 3*ondisk.MiB); err != nil || got[0] != 7 {
+		t.Errorf("the parent has %d where the disk has 7 (%v)", got[0], err)
+	}
+	if err := m.end(); err != nil {
+		t.Fatal(err)
+	}
+}
