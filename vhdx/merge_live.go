@@ -298,7 +298,10 @@ func (f *frozenFile) Sync() error                              { return f.w.Sync
 func (f *frozenFile) PunchHole(off, n int64) error             { return f.w.PunchHole(off, n) }
 func (f *frozenFile) Allocate(off, n int64) error              { return f.w.Allocate(off, n) }
 func (f *frozenFile) ZeroRange(off, n int64) error             { return f.w.ZeroRange(off, n) }
-func (f *frozenFile) Close() error                             { return errors.Join(f.w.Close(), f.File.Close()) }
+func (f *frozenFile) Clone(off int64, src File, srcOff, n int64) error {
+	return f.w.Clone(off, src, srcOff, n)
+}
+func (f *frozenFile) Close() error { return errors.Join(f.w.Close(), f.File.Close()) }
 
 // openParent gives a parent a writer. Where its log has to be replayed, that is done now, and the chain goes on with what the
 // file holds then.

@@ -3,7 +3,9 @@ package vhdx
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math"
+	"reflect"
 	"testing"
 
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
@@ -90,4 +92,53 @@ func TestMergeOfZerosThatAreWritten(t *testing.T) {
 	if err := m.end(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What a merge changes in a file that is open twice goes to the descriptor that may write. A File must not get another method that
+// changes something without a thought of this.
+func TestFrozenFileWritesToTheOther(t *testing.T) {
+	changing := []string{"WriteAt", "Truncate", "Sync", "PunchHole", "Allocate", "ZeroRange", "Clone", "Close"}
+	other := []string{
+		"ReadAt", "Size", "NextData", "NextHole", "Host", "Sparse", "IsDevice", "Fd", "Identity", "PathNow", "Named", "Lock", "Relock",
+		"Unlock", "ReadFresh", "Forget", "Unshare", "Share",
+	}
+	if n := reflect.TypeFor[File]().NumMethod(); n != len(changing)+len(other) {
+		t.Errorf("a File has %d methods, and %d are known here", n, len(changing)+len(other))
+	}
+	for _, name := range changing {
+		called := ""
+		read := calledFile{File: newMemFile(0), called: func(n string) { called = "the one for reading" }}
+		write := calledFile{File: newMemFile(0), called: func(n string) { called = n }}
+		f := reflect.ValueOf(&frozenFile{read, write}).MethodByName(name)
+		args := make([]reflect.Value, f.Type().NumIn())
+		for i := range args {
+			args[i] = reflect.Zero(f.Type().In(i))
+		}
+		f.Call(args)
+		if called != name && name != "Close" {
+			t.Errorf("%s goes to %q", name, called)
+		}
+	}
+}
+
+// A calledFile tells which of the methods that change something was called.
+type calledFile struct {
+	File
+	called func(name string)
+}
+
+var errCalled = errors.New("called")
+
+func (f calledFile) WriteAt(p []byte, off int64) (int, error) {
+	f.called("WriteAt")
+	return 0, errCalled
+}
+func (f calledFile) Truncate(size int64) error    { f.called("Truncate"); return errCalled }
+func (f calledFile) Sync() error                  { f.called("Sync"); return errCalled }
+func (f calledFile) PunchHole(off, n int64) error { f.called("PunchHole"); return errCalled }
+func (f calledFile) Allocate(off, n int64) error  { f.called("Allocate"); return errCalled }
+func (f calledFile) ZeroRange(off, n int64) error { f.called("ZeroRange"); return errCalled }
+func (f calledFile) Clone(off int64, src File, at, n int64) error {
+	f.called("Clone")
+	return errCalled
 }
