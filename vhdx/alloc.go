@@ -30,6 +30,8 @@ type allocator struct {
 	holes  bool        // the file may have holes at all
 	punch  bool        // and gets them where space is given up
 
+	discard DiscardMode // says so
+
 	settled atomic.Bool // the space that is free is known; read without mu, and set once, see writer.settle
 
 	mu    sync.Mutex // also held while the file grows
@@ -62,6 +64,8 @@ func (a *allocator) use(l *layer, file File) {
 // take does what use does. The caller holds mu.
 func (a *allocator) take(l *layer, file File) {
 	a.file, a.used, a.size, a.freed = file, l.space, l.fileSize, nil
+	a.holes = file.Sparse()
+	a.punch = a.discard == DiscardPunch || a.holes && (a.discard == DiscardAuto || a.discard == "")
 	l.owner.Store(a)
 	// Behind the last MiB of the file, and behind a last block that the end of the file cuts.
 	a.fresh = max(ondisk.RoundUp(a.size, ondisk.MiB), a.used.n*ondisk.MiB)

@@ -128,7 +128,7 @@ func (im *Image) Clean() error {
 	if im.writer == nil {
 		return nil
 	}
-	if !im.writer.space.holes {
+	if !im.current().file.Sparse() {
 		return im.writer.clean()
 	}
 	return im.writer.leave()

@@ -247,7 +247,7 @@ func (m *liveMerge) copyPart(into *Image, off int64, alone func(off int64, do fu
 // changeOver copies the last changes and makes the parent the image that is written. Until it has the identity of the image, an
 // error leaves everything as it is.
 func (m *liveMerge) changeOver(into *Image) error {
-	w, p := m.w, m.opened[into]
+	w := m.w
 	if err := errors.Join(into.Clean(), w.clean()); err != nil { // most of it is done before any change has to wait
 		return err
 	}
@@ -257,7 +257,6 @@ func (m *liveMerge) changeOver(into *Image) error {
 	}
 	// Reads that began before have ended.
 	delete(m.opened, into)
-	p.im.writer.stop()
 	var err error
 	if m.Delete && !m.KeepName {
 		if rerr := m.files.remove(old); rerr != nil {
@@ -323,10 +322,11 @@ func (m *liveMerge) swap(into *Image) (err error) {
 	}
 	l := into.current().as(path)
 	l.file = m.opened[into].frozen.file
-	p.space.mu.Lock()
-	l.fileSize = p.space.size
-	p.space.mu.Unlock()
+	p.stop() // from here on the space of the file has another owner
+	size, waiting := p.space.handOver()
+	l.fileSize = size
 	w.replace(l, true)
+	w.space.inherit(waiting)
 	w.follower.Store(nil)
 	parentChanges.Add(1)
 	w.space.awaitReads()

@@ -7,6 +7,7 @@ import (
 	"math"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
@@ -141,4 +142,62 @@ func (f calledFile) ZeroRange(off, n int64) error { f.called("ZeroRange"); retur
 func (f calledFile) Clone(off int64, src File, at, n int64) error {
 	f.called("Clone")
 	return errCalled
+}
+
+// After the change-over the writer knows of the parent's file whether it may have holes.
+func TestMergeIntoAFileWithoutHoles(t *testing.T) {
+	s := spec{diskSize: 4 * ondisk.MiB}
+	punched := new(punched)
+	o := newOwnMerge(t, s, s, func(i int, f File) File {
+		if i == 0 {
+			return noAlloc{f, true}
+		}
+		punched.noAlloc = noAlloc{f, false}
+		return punched
+	})
+	o.write(5, 0, 2*ondisk.MiB)
+	if err := o.m.do(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		o.write(6, 0, 4*ondisk.MiB)
+		if err := o.im.Zero(0, ondisk.MiB); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.im.Clean(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if holes := punched.take(); len(holes) > 0 {
+		t.Errorf("holes %v in a file that may have none", holes)
+	}
+}
+
+// Space that the merge gave up in the parent, and that a read might still use by then, is given back to the one that writes the
+// parent from then on.
+func TestMergeKeepsFreedSpace(t *testing.T) {
+	s := spec{diskSize: 4 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}}
+	o := newOwnMerge(t, spec{diskSize: s.diskSize, blocks: []blockSpec{{0, ondisk.Zero}, {1, ondisk.Zero}}}, s, func(_ int, f File) File { return f })
+	before := o.im.current()
+	o.m.Phase = func(string, int64) {
+		reading := o.im.BeginRead()
+		go func() { // it ends while the change-over waits for it
+			for o.im.current() == before {
+				time.Sleep(time.Millisecond)
+			}
+			o.im.EndRead(reading)
+		}()
+	}
+	if err := o.m.do(); err != nil {
+		t.Fatal(err)
+	}
+	fresh := newLayer(o.im.current().file, "again", o.im.current().cache)
+	if err := fresh.load(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); o.im.writer.space.used.free() != fresh.space.free(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d MiB are free in memory, and %d in the file", o.im.writer.space.used.free()/ondisk.MiB, fresh.space.free()/ondisk.MiB)
+		}
+	}
 }

@@ -53,6 +53,26 @@ func (a *allocator) anyFreed() bool {
 	return len(a.freed) > 0
 }
 
+// handOver returns the size of the file, and the space that waits for reads to end, to another allocator that owns the file from now
+// on. This one is not used any more.
+func (a *allocator) handOver() (size int64, waiting []freed) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	waiting, a.freed = a.freed, nil
+	return a.size, waiting
+}
+
+// inherit takes what handOver of another allocator has returned, which goes by the same reads.
+func (a *allocator) inherit(waiting []freed) {
+	if len(waiting) == 0 {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.freed = append(a.freed, waiting...)
+	a.gaveUp()
+}
+
 // reclaimStep is how many bytes one step of reclaim gives back to the host's file system. An allocation waits for one
 // such step at a time.
 const reclaimStep = 64 * ondisk.MiB

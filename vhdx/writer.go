@@ -101,8 +101,7 @@ func newWriterOf(op *opener, l *layer, frozen *frozenLayer) (*writer, error) {
 	w.worker = newWorker(w, w.failure, op.Commit, op.IdleClean)
 	w.trims = op.Discard != DiscardOff
 	w.space.failure, w.space.gaveUp = w.failure, w.worker.freed
-	w.space.holes = l.file.Sparse()
-	w.space.punch = op.Discard == DiscardPunch || w.space.holes && (op.Discard == DiscardAuto || op.Discard == "")
+	w.space.discard = op.Discard
 	w.space.reads = op.reads()
 	w.space.use(l, w.file)
 	if l.replay != nil {
