@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 
+	"github.com/vhdxfs/vhdxfs/vhdx"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +22,7 @@ const (
 // image returns an image of a kind. It is made once for each format, but anew where it had been empty.
 func (b bench) image(c contestant, kind imageKind) (string, error) {
 	name := filepath.Join(b.dir, string(kind)+"."+c.format)
-	if _, err := os.Stat(name); err == nil && kind != emptyImage {
+	if _, err := os.Stat(name); err == nil && kind != emptyImage && kind != emptyLarge {
 		return name, nil
 	}
 	switch kind {
@@ -29,14 +30,20 @@ func (b bench) image(c contestant, kind imageKind) (string, error) {
 		return b.chain(c, 10, name)
 	case chain100:
 		return b.chain(c, 100, name)
+	case partial100:
+		return b.partial(c, 100, name)
 	case hugeImage:
 		if c.format == "raw" {
 			return name, makeHugeFile(name)
 		}
 		return name, run("qemu-img", "create", "-q", "-f", c.format, "-o", "block_size=1M", name, "64T")
-	case emptyImage:
+	case emptyImage, emptyLarge:
 		args := []string{"create", "-q", "-f", c.format}
-		if c.format == "vhdx" {
+		switch {
+		case c.format != "vhdx":
+		case kind == emptyLarge:
+			args = append(args, "-o", "block_size=32M")
+		default:
 			args = append(args, "-o", "block_size=1M")
 		}
 		return name, run("qemu-img", append(args, name, fmt.Sprint(b.size))...)
@@ -71,6 +78,38 @@ func (b bench) chain(c contestant, layers int, name string) (string, error) {
 			child = fmt.Sprintf("%s.%d", name, i)
 		}
 		if err := run(b.program, "create", "--parent", image, child); err != nil {
+			return "", err
+		}
+		image = child
+	}
+	return image, nil
+}
+
+// partial puts layers over the full image of which each holds one page of every 128, in blocks that are present in part.
+func (b bench) partial(c contestant, layers int, name string) (string, error) {
+	image, err := b.image(c, fullImage)
+	if err != nil || c.format == "raw" {
+		return image, err
+	}
+	const page, each = 4 << 10, 128
+	data := make([]byte, page)
+	for i := range layers {
+		child := name
+		if i < layers-1 {
+			child = fmt.Sprintf("%s.%d", name, i)
+		}
+		if err := run(b.program, "create", "--parent", image, child); err != nil {
+			return "", err
+		}
+		im, err := vhdx.Open(child, vhdx.Options{Writable: true})
+		if err != nil {
+			return "", err
+		}
+		for off := int64(i * page); off < b.size && err == nil; off += each * page {
+			data[0]++
+			_, err = im.WriteAt(data, off)
+		}
+		if err := errors.Join(err, im.Close()); err != nil {
 			return "", err
 		}
 		image = child

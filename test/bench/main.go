@@ -37,14 +37,15 @@ func main() {
 		options = flag.String("o", "rw", "mount options for vhdxfs")
 		dir     = flag.String("dir", "", "folder for the images; not in a tmpfs, which is faster than any disk")
 		svg     = flag.String("svg", "", "file to draw the ratios into")
+		farm    = flag.Int("children", 0, "mount so many children of one parent, too, and print what each costs")
 	)
 	flag.Parse()
-	if err := measureAll(*program, *options, *dir, *only, *svg, *rounds, bench{seconds: *seconds, size: *size << 20}); err != nil {
+	if err := measureAll(*program, *options, *dir, *only, *svg, *rounds, *farm, bench{seconds: *seconds, size: *size << 20}); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func measureAll(program, options, dir, only, svg string, rounds int, b bench) (err error) {
+func measureAll(program, options, dir, only, svg string, rounds, children int, b bench) (err error) {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("only root can empty the kernel's caches")
 	}
@@ -108,6 +109,11 @@ func measureAll(program, options, dir, only, svg string, rounds int, b bench) (e
 		}
 	}
 	results.print(os.Stdout, contestants)
+	if children > 0 {
+		if err := b.farm(os.Stdout, contestants[0], children); err != nil {
+			return fmt.Errorf("%d children: %w", children, err)
+		}
+	}
 	if svg == "" {
 		return nil
 	}

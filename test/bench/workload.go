@@ -33,12 +33,14 @@ type aim struct{ qemu, goFUSE float64 }
 type imageKind string
 
 const (
-	fullImage   imageKind = "full"       // random bytes, in blocks of 32 MiB
-	emptyImage  imageKind = "empty"      // nothing, in blocks of 1 MiB
-	sparseImage imageKind = "sparse"     // 1 MiB of each 64 MiB of a disk of 2 GiB, in blocks of 1 MiB
-	chain10     imageKind = "10 layers"  // a full image below empty ones
-	chain100    imageKind = "100 layers" // the same
-	hugeImage   imageKind = "huge"       // nothing, in blocks of 1 MiB: the largest disk there is
+	fullImage   imageKind = "full"        // random bytes, in blocks of 32 MiB
+	emptyImage  imageKind = "empty"       // nothing, in blocks of 1 MiB
+	emptyLarge  imageKind = "empty large" // nothing, in blocks of 32 MiB
+	sparseImage imageKind = "sparse"      // 1 MiB of each 64 MiB of a disk of 2 GiB, in blocks of 1 MiB
+	chain10     imageKind = "10 layers"   // a full image below empty ones
+	chain100    imageKind = "100 layers"  // the same
+	partial100  imageKind = "100 partly"  // likewise, each with pages of 4 KiB of its own all over the disk: 100 of each 128
+	hugeImage   imageKind = "huge"        // nothing, in blocks of 1 MiB: the largest disk there is
 )
 
 // A cacheState says what the kernel's caches hold.
@@ -63,6 +65,7 @@ var workloads = []workload{
 	{name: "sequential read, kernel=on", unit: "MB/s", args: []string{"--rw=read", "--bs=1M"}, options: "ro,kernel=on"},
 	{name: "random read, 10 layers", aim: aim{0, 1.5}, unit: "IOPS", image: chain10, args: []string{"--rw=randread", "--bs=4k"}, without: "qemu"},
 	{name: "random read, 100 layers", aim: aim{0, 1.5}, unit: "IOPS", image: chain100, args: []string{"--rw=randread", "--bs=4k"}, without: "qemu"},
+	{name: "… 100 layers with data, cached", aim: aim{0, 1}, unit: "IOPS", image: partial100, caches: diskCached, args: []string{"--rw=randread", "--bs=4k", "--direct=1"}, without: "qemu"},
 	{name: "random read, 16 deep", aim: aim{2.0, 1.5}, unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
 	{name: "random read, 4 jobs", aim: aim{2.0, 1.5}, unit: "IOPS", args: []string{"--rw=randread", "--bs=4k", "--direct=1", "--numjobs=4"}},
 	{name: "sequential write", aim: aim{1.2, 1.1}, unit: "MB/s", caches: imageCached, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
@@ -75,6 +78,7 @@ var workloads = []workload{
 	{name: "… each synced, writeback_cache", unit: "IOPS", caches: imageCached, args: []string{"--rw=randwrite", "--bs=4k", "--fdatasync=1"}, options: "writeback_cache"},
 	{name: "random, 70 % reads, 16 deep", aim: aim{1.7, 1.4}, unit: "IOPS", caches: imageCached, args: []string{"--rw=randrw", "--rwmixread=70", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"}},
 	{name: "sequential write, new blocks", aim: aim{2.0, 1.0}, unit: "MB/s", image: emptyImage, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
+	{name: "… new blocks of 32 MiB", aim: aim{1.5, 1.0}, unit: "MB/s", image: emptyLarge, args: []string{"--rw=write", "--bs=1M", "--end_fsync=1"}},
 	{name: "random write, new blocks", aim: aim{8, 1.1}, unit: "IOPS", image: emptyImage, args: []string{"--rw=randwrite", "--bs=4k", "--direct=1", "--end_fsync=1"}},
 	{name: "open", aim: aim{1.5, 1.5}, unit: "1/s", job: openJob},
 	{name: "open 64 TiB", aim: aim{10, 1.0}, unit: "1/s", image: hugeImage, job: openJob},
