@@ -43,15 +43,16 @@ func ServedBy(pids []int) *Mount {
 // mount only where the kernel does not tell what its server has open: that may hang.
 func Writers(file imagefile.FileID) (names string, pids []int) {
 	var found []string
-	hidden := make(map[int]bool)
-	servers := mounts.Servers()
-	for _, pid := range servers {
-		if pid == file.PID {
+	hidden := make(map[int]bool) // by process
+	servers := make(map[string]mounts.Server)
+	for _, s := range mounts.Servers() {
+		servers[s.Device] = s
+		if _, seen := hidden[s.PID]; seen || s.PID == file.PID {
 			continue
 		}
-		writes, err := imagefile.WrittenBy(pid, file)
-		if hidden[pid] = err != nil; writes {
-			found, pids = append(found, imagefile.ProcessName(pid)), append(pids, pid)
+		writes, err := imagefile.WrittenBy(s.PID, file)
+		if hidden[s.PID] = err != nil; writes {
+			found, pids = append(found, imagefile.ProcessName(s.PID)), append(pids, s.PID)
 		}
 	}
 	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
@@ -61,7 +62,7 @@ func Writers(file imagefile.FileID) (names string, pids []int) {
 		return strings.Join(found, ", "), pids
 	}
 	for _, m := range table {
-		if pid := mounts.ListenerPID(m); pid != 0 && !hidden[pid] {
+		if s := servers[mounts.DeviceOf(m)]; s.Serves(m) && !hidden[s.PID] {
 			continue
 		}
 		d, err := describe(m, loopTable{})

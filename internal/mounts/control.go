@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,10 +32,23 @@ func socketName(device string) string { return socketPrefix + device }
 // listening is among the flags of a socket in /proc/net/unix: SO_ACCEPTCON. The ends of its connections have the same name.
 const listening = "00010000"
 
+// A Server is a process that serves a mount over its socket, or that says so.
+type Server struct {
+	PID    int
+	Device string // of the mount, as DeviceOf has it
+	uid    uint32
+}
+
+// Serves reports whether the server is that of the mount m: it belongs to the user who has made the mount.
+func (s Server) Serves(m *mountinfo.Info) bool {
+	owner, known := Owner(m)
+	return known && s.PID > 0 && s.Device == DeviceOf(m) && s.uid == owner.Uid
+}
+
 // Servers returns the processes that serve mounts over their sockets, of any user and in any mount namespace.
 // It waits for no answer, and where a user lets sockets of his own be full, for no longer than patience in all. A process
 // that only says that it does so is among them.
-func Servers() (pids []int) {
+func Servers() (servers []Server) {
 	table, err := os.ReadFile("/proc/net/unix")
 	if err != nil {
 		return nil
@@ -53,12 +65,12 @@ func Servers() (pids []int) {
 		if err != nil {
 			continue // it has ended
 		}
-		if peer, err := peerOf(c); err == nil && peer.Pid > 0 && !slices.Contains(pids, int(peer.Pid)) {
-			pids = append(pids, int(peer.Pid))
+		if peer, err := peerOf(c); err == nil && peer.Pid > 0 {
+			servers = append(servers, Server{int(peer.Pid), strings.TrimPrefix(name, socketPrefix), peer.Uid})
 		}
 		c.Close()
 	}
-	return pids
+	return servers
 }
 
 // connect connects to a socket. Where more programs ask at this moment than the socket lets wait, it tries again until end.

@@ -407,14 +407,8 @@ func writtenBy(pid int, file FileID) (bool, error) {
 		return false, err
 	}
 	for _, fd := range processes.OpenFiles(pid) {
-		info, err := os.ReadFile(processes.Path(pid, "fdinfo", filepath.Base(fd)))
-		if err != nil {
-			continue
-		}
-		_, text, _ := strings.Cut(string(info), "flags:")
-		text, _, _ = strings.Cut(text, "\n")
-		flags, err := strconv.ParseUint(strings.TrimSpace(text), 8, 64)
-		if err != nil || flags&unix.O_ACCMODE == unix.O_RDONLY || flags&unix.O_PATH != 0 {
+		// The permissions of the link say how the file is open; of O_PATH it has none.
+		if st, err := os.Lstat(fd); err != nil || st.Mode().Perm()&0o200 == 0 {
 			continue
 		}
 		if id, err := cachedFileID(fd); err == nil && id.is(file) {
