@@ -69,7 +69,7 @@ func measureAll(program, options, dir, only, svg string, rounds, children int, b
 	if program == "" {
 		program = filepath.Join(b.dir, "vhdxfs")
 		built, _ := debug.ReadBuildInfo()
-		if err := run("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, built.Main.Path); err != nil {
+		if err := run("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, built.Main.Path); err != nil {
 			return err
 		}
 	}
