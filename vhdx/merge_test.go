@@ -488,6 +488,59 @@ func TestMergeAfterAFailedSync(t *testing.T) {
 	}
 }
 
+// Whichever read of the child's payload or write of the parent's fails once: the merge fails, both images read as they did, and a
+// second try completes it. Taken for done, the parent would lack what the child held.
+func TestMergeAfterAnError(t *testing.T) {
+	for what, i := range map[string]int{"read": 0, "write": 1} {
+		failures := 0
+		for n := 0; ; n++ {
+			c := mergeChain(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.PartiallyPresent}, {2, ondisk.FullyPresent}}},
+				spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {3, ondisk.FullyPresent}}})
+			mt := newMergeTest(c)
+			left, failed := n, false
+			fail := func(off int64) error {
+				if off < c[i].dataOff || failed {
+					return nil
+				}
+				if left--; left < 0 {
+					failed = true
+					return errInjected
+				}
+				return nil
+			}
+			broken := &faultFile{File: c[i].memFile}
+			if what == "read" {
+				broken.failRead = fail
+			} else {
+				broken.failWrite = fail
+			}
+			files := map[string]File{chainName(0): c[0].memFile, chainName(1): c[1].memFile}
+			files[chainName(i)] = broken
+			f := folder{names: []string{chainName(0), chainName(1)}, files: files}
+			err := f.merge()
+			if !failed {
+				break
+			}
+			failures++
+			if !errors.Is(err, errInjected) {
+				t.Errorf("%s %d failed: merge returns %v", what, n, err)
+			}
+			if err := mt.check(f, false); err != nil {
+				t.Errorf("%s %d failed: %v", what, n, err)
+			}
+			if err := f.merge(); err != nil {
+				t.Errorf("%s %d failed: the second merge: %v", what, n, err)
+			}
+			if err := mt.check(f, true); err != nil {
+				t.Errorf("%s %d failed, and the merge was made again: %v", what, n, err)
+			}
+		}
+		if failures < 3 {
+			t.Errorf("%d times a %s failed, the test wants more", failures, what)
+		}
+	}
+}
+
 // On a host whose files can share space, a merge shares what the child holds, and the parent reads the same as without. A fixed
 // parent has space of its own, unless all is to be shared.
 func TestMergeShares(t *testing.T) {
