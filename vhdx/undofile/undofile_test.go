@@ -139,6 +139,16 @@ func TestRefusesFieldsWithGoodChecksums(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
+	for _, field := range []int{16, 24} { // without any record
+		var b bytes.Buffer
+		if _, err := NewWriter(&b, Header{Path: "/a/b.vhdx"}); err != nil {
+			t.Fatal(err)
+		}
+		size(field, -1)(b.Bytes())
+		if _, err := NewReader(bytes.NewReader(b.Bytes()), int64(b.Len())); !errors.Is(err, ErrDamaged) {
+			t.Errorf("a negative size in the header: %v; want %v", err, ErrDamaged)
+		}
+	}
 	for _, rec := range []Record{
 		{Off: -1, Old: []byte{1}},
 		{Off: math.MinInt64, Old: []byte{1}},
@@ -226,7 +236,7 @@ func TestReadErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := bytes.NewReader(b.Bytes())
-	for _, good := range []int64{0, HeaderSize + MaxPath, HeaderSize + MaxPath + 2*MaxRecord} {
+	for good := int64(0); good < r.Size()-1; good += 100_000 {
 		if _, err := readAll(failingReader{r, good}, r.Size()); !errors.Is(err, errRead) || errors.Is(err, ErrDamaged) {
 			t.Errorf("read error behind byte %d: %v; want %v", good, err, errRead)
 		}
