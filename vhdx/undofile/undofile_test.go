@@ -230,7 +230,7 @@ func TestReadErrors(t *testing.T) {
 	var b bytes.Buffer
 	w, err := NewWriter(&b, Header{OldSize: 4 * MaxRecord})
 	for i := range int64(3) { // more than is read at once
-		err = errors.Join(err, w.Record(i*MaxRecord, make([]byte, MaxRecord)))
+		err = errors.Join(err, w.Record(i*MaxRecord, bytes.Repeat([]byte{byte(i + 1)}, MaxRecord)))
 	}
 	if err := errors.Join(err, w.End()); err != nil {
 		t.Fatal(err)
