@@ -81,7 +81,7 @@ func TestLiveMerge(t *testing.T) {
 	detectRaces(t)
 	requireFUSE(t)
 	const size = 48 * mib
-	rounds := 2
+	rounds := 1
 	if *long {
 		rounds = 10
 	}

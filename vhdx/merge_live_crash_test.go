@@ -422,13 +422,16 @@ func TestPowerCutInLiveMerge(t *testing.T) {
 	for name, newTest := range liveMergeTests() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			states := 0
+			states, less := 0, 25 // each cut takes long
 			for seed := range uint64(*crashRounds) {
 				lt := newTest()
 				lt.seed = seed
+				if *crashRounds > 1 {
+					lt.each, less = 16, 5
+				}
 				err := onHosts(seed, func(h host, first, step int) error {
 					lt.host = h
-					return untilDone(first, 5*step, lt.run) // each cut takes long
+					return untilDone(first+int(seed)%less, less*step, lt.run)
 				})
 				if states += lt.states; err != nil {
 					t.Fatalf("seed %d: %v", seed, err)

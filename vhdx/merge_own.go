@@ -251,6 +251,9 @@ func (m *liveMerge) changeOver(into *Image) error {
 	if err := errors.Join(into.Clean(), w.clean()); err != nil { // most of it is done before any change has to wait
 		return err
 	}
+	ctx, cancel := context.WithTimeout(m.ctx, endPatience)
+	_ = into.writer.space.drain(ctx) // else that space is free when the image is opened again
+	cancel()
 	old := w.current()
 	if err := m.swap(into); err != nil {
 		return err

@@ -1,0 +1,268 @@
+package vhdx
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
+)
+
+// liveChain makes a chain of n images and opens its newest for writing, whose path it returns.
+func liveChain(t *testing.T, n int, blockSizes ...int64) (l *liveImage, paths []string) {
+	t.Helper()
+	dir := t.TempDir()
+	for i := range n {
+		path := filepath.Join(dir, fmt.Sprintf("%d.vhdx", i))
+		o := CreateOptions{Size: 12 * ondisk.MiB, BlockSize: ondisk.MiB}
+		if i > 0 {
+			o = CreateOptions{Parent: paths[i-1]}
+		}
+		if len(blockSizes) > 0 {
+			o.BlockSize = blockSizes[i]
+		}
+		if err := Create(path, o); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, path)
+		l = openLive(t, path, Options{})
+		for b := range 4 {
+			l.write(byte(10*i+b+1), (b*3+i)%11*ondisk.MiB+512*i, 70_000)
+		}
+		l.zero((i+2)*ondisk.MiB, ondisk.MiB)
+		if i < n-1 {
+			if err := l.im.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return l, paths
+}
+
+// Writes, trims, reads and syncs go on at full speed while the chain is merged into one image: the copy comes to an end.
+func TestLiveMergeWhileWritten(t *testing.T) {
+	l, paths := liveChain(t, 4, ondisk.MiB, 2*ondisk.MiB, ondisk.MiB, 4*ondisk.MiB)
+	newest := paths[3]
+	stop := make(chan struct{})
+	var busy sync.WaitGroup
+	var mu sync.Mutex // guards l.want
+	for k := range int64(3) {
+		busy.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(k), 3))
+			begin, size := k*4*ondisk.MiB, int64(4*ondisk.MiB)
+			own := bytes.Clone(l.want[begin:][:size])
+			for {
+				select {
+				case <-stop:
+					mu.Lock()
+					copy(l.want[begin:], own)
+					mu.Unlock()
+					return
+				default:
+				}
+				n := int64(512 * (1 + rng.IntN(400)))
+				off := rng.Int64N(size-n) &^ 511
+				var err error
+				switch rng.IntN(8) {
+				case 0:
+					err = l.im.Zero(begin+off, n)
+					clear(own[off:][:n])
+				case 1:
+					err = l.im.Sync()
+				case 2:
+					_ = l.im.Info()
+				default:
+					p := bytes.Repeat([]byte{byte(rng.IntN(255) + 1)}, int(n))
+					_, err = l.im.WriteAt(p, begin+off)
+					copy(own[off:], p)
+				}
+				got := make([]byte, size)
+				if err == nil {
+					_, err = l.im.ReadAt(got, begin)
+				}
+				if err != nil || !bytes.Equal(got, own) {
+					t.Errorf("part %d reads otherwise at %#x (%v)", k, firstDifference(got, own), err)
+					return
+				}
+			}
+		})
+	}
+	for _, step := range []struct {
+		child string
+		o     MergeOptions
+	}{
+		{paths[2], MergeOptions{Delete: true}},
+		{"", MergeOptions{Into: paths[0], KeepName: true, Delete: true}},
+	} {
+		if _, err := l.im.Merge(t.Context(), step.child, step.o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l.im.Path() != newest || l.im.current().parent() != nil {
+		t.Errorf("the image is %s", l.im.Path())
+	}
+	close(stop)
+	busy.Wait()
+	l.check("after the merge")
+	if err := l.im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, "closed", newest, Options{}, l.want)
+	if r, err := Check(newest, Options{}); err != nil || len(r.Errors) > 0 {
+		t.Errorf("%v %+v", err, r)
+	}
+	if left, _ := os.ReadDir(filepath.Dir(newest)); len(left) != 1 {
+		t.Errorf("left are %v", left)
+	}
+}
+
+// An image that is refused, or cannot be locked, leaves the chain as it was, and a later merge goes on.
+func TestLiveMergeRefuses(t *testing.T) {
+	l, paths := liveChain(t, 3)
+	for _, tc := range []struct {
+		child string
+		o     MergeOptions
+		want  string
+	}{
+		{"/elsewhere", MergeOptions{}, "is not in the chain"},
+		{paths[0], MergeOptions{}, "has no parent"},
+		{paths[1], MergeOptions{Into: paths[2]}, "is not a parent of"},
+		{"", MergeOptions{Into: paths[2]}, "is not a parent of"},
+		{"", MergeOptions{Reflink: imagefile.ReflinkAlways}, "omit --reflink"},
+	} {
+		if _, err := l.im.Merge(t.Context(), tc.child, tc.o); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%q %+v: %v", tc.child, tc.o, err)
+		}
+	}
+	reader, err := Open(paths[0], Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, child := range []string{"", paths[1]} {
+		if _, err := l.im.Merge(t.Context(), child, MergeOptions{Into: paths[0]}); !errors.Is(err, ErrLocked) {
+			t.Errorf("%q: %v", child, err)
+		}
+	}
+	// The locks are those of before: others may read.
+	for _, path := range paths[:2] {
+		again, err := Open(path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		again.Close()
+		if _, err := Open(path, Options{Writable: true}); !errors.Is(err, ErrLocked) {
+			t.Errorf("a writer of %s: %v", path, err)
+		}
+	}
+	reader.Close()
+	l.write(99, 5*ondisk.MiB, 3000)
+	l.check("after refusals")
+	if r, err := l.im.Merge(t.Context(), "", MergeOptions{Into: paths[0], DryRun: true}); err != nil || !r.DryRun || len(r.Merged) != 2 {
+		t.Errorf("%+v %v", r, err)
+	}
+	if r, err := l.im.Merge(t.Context(), "", MergeOptions{Into: paths[0]}); err != nil || r.Path != paths[0] || len(r.Merged) != 2 {
+		t.Errorf("%+v %v", r, err)
+	}
+	l.check("merged")
+	// Both of the others still show the disk, until it is written.
+	l.im.Clean()
+	l.write(98, 6*ondisk.MiB, 3000)
+	if err := l.im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, "closed", paths[0], Options{}, l.want)
+	if _, err := Open(paths[2], Options{}); ruleOf(err) != ondisk.RuleParentChanged && !errors.Is(err, ErrCorrupt) {
+		t.Errorf("the merged image opens: %v", err)
+	}
+}
+
+// A failingChain has files that give errors while fails is set.
+type failingChain struct {
+	chainFiles
+	fails *atomic.Pointer[unix.Errno]
+}
+
+func (f failingChain) reopen(l *layer) (File, error) {
+	file, err := f.chainFiles.reopen(l)
+	return failingWrites{file, f.fails}, err
+}
+
+type failingWrites struct {
+	File
+	fails *atomic.Pointer[unix.Errno]
+}
+
+func (f failingWrites) WriteAt(p []byte, off int64) (int, error) {
+	if e := f.fails.Load(); e != nil {
+		return 0, *e
+	}
+	return f.File.WriteAt(p, off)
+}
+
+func (f failingWrites) Sync() error {
+	if e := f.fails.Load(); e != nil && *e == unix.EIO {
+		return *e
+	}
+	return f.File.Sync()
+}
+
+func (f failingWrites) Truncate(n int64) error {
+	if e := f.fails.Load(); e != nil {
+		return *e
+	}
+	return f.File.Truncate(n)
+}
+
+// Where a parent cannot be written, at any moment, the merge ends with the error; the disk can be written and merged again.
+func TestLiveMergeFails(t *testing.T) {
+	for _, errno := range []unix.Errno{unix.ENOSPC, unix.EIO} {
+		for _, child := range []int{2, 1} {
+			t.Run(fmt.Sprintf("%v, image %d", errno, child), func(t *testing.T) {
+				t.Parallel()
+				l, paths := liveChain(t, 3)
+				for after := 0; ; after++ {
+					var fails atomic.Pointer[unix.Errno]
+					left := after
+					count := func(int64) {
+						if left--; left < 0 {
+							fails.Store(&errno)
+						}
+					}
+					w := l.im.writer
+					o := MergeOptions{Into: paths[child-1], Phase: func(string, int64) { count(0) }, Progress: count, Shared: func(int64) {}}
+					m := &liveMerge{merge: merge{MergeOptions: o, ctx: t.Context()}, im: l.im, w: w, files: failingChain{hostFiles{}, &fails}}
+					if err := m.plan(paths[child]); err != nil {
+						t.Fatal(err)
+					}
+					err := m.do()
+					l.write(byte(after+1), (after%12)*ondisk.MiB+300, 5000)
+					l.check(fmt.Sprintf("after %d", after))
+					if err == nil {
+						break
+					}
+					if !errors.Is(err, errno) {
+						t.Fatalf("after %d: %v", after, err)
+					}
+				}
+				if err := l.im.Close(); err != nil {
+					t.Fatal(err)
+				}
+				path := paths[2]
+				if child == 2 {
+					path = paths[1]
+				}
+				reads(t, "closed", path, Options{}, l.want)
+			})
+		}
+	}
+}
