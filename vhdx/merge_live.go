@@ -141,7 +141,11 @@ func (m *liveMerge) dryRun() *MergeResult {
 
 // do merges the images one after the other, the lowest first. After an error those that were merged are not in the chain any more.
 func (m *liveMerge) do() (err error) {
-	defer func() { err = errors.Join(err, m.end()) }()
+	defer func() {
+		if eerr := m.end(); err == nil { // else it is most often the same error
+			err = eerr
+		}
+	}()
 	if err := m.open(); err != nil {
 		return err
 	}
@@ -327,7 +331,7 @@ const endPatience = 10 * time.Second
 // were opened now: the next merge replays it.
 func (p *openedFor) end() error {
 	w := p.im.writer
-	err := w.err() // why the merge has ended, so it is known
+	err := w.err()
 	if err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), endPatience)
 		_ = w.space.drain(ctx) // else the space is free when the image is opened again
@@ -349,9 +353,6 @@ func (p *openedFor) end() error {
 		p.frozen.replaced(fresh)
 	default:
 		l.unwritable = "it could not be read again after an error"
-	}
-	if w.err() != nil {
-		err = nil
 	}
 	return errors.Join(err, p.files.share(l), p.frozen.file.w.Close())
 }

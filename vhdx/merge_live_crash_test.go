@@ -190,6 +190,9 @@ func (lt *liveMergeTest) merge(f folder, host *cutFolder, now **Image, h *histor
 	defer w.stop()
 	change := func(n int) error {
 		for range n {
+			if !host.c.powered() { // a sync that has nothing to do would succeed
+				return powercut.ErrCut
+			}
 			if err := oneChange(im, h, rng); err != nil {
 				return err
 			}
