@@ -186,6 +186,7 @@ func (m *liveMerge) mergeOne(i int, into *Image) error {
 		if err := m.skip(above, child, into); err != nil {
 			return fmt.Errorf("make %s the parent of %s: %w", m.result.Into, above.current().path, err)
 		}
+		m.opened[into].frozen.child = above.current
 	}
 	parentChanges.Add(1)
 	m.w.space.awaitReads()
