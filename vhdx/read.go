@@ -199,8 +199,9 @@ func (im *Image) run(off, end int64) (Extent, error) {
 
 // An absence is a run of blocks of which no parent of a layer holds anything, down to the last one. Each layer keeps the one
 // that was seen last, so that of a long chain below a BAT with many entries the layers need not be asked for each block
-// again. It stays true: a merge gives a parent only what its child holds. It is zero where nothing is known; else it has, from the highest bit,
-// the first block of the run, the one behind it, and the number of the last layer and one.
+// again. It stays true while the chain is open: a merge gives a parent only what its child holds. It is zero where nothing is
+// known; else it has, from the highest bit, the first block of the run, the one behind it, and the number of the last layer and
+// one.
 type absence uint64
 
 const (

@@ -64,12 +64,14 @@ func (k *worker) awake() {
 	}
 }
 
-// freed tells the worker that space waits to be given back, so that there is little left to do where the image is closed next.
+// freed tells the worker that space waits to be given back, so that there is little left to do where the image is closed next. It
+// wakes it, too: the image may be clean by now, or may just have taken over the space of another.
 func (k *worker) freed() {
 	select {
 	case k.trimmed <- struct{}{}:
 	default:
 	}
+	k.awake()
 }
 
 // run works until stop is called. A panic ends it, and all writing.

@@ -109,6 +109,16 @@ func TestWorkerGivesSpaceBackAtOnce(t *testing.T) {
 	})
 }
 
+// Space may come when the image is clean and the worker asleep.
+func TestWorkerWakesForSpace(t *testing.T) {
+	tend(t, func(i *tendedImage, k *worker) {
+		i.set(func() { i.free = true })
+		k.freed()
+		synctest.Wait()
+		i.wantDone(t, "give back")
+	})
+}
+
 func TestWorkerRetriesLater(t *testing.T) {
 	tend(t, func(i *tendedImage, k *worker) {
 		i.set(func() { i.used, i.fail, i.start = true, unix.ENOSPC, time.Now() })
