@@ -195,9 +195,15 @@ func TestMergeKeepsFreedSpace(t *testing.T) {
 	if err := fresh.load(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(time.Minute); o.im.writer.space.used.free() != fresh.space.free(); time.Sleep(time.Millisecond) {
+	free := func() int64 {
+		a := &o.im.writer.space
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.used.free()
+	}
+	for deadline := time.Now().Add(time.Minute); free() != fresh.space.free(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d MiB are free in memory, and %d in the file", o.im.writer.space.used.free()/ondisk.MiB, fresh.space.free()/ondisk.MiB)
+			t.Fatalf("%d MiB are free in memory, and %d in the file", free()/ondisk.MiB, fresh.space.free()/ondisk.MiB)
 		}
 	}
 }
