@@ -11,7 +11,6 @@ import (
 
 	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/partition"
-	"github.com/vhdxfs/vhdxfs/internal/size"
 	sizes "github.com/vhdxfs/vhdxfs/internal/size"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
@@ -79,7 +78,7 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, to string) error {
 	if err != nil {
 		return err
 	}
-	n, err := size.Parse(strings.TrimLeft(to, "+-"))
+	n, err := sizes.Parse(strings.TrimLeft(to, "+-"))
 	if err != nil {
 		return usageError("invalid size %q: give a size such as 64G, or a change such as +10G or -10G", to)
 	}
