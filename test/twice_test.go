@@ -67,7 +67,7 @@ func TestOneWriter(t *testing.T) {
 		}
 		commands := [][]string{{"resize", hard, "32MiB"}, {"check", "--repair", hard}}
 		if first != "lock=off" { // which lets readers in
-			commands = append(commands, []string{"merge", hard}, []string{"convert", hard, img + ".copy.vhdx"})
+			commands = append(commands, []string{"set-parent", hard, img}, []string{"convert", hard, img + ".copy.vhdx"})
 		}
 		for _, args := range commands {
 			if r := vhdxfs(t, args...); r.status == 0 || !strings.Contains(r.stderr, s.dir) {

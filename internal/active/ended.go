@@ -20,7 +20,7 @@ const closingPatience = 5 * time.Second
 // another mount hides that of the image, or a server still has the image open for writing, the error does not match ErrNotMounted.
 func FindToEnd(name string) (*Mount, error) {
 	m, err := Find(name)
-	if !errors.Is(err, ErrNotMounted) {
+	if !errors.Is(err, ErrNotMounted) || errors.Is(err, errByAnother) {
 		return m, err
 	}
 	if hidden := hiddenBy(name); hidden != nil {

@@ -179,6 +179,8 @@ func devicesOf(m *mountinfo.Info) []string {
 	return loop.Below(unix.Major(st.Rdev), unix.Minor(st.Rdev))
 }
 
+var errByAnother = errors.New("by another user")
+
 // notMounted is the error for a name of nothing that is mounted. Where a mount has once been made by that name, it says so.
 func notMounted(name string, list []*Mount) error {
 	if abs, err := filepath.Abs(name); err == nil {
@@ -186,7 +188,7 @@ func notMounted(name string, list []*Mount) error {
 			switch {
 			case m.Image != abs:
 			case !m.trusted: // by its own account, which is no reason to act on it
-				return fmt.Errorf("%s is %w by root or by you, but by another user; to unmount that mount, name its mount point: vhdxfs umount %s", name, ErrNotMounted, terminal.Printable(m.MountPoint))
+				return fmt.Errorf("%s is %w by root or by you, but %w; to unmount that mount, name its mount point: vhdxfs umount %s", name, ErrNotMounted, errByAnother, terminal.Printable(m.MountPoint))
 			case m.ImageState != "":
 				return fmt.Errorf("%s is %w: the image that is mounted at %s had this name and was %s; name the mount point to mean that one", name, ErrNotMounted, m.MountPoint, m.ImageState)
 			}

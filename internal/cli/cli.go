@@ -25,11 +25,11 @@ import (
 // files: the second process writes to them by itself.
 func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	name, args := filepath.Base(argv[0]), argv[1:]
-	if monitor.Is(args) {
-		return runMonitor()
-	}
 	if status, ran := mounts.Answer(args, stdout); ran {
 		return status
+	}
+	if monitor.Is(args) {
+		return runMonitor()
 	}
 	root := newHelper(name, args)
 	if root == nil {
