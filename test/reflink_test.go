@@ -158,7 +158,7 @@ func reflink(t *testing.T, dir, fstype string) {
 	if err := json.Unmarshal([]byte(out), &merged); err != nil || merged.Shared < 5*mib || merged.Shared > merged.Data {
 		t.Errorf("%v: %s", err, out)
 	}
-	if used := free - freeBytes(t, dir); used > mib {
+	if used := free - freeBytes(t, dir); used > 3*mib { // the file system has something to note of what is shared
 		t.Errorf("the merge took %d bytes of space", used)
 	}
 	checkClean(t, at("d.vhdx"))
