@@ -47,23 +47,14 @@ const syncEvery = 64 * ondisk.MiB
 // ctx or a power cut ends the work, no data is lost and what was done is kept. The blocks of a fixed disk are only
 // moved.
 func (im *Image) Compact(ctx context.Context, o CompactOptions) (r *CompactResult, err error) {
-	w := im.writer
-	if w == nil {
-		return nil, ErrReadOnly
-	}
-	if !w.reshaping.TryLock() {
-		return nil, ErrReshaping
-	}
-	defer w.catch(&err)
-	defer w.reshaping.Unlock()
-	if err := w.settle(); err != nil {
-		return nil, err
-	}
 	withoutNil(&o.Phase, &o.Progress)
-	c := &compaction{im: im, w: w, ctx: ctx, o: o}
-	r, c.result.Before = &c.result, w.space.fileSize()
-	err = c.run()
-	c.result.After = w.space.fileSize()
+	err = im.reshape(func(w *writer) error {
+		c := &compaction{im: im, w: w, ctx: ctx, o: o}
+		r, c.result.Before = &c.result, w.space.fileSize()
+		err := c.run()
+		c.result.After = w.space.fileSize()
+		return err
+	})
 	return r, err
 }
 

@@ -27,18 +27,15 @@ import (
 //
 // The parents are locked against every other program as long as they change. ctx is looked at between two steps.
 func (im *Image) Merge(ctx context.Context, child string, o MergeOptions) (r *MergeResult, err error) {
-	w := im.writer
-	if w == nil {
-		return nil, ErrReadOnly
-	}
-	if !w.reshaping.TryLock() {
-		return nil, ErrReshaping
-	}
-	defer w.catch(&err)
-	defer w.reshaping.Unlock()
-	if err := w.settle(); err != nil {
-		return nil, err
-	}
+	err = im.reshape(func(w *writer) error {
+		r, err = im.merge(ctx, w, child, o)
+		return err
+	})
+	return r, err
+}
+
+// merge does what Merge does, inside reshape.
+func (im *Image) merge(ctx context.Context, w *writer, child string, o MergeOptions) (*MergeResult, error) {
 	withoutNil(&o.Phase, &o.Progress)
 	if o.Shared == nil {
 		o.Shared = func(int64) {}

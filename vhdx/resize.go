@@ -29,41 +29,31 @@ func (im *Image) Resize(ctx context.Context, size int64) error {
 func (im *Image) Grow(ctx context.Context, size int64) error { return im.resize(ctx, size, size) }
 
 // resize does what Resize does, unless the disk has more than most bytes.
-func (im *Image) resize(ctx context.Context, size, most int64) (err error) {
-	w := im.writer
-	if w == nil {
-		return ErrReadOnly
-	}
-	if !w.reshaping.TryLock() {
-		return ErrReshaping
-	}
-	defer w.catch(&err)
-	defer w.reshaping.Unlock()
-	if err := w.settle(); err != nil {
+func (im *Image) resize(ctx context.Context, size, most int64) error {
+	return im.reshape(func(w *writer) error {
+		if now := im.Size(); now > most {
+			return fmt.Errorf("%w: the disk has %s and cannot shrink while it is in use", ErrSize, sizes.Exact(now))
+		}
+		if err := im.CanResize(size); err != nil || size == im.Size() {
+			return err
+		}
+		w.gate.Lock()
+		defer w.gate.Unlock()
+		w.committer.mu.Lock()
+		defer w.committer.mu.Unlock()
+		// From here on no log names a page that is changed in its place below.
+		if err := w.makeClean(); err != nil {
+			return err
+		}
+		r := newResizing(ctx, w, size)
+		if err := r.prepare(); err != nil {
+			r.undo()
+			return err
+		}
+		err := r.commit()
+		w.space.awaitReads() // before the next change
 		return err
-	}
-	if now := im.Size(); now > most {
-		return fmt.Errorf("%w: the disk has %s and cannot shrink while it is in use", ErrSize, sizes.Exact(now))
-	}
-	if err := im.CanResize(size); err != nil || size == im.Size() {
-		return err
-	}
-	w.gate.Lock()
-	defer w.gate.Unlock()
-	w.committer.mu.Lock()
-	defer w.committer.mu.Unlock()
-	// From here on no log names a page that is changed in its place below.
-	if err := w.makeClean(); err != nil {
-		return err
-	}
-	r := newResizing(ctx, w, size)
-	if err := r.prepare(); err != nil {
-		r.undo()
-		return err
-	}
-	err = r.commit()
-	w.space.awaitReads() // before the next change
-	return err
+	})
 }
 
 // CanResize says why the disk cannot have that many bytes, with an error that matches ErrSize.

@@ -26,18 +26,15 @@ import (
 // The image's locks stay throughout, so that at no moment another program could write to it; in the end those are
 // dropped that keep readers off.
 func (im *Image) Snapshot(ctx context.Context, name string, o SnapshotOptions) (r *SnapshotResult, err error) {
-	w := im.writer
-	if w == nil {
-		return nil, ErrReadOnly
-	}
-	if !w.reshaping.TryLock() {
-		return nil, ErrReshaping
-	}
-	defer w.catch(&err)
-	defer w.reshaping.Unlock()
-	if err := w.settle(); err != nil {
-		return nil, err
-	}
+	err = im.reshape(func(w *writer) error {
+		r, err = im.snapshot(ctx, w, name, o)
+		return err
+	})
+	return r, err
+}
+
+// snapshot does what Snapshot does, inside reshape.
+func (im *Image) snapshot(ctx context.Context, w *writer, name string, o SnapshotOptions) (r *SnapshotResult, err error) {
 	s, err := im.planSnapshot(ctx, name, o)
 	if err != nil {
 		return nil, err

@@ -172,6 +172,24 @@ func (l *layer) mayGrow() error {
 	return nil
 }
 
+// reshape calls do while no other change of the image as a whole is under way, when it is known which space of the file is free.
+// It returns ErrReshaping at once where there is another.
+func (im *Image) reshape(do func(w *writer) error) (err error) {
+	w := im.writer
+	if w == nil {
+		return ErrReadOnly
+	}
+	if !w.reshaping.TryLock() {
+		return ErrReshaping
+	}
+	defer w.catch(&err)
+	defer w.reshaping.Unlock()
+	if err := w.settle(); err != nil {
+		return err
+	}
+	return do(w)
+}
+
 // settle waits until it is known which space of the file is free, which for a large BAT may be some time after the image
 // was opened. It comes before every change, and is called without a lock.
 func (w *writer) settle() (err error) {
