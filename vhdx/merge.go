@@ -182,7 +182,7 @@ func (m *merge) skip(above, between, into *Image) error {
 // copyDown writes to parent what child holds, or shares it.
 func (m *merge) copyDown(child, parent *Image, share *sharing) error {
 	total := int64(0)
-	err := m.eachHeld(child, mergePiece, func(e Extent) error {
+	err := m.eachHeld(child, child.Extent, mergePiece, func(e Extent) error {
 		if e.File != nil {
 			total += e.Len
 		}
@@ -206,7 +206,7 @@ func (m *merge) copyDown(child, parent *Image, share *sharing) error {
 		_, err := parent.WriteAt(p, e.DiskOff)
 		return err
 	}
-	return m.eachHeld(child, mergePiece, func(e Extent) error {
+	return m.eachHeld(child, child.Extent, mergePiece, func(e Extent) error {
 		if e.File == nil {
 			m.result.Zero += e.Len
 			return parent.Zero(e.DiskOff, e.Len)
@@ -243,17 +243,17 @@ func (m *merge) copyDown(child, parent *Image, share *sharing) error {
 func (m *merge) name(l *layer) string { return filepath.Base(l.path) }
 
 // eachHeld calls do for every piece of the disk that im itself holds, as data or as zeros that hide its parent: data
-// in pieces that end at multiples of piece at the latest.
-func (m *merge) eachHeld(im *Image, piece int64, do func(Extent) error) error {
+// in pieces that end at multiples of piece at the latest, zeros as next finds them: it returns the extent that begins at a byte.
+func (m *merge) eachHeld(im *Image, next func(off int64) (Extent, error), piece int64, do func(Extent) error) error {
 	for off := int64(0); off < im.Size(); {
 		if err := context.Cause(m.ctx); err != nil {
 			return err
 		}
-		e, err := im.Extent(off)
+		e, err := next(off)
 		if err != nil {
 			return err
 		}
-		if e.File != nil {
+		if e.Layer == 0 && e.File != nil {
 			e.Len = min(e.Len, piece-off%piece)
 		}
 		off = e.End()

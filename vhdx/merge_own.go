@@ -107,26 +107,8 @@ func (m *liveMerge) copyAll(into *Image) error {
 
 // eachOwn calls do for every piece of the disk that the image itself holds, or held a moment ago.
 func (m *liveMerge) eachOwn(do func(Extent) error) error {
-	for off := int64(0); off < m.im.Size(); {
-		if err := context.Cause(m.ctx); err != nil {
-			return err
-		}
-		e, err := m.im.look(off, m.im.Size())
-		if err != nil {
-			return err
-		}
-		if e.Layer == 0 && e.File != nil {
-			e.Len = min(e.Len, ownPiece-off%ownPiece)
-		}
-		off = e.End()
-		if e.Layer > 0 {
-			continue
-		}
-		if err := do(e); err != nil {
-			return err
-		}
-	}
-	return nil
+	look := func(off int64) (Extent, error) { return m.im.look(off, m.im.Size()) }
+	return m.eachHeld(m.im, look, ownPiece, do)
 }
 
 // alone calls do while nothing changes the block that has byte off.
