@@ -1,11 +1,6 @@
 package mounts
 
-import (
-	"encoding/json"
-	"fmt"
-
-	"github.com/vhdxfs/vhdxfs/vhdx"
-)
+import "github.com/vhdxfs/vhdxfs/vhdx"
 
 // The extended attribute user.vhdx.compact of both nodes is how a mount is told to compact its image: to set it to one
 // of these words begins or ends a compaction, which goes on in the background, and to read it tells how far it is, as
@@ -19,14 +14,7 @@ const (
 )
 
 // A Compaction is how far one is that goes on, or went on last.
-type Compaction struct {
-	Running bool                `json:"running"`
-	Phase   string              `json:"phase,omitempty"`
-	Done    int64               `json:"done_bytes"`  // of the phase
-	Total   int64               `json:"total_bytes"` // as far as is known
-	Result  *vhdx.CompactResult `json:"result,omitempty"`
-	Error   string              `json:"error,omitempty"` // why it ended early
-}
+type Compaction = Job[vhdx.CompactResult]
 
 // TellCompaction has the mount at mountPoint begin or stop a compaction: word is one of the words above. The error
 // matches unix.EBUSY while one is running, unix.EROFS where the mount is read-only, and unix.EOPNOTSUPP where it is one
@@ -37,13 +25,5 @@ func TellCompaction(mountPoint, word string) error {
 
 // AskCompaction returns how far the compaction of the mount at mountPoint is.
 func AskCompaction(mountPoint string) (*Compaction, error) {
-	text, err := Attribute(mountPoint, CompactXAttr)
-	if err != nil {
-		return nil, err
-	}
-	c := new(Compaction)
-	if err := json.Unmarshal([]byte(text), c); err != nil {
-		return nil, fmt.Errorf("unexpected answer of the mount on %s: %w", mountPoint, err)
-	}
-	return c, nil
+	return askState[Compaction](mountPoint, CompactXAttr)
 }

@@ -1,11 +1,6 @@
 package mounts
 
-import (
-	"encoding/json"
-	"fmt"
-
-	"github.com/vhdxfs/vhdxfs/vhdx"
-)
+import "github.com/vhdxfs/vhdxfs/vhdx"
 
 // The extended attribute user.vhdx.merge of both nodes is how a mount is told to merge images of its chain: it is set to the JSON
 // of a MergeRequest, and read as that of a Merge. Root and the owner of the process alone may set it. It is not there before the
@@ -25,37 +20,13 @@ type MergeRequest struct {
 	Reflink  string `json:"reflink,omitempty"` // as the flag has it
 }
 
-// A Merge is how far one is that goes on, or went on last. One that nobody asks for during a minute is stopped.
-type Merge struct {
-	ID      string            `json:"id"`
-	Running bool              `json:"running"`
-	Phase   string            `json:"phase,omitempty"`
-	Done    int64             `json:"done_bytes"`             // of the phase
-	Total   int64             `json:"total_bytes"`            // as far as is known
-	Shared  int64             `json:"shared_bytes,omitempty"` // of those that are done
-	Result  *vhdx.MergeResult `json:"result,omitempty"`
-	Error   string            `json:"error,omitempty"`   // why it ended early
-	Refused bool              `json:"refused,omitempty"` // because of what was asked for, or for want of permission
-}
+// A Merge is how far one is that goes on, or went on last. One that no program asks about during a minute is stopped.
+type Merge = Job[vhdx.MergeResult]
 
 // TellMerge has the mount at mountPoint begin or stop a merge. The error is one of those of TellCompaction.
 func TellMerge(mountPoint string, r MergeRequest) error {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	return tell(mountPoint, MergeXAttr, b)
+	return tellRequest(mountPoint, MergeXAttr, r)
 }
 
 // AskMerge returns how far the merge of the mount at mountPoint is.
-func AskMerge(mountPoint string) (*Merge, error) {
-	text, err := Attribute(mountPoint, MergeXAttr)
-	if err != nil {
-		return nil, err
-	}
-	m := new(Merge)
-	if err := json.Unmarshal([]byte(text), m); err != nil {
-		return nil, fmt.Errorf("unexpected answer of the mount on %s: %w", mountPoint, err)
-	}
-	return m, nil
-}
+func AskMerge(mountPoint string) (*Merge, error) { return askState[Merge](mountPoint, MergeXAttr) }

@@ -1,8 +1,6 @@
 package mounts
 
 import (
-	"encoding/json"
-	"fmt"
 	"slices"
 
 	"github.com/vhdxfs/vhdxfs/vhdx"
@@ -35,23 +33,15 @@ type Snapshot struct {
 
 // TellSnapshot has the mount at mountPoint begin a snapshot. The error is one of those of TellCompaction.
 func TellSnapshot(mountPoint string, r SnapshotRequest) error {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	return tell(mountPoint, SnapshotXAttr, b)
+	return tellRequest(mountPoint, SnapshotXAttr, r)
 }
 
 // AskSnapshot returns how far the snapshot of the mount at mountPoint is that was asked for with id; the last one, where
 // that is not known any more.
 func AskSnapshot(mountPoint, id string) (*Snapshot, error) {
-	text, err := Attribute(mountPoint, SnapshotXAttr)
+	s, err := askState[Snapshot](mountPoint, SnapshotXAttr)
 	if err != nil {
 		return nil, err
-	}
-	s := new(Snapshot)
-	if err := json.Unmarshal([]byte(text), s); err != nil {
-		return nil, fmt.Errorf("unexpected answer of the mount on %s: %w", mountPoint, err)
 	}
 	if i := slices.IndexFunc(s.Earlier, func(e Snapshot) bool { return e.ID == id }); s.ID != id && i >= 0 {
 		return &s.Earlier[i], nil
