@@ -106,36 +106,28 @@ func (c *mergeCommand) online(ctx context.Context, k *mountedChain, p *progress)
 	if err := mounts.TellMerge(k.MountPoint, request); err != nil {
 		return nil, refusal(k.Mount, "merge", err)
 	}
-	var shown shownProgress
-	stopped := false
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
-		select {
-		case <-ctx.Done():
-			if !stopped {
-				stopped = true
-				if err := mounts.TellMerge(k.MountPoint, mounts.MergeRequest{ID: request.ID, Stop: true}); err != nil {
-					return nil, refusal(k.Mount, "merge", err)
-				}
-			}
-			time.Sleep(wait)
-		case <-time.After(wait):
-		}
+	now, err := awaitJob(ctx, p, 5*time.Millisecond, func() (*mounts.Merge, error) {
 		now, err := mounts.AskMerge(k.MountPoint)
 		switch {
 		case err != nil: // it took the request, so it is no other program's
 			return nil, fmt.Errorf("the mount at %s ended before the merge was done; the disk is the same, mount it and run merge again (%w)", k.MountPoint, err)
 		case now.ID != request.ID:
 			return nil, fmt.Errorf("another merge of %s followed before this one was confirmed; check with vhdxfs chain", k.MountPoint)
-		case now.Running:
-			p.follow(&shown, now.Phase, now.Done, now.Total)
-			continue
-		case stopped && now.Error != "":
-			return nil, context.Cause(ctx)
-		case now.Refused:
-			return nil, &statusError{statusUsage, errors.New(now.Error)}
-		case now.Error != "":
-			return nil, errors.New(now.Error)
 		}
-		return now.Result, nil
+		return now, nil
+	}, func() error {
+		if err := mounts.TellMerge(k.MountPoint, mounts.MergeRequest{ID: request.ID, Stop: true}); err != nil {
+			return refusal(k.Mount, "merge", err)
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case now.Refused:
+		return nil, &statusError{statusUsage, errors.New(now.Error)}
+	case now.Error != "":
+		return nil, errors.New(now.Error)
 	}
+	return now.Result, nil
 }
