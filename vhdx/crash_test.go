@@ -182,47 +182,50 @@ func crashSpecs() map[string]func() chain {
 // mixedWorkload does a bit of everything.
 func mixedWorkload(im *Image, h *history, seed uint64, each func(w *writer)) error {
 	rng := rand.New(rand.NewPCG(seed, 7))
-	size := h.disk.size
 	for range 24 {
 		if each != nil {
 			each(im.writer)
 		}
-		off := rng.Int64N(size)
-		n := min(size-off, []int64{100, 512, 4096, 9000, 70000}[rng.IntN(5)])
-		if rng.IntN(3) > 0 {
-			off &^= 4095
-		}
-		switch k := rng.IntN(12); {
-		case k < 6:
-			p := bytes.Repeat([]byte{byte(rng.IntN(255) + 1), byte(rng.IntN(255) + 1), byte(rng.IntN(255) + 1)}, int(n/3)+1)[:n]
-			h.write(p, off)
-			if err := untilSpace(func() error { return writeErr(im.WriteAt(p, off)) }); err != nil {
-				return err
-			}
-		case k < 9:
-			if k > 6 {
-				off, n = off&^(ondisk.MiB-1), min(int64(1+rng.IntN(2))*ondisk.MiB, size-off&^(ondisk.MiB-1))
-			}
-			h.write(make([]byte, n), off)
-			if err := untilSpace(func() error { return im.Zero(off, n) }); err != nil {
-				return err
-			}
-		case k == 9:
-			if err := untilSpace(im.Clean); err != nil {
-				return err
-			}
-			h.synced()
-		default:
-			if err := untilSpace(im.Sync); err != nil {
-				return err
-			}
-			h.synced()
+		if err := oneChange(im, h, rng); err != nil {
+			return err
 		}
 	}
 	if err := untilSpace(im.Clean); err != nil {
 		return err
 	}
 	return im.Close()
+}
+
+// oneChange changes the disk once, or syncs it. It waits for space.
+func oneChange(im *Image, h *history, rng *rand.Rand) error {
+	size := h.disk.size
+	off := rng.Int64N(size)
+	n := min(size-off, []int64{100, 512, 4096, 9000, 70000}[rng.IntN(5)])
+	if rng.IntN(3) > 0 {
+		off &^= 4095
+	}
+	switch k := rng.IntN(12); {
+	case k < 6:
+		p := bytes.Repeat([]byte{byte(rng.IntN(255) + 1), byte(rng.IntN(255) + 1), byte(rng.IntN(255) + 1)}, int(n/3)+1)[:n]
+		h.write(p, off)
+		return untilSpace(func() error { return writeErr(im.WriteAt(p, off)) })
+	case k < 9:
+		if k > 6 {
+			off, n = off&^(ondisk.MiB-1), min(int64(1+rng.IntN(2))*ondisk.MiB, size-off&^(ondisk.MiB-1))
+		}
+		h.write(make([]byte, n), off)
+		return untilSpace(func() error { return im.Zero(off, n) })
+	case k == 9:
+		if err := untilSpace(im.Clean); err != nil {
+			return err
+		}
+	default:
+		if err := untilSpace(im.Sync); err != nil {
+			return err
+		}
+	}
+	h.synced()
+	return nil
 }
 
 // untilSpace calls do again and again while there is no space for it.

@@ -20,11 +20,15 @@ import (
 
 // shortLeases makes the times of leases short while a test runs.
 func shortLeases(t *testing.T) {
-	usual := lease.Usual
-	lease.Usual = lease.Terms{
+	useLeases(t, lease.Terms{
 		Length: 300 * time.Millisecond, Beat: 50 * time.Millisecond, Grace: 100 * time.Millisecond,
 		Watch: 120 * time.Millisecond, Settle: 20 * time.Millisecond,
-	}
+	})
+}
+
+func useLeases(t *testing.T, terms lease.Terms) {
+	usual := lease.Usual
+	lease.Usual = terms
 	t.Cleanup(func() { lease.Usual = usual })
 }
 
@@ -475,12 +479,10 @@ func TestRepairIsCutOff(t *testing.T) {
 
 // Wherever the power is cut in a repair with a lease, and in its undo, the undo file restores the image to the byte.
 func TestPowerCutInRepairUnderLease(t *testing.T) {
-	usual := lease.Usual
-	lease.Usual = lease.Terms{
+	useLeases(t, lease.Terms{
 		Length: 150 * time.Millisecond, Beat: 40 * time.Millisecond, Grace: 20 * time.Millisecond,
 		Watch: 30 * time.Millisecond, Settle: 10 * time.Millisecond,
-	}
-	t.Cleanup(func() { lease.Usual = usual })
+	})
 	for name, img := range crashImages() {
 		if testing.Short() && name != "grows" {
 			continue

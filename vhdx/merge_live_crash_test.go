@@ -225,38 +225,6 @@ func (lt *liveMergeTest) merge(f folder, host *cutFolder, now **Image, h *histor
 	return nil
 }
 
-// oneChange changes the disk once, or syncs it.
-func oneChange(im *Image, h *history, rng *rand.Rand) error {
-	size := h.disk.size
-	off := rng.Int64N(size)
-	n := min(size-off, []int64{100, 512, 4096, 9000, 70000}[rng.IntN(5)])
-	if rng.IntN(3) > 0 {
-		off &^= 4095
-	}
-	switch k := rng.IntN(12); {
-	case k < 6:
-		p := bytes.Repeat([]byte{byte(rng.IntN(255) + 1), byte(rng.IntN(255) + 1), byte(rng.IntN(255) + 1)}, int(n/3)+1)[:n]
-		h.write(p, off)
-		return writeErr(im.WriteAt(p, off))
-	case k < 9:
-		if k > 6 {
-			off, n = off&^(ondisk.MiB-1), min(int64(1+rng.IntN(2))*ondisk.MiB, size-off&^(ondisk.MiB-1))
-		}
-		h.write(make([]byte, n), off)
-		return im.Zero(off, n)
-	case k == 9:
-		if err := im.Clean(); err != nil {
-			return err
-		}
-	default:
-		if err := im.Sync(); err != nil {
-			return err
-		}
-	}
-	h.synced()
-	return nil
-}
-
 // check checks that the disk is found, by the name by which it would be mounted, or, if what has that name is no valid image any
 // more, by that of the result.
 func (lt *liveMergeTest) check(f folder, host *cutFolder, took bool, h *history, replay bool) error {

@@ -68,48 +68,43 @@ func (b bench) image(c contestant, kind imageKind) (string, error) {
 
 // chain puts empty layers over the full image, for a contestant that has such, and returns the topmost.
 func (b bench) chain(c contestant, layers int, name string) (string, error) {
-	image, err := b.image(c, fullImage)
-	if err != nil || c.format == "raw" {
-		return image, err
-	}
-	for i := range layers {
-		child := name
-		if i < layers-1 {
-			child = fmt.Sprintf("%s.%d", name, i)
-		}
-		if err := run(b.program, "create", "--parent", image, child); err != nil {
-			return "", err
-		}
-		image = child
-	}
-	return image, nil
+	return b.layers(c, layers, name, func(string) error { return nil })
 }
 
 // partial puts layers over the full image of which each holds one page of every 128, in blocks that are present in part.
 func (b bench) partial(c contestant, layers int, name string) (string, error) {
+	const page, each = 4 << 10, 128
+	data := make([]byte, page)
+	first := int64(0)
+	return b.layers(c, layers, name, func(child string) error {
+		im, err := vhdx.Open(child, vhdx.Options{Writable: true})
+		if err != nil {
+			return err
+		}
+		for off := first; off < b.size && err == nil; off += each * page {
+			data[0]++
+			_, err = im.WriteAt(data, off)
+		}
+		first += page
+		return errors.Join(err, im.Close())
+	})
+}
+
+// layers puts layers over the full image, for a contestant that has such, calls fill for each, and returns the topmost.
+func (b bench) layers(c contestant, n int, name string, fill func(child string) error) (string, error) {
 	image, err := b.image(c, fullImage)
 	if err != nil || c.format == "raw" {
 		return image, err
 	}
-	const page, each = 4 << 10, 128
-	data := make([]byte, page)
-	for i := range layers {
+	for i := range n {
 		child := name
-		if i < layers-1 {
+		if i < n-1 {
 			child = fmt.Sprintf("%s.%d", name, i)
 		}
 		if err := run(b.program, "create", "--parent", image, child); err != nil {
 			return "", err
 		}
-		im, err := vhdx.Open(child, vhdx.Options{Writable: true})
-		if err != nil {
-			return "", err
-		}
-		for off := int64(i * page); off < b.size && err == nil; off += each * page {
-			data[0]++
-			_, err = im.WriteAt(data, off)
-		}
-		if err := errors.Join(err, im.Close()); err != nil {
+		if err := fill(child); err != nil {
 			return "", err
 		}
 		image = child
