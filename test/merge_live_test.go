@@ -234,7 +234,7 @@ func TestLiveMergeRefused(t *testing.T) {
 	other := filepath.Join(dir, "other.avhdx")
 	mustVhdxfs(t, "create", "--parent", base, other)
 	refused(usageStatus, "would become unusable", s.dir)
-	// Somebody else reads the parent.
+	// Another program reads the parent.
 	reader := readOnly(t, other)
 	refused(2, "stop it first", "--force", s.dir)
 	reader.end(t)

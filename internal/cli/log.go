@@ -21,7 +21,7 @@ func newLog(o *mountoption.Options, stderr io.Writer) (*logrus.Logger, error) {
 	l.SetLevel(o.LogLevel)
 	l.SetOutput(stderr)
 	l.SetFormatter(messageFormatter{})
-	if o.Log != "" && (o.Log != mountoption.LogStderr || !isTerminal(stderr)) { // a log that somebody keeps
+	if o.Log != "" && (o.Log != mountoption.LogStderr || !isTerminal(stderr)) { // a log that is kept
 		l.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})
 	}
 	switch o.Log {

@@ -14,7 +14,7 @@ import (
 type span struct {
 	what     string
 	from, to int64
-	part     bool // some of these bytes, nobody knows which: those of a volume that shares a disk with others
+	part     bool // an unknown part of these bytes: those of a volume that shares a disk with others
 }
 
 // Overlap reports whether two files or block devices share bytes: they are the same, one is a partition or a volume on the
@@ -71,8 +71,8 @@ func spansOf(dir string, depth int) []span {
 // all returns the bytes of what lies on nothing else.
 func all(what string) []span { return []span{{what: what, to: math.MaxInt64}} }
 
-// within returns size bytes at start of a device or file whose bytes lie in the spans. Of what lies below a volume, nobody knows
-// which bytes those are.
+// within returns size bytes at start of a device or file whose bytes lie in the spans. Which bytes of what lies
+// below a volume are its own is unknown.
 func within(list []span, start, size int64) []span {
 	for i, s := range list {
 		if s.part {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nobody is a keeper that is never asked.
-type nobody struct{ Keeper }
+// neverAsked is a keeper that no word reaches.
+type neverAsked struct{ Keeper }
 
 // A monitor answers a word that it does not know with an error, and does nothing.
 func TestMonitorKnowsItsWords(t *testing.T) {
@@ -28,7 +28,7 @@ func TestMonitorKnowsItsWords(t *testing.T) {
 			}
 			defer ends[i].Close()
 		}
-		reply(ends[0], nobody{}, &logCollector{}, question{Word: w})
+		reply(ends[0], neverAsked{}, &logCollector{}, question{Word: w})
 		b := make([]byte, maxMessage)
 		n, err := ends[1].Read(b)
 		if err != nil {
@@ -59,7 +59,7 @@ func TestMonitorClosesDescriptors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		reply(ends[0], nobody{}, &logCollector{}, question{Word: word, fds: []int{fd}})
+		reply(ends[0], neverAsked{}, &logCollector{}, question{Word: word, fds: []int{fd}})
 		b := make([]byte, maxMessage)
 		n, err := ends[1].Read(b)
 		if err != nil {

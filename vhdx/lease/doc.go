@@ -4,7 +4,7 @@
 //
 // The headers of the image decide. A writer that comes in leaves a mark: it puts an epoch, as FileWriteGuid, into the header that
 // does not count, and waits. While a writer is in, it reads both headers again, past all caches, every few seconds. As long as they
-// are those that it wrote, nobody has come in since, and it may write for some seconds more. If they are not, another host has
+// are those that it wrote, no other has come in since, and it may write for some seconds more. If they are not, another host has
 // the image, and this one is done with it: the blocks that it knows may hold something else by now, so reads end, too.
 //
 //	confirmed   the headers were this writer's, at the time at which their reading began
@@ -22,7 +22,7 @@
 // the image, and the new one has to give up.
 //
 // What is not closed: a change that began in time and is late for longer than Grace, in the kernel, in the client of the storage
-// or in a process that was stopped in the middle of a system call. Only the storage, or whoever can cut the other host's power,
+// or in a process that was stopped in the middle of a system call. Only the storage, or a person who can cut the other host's power,
 // can keep such a change off.
 //
 // Where nothing says that another host may be in, a new writer waits for Settle alone: for another one that comes in at the same

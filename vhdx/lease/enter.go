@@ -122,7 +122,7 @@ func (s sight) equal(o sight) bool {
 	return string(s.raw[0]) == string(o.raw[0]) && string(s.raw[1]) == string(o.raw[1])
 }
 
-// held returns who is in by one of the headers, or was on its way in, and false where nobody was.
+// held returns which host is in by one of the headers, or was on its way in, and false where none was.
 func (s sight) held() (Epoch, bool) {
 	for _, slot := range []int{s.slot, 1 - s.slot} {
 		h, err := ondisk.DecodeHeader((*[ondisk.HeaderSize]byte)(s.raw[slot]), ondisk.HeaderOffsets[slot])
@@ -147,7 +147,7 @@ func (s sight) signs() string {
 	return ""
 }
 
-// Holder returns who has the image in f by its headers, and false where nobody has.
+// Holder returns which host has the image in f by its headers, and false where none has.
 func Holder(f imagefile.File) (Epoch, bool, error) {
 	s, err := newLease(f, Options{}).look()
 	if err != nil {
@@ -255,8 +255,8 @@ func (f *File) Unmark() error {
 }
 
 // settle waits, and returns what the headers are at the end. It returns an error if the mark is not there any more, since another
-// one has come in, or has not noticed the mark in time. The other header is one that nobody changes; unless strict it may be, by
-// who was in, until that has noticed the mark.
+// one has come in, or has not noticed the mark in time. The other header must stay as it is; unless strict, the host that was in
+// may change it until it has noticed the mark.
 func (l *Lease) settle(first sight, wait time.Duration, strict bool) (sight, error) {
 	for until := l.o.Now() + wait; ; {
 		s, err := l.look()
@@ -346,8 +346,8 @@ func (l *Lease) put(b []byte, slot int) error {
 	return nil
 }
 
-// Break says in the headers of the image in f, whose locks are held, that nobody is in, and returns who was; it returns false, and
-// changes nothing, where nobody was. It is for those who have cut the power of the other host. A host that is alive, and reaches
+// Break says in the headers of the image in f, whose locks are held, that no host is in, and returns which one was; it returns false,
+// and changes nothing, where none was. It is for those who have cut the power of the other host. A host that is alive, and reaches
 // the storage, is cut off before Break returns.
 func Break(f imagefile.File, o Options) (Epoch, bool, error) {
 	l := newLease(f, o)
@@ -369,7 +369,7 @@ func Break(f imagefile.File, o Options) (Epoch, bool, error) {
 	return e, true, l.release(left.header, left.slot)
 }
 
-// release says that nobody is in.
+// release says that no host is in.
 func (l *Lease) release(h ondisk.Header, slot int) error {
 	e := l.epoch
 	e.Since, e.Released = time.Now(), true
