@@ -3,12 +3,8 @@ package active
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
@@ -26,8 +22,8 @@ func FindToEnd(name string) (*Mount, error) {
 	if hidden := hiddenBy(name); hidden != nil {
 		return nil, fmt.Errorf("%s: the mount of %s on %s is hidden by another one; unmount that first with: umount %[3]s", name, hidden.Image, hidden.MountPoint)
 	}
-	file, ok := fileOf(name)
-	if !ok {
+	file, ferr := imagefile.CachedFileID(name)
+	if ferr != nil {
 		return nil, err
 	}
 	for deadline := time.Now().Add(closingPatience); ; time.Sleep(50 * time.Millisecond) {
@@ -60,21 +56,4 @@ func hiddenBy(name string) *Mount {
 		}
 	}
 	return nil
-}
-
-// fileOf returns the identity of the regular file or block device at path.
-func fileOf(path string) (imagefile.FileID, bool) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return imagefile.FileID{}, false
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	switch {
-	case !ok:
-	case info.Mode().IsRegular():
-		return imagefile.FileID{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev), Inode: st.Ino}, true
-	case info.Mode().Type() == os.ModeDevice:
-		return imagefile.FileID{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}, true
-	}
-	return imagefile.FileID{}, false
 }

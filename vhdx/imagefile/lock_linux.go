@@ -341,7 +341,7 @@ func (f *hostFile) lockHolder() (names string, pids []int) {
 func (f *hostFile) ask(who func(FileID) (names string, pids []int)) (names string, pids []int) {
 	var own FileID
 	err := f.control("look at", func(fd int) (err error) {
-		own, err = cachedFileID(fmt.Sprintf("/proc/self/fd/%d", fd))
+		own, err = CachedFileID(fmt.Sprintf("/proc/self/fd/%d", fd))
 		own.Descriptor = fd
 		return err
 	})
@@ -373,7 +373,7 @@ func holdsLock(pid int, file FileID) bool {
 		if fd == self || !fdHasLock(processes.Path(pid, "fdinfo", filepath.Base(fd))) {
 			continue
 		}
-		if id, err := cachedFileID(fd); err == nil && id.is(file) {
+		if id, err := CachedFileID(fd); err == nil && id.is(file) {
 			return true
 		}
 	}
@@ -411,7 +411,7 @@ func writtenBy(pid int, file FileID) (bool, error) {
 		if st, err := os.Lstat(fd); err != nil || st.Mode().Perm()&0o200 == 0 {
 			continue
 		}
-		if id, err := cachedFileID(fd); err == nil && id.is(file) {
+		if id, err := CachedFileID(fd); err == nil && id.is(file) {
 			return true, nil
 		}
 	}
@@ -431,8 +431,8 @@ func (f FileID) is(g FileID) bool {
 	return f.Major == g.Major && f.Minor == g.Minor && f.Inode == g.Inode
 }
 
-// cachedFileID tells which file the path leads to, as far as that is known on this machine.
-func cachedFileID(path string) (FileID, error) {
+// CachedFileID tells which file or device the path leads to, as far as that is known on this machine.
+func CachedFileID(path string) (FileID, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_INO|unix.STATX_TYPE, &st); err != nil {
 		return FileID{}, err
