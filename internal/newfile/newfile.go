@@ -289,12 +289,3 @@ func (f *File) named(err error) error {
 	}
 	return nil
 }
-
-// SyncDir makes the names in a folder durable, where its file system lets it.
-func SyncDir(dir string) error {
-	d, err := safefile.OpenFolder(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
