@@ -90,11 +90,14 @@ func (b bench) partial(c contestant, layers int, name string) (string, error) {
 	})
 }
 
-// layers puts layers over the full image, for a contestant that has such, calls fill for each, and returns the topmost.
+// layers puts layers over a full image, for a contestant that has such, calls fill for each, and returns the topmost.
 func (b bench) layers(c contestant, n int, name string, fill func(child string) error) (string, error) {
-	image, err := b.image(c, fullImage)
-	if err != nil || c.format == "raw" {
-		return image, err
+	if c.format == "raw" {
+		return b.image(c, fullImage)
+	}
+	image, err := b.image(c, parentImage)
+	if err != nil {
+		return "", err
 	}
 	for i := range n {
 		child := name

@@ -34,6 +34,7 @@ type imageKind string
 
 const (
 	fullImage   imageKind = "full"        // random bytes, in blocks of 32 MiB
+	parentImage imageKind = "parent"      // the same, but no row writes to it: children do not fit a parent that has changed
 	emptyImage  imageKind = "empty"       // nothing, in blocks of 1 MiB
 	emptyLarge  imageKind = "empty large" // nothing, in blocks of 32 MiB
 	sparseImage imageKind = "sparse"      // 1 MiB of each 64 MiB of a disk of 2 GiB, in blocks of 1 MiB
