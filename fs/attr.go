@@ -80,8 +80,8 @@ func sourcesOf(disk Disk, level int) (sources []source, err error) {
 }
 
 // closeOff takes the permissions away from users that could not open the image, or one of its parents: its own permissions do
-// not let them, or a folder on the way to it does not let them pass. Where the way is not known, only the owner keeps them. A
-// mounting user other than root keeps the access to the image, as the owner of disk.raw.
+// not let them, or a directory on the way to it does not let them pass. Where the way is not known, only the owner keeps them.
+// A mounting user other than root keeps the access to the image, as the owner of disk.raw.
 func (a *imageAttr) closeOff(o *Options, sources []source) {
 	perm := a.perm
 	for i, s := range sources {
@@ -141,7 +141,8 @@ func groupsOf(uid uint32) []uint32 {
 
 // attributes returns what stat(2) says of the directory and of the file. Without options of its own the file can be
 // read by users that can read the image, and written by users that can write it: a mount by root, open to all users,
-// must not show them a disk whose image is closed to them, by its own permissions or by those of a folder. With an overlay the mounter owns the file.
+// must not show them a disk whose image is closed to them, by its own permissions or by those of a directory. With an overlay
+// the mounter owns the file.
 func (o *Options) attributes(disk Disk, im imageAttr) (root, file fuse.Attr) {
 	possible := uint32(0o444)
 	if disk.Writable() {

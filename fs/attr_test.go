@@ -18,7 +18,7 @@ import (
 )
 
 // Owner and permissions of disk.raw are those of the open file, even if another file has its name by now. They are closed to
-// users that a folder on the way to it does not let pass.
+// users that a directory on the way to it does not let pass.
 func TestAttributesOfTheOpenFile(t *testing.T) {
 	dir := t.TempDir()
 	image, other := filepath.Join(dir, "image"), filepath.Join(dir, "other")
@@ -70,7 +70,7 @@ func TestAttributesOfTheOpenFile(t *testing.T) {
 
 // A disk is shown only to users who can open the image and each of its parents. Their ACLs count.
 func TestAttributesOfPrivateFiles(t *testing.T) {
-	dir := otheruser.Folder(t) // which all may pass
+	dir := otheruser.Dir(t) // which all may pass
 	image, parent := filepath.Join(dir, "child.vhdx"), filepath.Join(dir, "parent.vhdx")
 	if err := vhdx.Create(parent, vhdx.CreateOptions{Size: 8 << 20}); err != nil {
 		t.Fatal(err)

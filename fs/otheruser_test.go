@@ -13,7 +13,7 @@ import (
 // The name of another user's image leads to one of root's at every other moment. Whichever is opened, disk.raw has the
 // owner and the permissions of that one.
 func TestAttributesOfExchangedImages(t *testing.T) {
-	dir, secret := otheruser.Folder(t), filepath.Join(t.TempDir(), "secret.vhdx")
+	dir, secret := otheruser.Dir(t), filepath.Join(t.TempDir(), "secret.vhdx")
 	theirs, link := filepath.Join(dir, "image.vhdx"), filepath.Join(dir, "link")
 	const ours, public = 4 << 20, 8 << 20 // the sizes by which the disks are told apart
 	err := errors.Join(vhdx.Create(secret, vhdx.CreateOptions{Size: ours}), vhdx.Create(theirs, vhdx.CreateOptions{Size: public}), os.Chmod(secret, 0o600),

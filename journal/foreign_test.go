@@ -24,7 +24,7 @@ func headerRegion(b []byte, off int) Region {
 func TestCorpusLogs(t *testing.T) {
 	dir := os.Getenv("VHDXFS_CORPUS")
 	if dir == "" {
-		t.Skip("needs VHDXFS_CORPUS, a folder of images that other programs wrote")
+		t.Skip("needs VHDXFS_CORPUS, a directory of images that other programs wrote")
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "MANIFEST.json"))
 	if err != nil {

@@ -51,7 +51,7 @@ func TestMountGoesToTheBackground(t *testing.T) {
 		t.Errorf("process group %d, %v: it is still that of the caller", own, err)
 	}
 	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pids[0])); err != nil || cwd != "/" {
-		t.Errorf("it keeps the folder %s busy, %v", cwd, err)
+		t.Errorf("it keeps the directory %s busy, %v", cwd, err)
 	}
 	unmount(t, dir)
 	eventually(t, "the end of the process in the background", func() bool { return len(daemons(dir)) == 0 })

@@ -62,7 +62,7 @@ func typeTo(t *testing.T, shell, dir string, lines []string) (completed []string
 	return completed
 }
 
-// Commands, flags, options behind a comma and their values, images and folders are completed.
+// Commands, flags, options behind a comma and their values, images and directories are completed.
 func TestShellCompletion(t *testing.T) {
 	cases := []struct{ typed, word, want string }{ // word is the last, and becomes want
 		{"vhdxfs ", "compac", "compact"},
@@ -93,7 +93,7 @@ func TestShellCompletion(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(helper)
-	folder := func(t *testing.T) string {
+	directory := func(t *testing.T) string {
 		t.Helper()
 		dir := newDir(t)
 		for _, name := range []string{"data.vhdx", "data.txt"} {
@@ -111,7 +111,7 @@ func TestShellCompletion(t *testing.T) {
 			if _, err := os.Stat("/usr/share/bash-completion/bash_completion"); err != nil && shell == "bash" {
 				t.Skipf("needs bash-completion: %v", err)
 			}
-			for i, got := range typeTo(t, shell, folder(t), lines) {
+			for i, got := range typeTo(t, shell, directory(t), lines) {
 				if got != want[i] {
 					t.Errorf("%q becomes %q, want %q", lines[i], got, want[i])
 				}
@@ -120,7 +120,7 @@ func TestShellCompletion(t *testing.T) {
 	}
 	t.Run("fish", func(t *testing.T) {
 		requireTools(t, "fish")
-		dir := folder(t)
+		dir := directory(t)
 		script := filepath.Join(dir, "vhdxfs.fish")
 		if err := os.WriteFile(script, []byte(mustVhdxfs(t, "completion", "fish")), 0o644); err != nil {
 			t.Fatal(err)

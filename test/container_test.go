@@ -78,7 +78,7 @@ func removeControlGroups(t *testing.T) {
 	})
 }
 
-// containerImage returns a folder from which the image is built.
+// containerImage returns a directory from which the image is built.
 func containerImage() (string, error) {
 	text, err := os.ReadFile("../Dockerfile")
 	if err != nil {

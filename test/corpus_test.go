@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// The corpus is a folder of images that other programs wrote, and a manifest that says what is in each.
+// The corpus is a directory of images that other programs wrote, and a manifest that says what is in each.
 type (
 	corpus struct {
 		dir   string
@@ -54,7 +54,7 @@ func openCorpus(t *testing.T) *corpus {
 	t.Helper()
 	dir := os.Getenv("VHDXFS_CORPUS")
 	if dir == "" {
-		t.Skip("needs VHDXFS_CORPUS, a folder of images that other programs wrote")
+		t.Skip("needs VHDXFS_CORPUS, a directory of images that other programs wrote")
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "MANIFEST.json"))
 	if err != nil {
@@ -70,7 +70,7 @@ func openCorpus(t *testing.T) *corpus {
 	return c
 }
 
-// unpack unpacks an image into a folder under that name and returns its path.
+// unpack unpacks an image into a directory under that name and returns its path.
 func (c *corpus) unpack(t *testing.T, ci corpusImage, dir, name string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -92,7 +92,7 @@ func (c *corpus) child(t *testing.T) (child, parent corpusImage) {
 	return c.Files[c1], c.Files[p1]
 }
 
-// parentName returns the name that the child's locator gives to its parent in the same folder.
+// parentName returns the name that the child's locator gives to its parent in the same directory.
 func (ci corpusImage) parentName(t *testing.T) string {
 	t.Helper()
 	for _, kv := range ci.Locator {

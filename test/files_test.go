@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// imageOfTree makes an image with an ext4 file system that holds what is in a folder.
+// imageOfTree makes an image with an ext4 file system that holds what is in a directory.
 func imageOfTree(t *testing.T, dir string, mkfs ...string) string {
 	t.Helper()
 	requireTools(t, "mke2fs")
@@ -28,7 +28,7 @@ func TestFilesWithoutRoot(t *testing.T) {
 	must(t, "chmod", "-R", "u=rwX,g=rX,o=rX", tree)
 	writeFile(t, filepath.Join(tree, "secret"), []byte("secret"))
 	must(t, "chmod", "4711", filepath.Join(tree, "secret"))
-	if err := os.Symlink("folder 1", filepath.Join(tree, "link")); err != nil {
+	if err := os.Symlink("directory 1", filepath.Join(tree, "link")); err != nil {
 		t.Fatal(err)
 	}
 	img := imageOfTree(t, tree)
@@ -45,7 +45,7 @@ func TestFilesWithoutRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to become another user")
 	}
-	out, err := user("files", img, "/folder 1")
+	out, err := user("files", img, "/directory 1")
 	if err != nil || !strings.Contains(out, "-rw-r--r--") || !strings.Contains(out, "file of 4097 bytes") {
 		t.Errorf("files: %v\n%s", err, out)
 	}
@@ -55,7 +55,7 @@ func TestFilesWithoutRoot(t *testing.T) {
 		t.Errorf("files --json: %v, %v\n%s", err, jerr, out)
 	}
 	if !slices.ContainsFunc(list, func(f struct{ Path, Type, Link string }) bool {
-		return f == struct{ Path, Type, Link string }{"/link", "link", "folder 1"}
+		return f == struct{ Path, Type, Link string }{"/link", "link", "directory 1"}
 	}) {
 		t.Errorf("the link is not in the list: %s", out)
 	}
@@ -69,12 +69,12 @@ func TestFilesWithoutRoot(t *testing.T) {
 	if err != nil || st.Mode() != 0o711 {
 		t.Errorf("the mode of a set-user-ID file is %v, %v", st.Mode(), err)
 	}
-	// By a path with a link, into a folder that is there.
+	// By a path with a link, into a directory that is there.
 	mustVhdxfs(t, "extract", img, "/link/file of 4097 bytes", target)
 	if r := vhdxfs(t, "extract", img, "/link/file of 4097 bytes", target); r.status != 1 || !strings.Contains(r.stderr, "already exists; use --force") {
 		t.Errorf("extract again: %d, %s", r.status, r.stderr)
 	}
-	must(t, "cmp", filepath.Join(tree, "folder 1/file of 4097 bytes"), filepath.Join(target, "file of 4097 bytes"))
+	must(t, "cmp", filepath.Join(tree, "directory 1/file of 4097 bytes"), filepath.Join(target, "file of 4097 bytes"))
 }
 
 // What is private stays so, existing files are kept unless --force is given, and after an error there is nothing.
@@ -111,7 +111,8 @@ func TestExtractIsSafe(t *testing.T) {
 		t.Errorf("of a private image, a file has the mode %v, %v", st.Mode(), err)
 	}
 
-	// With --force, files are replaced and folders keep what else they hold. A link that is there is replaced, not followed.
+	// With --force, files are replaced and directories keep what else they hold. A link that is there is replaced, not
+	// followed.
 	writeFile(t, target+"/etc/a", []byte("old"))
 	writeFile(t, target+"/etc/mine", []byte("mine"))
 	if err := os.Remove(target + "/etc/sub/b"); err != nil {
@@ -134,7 +135,7 @@ func TestExtractIsSafe(t *testing.T) {
 		t.Errorf("extract has written through a symbolic link: %q", got)
 	}
 
-	// A link in the place of a folder is not followed either.
+	// A link in the place of a directory is not followed either.
 	must(t, "rm", "-r", target+"/etc")
 	must(t, "ln", "-s", top+"/x", target+"/etc")
 	if r := vhdxfs(t, "extract", "--force", img, "/etc", target); r.status != 1 || strings.Contains(names(), "/x/sub") {
@@ -161,7 +162,7 @@ func TestExtractIsSafe(t *testing.T) {
 		t.Errorf("there is %s, was %s", after, before)
 	}
 
-	// After an error, what was copied before is away, and so is a folder that was made.
+	// After an error, what was copied before is away, and so is a directory that was made.
 	fresh := filepath.Join(top, "fresh")
 	if r := vhdxfs(t, "extract", img, "/etc/a", "/missing", fresh); r.status == 0 || !strings.Contains(r.stderr, "does not exist") || strings.Contains(r.stderr, "rmdir") {
 		t.Errorf("extract of a missing file: %d, %s", r.status, r.stderr)
@@ -194,7 +195,7 @@ func TestFilesOfMounted(t *testing.T) {
 	mustVhdxfs(t, "close", img)
 }
 
-// A disk with several file systems shows them as folders, as open does; what cannot be read is told.
+// A disk with several file systems shows them as directories, as open does; what cannot be read is told.
 func TestFilesOfPartitions(t *testing.T) {
 	requireKernelFS(t, "xfs")
 	img := partitioned(t, "400M",

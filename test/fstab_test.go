@@ -109,7 +109,7 @@ func TestFstabUnits(t *testing.T) {
 	}
 }
 
-// generateUnits has systemd's generator turn lines of fstab into units, and returns the folder with them.
+// generateUnits has systemd's generator turn lines of fstab into units, and returns the directory with them.
 func generateUnits(t *testing.T, fstab string) string {
 	t.Helper()
 	const generator = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
@@ -131,9 +131,9 @@ func generateUnits(t *testing.T, fstab string) string {
 	return units
 }
 
-// planBoot asks systemd what it knows of units in a folder, for a start of some of them. It returns for each unit
+// planBoot asks systemd what it knows of units in a directory, for a start of some of them. It returns for each unit
 // lines such as "After: srv.mount".
-func planBoot(t *testing.T, folder string, start ...string) map[string][]string {
+func planBoot(t *testing.T, directory string, start ...string) map[string][]string {
 	t.Helper()
 	const systemd = "/usr/lib/systemd/systemd"
 	requireTools(t, systemd)
@@ -141,16 +141,16 @@ func planBoot(t *testing.T, folder string, start ...string) map[string][]string 
 	if os.Geteuid() == 0 { // whom the test mode does not serve
 		requireTools(t, "setpriv")
 		args = append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}, args...)
-		for dir := folder; len(dir) >= len(root); dir = filepath.Dir(dir) {
+		for dir := directory; len(dir) >= len(root); dir = filepath.Dir(dir) {
 			if err := os.Chmod(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	writeText(t, filepath.Join(folder, "start.target"),
+	writeText(t, filepath.Join(directory, "start.target"),
 		"[Unit]\nRequires=local-fs.target remote-fs.target "+strings.Join(start, " ")+"\n")
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "SYSTEMD_UNIT_PATH=" + folder + ":/usr/lib/systemd/system"}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "SYSTEMD_UNIT_PATH=" + directory + ":/usr/lib/systemd/system"}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)

@@ -11,13 +11,13 @@ import (
 	"testing"
 )
 
-// sampleTree makes a folder with files of many sizes, the same ones each time.
+// sampleTree makes a directory with files of many sizes, the same ones each time.
 func sampleTree(t *testing.T) string {
 	t.Helper()
 	dir := newDir(t)
 	rng := rand.New(rand.NewPCG(7, 7))
 	for i, size := range []int{0, 1, 511, 4096, 4097, 70_000, mib, 3*mib + 17} {
-		sub := filepath.Join(dir, fmt.Sprintf("folder %d", i%3))
+		sub := filepath.Join(dir, fmt.Sprintf("directory %d", i%3))
 		b := make([]byte, size)
 		for j := range b {
 			b[j] = byte(rng.Uint32())

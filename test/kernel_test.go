@@ -35,7 +35,7 @@ func requireKernelReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC}, int64(host.Type)) {
-		t.Skipf("needs a folder for temporary files on ext4, XFS, Btrfs or tmpfs, not on type %#x", host.Type)
+		t.Skipf("needs a directory for temporary files on ext4, XFS, Btrfs or tmpfs, not on type %#x", host.Type)
 	}
 }
 

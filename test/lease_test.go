@@ -15,19 +15,19 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// A clusterHost is how one host of several sees a folder on a shared storage: by a FUSE file system of its own. The storage has no
-// locks that another host sees, or none at all.
+// A clusterHost is how one host of several sees a directory on a shared storage: by a FUSE file system of its own. The storage
+// has no locks that another host sees, or none at all.
 type clusterHost struct {
 	dir  string
 	link sync.RWMutex // held alone while the host is cut off from the storage
 }
 
-// newClusterHost mounts the folder as another host sees it. With refuseLocks, whoever wants a lock gets an error.
-func newClusterHost(t *testing.T, folder string, refuseLocks bool) *clusterHost {
+// newClusterHost mounts the directory as another host sees it. With refuseLocks, whoever wants a lock gets an error.
+func newClusterHost(t *testing.T, directory string, refuseLocks bool) *clusterHost {
 	t.Helper()
 	requireFUSE(t)
 	h := &clusterHost{dir: newDir(t)}
-	root := &fs.LoopbackRoot{Path: folder}
+	root := &fs.LoopbackRoot{Path: directory}
 	root.RootNode = &clusterNode{LoopbackNode: fs.LoopbackNode{RootData: root}, host: h}
 	server, err := fs.Mount(h.dir, root.RootNode, &fs.Options{MountOptions: fuse.MountOptions{Name: "clusterhost", EnableLocks: refuseLocks, DirectMount: os.Geteuid() == 0}})
 	if err != nil {
@@ -46,7 +46,7 @@ type clusterNode struct {
 	host *clusterHost
 }
 
-// WrapChild has each file below the folder be one of this host, too.
+// WrapChild has each file below the directory be one of this host, too.
 func (n *clusterNode) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
 	if node, ok := ops.(*fs.LoopbackNode); ok {
 		return &clusterNode{LoopbackNode: fs.LoopbackNode{RootData: node.RootData}, host: n.host}

@@ -64,7 +64,7 @@ var mountOptions = map[string]string{
 	"exfat": "ro",
 }
 
-// mountInside mounts the file system on a device read-only and returns the folder. It skips the test where
+// mountInside mounts the file system on a device read-only and returns the directory. It skips the test where
 // neither the kernel nor an installed program knows the file system.
 func mountInside(t *testing.T, dev, fstype string) string {
 	t.Helper()

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// root is the folder below which everything lies that the tests make: images, mount points, the program itself.
+// root is the directory below which everything lies that the tests make: images, mount points, the program itself.
 var root string
 
 func TestMain(m *testing.M) {

@@ -26,7 +26,7 @@ var badRows = []row{
 		writeAt(t, p.img, []byte("HEAD"), 128<<10)
 		p.bad(t, 32, "run vhdxfs check for details", "mount", "-t", "vhdx", p.img, p.dir)
 	}},
-	{"a folder as image", func(t *testing.T, p *place) {
+	{"a directory as image", func(t *testing.T, p *place) {
 		p.bad(t, 32, "is a directory; give the VHDX file in it", "mount", "-t", "vhdx", filepath.Dir(p.img), p.dir)
 	}},
 	{"an image that another mount writes", func(t *testing.T, p *place) {

@@ -94,7 +94,7 @@ var mountRows = []row{
 		dir := filepath.Join(p.dir, "new")
 		p.run(t, 0, "", "mount", "-t", "vhdx", "-o", "X-mount.mkdir", p.img, dir)
 		_, n := p.mountAt(dir)
-		p.that(t, "a mount at the new folder", fmt.Sprint(n, " mounts"), n == 1)
+		p.that(t, "a mount at the new directory", fmt.Sprint(n, " mounts"), n == 1)
 		p.run(t, 0, "", "umount", dir)
 	}},
 	{"a link to the mount point", func(t *testing.T, p *place) {

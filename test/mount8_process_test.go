@@ -107,7 +107,7 @@ var processRows = []row{
 		_, n := p.mountAt(dir)
 		p.that(t, "no mount", fmt.Sprint(n, " mounts"), n == 0)
 	}},
-	{"SIGTERM after a folder on the way was renamed", func(t *testing.T, p *place) {
+	{"SIGTERM after a directory on the way was renamed", func(t *testing.T, p *place) {
 		above := filepath.Join(p.dir, "above")
 		dir := filepath.Join(above, "dir")
 		if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -205,7 +205,7 @@ type place struct {
 	*host
 	what   string
 	img    string // an empty image of 64 MiB
-	dir    string // an empty folder
+	dir    string // an empty directory
 	disk   string // dir/disk.raw
 	called string
 	short  *strings.Replacer

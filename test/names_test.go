@@ -26,10 +26,10 @@ func TestMountedImageHasManyNames(t *testing.T) {
 	in := func(name string) string { return filepath.Dir(img) + "/" + name }
 	must(t, "ln", "-s", img, in("link"))
 	must(t, "ln", img, in("hard"))
-	must(t, "ln", "-s", filepath.Dir(img), in("folder"))
+	must(t, "ln", "-s", filepath.Dir(img), in("directory"))
 	requireTools(t, "mount")
 	bind(t, img, in("bound"))
-	for _, name := range []string{"link", "hard", "folder/link", "bound", "folder/../" + filepath.Base(filepath.Dir(img)) + "/link"} {
+	for _, name := range []string{"link", "hard", "directory/link", "bound", "directory/../" + filepath.Base(filepath.Dir(img)) + "/link"} {
 		l := attachImage(t, img)
 		mustVhdxfs(t, "detach", in(name))
 		checkDetached(t, l)

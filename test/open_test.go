@@ -88,18 +88,18 @@ func partitioned(t *testing.T, size string, parts ...part) string {
 	return img
 }
 
-// checkClosed fails the test if something of the image is still mounted or attached, or if one of the folders is there.
-func checkClosed(t *testing.T, img string, folders ...string) {
+// checkClosed fails the test if something of the image is still mounted or attached, or if one of the directories is there.
+func checkClosed(t *testing.T, img string, directories ...string) {
 	t.Helper()
 	if l, ok := list(t, img); ok {
 		t.Errorf("still mounted: %+v", l)
 	}
 	for _, m := range mounts() {
-		if strings.HasPrefix(m.point, filepath.Dir(img)) || slices.ContainsFunc(folders, func(f string) bool { return strings.HasPrefix(m.point, f) }) {
+		if strings.HasPrefix(m.point, filepath.Dir(img)) || slices.ContainsFunc(directories, func(f string) bool { return strings.HasPrefix(m.point, f) }) {
 			t.Errorf("%s is still mounted", m.point)
 		}
 	}
-	for _, f := range folders {
+	for _, f := range directories {
 		if _, err := os.Lstat(f); !os.IsNotExist(err) {
 			t.Errorf("%s is still there: %v", f, err)
 		}
@@ -167,7 +167,7 @@ func TestOpen(t *testing.T) {
 	checkClosed(t, img, dir)
 	checkClean(t, img)
 
-	// One alone is mounted in a folder that only root can enter, by its number, label or type.
+	// One alone is mounted in a directory that only root can enter, by its number, label or type.
 	for name, file := range map[string]string{"1": "new", "root": "a", "xfs": "b", "4": "c"} {
 		o := openImage(t, "-r", "--partition", name, img)
 		readText(t, filepath.Join(o.Directory, file))
@@ -214,8 +214,8 @@ func TestOpenRefuses(t *testing.T) {
 		{"encrypted", "cryptsetup open", 32, []string{"--partition", "4", img, dir}},
 		{"unknown", "no known file system", 32, []string{"--partition", "5", img, dir}},
 		{"empty", "no file system that can be mounted", 32, []string{empty, dir}},
-		{"full folder", "is not empty", 32, []string{"--partition", "1", img, full}},
-		{"no parent folder", "no such file", 32, []string{"--partition", "1", img, dir + "/below"}},
+		{"full directory", "is not empty", 32, []string{"--partition", "1", img, full}},
+		{"no parent directory", "no such file", 32, []string{"--partition", "1", img, dir + "/below"}},
 		{"mount option", "option nonsense", 32, []string{"--partition", "1", "--mount-options", "nonsense", img, dir}},
 	} {
 		r := vhdxfs(t, append([]string{"open"}, tc.args...)...)
@@ -303,7 +303,7 @@ func TestOpenNTFS(t *testing.T) {
 	checkClean(t, img)
 }
 
-// Without a folder, nobody but root gets at a file system, whatever the mode of its root is.
+// Without a directory, nobody but root gets at a file system, whatever the mode of its root is.
 func TestOpenedFilesArePrivate(t *testing.T) {
 	img := partitioned(t, "64M", part{"", "mkfs.ext4 -q", map[string]string{"file": "content"}})
 	o := openImage(t, "-r", img)

@@ -66,7 +66,7 @@ func TestOverlayIsKept(t *testing.T) {
 			unchanged(t, img, before)
 			mustVhdxfs(t, "check", "-o", "parent="+img, over)
 
-			if v.child { // the folder of its own parent is not that of the overlay; and the parent must stay as it is
+			if v.child { // the directory of its own parent is not that of the overlay; and the parent must stay as it is
 				return
 			}
 			mustVhdxfs(t, "merge", "-o", "parent="+img, over)
@@ -122,7 +122,7 @@ func TestOverlayIsThrownAway(t *testing.T) {
 	unchanged(t, img, before)
 }
 
-// The folder of the image, or that of the overlay, has a name that cannot stand in an image: a throw-away overlay never
+// The directory of the image, or that of the overlay, has a name that cannot stand in an image: a throw-away overlay never
 // needs it, and a file can be beside the image.
 func TestOverlayOfOddPath(t *testing.T) {
 	requireFUSE(t)
@@ -200,7 +200,7 @@ func TestOverlayOfDirtyImages(t *testing.T) {
 // What cannot be an overlay, or does not fit, is refused, and stays what it is.
 func TestOverlayRefused(t *testing.T) {
 	img, dir := create(t, "32MiB"), t.TempDir()
-	plain, over, folder := create(t, "8MiB"), filepath.Join(dir, "over.vhdx"), newDir(t)
+	plain, over, directory := create(t, "8MiB"), filepath.Join(dir, "over.vhdx"), newDir(t)
 	text := filepath.Join(dir, "text")
 	if err := os.WriteFile(text, []byte("no image"), 0o644); err != nil {
 		t.Fatal(err)
@@ -242,7 +242,7 @@ func TestOverlayRefused(t *testing.T) {
 	refuse("overlay="+link, mountStatus, "the file is the parent itself")
 	refuse("overlay="+plain, mountStatus, "is not an overlay: it has no parent")
 	refuse("overlay="+text, mountStatus, "a VHDX file has at least")
-	refuse("overlay="+folder, mountStatus, "is a directory")
+	refuse("overlay="+directory, mountStatus, "is a directory")
 	refuse("overlay="+filepath.Join(dir, "none", "over.vhdx"), mountStatus, "no such file or directory")
 	refuse("overlay="+"/proc/over.vhdx", mountStatus, "overlay:")
 	t.Run("in use", func(t *testing.T) {

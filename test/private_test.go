@@ -15,24 +15,24 @@ func TestPrivateImageStaysPrivate(t *testing.T) {
 	}
 	requireTools(t, "setpriv", "getfattr")
 	for name, c := range map[string]struct {
-		image, folder os.FileMode
-		options       string
-		open          bool
+		image, directory os.FileMode
+		options          string
+		open             bool
 	}{
-		"open":               {0o644, 0o755, "allow_other", true},
-		"a private image":    {0o600, 0o755, "allow_other", false},
-		"a private folder":   {0o644, 0o700, "allow_other", false},
-		"opened by the mode": {0o600, 0o700, "allow_other,mode=0644", true},
+		"open":                {0o644, 0o755, "allow_other", true},
+		"a private image":     {0o600, 0o755, "allow_other", false},
+		"a private directory": {0o644, 0o700, "allow_other", false},
+		"opened by the mode":  {0o600, 0o700, "allow_other,mode=0644", true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			folder := newDir(t)
-			img := filepath.Join(folder, "img.vhdx")
+			directory := newDir(t)
+			img := filepath.Join(directory, "img.vhdx")
 			mustVhdxfs(t, "create", "-q", "--size", "16M", img)
 			letPass(t, img)
 			if err := os.Chmod(img, c.image); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.Chmod(folder, c.folder); err != nil {
+			if err := os.Chmod(directory, c.directory); err != nil {
 				t.Fatal(err)
 			}
 			s := serve(t, img, "-o", c.options)
@@ -58,12 +58,12 @@ func TestRootNamesAnothersMount(t *testing.T) {
 		t.Skip("needs root, to become another user")
 	}
 	requireTools(t, "setpriv", "fusermount3")
-	folder := newDir(t)
-	letPass(t, folder)
-	if err := os.Chown(folder, 65534, 65534); err != nil {
+	directory := newDir(t)
+	letPass(t, directory)
+	if err := os.Chown(directory, 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
-	img, dir := filepath.Join(folder, "img.vhdx"), filepath.Join(folder, "mnt")
+	img, dir := filepath.Join(directory, "img.vhdx"), filepath.Join(directory, "mnt")
 	for _, args := range [][]string{{"mkdir", dir}, {program.path(t), "create", "-q", img, "16M"}, {program.path(t), img, dir}} {
 		if out, err := command(asNobody(args...)[0], asNobody(args...)[1:]...); err != nil {
 			t.Fatalf("%v: %v, %s", args, err, out)

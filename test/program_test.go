@@ -143,7 +143,7 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// newDir makes an empty folder for the test, as a mount point say.
+// newDir makes an empty directory for the test, as a mount point say.
 func newDir(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "dir")
@@ -153,7 +153,7 @@ func newDir(t *testing.T) string {
 	return dir
 }
 
-// letPass opens the folders of the test on the way to path to other users: what T.TempDir makes is closed to them.
+// letPass opens the directories of the test on the way to path to other users: what T.TempDir makes is closed to them.
 func letPass(t *testing.T, path string) {
 	t.Helper()
 	for dir := filepath.Dir(path); len(dir) >= len(root) && dir != "/"; dir = filepath.Dir(dir) {

@@ -124,7 +124,7 @@ func mkfs(t *testing.T, fstype, dev string) {
 	}
 }
 
-// mountWritable mounts the file system on a device for reading and writing and returns the folder.
+// mountWritable mounts the file system on a device for reading and writing and returns the directory.
 func mountWritable(t *testing.T, dev, fstype string) string {
 	t.Helper()
 	dir := newDir(t)

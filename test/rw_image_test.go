@@ -66,7 +66,7 @@ func (v variant) create(t *testing.T, size string) string {
 	return childOf(t, img, size)
 }
 
-// childOf makes an empty differencing image over parent, in the same folder, with the options for the command create.
+// childOf makes an empty differencing image over parent, in the same directory, with the options for the command create.
 func childOf(t *testing.T, parent, size string, options ...string) string {
 	t.Helper()
 	img := filepath.Join(filepath.Dir(parent), "child of "+filepath.Base(parent))

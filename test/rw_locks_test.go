@@ -152,7 +152,7 @@ func TestLocksOfAParent(t *testing.T) {
 	checkClean(t, child)
 }
 
-// A child often has its parent's name, in another folder. The program looks beside the child first, and must not take
+// A child often has its parent's name, in another directory. The program looks beside the child first, and must not take
 // its own lock for somebody else's.
 func TestChildNamedLikeItsParent(t *testing.T) {
 	t.Parallel()

@@ -29,15 +29,15 @@ func TestSandboxRefuses(t *testing.T) {
 	t.Parallel()
 	for _, options := range []string{"rw", "ro", "overlay=tmp"} {
 		t.Run(options, func(t *testing.T) {
-			folder := filepath.Join(t.TempDir(), "images")
-			if err := os.Mkdir(folder, 0o755); err != nil {
+			directory := filepath.Join(t.TempDir(), "images")
+			if err := os.Mkdir(directory, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			bystander := filepath.Join(filepath.Dir(folder), "bystander")
+			bystander := filepath.Join(filepath.Dir(directory), "bystander")
 			if err := os.WriteFile(bystander, []byte("mine"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			img := filepath.Join(folder, "disk.vhdx")
+			img := filepath.Join(directory, "disk.vhdx")
 			mustVhdxfs(t, "create", "--size", "64M", img)
 			s := probing.serve(t, img, "-o", options)
 			requireSandbox(t, s)
@@ -53,7 +53,7 @@ func TestSandboxRefuses(t *testing.T) {
 				}
 			}
 			if b, err := os.ReadFile(bystander); err != nil || string(b) != "mine" {
-				t.Errorf("the file beside the folder: %q, %v", b, err)
+				t.Errorf("the file beside the directory: %q, %v", b, err)
 			}
 			s.end(t)
 		})
@@ -105,11 +105,11 @@ func TestSandboxState(t *testing.T) {
 	}
 }
 
-// Where memory is short, the kernel forgets the folders of /proc that are not open, and makes new ones, which the rules of the
-// sandbox do not cover.
+// Where memory is short, the kernel forgets the directories of /proc that are not open, and makes new ones, which the rules of
+// the sandbox do not cover.
 func TestSandboxKeepsProc(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to have the kernel forget folders")
+		t.Skip("needs root, to have the kernel forget directories")
 	}
 	socket := filepath.Join(t.TempDir(), "metrics.sock")
 	s := serve(t, create(t, "64M"), "-o", "metrics=unix:"+socket)

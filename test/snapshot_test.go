@@ -20,7 +20,7 @@ func snapshot(t *testing.T, args ...string) (r struct{ Frozen, Child string }) {
 	return r
 }
 
-// imagesOf returns the names of all files in the folder of an image.
+// imagesOf returns the names of all files in the directory of an image.
 func imagesOf(t *testing.T, img string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Dir(img))
@@ -112,7 +112,7 @@ func TestSnapshotOfAMount(t *testing.T) {
 	}
 }
 
-// mkdir makes a folder with a number as its name.
+// mkdir makes a directory with a number as its name.
 func mkdir(t *testing.T, dir string, i int) string {
 	t.Helper()
 	if err := os.Mkdir(filepath.Join(dir, fmt.Sprint(i)), 0o700); err != nil {
@@ -121,7 +121,7 @@ func mkdir(t *testing.T, dir string, i int) string {
 	return fmt.Sprint(i)
 }
 
-// chainOf returns the paths of the chain that there is in a folder, or of an image: the one without a parent first.
+// chainOf returns the paths of the chain that there is in a directory, or of an image: the one without a parent first.
 func chainOf(t *testing.T, path string) (paths []string) {
 	t.Helper()
 	type link struct {
@@ -229,7 +229,7 @@ func TestSnapshotIsKilled(t *testing.T) {
 	}
 }
 
-// What fails leaves a mount that goes on, and no file: a full disk, a folder that cannot be written, a file that is there.
+// What fails leaves a mount that goes on, and no file: a full disk, a directory that cannot be written, a file that is there.
 func TestSnapshotOfAMountFails(t *testing.T) {
 	requireFUSE(t)
 	dir := smallFS(t, "tmpfs", "44")
@@ -259,7 +259,7 @@ func TestSnapshotOfAMountFails(t *testing.T) {
 			t.Errorf("%v: exit status %d, %q", tc.args, r.status, r.stderr)
 		}
 		if names := fmt.Sprint(imagesOf(t, img)); names != "[ballast img.vhdx]" {
-			t.Errorf("%v: the folder holds %s", tc.args, names)
+			t.Errorf("%v: the directory holds %s", tc.args, names)
 		}
 	}
 	if err := os.Remove(ballast); err != nil {
@@ -321,7 +321,7 @@ func TestSnapshotsAtOnce(t *testing.T) {
 	}
 }
 
-// An image that was mounted by itself into a folder gets no child there, which would be beside something else.
+// An image that was mounted by itself into a directory gets no child there, which would be beside something else.
 func TestSnapshotOfAMountedFile(t *testing.T) {
 	requireFUSE(t)
 	if os.Geteuid() != 0 {
@@ -340,7 +340,7 @@ func TestSnapshotOfAMountedFile(t *testing.T) {
 			}
 		}
 		if names := imagesOf(t, img); len(names) != 1 {
-			t.Errorf("the folder holds %v", names)
+			t.Errorf("the directory holds %v", names)
 		}
 	}
 	refuses()
@@ -352,7 +352,7 @@ func TestSnapshotOfAMountedFile(t *testing.T) {
 	checkClean(t, img)
 }
 
-// Only root and who has mounted it may freeze a disk. A program that may make no files in the folder says so, and goes on.
+// Only root and who has mounted it may freeze a disk. A program that may make no files in the directory says so, and goes on.
 func TestSnapshotByOthers(t *testing.T) {
 	requireFUSE(t)
 	requireTools(t, "setfattr", "fusermount3")
@@ -369,7 +369,7 @@ func TestSnapshotByOthers(t *testing.T) {
 			t.Errorf("%v: %v %s", args, err, out)
 		}
 		if names := imagesOf(t, img); len(names) != 1 {
-			t.Errorf("the folder holds %v", names)
+			t.Errorf("the directory holds %v", names)
 		}
 	}
 	s := serve(t, img, "-o", "allow_other,umask=0")
@@ -400,7 +400,7 @@ func TestSnapshotOfParent(t *testing.T) {
 			t.Errorf("exit status %d, %q", r.status, r.stderr)
 		}
 		if names := fmt.Sprint(imagesOf(t, img)); names != "[disk.vhdx one.avhdx]" {
-			t.Errorf("the folder holds %s", names)
+			t.Errorf("the directory holds %s", names)
 		}
 	}
 	refused(img, second)

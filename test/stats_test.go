@@ -278,7 +278,7 @@ func TestMetricsSocketInTheWay(t *testing.T) {
 	}{
 		{"in use", option, 32, "another program listens on " + socket},
 		{"a file", "metrics=unix:" + file, 32, "is not a socket"},
-		{"no folder", "metrics=unix:" + dir + "/no/metrics.sock", 32, "no such file or directory"},
+		{"no directory", "metrics=unix:" + dir + "/no/metrics.sock", 32, "no such file or directory"},
 		{"too long", "metrics=unix:" + long, 1, "at most 107 bytes"},
 		{"no path", "metrics=unix:", 1, "unix:"},
 		{"another network", "metrics=tcp:9100", 1, "unix:"},

@@ -16,41 +16,42 @@ import (
 	"time"
 )
 
-var vm = flag.String("vm", "", "a `folder` with the virtual machine that internal/scripts/vm makes; made if it is not there")
+var vm = flag.String("vm", "", "a `directory` with the virtual machine that internal/scripts/vm makes; made if it is not there")
 
 // vmPatience is how long a test waits for what a virtual machine has to do, perhaps without the processor's help.
 const vmPatience = 8 * time.Minute
 
-// requireVM skips the test unless a virtual machine is asked for, and returns a folder with its disk, which it makes if that is not
-// there yet. A machine with further packages has a folder of its own.
-func requireVM(t *testing.T, name string, packages ...string) (folder string) {
+// requireVM skips the test unless a virtual machine is asked for, and returns a directory with its disk, which it makes if that
+// is not there yet. A machine with further packages has a directory of its own.
+func requireVM(t *testing.T, name string, packages ...string) (directory string) {
 	t.Helper()
 	if *vm == "" {
-		t.Skip("boots a virtual machine: needs -args -vm FOLDER, as make test-vm gives it")
+		t.Skip("boots a virtual machine: needs -args -vm DIRECTORY, as make test-vm gives it")
 	}
 	requireLoop(t)
 	requireTools(t, "qemu-system-x86_64", "mmdebstrap", "mke2fs")
-	folder = filepath.Join(*vm, name)
-	cmd := exec.Command("../internal/scripts/vm", "image", folder)
+	directory = filepath.Join(*vm, name)
+	cmd := exec.Command("../internal/scripts/vm", "image", directory)
 	cmd.Env = append(os.Environ(), "VM_PACKAGES="+strings.Join(packages, " "))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
 	}
-	return folder
+	return directory
 }
 
 // A machine is a virtual one with two disks: its own, and one that it mounts at /srv.
 type machine struct {
-	folder    string // of its kernel
+	directory string // of its kernel
 	root, srv string // raw files with ext4
 }
 
-// newMachine makes a machine, of the disk in folder, with the program installed in /usr/local, and below /srv what is in the folder srv.
-func newMachine(t *testing.T, folder, srv string) *machine {
+// newMachine makes a machine, of the disk in directory, with the program installed in /usr/local, and below /srv what is in the
+// directory srv.
+func newMachine(t *testing.T, directory, srv string) *machine {
 	t.Helper()
 	dir := t.TempDir()
-	m := &machine{folder: folder, root: filepath.Join(dir, "root.img"), srv: filepath.Join(dir, "srv.img")}
-	must(t, "cp", "--sparse=always", filepath.Join(folder, "root.img"), m.root)
+	m := &machine{directory: directory, root: filepath.Join(dir, "root.img"), srv: filepath.Join(dir, "srv.img")}
+	must(t, "cp", "--sparse=always", filepath.Join(directory, "root.img"), m.root)
 	must(t, "mke2fs", "-q", "-t", "ext4", "-L", "srv", "-d", srv, m.srv, "2G")
 	m.edit(t, m.root, func(root string) {
 		must(t, "install", "-D", release.path(t), filepath.Join(root, "usr/local/bin/vhdxfs"))
@@ -108,7 +109,7 @@ func (m *machine) start(t *testing.T, words string) *boot {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	b := &boot{console: filepath.Join(dir, "console"), done: make(chan struct{})}
 	agent := filepath.Join(dir, "agent")
-	b.cmd = exec.Command("../internal/scripts/vm", "boot", m.folder, m.root,
+	b.cmd = exec.Command("../internal/scripts/vm", "boot", m.directory, m.root,
 		"-drive", "if=virtio,format=raw,cache=unsafe,file="+m.srv,
 		"-serial", "file:"+b.console,
 		"-chardev", "socket,id=agent,server=on,wait=off,path="+agent,

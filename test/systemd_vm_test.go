@@ -56,14 +56,14 @@ WantedBy=multi-user.target
 
 // A machine with systemd goes through all that happens to mounts in its life: boots, restarts, the loss of its power.
 func TestSystemdMachine(t *testing.T) {
-	folder := requireVM(t, "")
+	directory := requireVM(t, "")
 	srv := newDir(t)
 	for _, name := range []string{"data", "ro", "seldom", "it's one disk"} {
 		imageWith(t, filepath.Join(srv, name+".vhdx"), name)
 	}
 	imageWithPartitions(t, filepath.Join(srv, "parts.vhdx"))
 	readOnlyImage := sha256File(t, filepath.Join(srv, "ro.vhdx"))
-	m := newMachine(t, folder, srv)
+	m := newMachine(t, directory, srv)
 	m.edit(t, m.root, func(root string) {
 		units := filepath.Join(root, "etc/systemd/system")
 		writeText(t, filepath.Join(root, "etc/fstab"), vmFstab)

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A workshop is a folder with all kinds of things that a tool can be given by mistake.
+// A workshop is a directory with all kinds of things that a tool can be given by mistake.
 type workshop struct {
 	dir  string
 	seen map[string]string // what is there, by name
@@ -46,7 +46,7 @@ func newWorkshop(t *testing.T) *workshop {
 	must(t, "cp", w.path("empty.vhdx"), w.path("other.vhdx"))
 
 	for _, err := range []error{
-		os.Link(w.path("full.vhdx"), w.path("hard.vhdx")), os.Symlink("full.vhdx", w.path("soft.vhdx")), os.Mkdir(w.path("folder"), 0o755),
+		os.Link(w.path("full.vhdx"), w.path("hard.vhdx")), os.Symlink("full.vhdx", w.path("soft.vhdx")), os.Mkdir(w.path("directory"), 0o755),
 		unix.Mkfifo(w.path("pipe"), 0o644),
 	} {
 		if err != nil {
@@ -113,7 +113,7 @@ func (w *workshop) same(t *testing.T, after string) {
 	}
 }
 
-// refuses runs a command in the folder, which has to fail with one line that says why, and to change nothing.
+// refuses runs a command in the directory, which has to fail with one line that says why, and to change nothing.
 func (w *workshop) refuses(t *testing.T, status int, says string, args ...string) {
 	t.Helper()
 	r := w.run(t, args...)
@@ -127,7 +127,7 @@ func (w *workshop) refuses(t *testing.T, status int, says string, args ...string
 	w.same(t, line)
 }
 
-// run runs the program in the folder.
+// run runs the program in the directory.
 func (w *workshop) run(t *testing.T, args ...string) result {
 	t.Helper()
 	t.Chdir(w.dir)
@@ -145,7 +145,7 @@ func TestToolsRefuseBadInput(t *testing.T) {
 		says   string
 	}{
 		{"missing", systemStatus, "no such file or directory"},
-		{"folder", systemStatus, "is a directory"},
+		{"directory", systemStatus, "is a directory"},
 		{"pipe", systemStatus, "neither a regular file nor a block device"},
 		{"/dev/null", systemStatus, "neither a regular file nor a block device"},
 		{"", usageStatus, "is empty"},
@@ -194,7 +194,7 @@ func TestToolsRefuseBadOutput(t *testing.T) {
 		force  string // what is said with --force; "" is the same
 	}{
 		{"empty.vhdx", usageStatus, "exists; use --force to replace it", "-"},
-		{"folder", usageStatus, "is not a regular file", "is not a regular file"},
+		{"directory", usageStatus, "is not a regular file", "is not a regular file"},
 		{"pipe", usageStatus, "is not a regular file", "is not a regular file"},
 		{"/dev/null", usageStatus, "is not a regular file", "is not a regular file"},
 		{"missing/new.vhdx", systemStatus, "missing/new.vhdx: no such file or directory", ""},

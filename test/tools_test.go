@@ -249,7 +249,7 @@ func TestInterruptedConvertLeavesNoImage(t *testing.T) {
 	}
 }
 
-// unnamedFiles reports whether the file system of a folder knows files without a name.
+// unnamedFiles reports whether the file system of a directory knows files without a name.
 func unnamedFiles(dir string) bool {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {

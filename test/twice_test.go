@@ -144,7 +144,7 @@ func TestLookAtMountedImage(t *testing.T) {
 		}
 	}
 	if out := mustVhdxfs(t, "chain", filepath.Dir(kid)); !strings.Contains(out, "kid.avhdx") || !strings.Contains(out, "linked") {
-		t.Errorf("chain of the folder: %s", out)
+		t.Errorf("chain of the directory: %s", out)
 	}
 	other := create(t, "64MiB")
 	s := serve(t, other)

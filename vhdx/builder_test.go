@@ -467,7 +467,7 @@ func (c chain) open(t testing.TB, o Options) *Image {
 	return newImage(top)
 }
 
-// writeTo writes the images into the folder, the first as image.vhdx and its parents as their children name
+// writeTo writes the images into the directory, the first as image.vhdx and its parents as their children name
 // them, and returns the path of the first.
 func (c chain) writeTo(t testing.TB, dir string) string {
 	t.Helper()

@@ -11,7 +11,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
-// newChain makes a chain of n images in a new folder, base.vhdx first, and returns their paths.
+// newChain makes a chain of n images in a new directory, base.vhdx first, and returns their paths.
 func newChain(t *testing.T, n int) []string {
 	t.Helper()
 	dir := t.TempDir()

@@ -225,10 +225,10 @@ func parentKeys(child, parent string, further []string, dataWrite uuid.UUID) ([]
 	return keys, nil
 }
 
-// relativePath returns the path from the folder of child to parent: as both are written, or, where that leads out of the
-// folder, as it is without symbolic links.
+// relativePath returns the path from the directory of child to parent: as both are written, or, where that leads out of the
+// directory, as it is without symbolic links.
 func relativePath(child, parent string) (string, error) {
-	homes := foldersOf(child)
+	homes := dirsOf(child)
 	rel, err := filepath.Rel(absolute(homes[len(homes)-1]), absolute(parent))
 	if err == nil && filepath.IsLocal(rel) {
 		return rel, nil

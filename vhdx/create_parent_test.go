@@ -13,7 +13,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
-// newParent writes an image of 5 MiB with random blocks to a new folder, and returns it and its path.
+// newParent writes an image of 5 MiB with random blocks to a new directory, and returns it and its path.
 func newParent(t *testing.T, s spec) (*image, string) {
 	t.Helper()
 	if s.diskSize == 0 {
@@ -172,7 +172,7 @@ func TestCreateChildRefuses(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tc.want)
 			}
 			if after, err := os.ReadDir(dir); err != nil || len(after) != len(before) {
-				t.Errorf("the folder holds %v, %v", after, err)
+				t.Errorf("the directory holds %v, %v", after, err)
 			}
 		})
 	}

@@ -146,7 +146,7 @@ func TestCreateRefuses(t *testing.T) {
 				t.Error("no error")
 			}
 			if list, err := os.ReadDir(dir); err != nil || len(list) > 0 {
-				t.Errorf("the folder holds %v, %v; want nothing", list, err)
+				t.Errorf("the directory holds %v, %v; want nothing", list, err)
 			}
 		})
 	}
@@ -189,7 +189,7 @@ func TestCreateRemovesWhatItCannotFinish(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if list, err := os.ReadDir(dir); err != nil || len(list) > 0 {
-		t.Errorf("the folder holds %v, %v; want nothing", list, err)
+		t.Errorf("the directory holds %v, %v; want nothing", list, err)
 	}
 }
 

@@ -9,8 +9,8 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
-// inFolder calls do with a new folder, which goes afterwards.
-func inFolder(do func(dir string) error) {
+// inDir calls do with a new directory, which goes afterwards.
+func inDir(do func(dir string) error) {
 	dir, err := os.MkdirTemp("", "example")
 	if err == nil {
 		defer os.RemoveAll(dir)
@@ -23,7 +23,7 @@ func inFolder(do func(dir string) error) {
 
 // Open an image for writing, write, and read it back. What Sync has returned for survives a power cut.
 func ExampleOpen() {
-	inFolder(func(dir string) error {
+	inDir(func(dir string) error {
 		path := filepath.Join(dir, "disk.vhdx")
 		if err := vhdx.Create(path, vhdx.CreateOptions{Size: 1 << 30}); err != nil {
 			return err
@@ -51,7 +51,7 @@ func ExampleOpen() {
 
 // A new dynamic disk takes little space, whatever its size.
 func ExampleCreate() {
-	inFolder(func(dir string) error {
+	inDir(func(dir string) error {
 		path := filepath.Join(dir, "disk.vhdx")
 		if err := vhdx.Create(path, vhdx.CreateOptions{Size: 64 << 40, BlockSize: 32 << 20}); err != nil {
 			return err
@@ -69,7 +69,7 @@ func ExampleCreate() {
 
 // A snapshot freezes an image that is not in use. The disk goes on in a child, which reads as before.
 func ExampleSnapshot() {
-	inFolder(func(dir string) error {
+	inDir(func(dir string) error {
 		path := filepath.Join(dir, "disk.vhdx")
 		if err := vhdx.Create(path, vhdx.CreateOptions{Size: 1 << 30}); err != nil {
 			return err

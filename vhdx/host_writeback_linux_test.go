@@ -11,7 +11,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
-// writebackHost returns where the files of the folder backing are on a FUSE file system with a writeback cache: what is
+// writebackHost returns where the files of the directory backing are on a FUSE file system with a writeback cache: what is
 // written there reaches the server later, and it is the server that is asked for holes.
 func writebackHost(t *testing.T, backing string) string {
 	t.Helper()

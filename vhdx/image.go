@@ -29,7 +29,7 @@ const (
 // Options says how to open an image.
 type Options struct {
 	Parents    []string // files to take as parents, for the levels of the chain in turn
-	ParentDirs []string // further folders in which parents may be looked for
+	ParentDirs []string // further directories in which parents may be looked for
 	AnyParent  bool     // take a parent that was changed since the child was made; what the disk reads as is then unknown
 	CacheSize  int64    // bytes of BAT and sector bitmap pages to keep, for the whole chain; 0 is the default
 	Lock       LockMode // "" is LockOn
@@ -253,8 +253,8 @@ func (o *opener) open(path string) (*layer, error) {
 
 // openLayer opens and locks the image file at path, and reads nothing yet.
 func (o *opener) openLayer(path string, flags int, kind imagefile.LockKind) (*layer, error) {
-	// Open the folder first, and the file through it. Even if other programs change names meanwhile, the image is in the
-	// folder in which its parent is looked for.
+	// Open the directory first, and the file through it. Even if other programs change names meanwhile, the image is in the
+	// directory in which its parent is looked for.
 	d, name, err := safefile.Split(path)
 	if err != nil {
 		return nil, err
@@ -267,13 +267,13 @@ func (o *opener) openLayer(path string, flags int, kind imagefile.LockKind) (*la
 	return o.lockLayer(f, path, kind, d, name)
 }
 
-// openBeneath does the same for a parent at the path rel, which does not lead out of the folder.
-func (o *opener) openBeneath(in *safefile.Folder, rel, path string, flags int, kind imagefile.LockKind) (*layer, error) {
+// openBeneath does the same for a parent at the path rel, which does not lead out of the directory.
+func (o *opener) openBeneath(in *safefile.Dir, rel, path string, flags int, kind imagefile.LockKind) (*layer, error) {
 	f, err := in.Open(rel, flags)
 	if err != nil {
 		return nil, err
 	}
-	d, err := in.OpenFolder(filepath.Dir(rel))
+	d, err := in.OpenDir(filepath.Dir(rel))
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -281,12 +281,12 @@ func (o *opener) openBeneath(in *safefile.Folder, rel, path string, flags int, k
 }
 
 // lockLayer locks the open file, which is called name in d.
-func (o *opener) lockLayer(file *os.File, path string, kind imagefile.LockKind, d *safefile.Folder, name string) (*layer, error) {
+func (o *opener) lockLayer(file *os.File, path string, kind imagefile.LockKind, d *safefile.Dir, name string) (*layer, error) {
 	f := imagefile.Of(file)
 	l := o.newLayer(f, path)
-	l.homes = []*safefile.Folder{d}
+	l.homes = []*safefile.Dir{d}
 	if !d.Has(name, file) { // it is a symbolic link
-		if real, _, err := safefile.FolderOf(file); err == nil {
+		if real, _, err := safefile.DirOf(file); err == nil {
 			l.homes = append(l.homes, real)
 		}
 	}

@@ -68,7 +68,7 @@ type layer struct {
 	orphan  bool    // the parent is not opened
 
 	unfound *parentSearchError // why there is no parent, where that is no error; see Options.MissingParent
-	homes   []*safefile.Folder // where the file is: its own folder, and that of a symbolic link to it; until the parent was looked for
+	homes   []*safefile.Dir    // where the file is: its own directory, and that of a symbolic link to it; until the parent was looked for
 
 	lost    bool // Check has found data of which the BAT may have lost the entries
 	skim    bool // load does not look at the BAT, so nothing can be read
@@ -352,7 +352,7 @@ func (l *layer) abandon() error {
 	return l.file.Close()
 }
 
-// leaveHomes closes the folders of the file, when no parent is looked for any more.
+// leaveHomes closes the directories of the file, when no parent is looked for any more.
 func (l *layer) leaveHomes() {
 	for _, d := range l.homes {
 		_ = d.Close() // nothing was written

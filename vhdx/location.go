@@ -11,10 +11,10 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
-// A location is a name of an open file in its folder, which is open too: renaming and removing go by that, since others may
-// be able to write the folder or to move it.
+// A location is a name of an open file in its directory, which is open too: renaming and removing go by that, since others may
+// be able to write the directory or to move it.
 type location struct {
-	*safefile.Folder
+	*safefile.Dir
 	name string
 	file opened
 }
@@ -43,7 +43,7 @@ func (o opened) Fd() uintptr {
 func locationOf(f File, path string) (*location, error) {
 	file, ok := descriptorOf(f, path)
 	if !ok {
-		return nil, fmt.Errorf("%s has no place in a folder", path)
+		return nil, fmt.Errorf("%s has no place in a directory", path)
 	}
 	d, name, err := safefile.Split(path)
 	if err != nil {
@@ -51,7 +51,7 @@ func locationOf(f File, path string) (*location, error) {
 	}
 	if st, err := d.Stat(name); err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		d.Close()
-		if d, name, err = safefile.FolderOf(file); err != nil {
+		if d, name, err = safefile.DirOf(file); err != nil {
 			return nil, fmt.Errorf("%s is no longer the image: %w", path, err)
 		}
 	}
@@ -86,7 +86,7 @@ func (p *location) remove() error {
 	return p.Remove(p.name)
 }
 
-// link gives the file a second name in its folder, durably, and reports false if it has that already, from an attempt that
+// link gives the file a second name in its directory, durably, and reports false if it has that already, from an attempt that
 // was cut.
 func (p *location) link(name string) (linked bool, err error) {
 	err = p.Link(p.file, name)
@@ -121,28 +121,28 @@ func (p *location) twoNames(other string) (bool, error) {
 	return p.name != other && slices.Contains(names, p.name) && slices.Contains(names, other), nil
 }
 
-// mountedAlone reports whether the file is a mount by itself, so that other files in its folder are not beside it.
+// mountedAlone reports whether the file is a mount by itself, so that other files in its directory are not beside it.
 func (p *location) mountedAlone() (bool, error) {
-	var file, folder unix.Statx_t
+	var file, directory unix.Statx_t
 	err := unix.Statx(int(p.file.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &file)
 	if err == nil {
-		err = p.Statx(unix.STATX_MNT_ID, &folder)
+		err = p.Statx(unix.STATX_MNT_ID, &directory)
 	}
 	if err != nil {
 		return false, err
 	}
 	// Before Linux 5.8 both numbers of mounts are zero.
-	return file.Mnt_id != folder.Mnt_id || file.Dev_major != folder.Dev_major || file.Dev_minor != folder.Dev_minor, nil
+	return file.Mnt_id != directory.Mnt_id || file.Dev_major != directory.Dev_major || file.Dev_minor != directory.Dev_minor, nil
 }
 
-// beside opens the folder of path and returns an error unless that is the folder of the place.
+// beside opens the directory of path and returns an error unless that is the directory of the place.
 func (p *location) beside(path string) (name string, err error) {
 	d, name, err := safefile.Split(path)
 	if err != nil {
 		return "", err
 	}
 	defer d.Close()
-	if !d.Same(p.Folder) {
+	if !d.Same(p.Dir) {
 		return "", optionsError{fmt.Errorf("%s is not in the directory of the image; neither it nor its parent would be found there", path)}
 	}
 	return name, nil

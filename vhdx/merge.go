@@ -315,7 +315,7 @@ func (m *merge) takeName(top, merged *Image) error {
 
 // takeName gives the name of one file to another, durably. It reports whether it has that.
 func takeName(from, to *location) (done bool, err error) {
-	if !to.Same(from.Folder) {
+	if !to.Same(from.Dir) {
 		return false, fmt.Errorf("%s and %s are no longer in the same directory", from.path(), to.path())
 	}
 	if err := errors.Join(from.check(), to.check()); err != nil {

@@ -72,15 +72,15 @@ func (f wiredFile) PunchHole(off, n int64) error {
 	return f.do(func() error { return f.Disk.PunchHole(off, n) })
 }
 
-// A folder is a chain of images, by name; the first is the child of all.
-type folder struct {
+// A directory is a chain of images, by name; the first is the child of all.
+type directory struct {
 	names []string
 	files map[string]File
 }
 
 // layer loads the named image and its parents, as the images name them. It fails where one is not accepted.
-func (f folder) layer(op *opener, name string) (*layer, error) {
-	l := op.newLayer(f.files[name], "/folder/"+name)
+func (f directory) layer(op *opener, name string) (*layer, error) {
+	l := op.newLayer(f.files[name], "/directory/"+name)
 	if err := l.load(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -100,9 +100,9 @@ func (f folder) layer(op *opener, name string) (*layer, error) {
 }
 
 // fresh returns a layer that was not loaded yet.
-func (f folder) fresh(op *opener, name string) *layer { return op.newLayer(f.files[name], name) }
+func (f directory) fresh(op *opener, name string) *layer { return op.newLayer(f.files[name], name) }
 
-func (f folder) open(name string) (*Image, error) {
+func (f directory) open(name string) (*Image, error) {
 	l, err := f.layer(newOpener(Options{}), name)
 	if err != nil {
 		return nil, err
@@ -111,12 +111,12 @@ func (f folder) open(name string) (*Image, error) {
 }
 
 // merge merges the first image into the last. Where the first one's parent is the last by now, that is all there is.
-func (f folder) merge() error {
+func (f directory) merge() error {
 	_, err := f.mergeWith(MergeOptions{Phase: func(string, int64) {}, Progress: func(int64) {}, Shared: func(int64) {}})
 	return err
 }
 
-func (f folder) mergeWith(o MergeOptions) (r MergeResult, err error) {
+func (f directory) mergeWith(o MergeOptions) (r MergeResult, err error) {
 	op := newOpener(Options{DetectZeroes: true})
 	top, err := f.layer(op, f.names[0])
 	if err != nil {
@@ -157,7 +157,7 @@ func newMergeTest(c chain) *mergeTest {
 // reports whether the merge was done by then.
 func (mt *mergeTest) run(cut int) (done bool, err error) {
 	c := &circuit{cut: cut}
-	f := folder{files: map[string]File{}}
+	f := directory{files: map[string]File{}}
 	disks := map[string]*powercut.Disk{}
 	for i, im := range mt.chain {
 		name := chainName(i)
@@ -172,7 +172,7 @@ func (mt *mergeTest) run(cut int) (done bool, err error) {
 	}
 	for s := range mt.each {
 		mt.states++
-		left := folder{names: f.names, files: map[string]File{}}
+		left := directory{names: f.names, files: map[string]File{}}
 		for i, name := range f.names {
 			left.files[name] = mutantFile{disks[name].AfterCut(rand.New(rand.NewPCG(uint64(s), uint64(i)))), ""}
 		}
@@ -212,7 +212,7 @@ func chainName(i int) string { return fmt.Sprintf("image%d.vhdx", i) }
 
 // check checks that the child reads as it did, and that no image reads as anything but what it did, unless it cannot
 // be opened. When the merge is done the last one reads as the child does.
-func (mt *mergeTest) check(f folder, done bool) error {
+func (mt *mergeTest) check(f directory, done bool) error {
 	last := len(f.names) - 1
 	for i, name := range f.names {
 		im, err := f.open(name)

@@ -29,8 +29,8 @@ type liveMergeTest struct {
 	states       int // looked at so far
 }
 
-// A cutFolder is the names of a chain's files, which change as the files do.
-type cutFolder struct {
+// A cutDir is the names of a chain's files, which change as the files do.
+type cutDir struct {
 	c     *circuit
 	files map[string]File // by path
 	gone  map[string]bool // removed, which a cut may undo
@@ -38,10 +38,10 @@ type cutFolder struct {
 	maybe bool            // or not yet
 }
 
-func (f *cutFolder) reopen(l *layer) (File, error) { return f.files[l.path], nil }
-func (f *cutFolder) share(*layer) error            { return nil }
+func (f *cutDir) reopen(l *layer) (File, error) { return f.files[l.path], nil }
+func (f *cutDir) share(*layer) error            { return nil }
 
-func (f *cutFolder) remove(l *layer) error {
+func (f *cutDir) remove(l *layer) error {
 	if before, _ := f.c.step(); !before {
 		return powercut.ErrCut
 	}
@@ -49,7 +49,7 @@ func (f *cutFolder) remove(l *layer) error {
 	return nil
 }
 
-func (f *cutFolder) rename(from, to *layer) (bool, error) {
+func (f *cutDir) rename(from, to *layer) (bool, error) {
 	before, after := f.c.step()
 	if !before {
 		return false, powercut.ErrCut
@@ -116,9 +116,9 @@ func (lt *liveMergeTest) run(cut int) (done bool, err error) {
 			panic(err)
 		}
 	}
-	folder := &cutFolder{c: c, files: map[string]File{}, gone: map[string]bool{}}
+	directory := &cutDir{c: c, files: map[string]File{}, gone: map[string]bool{}}
 	disks := map[string]*powercut.Disk{}
-	f := folderOf(len(lt.chain))
+	f := dirOf(len(lt.chain))
 	for i, of := range lt.chain {
 		d := lt.host.disk(of.memFile, of.memFile.size)
 		d.Tearable = func(off int64) bool { return off < of.dataOff }
@@ -130,9 +130,9 @@ func (lt *liveMergeTest) run(cut int) (done bool, err error) {
 		if i > 0 {
 			file = &busyFile{file, meanwhile}
 		}
-		f.files[f.names[i]], folder.files["/folder/"+f.names[i]] = file, file
+		f.files[f.names[i]], directory.files["/directory/"+f.names[i]] = file, file
 	}
-	err = lt.merge(f, folder, &im, h, rng, meanwhile)
+	err = lt.merge(f, directory, &im, h, rng, meanwhile)
 	if err != nil && c.powered() {
 		return true, fmt.Errorf("failed with the power on: %w", err)
 	}
@@ -145,19 +145,19 @@ func (lt *liveMergeTest) run(cut int) (done bool, err error) {
 			}
 			return d.AfterCut(rand.New(rand.NewPCG(lt.seed<<8|uint64(s), uint64(name[len("image")]))))
 		}
-		left := folderOf(len(lt.chain))
+		left := dirOf(len(lt.chain))
 		for _, name := range left.names {
 			left.files[name] = after(name)
 		}
-		names := []bool{folder.took[0] != ""}
-		if folder.maybe {
+		names := []bool{directory.took[0] != ""}
+		if directory.maybe {
 			names = []bool{false, true}
 		}
 		for _, took := range names {
 			lt.states++
 			err := lt.checkParents(left)
 			if err == nil {
-				err = lt.check(left, folder, took, h, s%2 == 1)
+				err = lt.check(left, directory, took, h, s%2 == 1)
 			}
 			if err != nil {
 				return false, fmt.Errorf("cut %d, state %d, renamed %v: %w", cut, s, took, err)
@@ -167,8 +167,8 @@ func (lt *liveMergeTest) run(cut int) (done bool, err error) {
 	return c.powered(), nil
 }
 
-func folderOf(n int) folder {
-	f := folder{files: map[string]File{}}
+func dirOf(n int) directory {
+	f := directory{files: map[string]File{}}
 	for i := range n {
 		f.names = append(f.names, chainName(i))
 	}
@@ -176,7 +176,7 @@ func folderOf(n int) folder {
 }
 
 // merge opens the chain, writes, merges, and writes again.
-func (lt *liveMergeTest) merge(f folder, host *cutFolder, now **Image, h *history, rng *rand.Rand, meanwhile func()) error {
+func (lt *liveMergeTest) merge(f directory, host *cutDir, now **Image, h *history, rng *rand.Rand, meanwhile func()) error {
 	op := newOpener(Options{Writable: true, Discard: DiscardPunch})
 	top, err := f.layer(op, f.names[0])
 	if err != nil {
@@ -203,12 +203,12 @@ func (lt *liveMergeTest) merge(f folder, host *cutFolder, now **Image, h *histor
 		return err
 	}
 	*now = im
-	o := MergeOptions{KeepName: lt.keep, Delete: lt.remove, Into: "/folder/" + f.names[lt.into], Phase: func(string, int64) { meanwhile() }, Progress: func(int64) { meanwhile() }, Shared: func(int64) {}}
+	o := MergeOptions{KeepName: lt.keep, Delete: lt.remove, Into: "/directory/" + f.names[lt.into], Phase: func(string, int64) { meanwhile() }, Progress: func(int64) { meanwhile() }, Shared: func(int64) {}}
 	m := &liveMerge{merge: merge{MergeOptions: o, ctx: context.Background()}, im: im, w: w, files: host, lastBytes: 128 << 10}
 	if lt.mutant != nil {
 		lt.mutant(m)
 	}
-	if err := m.plan("/folder/" + f.names[lt.child]); err != nil {
+	if err := m.plan("/directory/" + f.names[lt.child]); err != nil {
 		return err
 	}
 	if err := m.do(); err != nil {
@@ -227,18 +227,18 @@ func (lt *liveMergeTest) merge(f folder, host *cutFolder, now **Image, h *histor
 
 // check checks that the disk is found, by the name by which it would be mounted, or, if what has that name is no valid image any
 // more, by that of the result.
-func (lt *liveMergeTest) check(f folder, host *cutFolder, took bool, h *history, replay bool) error {
+func (lt *liveMergeTest) check(f directory, host *cutDir, took bool, h *history, replay bool) error {
 	if took {
-		name, by := host.took[0][len("/folder/"):], host.took[1][len("/folder/"):]
+		name, by := host.took[0][len("/directory/"):], host.took[1][len("/directory/"):]
 		f.files[name] = f.files[by]
 		delete(f.files, by)
 	}
 	tries := []string{""}
 	for gone := range host.gone {
-		tries = append(tries, gone[len("/folder/"):])
+		tries = append(tries, gone[len("/directory/"):])
 	}
 	for _, gone := range tries {
-		g := folder{names: f.names, files: map[string]File{}}
+		g := directory{names: f.names, files: map[string]File{}}
 		for name, file := range f.files {
 			if name != gone {
 				g.files[name] = file
@@ -273,7 +273,7 @@ func (lt *liveMergeTest) check(f folder, host *cutFolder, took bool, h *history,
 
 // checkParents checks that each parent that says it is the disk that it was still reads as that, or as the one that was merged into
 // it if it says so.
-func (lt *liveMergeTest) checkParents(f folder) error {
+func (lt *liveMergeTest) checkParents(f directory) error {
 	for i := 1; i < len(lt.chain); i++ {
 		im, err := f.openFor(f.names[i], false)
 		if ruleOf(err) == ondisk.RuleParentChanged {
@@ -298,7 +298,7 @@ func (lt *liveMergeTest) checkParents(f folder) error {
 var errNoFile = errors.New("no such file")
 
 // openFor opens a chain, its first image for writing if so.
-func (f folder) openFor(name string, writable bool) (*Image, error) {
+func (f directory) openFor(name string, writable bool) (*Image, error) {
 	if f.files[name] == nil {
 		return nil, errNoFile
 	}

@@ -24,11 +24,11 @@ type ownMerge struct {
 func newOwnMerge(t *testing.T, child, parent spec, wrap func(i int, f File) File) *ownMerge {
 	t.Helper()
 	c := mergeChain(child, parent)
-	f := folderOf(len(c))
-	host := &cutFolder{c: &circuit{cut: math.MaxInt}, files: map[string]File{}, gone: map[string]bool{}}
+	f := dirOf(len(c))
+	host := &cutDir{c: &circuit{cut: math.MaxInt}, files: map[string]File{}, gone: map[string]bool{}}
 	for i, of := range c {
 		file := wrap(i, of.memFile)
-		f.files[f.names[i]], host.files["/folder/"+f.names[i]] = file, file
+		f.files[f.names[i]], host.files["/directory/"+f.names[i]] = file, file
 	}
 	op := newOpener(Options{Writable: true})
 	top, err := f.layer(op, f.names[0])
@@ -43,7 +43,7 @@ func newOwnMerge(t *testing.T, child, parent spec, wrap func(i int, f File) File
 	im := &Image{own: w.own, writer: w}
 	o := MergeOptions{Delete: true, Phase: func(string, int64) {}, Progress: func(int64) {}, Shared: func(int64) {}}
 	m := &liveMerge{merge: merge{MergeOptions: o, ctx: context.Background()}, im: im, w: w, files: host, lastBytes: lastBytes}
-	if err := m.plan("/folder/" + f.names[0]); err != nil {
+	if err := m.plan("/directory/" + f.names[0]); err != nil {
 		t.Fatal(err)
 	}
 	return &ownMerge{t, im, m, f.files}

@@ -18,7 +18,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
-// newWrittenChain makes a chain of n images in a new folder, base.vhdx first, each with data of its own and with some of its
+// newWrittenChain makes a chain of n images in a new directory, base.vhdx first, each with data of its own and with some of its
 // parent's blocks trimmed.
 func newWrittenChain(t *testing.T, n int) []string {
 	t.Helper()
@@ -65,7 +65,7 @@ func diskSum(t *testing.T, path string, o Options) [32]byte {
 	return sha256.Sum256(p)
 }
 
-// fileSums are the checksums of all files of a folder, by name.
+// fileSums are the checksums of all files of a directory, by name.
 func fileSums(t *testing.T, dir string) map[string][32]byte {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -86,7 +86,7 @@ func fileSums(t *testing.T, dir string) map[string][32]byte {
 	return sums
 }
 
-// checkSame fails the test unless the folder holds the files that it held before.
+// checkSame fails the test unless the directory holds the files that it held before.
 func checkSame(t *testing.T, what, dir string, before map[string][32]byte) {
 	t.Helper()
 	after := fileSums(t, dir)
@@ -272,10 +272,10 @@ func TestMergeRefuses(t *testing.T) {
 	if err := Create(larger, CreateOptions{Parent: path("smaller.vhdx"), Size: 3 * ondisk.MiB}); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(path("folder"), 0o700); err != nil {
+	if err := os.Mkdir(path("directory"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	moved := path("folder/moved.vhdx")
+	moved := path("directory/moved.vhdx")
 	if err := Create(moved, CreateOptions{Parent: p[0]}); err != nil {
 		t.Fatal(err)
 	}
@@ -299,7 +299,7 @@ func TestMergeRefuses(t *testing.T) {
 		{"into itself", p[2], MergeOptions{Into: p[2]}, "is not a parent of", ErrOptions},
 		{"into nothing", p[2], MergeOptions{Into: path("missing")}, "no such file", os.ErrNotExist},
 		{"larger than its parent can become", larger, MergeOptions{}, "flatten", ErrSize},
-		{"a name in another folder", moved, MergeOptions{KeepName: true, Open: Options{ParentDirs: []string{dir}}}, "another directory", ErrOptions},
+		{"a name in another directory", moved, MergeOptions{KeepName: true, Open: Options{ParentDirs: []string{dir}}}, "another directory", ErrOptions},
 		{"damaged", broken, MergeOptions{}, "R2", ErrCorrupt},
 		{"another parent", strange, MergeOptions{}, "R63", ErrCorrupt},
 		{"another parent in spite of the option", strange, MergeOptions{Open: Options{AnyParent: true}}, "R63", ErrCorrupt},
@@ -447,7 +447,7 @@ func TestMergeOnAFullDisk(t *testing.T) {
 	c := mergeChain(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.PartiallyPresent}, {2, ondisk.FullyPresent}}}, spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 	mt := newMergeTest(c)
 	parent := &faultFile{File: c[1].memFile, limit: c[1].memFile.size}
-	f := folder{names: []string{chainName(0), chainName(1)}, files: map[string]File{chainName(0): c[0].memFile, chainName(1): parent}}
+	f := directory{names: []string{chainName(0), chainName(1)}, files: map[string]File{chainName(0): c[0].memFile, chainName(1): parent}}
 	if err := f.merge(); !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("merge: %v", err)
 	}
@@ -471,7 +471,7 @@ func TestMergeAfterAFailedSync(t *testing.T) {
 		files := map[string]File{chainName(0): c[0].memFile, chainName(1): c[1].memFile}
 		broken := &faultFile{File: c[i].memFile, failSync: errInjected}
 		files[chainName(i)] = broken
-		f := folder{names: []string{chainName(0), chainName(1)}, files: files}
+		f := directory{names: []string{chainName(0), chainName(1)}, files: files}
 		if err := f.merge(); !errors.Is(err, errInjected) {
 			t.Fatalf("merge: %v", err)
 		}
@@ -516,7 +516,7 @@ func TestMergeAfterAnError(t *testing.T) {
 			}
 			files := map[string]File{chainName(0): c[0].memFile, chainName(1): c[1].memFile}
 			files[chainName(i)] = broken
-			f := folder{names: []string{chainName(0), chainName(1)}, files: files}
+			f := directory{names: []string{chainName(0), chainName(1)}, files: files}
 			err := f.merge()
 			if !failed {
 				break
@@ -562,7 +562,7 @@ func TestMergeShares(t *testing.T) {
 		t.Run(fmt.Sprintf("%s, %+v, %s", tc.chain, tc.host, tc.reflink), func(t *testing.T) {
 			c := mergeSpecs()[tc.chain]()[:2]
 			want := newModel(c)
-			f := folder{files: map[string]File{}}
+			f := directory{files: map[string]File{}}
 			for i, im := range c {
 				f.names = append(f.names, chainName(i))
 				f.files[chainName(i)] = tc.host.disk(im.memFile, im.memFile.size)

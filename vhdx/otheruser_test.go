@@ -16,7 +16,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
-// secretCopy returns a copy of a file, in a folder of root's, whose disk begins with "secret".
+// secretCopy returns a copy of a file, in a directory of root's, whose disk begins with "secret".
 func secretCopy(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -42,18 +42,18 @@ func TestParentOfAnotherUser(t *testing.T) {
 		rel  string
 		make func(path, secret string) error
 	}{
-		"link":   {`p.vhdx`, func(path, secret string) error { return os.Symlink(secret, path) }},
-		"folder": {`sub\secret.vhdx`, func(path, secret string) error { return os.Symlink(filepath.Dir(secret), path) }},
-		"pipe":   {`p.vhdx`, func(path, _ string) error { return unix.Mkfifo(path, 0o600) }},
+		"link":      {`p.vhdx`, func(path, secret string) error { return os.Symlink(secret, path) }},
+		"directory": {`sub\secret.vhdx`, func(path, secret string) error { return os.Symlink(filepath.Dir(secret), path) }},
+		"pipe":      {`p.vhdx`, func(path, _ string) error { return unix.Mkfifo(path, 0o600) }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := otheruser.Folder(t)
+			dir := otheruser.Dir(t)
 			good := filepath.Join(dir, "p.vhdx")
 			parent := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})
 			parent.put([]byte("public"), 0)
 			parent.writeTo(t, good)
 			swapped := good
-			if name == "folder" {
+			if name == "directory" {
 				swapped = filepath.Join(dir, "sub")
 				if err := errors.Join(os.Mkdir(swapped, 0o755), os.Rename(good, filepath.Join(swapped, "secret.vhdx"))); err != nil {
 					t.Fatal(err)
@@ -85,7 +85,7 @@ func TestParentOfAnotherUser(t *testing.T) {
 
 // An undo file of another user's names an image beside it, which is a link to one of root's at every other moment.
 func TestUndoOfAnotherUser(t *testing.T) {
-	dir := otheruser.Folder(t)
+	dir := otheruser.Dir(t)
 	whole, err := os.ReadFile(chain{damagedForUndo(false)}.writeTo(t, dir))
 	if err != nil {
 		t.Fatal(err)
@@ -117,12 +117,12 @@ func TestUndoOfAnotherUser(t *testing.T) {
 	}
 }
 
-// Where files are made under another name first, a snapshot gives its child owner and permissions in a folder of another
+// Where files are made under another name first, a snapshot gives its child owner and permissions in a directory of another
 // user's.
 func TestSnapshotBesideAnotherUser(t *testing.T) {
-	defer func(was func(*safefile.Folder, string, fs.FileMode) (*os.File, error)) { newfile.Unnamed = was }(newfile.Unnamed)
-	newfile.Unnamed = func(*safefile.Folder, string, fs.FileMode) (*os.File, error) { return nil, unix.EOPNOTSUPP }
-	dir, secret := otheruser.Folder(t), filepath.Join(t.TempDir(), "secret")
+	defer func(was func(*safefile.Dir, string, fs.FileMode) (*os.File, error)) { newfile.Unnamed = was }(newfile.Unnamed)
+	newfile.Unnamed = func(*safefile.Dir, string, fs.FileMode) (*os.File, error) { return nil, unix.EOPNOTSUPP }
+	dir, secret := otheruser.Dir(t), filepath.Join(t.TempDir(), "secret")
 	image := chain{build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}}})}.writeTo(t, dir)
 	if err := errors.Join(os.WriteFile(secret, nil, 0o600), os.Chmod(image, 0o666), os.Chown(image, otheruser.UID, otheruser.UID)); err != nil {
 		t.Fatal(err)

@@ -63,13 +63,13 @@ func (l *layer) parentError(r ondisk.Rule, format string, args ...any) error {
 
 // A candidate is a file that may be the parent.
 type candidate struct {
-	dir      *safefile.Folder // below which it has to be; nil for one that the mounter has named
-	rel      string           // its path in that
-	path     string           // all of it, for messages
-	origin   string           // what named it
-	explicit bool             // the mounter did, for this very layer
-	similar  bool             // its name differs in case, so that only its identity shows that it is meant
-	refused  error            // why it may not even be looked at
+	dir      *safefile.Dir // below which it has to be; nil for one that the mounter has named
+	rel      string        // its path in that
+	path     string        // all of it, for messages
+	origin   string        // what named it
+	explicit bool          // the mounter did, for this very layer
+	similar  bool          // its name differs in case, so that only its identity shows that it is meant
+	refused  error         // why it may not even be looked at
 
 	missing bool // there is no such file; set by the code that has tried it
 }
@@ -102,27 +102,27 @@ func (o *opener) search(l *layer) iter.Seq[*candidate] {
 }
 
 // candidates returns the places that l and the mounter name. A path that the image gives is taken only as far as it stays
-// in the folder of the image or in one of those that the mounter allows: an image from elsewhere must not choose which files
-// of this machine are shown. Where the image is opened by a symbolic link, both the folder of the link and that of the file
-// are its own. The folders stay open until release is called.
+// in the directory of the image or in one of those that the mounter allows: an image from elsewhere must not choose which files
+// of this machine are shown. Where the image is opened by a symbolic link, both the directory of the link and that of the file
+// are its own. The directories stay open until release is called.
 func (o *opener) candidates(l *layer) (list []*candidate, release func()) {
 	release = func() {}
 	if level := len(o.chain) - 1; level < len(o.Parents) {
 		return []*candidate{{path: o.Parents[level], origin: "parent= option", explicit: true}}, release
 	}
-	folders := slices.Clone(l.homes)
+	directories := slices.Clone(l.homes)
 	for _, dir := range o.ParentDirs {
-		if d, err := safefile.OpenFolder(dir); err == nil { // else there is no file in it
-			folders = append(folders, d)
+		if d, err := safefile.OpenDir(dir); err == nil { // else there is no file in it
+			directories = append(directories, d)
 		}
 	}
-	opened := folders[len(l.homes):]
+	opened := directories[len(l.homes):]
 	release = func() {
 		for _, d := range opened {
 			_ = d.Close()
 		}
 	}
-	add := func(dir *safefile.Folder, path, origin string) {
+	add := func(dir *safefile.Dir, path, origin string) {
 		if !filepath.IsAbs(path) {
 			path = dir.Join(path)
 		}
@@ -130,7 +130,7 @@ func (o *opener) candidates(l *layer) (list []*candidate, release func()) {
 			return
 		}
 		c := &candidate{path: path, origin: origin}
-		if c.dir, c.rel = beneathOne(dir, folders, path); c.dir == nil {
+		if c.dir, c.rel = beneathOne(dir, directories, path); c.dir == nil {
 			c.refused = errOutside
 		}
 		list = append(list, c)
@@ -166,13 +166,13 @@ func (o *opener) candidates(l *layer) (list []*candidate, release func()) {
 	return list, release
 }
 
-// beneathOne returns the first of the folders below which path is as it is written, and its path from there. The folder in
-// which it was found comes first, if it is not nil.
-func beneathOne(first *safefile.Folder, folders []*safefile.Folder, path string) (*safefile.Folder, string) {
+// beneathOne returns the first of the directories below which path is as it is written, and its path from there. The directory
+// in which it was found comes first, if it is not nil.
+func beneathOne(first *safefile.Dir, directories []*safefile.Dir, path string) (*safefile.Dir, string) {
 	if first != nil {
-		folders = append([]*safefile.Folder{first}, folders...)
+		directories = append([]*safefile.Dir{first}, directories...)
 	}
-	for _, d := range folders {
+	for _, d := range directories {
 		if rel, err := filepath.Rel(absolute(d.Path()), absolute(path)); err == nil && filepath.IsLocal(rel) {
 			return d, rel
 		}
@@ -182,11 +182,11 @@ func beneathOne(first *safefile.Folder, folders []*safefile.Folder, path string)
 
 const (
 	maxSimilar = 16      // names that differ in case
-	maxNames   = 1 << 16 // in a folder that is looked through for them
+	maxNames   = 1 << 16 // in a directory that is looked through for them
 )
 
 // similarNames returns the paths below d that differ from rel in case alone.
-func similarNames(d *safefile.Folder, rel string) []string {
+func similarNames(d *safefile.Dir, rel string) []string {
 	found := []string{""}
 	for _, element := range strings.Split(filepath.Clean(rel), "/") {
 		var next []string
@@ -196,7 +196,7 @@ func similarNames(d *safefile.Folder, rel string) []string {
 				next = append(next, filepath.Join(dir, element))
 				continue
 			}
-			in, err := d.OpenFolder(dir)
+			in, err := d.OpenDir(dir)
 			if err != nil {
 				continue
 			}
@@ -217,8 +217,8 @@ func similarNames(d *safefile.Folder, rel string) []string {
 	return found
 }
 
-// foldersOf returns the folder of the image at path, and, where that is a symbolic link, also that of the file.
-func foldersOf(path string) []string {
+// dirsOf returns the directory of the image at path, and, where that is a symbolic link, also that of the file.
+func dirsOf(path string) []string {
 	homes := []string{filepath.Dir(path)}
 	if st, err := os.Lstat(path); err == nil && st.Mode().Type() == fs.ModeSymlink {
 		homes = append(homes, filepath.Dir(realPath(path)))

@@ -15,7 +15,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
-// A family is a child and files that may be its parent, in a folder with subfolders.
+// A family is a child and files that may be its parent, in a directory with subdirectories.
 type family struct {
 	t   *testing.T
 	dir string
@@ -76,7 +76,7 @@ func TestFindParent(t *testing.T) {
 	}{
 		{name: "relative path", entries: [][2]string{{rel, `.\p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
 		{name: "relative path without a dot", entries: [][2]string{{rel, `p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
-		{name: "relative path into a subfolder", entries: [][2]string{{rel, `sub\p.vhdx`}}, parents: []string{"vm/sub/p.vhdx", "vm/p.vhdx"}, want: "vm/sub/p.vhdx"},
+		{name: "relative path into a subdirectory", entries: [][2]string{{rel, `sub\p.vhdx`}}, parents: []string{"vm/sub/p.vhdx", "vm/p.vhdx"}, want: "vm/sub/p.vhdx"},
 		{name: "relative path before the others", entries: [][2]string{{abs, `\\?\C:\a.vhdx`}, {vol, `\\?\Volume{x}\v.vhdx`}, {rel, `r.vhdx`}},
 			parents: []string{"vm/a.vhdx", "vm/v.vhdx", "vm/r.vhdx"}, want: "vm/r.vhdx"},
 		{name: "volume path before the absolute one", entries: [][2]string{{abs, `\\?\C:\vms\a.vhdx`}, {vol, `\\?\Volume{x}\vms\v.vhdx`}},
@@ -88,18 +88,18 @@ func TestFindParent(t *testing.T) {
 		{name: "name in the relative path, moved beside the child", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
 		{name: "name with spaces, percent and letters", entries: [][2]string{{rel, `.\Größe 100%20 日本 𝄞.vhdx`}}, parents: []string{"vm/Größe 100%20 日本 𝄞.vhdx"}, want: "vm/Größe 100%20 日本 𝄞.vhdx"},
 
-		{name: "outside the folder", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"base/p.vhdx"}},
-		{name: "outside the folder, allowed", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"base/p.vhdx"},
+		{name: "outside the directory", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"base/p.vhdx"}},
+		{name: "outside the directory, allowed", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"base/p.vhdx"},
 			opts: func(f *family) Options { return Options{ParentDirs: []string{f.path("base")}} }, want: "base/p.vhdx"},
-		{name: "outside the folder, parent_dir is above", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"base/p.vhdx"},
+		{name: "outside the directory, parent_dir is above", entries: [][2]string{{rel, `..\base\p.vhdx`}}, parents: []string{"base/p.vhdx"},
 			opts: func(f *family) Options { return Options{ParentDirs: []string{f.dir}} }, want: "base/p.vhdx"},
-		{name: "out of the folder and back", entries: [][2]string{{rel, `..\vm\p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
+		{name: "out of the directory and back", entries: [][2]string{{rel, `..\vm\p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
 		{name: "absolute path in relative_path", entries: [][2]string{{rel, `/etc/p.vhdx`}}, parents: []string{"vm/p.vhdx"}, want: "vm/p.vhdx"},
 		{name: "drive in relative_path", entries: [][2]string{{rel, `C:sub\p.vhdx`}}, parents: []string{"vm/sub/p.vhdx"}},
-		{name: "folder as a name", entries: [][2]string{{rel, `..`}, {vol, `\\?\Volume{x}\`}, {abs, `.`}}},
+		{name: "directory as a name", entries: [][2]string{{rel, `..`}, {vol, `\\?\Volume{x}\`}, {abs, `.`}}},
 		{name: "several parent_dir", entries: [][2]string{{abs, `C:\p.vhdx`}}, parents: []string{"other/p.vhdx"},
 			opts: func(f *family) Options { return Options{ParentDirs: []string{f.path("base"), f.path("other")}} }, want: "other/p.vhdx"},
-		{name: "child's folder before parent_dir", entries: [][2]string{{abs, `C:\p.vhdx`}}, parents: []string{"vm/p.vhdx", "base/p.vhdx"},
+		{name: "child's directory before parent_dir", entries: [][2]string{{abs, `C:\p.vhdx`}}, parents: []string{"vm/p.vhdx", "base/p.vhdx"},
 			opts: func(f *family) Options { return Options{ParentDirs: []string{f.path("base")}} }, want: "vm/p.vhdx"},
 
 		{name: "parent option before everything", entries: [][2]string{{rel, `p.vhdx`}}, parents: []string{"vm/p.vhdx", "other/elsewhere.vhdx"},
@@ -262,7 +262,7 @@ func TestParentDiffersInCase(t *testing.T) {
 		want            string
 	}{
 		"name":                 {`P.VHDX`, []string{"vm/p.vhdx"}, nil, nil, "vm/p.vhdx"},
-		"folder and name":      {`SUB\P.vhdx`, []string{"vm/sub/p.VHDX"}, nil, nil, "vm/sub/p.VHDX"},
+		"directory and name":   {`SUB\P.vhdx`, []string{"vm/sub/p.VHDX"}, nil, nil, "vm/sub/p.VHDX"},
 		"beyond ASCII":         {`ÄÖ.vhdx`, []string{"vm/äö.vhdx"}, nil, nil, "vm/äö.vhdx"},
 		"in a parent_dir":      {`..\x\P.vhdx`, []string{"base/p.vhdx"}, nil, func(f *family) Options { return Options{ParentDirs: []string{f.path("base")}} }, "base/p.vhdx"},
 		"the exact one before": {`P.vhdx`, []string{"vm/p.vhdx", "vm/P.vhdx"}, nil, nil, "vm/P.vhdx"},
@@ -292,24 +292,24 @@ func TestParentDiffersInCase(t *testing.T) {
 	}
 }
 
-// A symbolic link leads to a parent in the folder, or in one that is allowed, and nowhere else; neither does a folder that
-// was swapped for a link, nor does anything wait for a pipe.
+// A symbolic link leads to a parent in the directory, or in one that is allowed, and nowhere else; neither does a directory
+// that was swapped for a link, nor does anything wait for a pipe.
 func TestParentByLinks(t *testing.T) {
 	for name, c := range map[string]struct {
-		rel, link, to string // in the folder of the family
+		rel, link, to string // in the directory of the family
 		dirs          []string
 		want          string
 	}{
-		"inside":                   {`l.vhdx`, "vm/l.vhdx", "sub/p.vhdx", nil, "vm/sub/p.vhdx"},
-		"folder inside":            {`l\p.vhdx`, "vm/l", "sub", nil, "vm/sub/p.vhdx"},
-		"out of the folder":        {`l.vhdx`, "vm/l.vhdx", "../base/p.vhdx", nil, ""},
-		"folder outside":           {`l\p.vhdx`, "vm/l", "../base", nil, ""},
-		"absolute":                 {`l.vhdx`, "vm/l.vhdx", "/base/p.vhdx", nil, ""},
-		"out of the folder and in": {`l.vhdx`, "vm/l.vhdx", "../vm/sub/p.vhdx", nil, ""},
-		"a pipe":                   {`fifo`, "vm/l.vhdx", "sub/p.vhdx", nil, ""},
-		"a device":                 {`null`, "vm/null", "/dev/null", nil, ""},
-		"from an allowed folder":   {`l.vhdx`, "other/l.vhdx", "../base/p.vhdx", []string{"other"}, ""},
-		"a folder that is allowed": {`l.vhdx`, "other/l.vhdx", "base/p.vhdx", []string{"other"}, "other/base/p.vhdx"},
+		"inside":                      {`l.vhdx`, "vm/l.vhdx", "sub/p.vhdx", nil, "vm/sub/p.vhdx"},
+		"directory inside":            {`l\p.vhdx`, "vm/l", "sub", nil, "vm/sub/p.vhdx"},
+		"out of the directory":        {`l.vhdx`, "vm/l.vhdx", "../base/p.vhdx", nil, ""},
+		"directory outside":           {`l\p.vhdx`, "vm/l", "../base", nil, ""},
+		"absolute":                    {`l.vhdx`, "vm/l.vhdx", "/base/p.vhdx", nil, ""},
+		"out of the directory and in": {`l.vhdx`, "vm/l.vhdx", "../vm/sub/p.vhdx", nil, ""},
+		"a pipe":                      {`fifo`, "vm/l.vhdx", "sub/p.vhdx", nil, ""},
+		"a device":                    {`null`, "vm/null", "/dev/null", nil, ""},
+		"from an allowed directory":   {`l.vhdx`, "other/l.vhdx", "../base/p.vhdx", []string{"other"}, ""},
+		"a directory that is allowed": {`l.vhdx`, "other/l.vhdx", "base/p.vhdx", []string{"other"}, "other/base/p.vhdx"},
 	} {
 		f := newFamily(t)
 		for _, dir := range []string{"other/base"} {
@@ -377,7 +377,7 @@ func TestChainHoldsAFileOnce(t *testing.T) {
 	}
 }
 
-// Where the image or its folder is a symbolic link, the parent beside the file is found, and named so.
+// Where the image or its directory is a symbolic link, the parent beside the file is found, and named so.
 func TestParentBesideTheFile(t *testing.T) {
 	f := newFamily(t)
 	if err := Create(f.path("vm/base.vhdx"), CreateOptions{Size: ondisk.MiB}); err != nil {
@@ -435,7 +435,7 @@ func TestWrongParentsDoNotCount(t *testing.T) {
 // chainGUID is the DataWriteGuid of level i of what writeChain writes.
 func chainGUID(i int) uuid.UUID { return uuid.UUID{0: 0x1A, 14: byte(i >> 8), 15: byte(i)} }
 
-// writeChain writes n images in the folder, each the parent of the one before, and returns the path of the first.
+// writeChain writes n images in the directory, each the parent of the one before, and returns the path of the first.
 // Their names are the given one and a number.
 func writeChain(t *testing.T, dir, name string, n int) string {
 	t.Helper()

@@ -514,7 +514,7 @@ func TestSeekInsideABlock(t *testing.T) {
 		}
 	}
 	if f := im.current().file; func() bool { n, _ := f.NextHole(0); return n >= im.current().size }() {
-		t.Skip("the file system of the test's folder does not know holes")
+		t.Skip("the file system of the test's directory does not know holes")
 	}
 	var got []int64
 	for off := int64(0); ; {

@@ -37,14 +37,14 @@ func (f *memFile) undo(t *testing.T, path string, r *RepairReport) {
 	}
 }
 
-// untouched checks that nothing was changed, and that the folder of the image holds n files.
+// untouched checks that nothing was changed, and that the directory of the image holds n files.
 func (f *memFile) untouched(t *testing.T, path string, n int) {
 	t.Helper()
 	if !f.sameAs(t, path) {
 		t.Error("the image was changed")
 	}
 	if list, err := os.ReadDir(filepath.Dir(path)); err != nil || len(list) != n {
-		t.Errorf("the folder holds %v, %v; want %d files", list, err, n)
+		t.Errorf("the directory holds %v, %v; want %d files", list, err, n)
 	}
 }
 

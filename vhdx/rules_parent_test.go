@@ -113,7 +113,7 @@ var parentRules = []ruleCase{
 	{rule: ondisk.RuleParentNotFound, name: "no file there", spec: aChild, damage: func(s *scene) { s.parent = nil }},
 	{rule: ondisk.RuleParentNotFound, name: "another case of the name", spec: aChild, good: true, damage: locator(linkage, [2]string{ondisk.KeyRelativePath, "PARENT.VHDX"})},
 	{rule: ondisk.RuleParentNotFound, name: "no file where parent= says", spec: aChild, damage: func(s *scene) { s.opts.Parents = []string{"/nonexistent/parent.vhdx"} }},
-	{rule: ondisk.RuleParentNotFound, name: "outside the folder", spec: aChild, damage: locator(linkage, [2]string{ondisk.KeyRelativePath, `..\..\base.vhdx`})},
+	{rule: ondisk.RuleParentNotFound, name: "outside the directory", spec: aChild, damage: locator(linkage, [2]string{ondisk.KeyRelativePath, `..\..\base.vhdx`})},
 	{rule: ondisk.RuleParentNotFound, name: "parent of the parent", spec: aChild, damage: func(s *scene) {
 		s.parent = build(spec{typ: Differencing, dataWrite: parentGUID, locator: parentEntries("grandparent.vhdx", otherGUID)})
 	}},

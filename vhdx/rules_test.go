@@ -108,7 +108,7 @@ func (c *ruleCase) run(t *testing.T) {
 	}
 	list, err := os.ReadDir(dir)
 	if err != nil || len(list) != len(files) {
-		t.Errorf("the folder holds %d files, %v; want %d", len(list), err, len(files))
+		t.Errorf("the directory holds %d files, %v; want %d", len(list), err, len(files))
 	}
 }
 

@@ -20,7 +20,7 @@ type SnapshotOptions struct {
 	ParentPaths []string // as in CreateOptions
 	KeepName    bool     // the child gets the name of the image
 
-	step func(name string) // called after each step that changes a folder, by tests
+	step func(name string) // called after each step that changes a directory, by tests
 }
 
 func (o *SnapshotOptions) done(step string) {
@@ -37,7 +37,7 @@ type SnapshotResult struct {
 
 // Snapshot freezes the image at path: it makes a differencing child of it, to which is written from now on. The image
 // must not be in use for writing. Nothing of it changes, unless its log had to be replayed. name is the path of the new
-// file, in its folder: the child, or, with KeepName, what the image is called from then on; "" chooses one by the time.
+// file, in its directory: the child, or, with KeepName, what the image is called from then on; "" chooses one by the time.
 //
 // With KeepName the image gets its new name beside the old one, a hard link, and then the complete child takes the
 // old name in one step. After a cut either the image or the child has the old name, and the image has the new one at
@@ -51,7 +51,7 @@ func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *Sna
 	// Its lock keeps writers off until there is a child that says what it was.
 	defer func() { err = errors.Join(err, im.Close()) }()
 	f := im.current().file
-	p, err := locationOf(f, path) // the folder of the file, not of a symbolic link, is where parent and child belong
+	p, err := locationOf(f, path) // the directory of the file, not of a symbolic link, is where parent and child belong
 	if err != nil {
 		return nil, err
 	}

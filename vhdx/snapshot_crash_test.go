@@ -36,14 +36,14 @@ func (st *snapshotTest) run(cut int) (done bool, err error) {
 	snapshot := func() error {
 		d := st.host.disk(bytes.NewReader(nil), 0)
 		f := wire(d)
-		o, err := CreateOptions{Parent: "/folder/old.vhdx"}.childOf(im, "/folder/new.vhdx")
+		o, err := CreateOptions{Parent: "/directory/old.vhdx"}.childOf(im, "/directory/new.vhdx")
 		if err == nil {
 			o, err = o.withDefaults()
 		}
 		if err != nil {
 			return err
 		}
-		s := &liveSnapshot{ctx: context.Background(), im: im, w: im.writer, b: &Builder{o: o}, frozen: o.Parent, first: "/folder/new.vhdx"}
+		s := &liveSnapshot{ctx: context.Background(), im: im, w: im.writer, b: &Builder{o: o}, frozen: o.Parent, first: "/directory/new.vhdx"}
 		if err := s.b.begin(s.ctx, f); err != nil {
 			return err
 		}

@@ -17,7 +17,7 @@ import (
 // the disk goes on in that. What was written before is in the frozen image, durably, and it has no log to replay; what
 // is written later goes to the child. Changes and syncs wait meanwhile, for as long as it takes to make a small file;
 // reads go on. Only the options KeepName and ParentPaths count. name is the name that the new file gets in the
-// folder of the image, without a path, or "".
+// directory of the image, without a path, or "".
 //
 // The child is complete, durable, locked, loaded and checked before it gets its name, and nothing is written to it
 // before that name is durable. Until then an error leaves everything as it was. So after a cut either the image has
@@ -94,7 +94,7 @@ func (im *Image) planSnapshot(ctx context.Context, name string, o SnapshotOption
 			s.place.Close()
 		}
 	}()
-	s.image = s.place.path() // its folder is where parent and child belong
+	s.image = s.place.path() // its directory is where parent and child belong
 	if own, err := s.place.mountedAlone(); err != nil {
 		return nil, err
 	} else if own {

@@ -147,7 +147,7 @@ func TestLiveSnapshot(t *testing.T) {
 }
 
 // If a snapshot is killed at any moment, the image has all that was written, by the name that it has then, and can be
-// written. The folder is copied behind each step, as a kill would leave it.
+// written. The directory is copied behind each step, as a kill would leave it.
 func TestLiveSnapshotKilled(t *testing.T) {
 	for _, keep := range []bool{false, true} {
 		p := newWrittenChain(t, 2)
@@ -261,7 +261,7 @@ func TestLiveSnapshotRefuses(t *testing.T) {
 			}
 		}
 		if now := names(); now != before {
-			t.Errorf("%s: the folder holds %s, before %s", tc.name, now, before)
+			t.Errorf("%s: the directory holds %s, before %s", tc.name, now, before)
 		}
 		l.write(byte(len(tc.name)), 4096, 100_000)
 		l.check(tc.name)

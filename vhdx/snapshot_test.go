@@ -273,7 +273,7 @@ func TestSnapshotRefuses(t *testing.T) {
 		{"itself", p[0], p[0], SnapshotOptions{}, nil, "is the parent"},
 		{"itself, keep name", p[0], p[0], keep, fs.ErrExist, "exists"},
 		{"itself written otherwise, keep name", p[0], dir + "/./" + filepath.Base(p[0]), keep, fs.ErrExist, "exists"},
-		{"another folder, keep name", p[0], filepath.Join(t.TempDir(), "x.vhdx"), keep, ErrOptions, "not in the directory of the image"},
+		{"another directory, keep name", p[0], filepath.Join(t.TempDir(), "x.vhdx"), keep, ErrOptions, "not in the directory of the image"},
 		{"no image", path("there"), "", SnapshotOptions{}, ErrCorrupt, "R1"},
 		{"missing", path("missing"), "", keep, fs.ErrNotExist, "no such file"},
 		{"a name that cannot stand in an image", p[0], path("a:b"), keep, ErrOptions, "colon"},

@@ -31,7 +31,7 @@ type undoFile interface {
 }
 
 // undoPath is an undo file that goes to a path. It stays open from create to close, since a roll back reads it again, and
-// others may be able to write its folder.
+// others may be able to write its directory.
 type undoPath struct {
 	path   string
 	access []safefile.Access // of the image: only users that may read that may read bytes of it in the undo file
@@ -147,13 +147,13 @@ func nthUndoName(image string, n int) string {
 // have spaces. It names the image where that is not beside the undo file.
 func UndoCommand(undoFile, image string) string {
 	args := []string{"vhdxfs check --undo", quoted(undoFile)}
-	if folderPath(undoFile) != folderPath(image) {
+	if dirPath(undoFile) != dirPath(image) {
 		args = append(args, quoted(image))
 	}
 	return strings.Join(args, " ")
 }
 
-func folderPath(path string) string { return filepath.Dir(absolute(path)) }
+func dirPath(path string) string { return filepath.Dir(absolute(path)) }
 
 func quoted(s string) string {
 	plain := func(r rune) bool {

@@ -59,7 +59,7 @@ func Undo(ctx context.Context, undoFile string, o UndoOptions) (_ *UndoResult, e
 	}
 	if desc, ok := descriptorOf(in, undoFile); ok && !d.Has(name, desc) { // a symbolic link: the image is beside the file, as at its creation
 		d.Close()
-		if d, _, err = safefile.FolderOf(desc); err != nil {
+		if d, _, err = safefile.DirOf(desc); err != nil {
 			return nil, fmt.Errorf("the directory of %s is unknown; name the image instead: %w", undoFile, err)
 		}
 		defer d.Close()
@@ -111,7 +111,7 @@ func (u *undoReader) underLease(f File, path string, o UndoOptions) (File, error
 
 // image opens the image at path, or, if that is "", the one that is beside the undo file, in d. An undo file may come from
 // anyone, and names the image that is going to be written, so a path in it leads nowhere else.
-func (u *undoReader) image(d *safefile.Folder, path string) (File, string, error) {
+func (u *undoReader) image(d *safefile.Dir, path string) (File, string, error) {
 	if path != "" {
 		f, err := imagefile.Open(path, os.O_RDWR)
 		return f, path, err

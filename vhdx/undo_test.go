@@ -114,10 +114,10 @@ func TestUndoAgainAndElsewhere(t *testing.T) {
 	}
 	r = mustRepair(t, moved, RepairOptions{FreeLeaks: true, UndoFile: filepath.Join(t.TempDir(), "far away")})
 	if _, err := Undo(t.Context(), r.UndoFile, UndoOptions{}); !errors.Is(err, ErrOptions) || im.sameAs(t, moved) {
-		t.Errorf("from another folder, without a name: %v, want ErrOptions", err)
+		t.Errorf("from another directory, without a name: %v, want ErrOptions", err)
 	}
 	if u, err := Undo(t.Context(), r.UndoFile, UndoOptions{Image: moved}); err != nil || u.Path != moved || !im.sameAs(t, moved) {
-		t.Errorf("from another folder: %+v, %v", u, err)
+		t.Errorf("from another directory: %+v, %v", u, err)
 	}
 	r = mustRepair(t, moved, RepairOptions{FreeLeaks: true})
 	other := filepath.Join(dir, "other.vhdx")
@@ -365,12 +365,12 @@ func FuzzUndo(f *testing.F) {
 		if err != nil {
 			return
 		}
-		folder, _, err := safefile.Split(filepath.Join(dir, "image.vhdx.undo"))
+		directory, _, err := safefile.Split(filepath.Join(dir, "image.vhdx.undo"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer folder.Close()
-		if named, path, err := u.image(folder, ""); err == nil {
+		defer directory.Close()
+		if named, path, err := u.image(directory, ""); err == nil {
 			named.Close()
 			if path != image {
 				t.Errorf("the undo file of %q is let write %s", u.Path, path)

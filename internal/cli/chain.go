@@ -80,7 +80,7 @@ created; "parent unusable" if the parent is damaged or in use.`,
 	return cmd
 }
 
-// imagesIn replaces folders by the images in them.
+// imagesIn replaces directories by the images in them.
 func imagesIn(args []string) ([]string, error) {
 	var paths []string
 	for _, arg := range args {

@@ -47,7 +47,7 @@ If a program uses one of the file systems, nothing is done. The error names the 
 	return cmd
 }
 
-// findOpened is active.FindToEnd for a name that may also be the folder that holds the file systems of an image.
+// findOpened is active.FindToEnd for a name that may also be the directory that holds the file systems of an image.
 func findOpened(name string) (*active.Mount, error) {
 	m, err := active.FindToEnd(name)
 	if !errors.Is(err, active.ErrNotMounted) || !isDir(name) {

@@ -341,7 +341,7 @@ func TestNothingForTheTerminal(t *testing.T) {
 }
 
 // A parent that no search will find is worth a warning, from each command that makes or moves the child.
-func TestParentOutsideTheFolder(t *testing.T) {
+func TestParentOutsideTheDir(t *testing.T) {
 	dir := t.TempDir()
 	other := filepath.Join(dir, "other")
 	if err := os.Mkdir(other, 0o755); err != nil {

@@ -43,8 +43,8 @@ func (j *mountJob) confine(k monitor.Keeper) error {
 	return nil
 }
 
-// keepOwnFiles keeps the folder of ownFiles open. A rule of Landlock holds for the folder as the kernel has it in memory: where
-// it drops that, as it does when memory is short, it makes another one at the next access, for which there is no rule.
+// keepOwnFiles keeps the directory of ownFiles open. A rule of Landlock holds for the directory as the kernel has it in memory:
+// where it drops that, as it does when memory is short, it makes another one at the next access, for which there is no rule.
 var keepOwnFiles = sync.OnceFunc(func() {
 	_, _ = unix.Open(ownFiles, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) // stays open as long as the process
 })
@@ -75,12 +75,12 @@ func (j *mountJob) reach() sandbox.Rules {
 		r.Write = append(r.Write, j.overlayDir)
 	case j.Mount.Overlay != "":
 		r.Read = append(r.Read, image...)
-		r.Write = append(r.Write, folders(j.Mount.Overlay)...)
+		r.Write = append(r.Write, directories(j.Mount.Overlay)...)
 	default:
 		r.Write = append(r.Write, image...)
 	}
 	if !j.ReadOnly {
-		// Files of others, in folders of others, and a new one that belongs to the owner of the old one.
+		// Files of others, in directories of others, and a new one that belongs to the owner of the old one.
 		r.Capabilities |= sandbox.CapabilitySet(unix.CAP_DAC_OVERRIDE, unix.CAP_CHOWN, unix.CAP_FOWNER)
 	}
 	for _, parent := range j.Open.Parents {
@@ -90,18 +90,18 @@ func (j *mountJob) reach() sandbox.Rules {
 	return r
 }
 
-// imageReach returns what has to be reached to open the image at path: the folder, in which its parents are, too. For
-// a block device it is the device alone, and the folder only where that is not the one of all devices.
+// imageReach returns what has to be reached to open the image at path: the directory, in which its parents are, too. For
+// a block device it is the device alone, and the directory only where that is not the one of all devices.
 func imageReach(path string) []string {
 	st, err := os.Stat(path)
 	if err != nil || st.Mode().Type() != fs.ModeDevice {
-		return folders(path)
+		return directories(path)
 	}
-	return append(slices.DeleteFunc(folders(path), func(dir string) bool { return dir == "/dev" }), path)
+	return append(slices.DeleteFunc(directories(path), func(dir string) bool { return dir == "/dev" }), path)
 }
 
-// folders returns the folder of a file, and, where that is a symbolic link, also the one of the file that it leads to.
-func folders(path string) []string {
+// directories returns the directory of a file, and, where that is a symbolic link, also the one of the file that it leads to.
+func directories(path string) []string {
 	list := []string{filepath.Dir(path)}
 	if real, err := filepath.EvalSymlinks(path); err == nil && filepath.Dir(real) != list[0] {
 		list = append(list, filepath.Dir(real))
@@ -114,14 +114,14 @@ func folders(path string) []string {
 type ownProcess struct{}
 
 // confineReader gives up what a command does not need that only reads images. Where one of them, or one beside it, is
-// mounted for writing, nothing is given up: the command has to talk to the mount. In the folders it can make files.
-func confineReader(ctx context.Context, paths []string, o vhdx.Options, folders ...string) {
+// mounted for writing, nothing is given up: the command has to talk to the mount. In the directories it can make files.
+func confineReader(ctx context.Context, paths []string, o vhdx.Options, directories ...string) {
 	if own, _ := ctx.Value(ownProcess{}).(bool); !own || !freeToRead(paths, o) {
 		return
 	}
 	texts := make(map[string]string, len(paths))
-	r := sandbox.Rules{Read: []string{ownFiles}, Write: []string{os.DevNull}, Make: folders, Empty: parents(folders)}
-	r.Capabilities = sandbox.CapabilitySet(unix.CAP_DAC_READ_SEARCH) | makerCapabilities(folders)
+	r := sandbox.Rules{Read: []string{ownFiles}, Write: []string{os.DevNull}, Make: directories, Empty: parents(directories)}
+	r.Capabilities = sandbox.CapabilitySet(unix.CAP_DAC_READ_SEARCH) | makerCapabilities(directories)
 	for _, path := range paths {
 		texts[path] = mountedText(path)
 		r.Read = append(r.Read, imageReach(path)...)
@@ -136,7 +136,7 @@ func confineReader(ctx context.Context, paths []string, o vhdx.Options, folders 
 	_ = sandbox.Confine(r) // as far as the kernel can: what is missing keeps nothing from being read
 }
 
-// parents returns the folders that hold the paths.
+// parents returns the directories that hold the paths.
 func parents(paths []string) (list []string) {
 	for _, p := range paths {
 		list = append(list, filepath.Dir(p))
@@ -152,7 +152,7 @@ func freeToRead(paths []string, o vhdx.Options) bool {
 	}
 	var near []string
 	for _, path := range slices.Concat(paths, o.Parents) {
-		near = append(near, folders(path)...)
+		near = append(near, directories(path)...)
 	}
 	near = append(near, o.ParentDirs...)
 	for _, m := range table {

@@ -14,7 +14,7 @@ import (
 func inContainer() bool { return os.Getpid() == 1 }
 
 // warnUnseen warns where a mount in a container is invisible outside of it. A mount that the host is to see has to be made
-// on a shared one. In a container a folder of the host is shared only if that is asked for.
+// on a shared one. In a container a directory of the host is shared only if that is asked for.
 func warnUnseen(mountPoint string, log *logrus.Logger) {
 	if !inContainer() {
 		return

@@ -126,19 +126,19 @@ func accessOf(image string) ([]safefile.Access, error) {
 	return []safefile.Access{a}, err
 }
 
-// openTarget opens the folder for the files, and makes it if it is not there. made takes that back.
-func openTarget(dir string) (into *safefile.Folder, made func() error, err error) {
+// openTarget opens the directory for the files, and makes it if it is not there. made takes that back.
+func openTarget(dir string) (into *safefile.Dir, made func() error, err error) {
 	parent, name, err := safefile.Reach(dir)
 	if errors.Is(err, unix.EISDIR) { // the root directory
-		into, err = safefile.OpenFolder(dir)
+		into, err = safefile.OpenDir(dir)
 		return into, func() error { return nil }, err
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	into, err = parent.MakeFolder(name, 0o777&^umask())
+	into, err = parent.MakeDir(name, 0o777&^umask())
 	if err == nil {
-		return into, func() error { return errors.Join(parent.RemoveFolder(name), parent.Close()) }, nil
+		return into, func() error { return errors.Join(parent.RemoveDir(name), parent.Close()) }, nil
 	}
 	if errors.Is(err, fs.ErrExist) {
 		into, err = parent.OpenChild(name)
@@ -146,22 +146,22 @@ func openTarget(dir string) (into *safefile.Folder, made func() error, err error
 	return into, parent.Close, err
 }
 
-// makerCapabilities are those that a process keeps that makes files in folders, which may belong to others.
-func makerCapabilities(folders []string) sandbox.Capabilities {
-	if len(folders) == 0 {
+// makerCapabilities are those that a process keeps that makes files in directories, which may belong to others.
+func makerCapabilities(directories []string) sandbox.Capabilities {
+	if len(directories) == 0 {
 		return 0
 	}
 	return sandbox.CapabilitySet(unix.CAP_DAC_OVERRIDE)
 }
 
-// An extractor copies files into a folder. It copies them into a new folder there first, from which they move at the end.
+// An extractor copies files into a directory. It copies them into a new directory there first, from which they move at the end.
 type extractor struct {
 	cmd    *cobra.Command
 	ctx    context.Context
 	force  bool
 	limit  fs.FileMode // the permissions that a file may have
 	umask  fs.FileMode
-	into   *safefile.Folder
+	into   *safefile.Dir
 	report extractReport
 
 	tree *filetree.Walker
@@ -178,7 +178,7 @@ func (e *extractor) all(list []*volumeTree, paths []string) (err error) {
 	e.ctx, stop = interruptible(e.cmd.Context())
 	defer stop()
 	name := fmt.Sprintf(".vhdxfs-%016x.part", rand.Uint64())
-	part, err := e.into.MakeFolder(name, 0o700)
+	part, err := e.into.MakeDir(name, 0o700)
 	if err != nil {
 		return err
 	}
@@ -210,7 +210,7 @@ func (e *extractor) all(list []*volumeTree, paths []string) (err error) {
 }
 
 // path copies what is at a path of a file system.
-func (e *extractor) path(v *volumeTree, name string, part *safefile.Folder) error {
+func (e *extractor) path(v *volumeTree, name string, part *safefile.Dir) error {
 	if err := v.open(e.cmd); err != nil {
 		return err
 	}
@@ -225,10 +225,10 @@ func (e *extractor) path(v *volumeTree, name string, part *safefile.Folder) erro
 	switch f.Name = path.Base(path.Clean("/" + name)); {
 	case f.Name != "/":
 		return e.one(f, part, f.Name, 0)
-	case v.folder == "":
+	case v.directory == "":
 		return e.children(f, part, "", 0)
 	}
-	f.Name = v.folder
+	f.Name = v.directory
 	return e.one(f, part, f.Name, 0)
 }
 
@@ -242,8 +242,8 @@ func (e *extractor) skip(at, reason string, args ...any) {
 	}
 }
 
-// one copies a file, or a directory with all that is in it, into a folder at a depth below the target.
-func (e *extractor) one(f *filetree.File, to *safefile.Folder, at string, depth int) error {
+// one copies a file, or a directory with all that is in it, into a directory at a depth below the target.
+func (e *extractor) one(f *filetree.File, to *safefile.Dir, at string, depth int) error {
 	if e.ctx.Err() != nil {
 		return context.Cause(e.ctx)
 	}
@@ -264,34 +264,34 @@ func (e *extractor) one(f *filetree.File, to *safefile.Folder, at string, depth 
 	return nil
 }
 
-func (e *extractor) directory(f *filetree.File, to *safefile.Folder, at string, depth int) error {
-	folder, err := to.MakeFolder(f.Name, 0o700)
+func (e *extractor) directory(f *filetree.File, to *safefile.Dir, at string, depth int) error {
+	directory, err := to.MakeDir(f.Name, 0o700)
 	if errors.Is(err, fs.ErrExist) { // that an earlier path has made, or a name that differs in nothing here
 		return usageError("%s: more than one of the files has this name", printable(at))
 	}
 	if err != nil {
 		return err
 	}
-	defer folder.Close()
-	if err := e.children(f, folder, at, depth+1); err != nil {
+	defer directory.Close()
+	if err := e.children(f, directory, at, depth+1); err != nil {
 		return err
 	}
 	e.report.Directories++
 	// Others may get in when all is there. Its owner always can, to be able to remove it.
-	if err := folder.Chmod(f.Mode.Perm()&^e.umask&e.limit | 0o700); err != nil {
+	if err := directory.Chmod(f.Mode.Perm()&^e.umask&e.limit | 0o700); err != nil {
 		return err
 	}
-	return ignoreTime(folder.SetTime(f.ModTime))
+	return ignoreTime(directory.SetTime(f.ModTime))
 }
 
 // children copies what is in a directory.
-func (e *extractor) children(f *filetree.File, folder *safefile.Folder, at string, depth int) error {
+func (e *extractor) children(f *filetree.File, directory *safefile.Dir, at string, depth int) error {
 	list, err := e.tree.Sorted(f, depth)
 	if err != nil {
 		return fmt.Errorf("%s: %w", printable(at), err)
 	}
 	for _, child := range list {
-		if err := e.one(child, folder, path.Join(at, child.Name), depth); err != nil {
+		if err := e.one(child, directory, path.Join(at, child.Name), depth); err != nil {
 			return err
 		}
 	}
@@ -306,7 +306,7 @@ func ignoreTime(err error) error {
 	return err
 }
 
-func (e *extractor) file(f *filetree.File, to *safefile.Folder, at string) error {
+func (e *extractor) file(f *filetree.File, to *safefile.Dir, at string) error {
 	out, err := to.Create(f.Name, at, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return usageError("%s: more than one of the files has this name", printable(at))
@@ -369,7 +369,7 @@ func (s *fileSink) Zeros(n int64) error {
 }
 
 // link makes a symbolic link that stays below the target.
-func (e *extractor) link(f *filetree.File, to *safefile.Folder, at string, depth int) error {
+func (e *extractor) link(f *filetree.File, to *safefile.Dir, at string, depth int) error {
 	target, err := filetree.Link(e.tree.Tree, f)
 	switch {
 	case err != nil:
@@ -409,9 +409,9 @@ func staysBelow(target string, depth int) bool {
 	return true
 }
 
-// deliver moves what is in a folder to another one, or with try only looks whether it can. A directory that is there already
+// deliver moves what is in a directory to another one, or with try only looks whether it can. A directory that is there already
 // gets what is in the new one, if that is allowed.
-func (e *extractor) deliver(from, to *safefile.Folder, try bool) error {
+func (e *extractor) deliver(from, to *safefile.Dir, try bool) error {
 	names, err := from.Names(0)
 	if err != nil {
 		return err
@@ -436,15 +436,15 @@ func (e *extractor) deliver(from, to *safefile.Folder, try bool) error {
 }
 
 // replace is deliver for a name that is taken.
-func (e *extractor) replace(from, to *safefile.Folder, name string, try bool) error {
+func (e *extractor) replace(from, to *safefile.Dir, name string, try bool) error {
 	if !e.force {
 		return usageError("%s already exists; use --force to replace it", printable(to.Join(name)))
 	}
-	isFolder := func(d *safefile.Folder) bool {
+	isDirectory := func(d *safefile.Dir) bool {
 		st, err := d.Stat(name)
 		return err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 	}
-	switch a, b := isFolder(from), isFolder(to); {
+	switch a, b := isDirectory(from), isDirectory(to); {
 	case a != b:
 		return usageError("%s already exists: a file cannot replace a directory, nor a directory a file", printable(to.Join(name)))
 	case !a && try:

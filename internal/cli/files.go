@@ -79,9 +79,9 @@ func pathArgs(cmd *cobra.Command, args []string) error {
 // A volumeTree is a file system of a disk, with the name that it has in a path.
 type volumeTree struct {
 	*openVolume
-	folder string // "" for the only one
-	disk   io.ReaderAt
-	tree   filetree.Tree // nil until it is opened
+	directory string // "" for the only one
+	disk      io.ReaderAt
+	tree      filetree.Tree // nil until it is opened
 }
 
 // A diskReader is the disk of an image.
@@ -91,8 +91,8 @@ type diskReader struct {
 }
 
 // withTrees calls do with the file systems that the flags mean, of an image or of one that is mounted. Before anything of the
-// image is read, the process gives up what it does not need; folder is where do makes files.
-func (c *filesCommand) withTrees(cmd *cobra.Command, name string, folder []string, do func([]*volumeTree) error) error {
+// image is read, the process gives up what it does not need; directory is where do makes files.
+func (c *filesCommand) withTrees(cmd *cobra.Command, name string, directory []string, do func([]*volumeTree) error) error {
 	o, err := openOptions(c.options)
 	if err != nil {
 		return err
@@ -105,9 +105,9 @@ func (c *filesCommand) withTrees(cmd *cobra.Command, name string, folder []strin
 		return do(list)
 	}
 	if m, err := active.Find(name); err == nil && m.State == active.Serving {
-		return useMounted(cmd.Context(), m, folder, use)
+		return useMounted(cmd.Context(), m, directory, use)
 	}
-	confineReader(cmd.Context(), []string{name}, o, folder...)
+	confineReader(cmd.Context(), []string{name}, o, directory...)
 	d, err := disk.Open(name, disk.Auto, o)
 	if err != nil {
 		return withAdvice(err)
@@ -116,7 +116,7 @@ func (c *filesCommand) withTrees(cmd *cobra.Command, name string, folder []strin
 }
 
 // useMounted calls use with the disk that a mount shows, which is what its writers have written by now.
-func useMounted(ctx context.Context, m *active.Mount, folder []string, use func(diskReader) error) error {
+func useMounted(ctx context.Context, m *active.Mount, directory []string, use func(diskReader) error) error {
 	sector, err := mounts.Attribute(m.MountPoint, "logical_sector_size")
 	if err != nil {
 		return err
@@ -137,7 +137,7 @@ func useMounted(ctx context.Context, m *active.Mount, folder []string, use func(
 	d.ReaderAt, d.size = f, st.Size()
 	if own, _ := ctx.Value(ownProcess{}).(bool); own {
 		_ = time.Now().String() // which reads the time zone, if nothing has yet
-		_ = sandbox.Confine(sandbox.Rules{Read: []string{ownFiles}, Make: folder, Empty: parents(folder), Capabilities: makerCapabilities(folder)})
+		_ = sandbox.Confine(sandbox.Rules{Read: []string{ownFiles}, Make: directory, Empty: parents(directory), Capabilities: makerCapabilities(directory)})
 	}
 	return use(d)
 }
@@ -175,12 +175,12 @@ func (c *filesCommand) trees(name string, d diskReader) ([]*volumeTree, error) {
 		return nil, fmt.Errorf("no file system whose files can be read; %s", strings.Join(notes, "; "))
 	}
 	var list []*volumeTree
-	for i, folder := range folderNames(chosen) {
+	for i, directory := range dirNames(chosen) {
 		v := chosen[i]
 		if len(chosen) == 1 {
-			folder = ""
+			directory = ""
 		}
-		list = append(list, &volumeTree{openVolume: v, folder: folder, disk: io.NewSectionReader(d, starts[v], v.Size)})
+		list = append(list, &volumeTree{openVolume: v, directory: directory, disk: io.NewSectionReader(d, starts[v], v.Size)})
 	}
 	return list, nil
 }
@@ -203,7 +203,7 @@ func (v *volumeTree) open(cmd *cobra.Command) error {
 
 // locate returns the file system and the path in it that a path means; nil for the root above several file systems.
 func locate(list []*volumeTree, name string) (*volumeTree, string, error) {
-	if list[0].folder == "" {
+	if list[0].directory == "" {
 		if v := list[0]; v.FileSystem == "NTFS" || strings.Contains(v.FileSystem, "FAT") {
 			name = strings.ReplaceAll(name, `\`, "/")
 		}
@@ -215,10 +215,10 @@ func locate(list []*volumeTree, name string) (*volumeTree, string, error) {
 	}
 	var names []string
 	for _, v := range list {
-		if v.folder == first {
+		if v.directory == first {
 			return v, rest, nil
 		}
-		names = append(names, v.folder)
+		names = append(names, v.directory)
 	}
 	return nil, "", fmt.Errorf("%s: there are several file systems; begin with one of %s", name, strings.Join(names, ", "))
 }
@@ -322,7 +322,7 @@ func (c *filesCommand) list(cmd *cobra.Command, list []*volumeTree, name string)
 	case v == nil && !c.recursive:
 		for _, v := range list {
 			f := &filetree.File{Mode: os.ModeDir | 0o755}
-			if err := l.add(nil, f, v.folder); err != nil {
+			if err := l.add(nil, f, v.directory); err != nil {
 				return err
 			}
 		}
@@ -353,7 +353,7 @@ func (c *filesCommand) listAt(ctx context.Context, cmd *cobra.Command, l *fileLi
 	if err != nil {
 		return fmt.Errorf("%s: %w", v.describe(), err)
 	}
-	at := path.Join("/", v.folder, name)
+	at := path.Join("/", v.directory, name)
 	if !f.Mode.IsDir() {
 		return l.add(v.tree, f, at)
 	}

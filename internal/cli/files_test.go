@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A symbolic link is made only where it stays below the folder, whatever other links are made there.
+// A symbolic link is made only where it stays below the directory, whatever other links are made there.
 func TestStaysBelow(t *testing.T) {
 	for _, tc := range []struct {
 		target string
@@ -22,14 +22,14 @@ func TestStaysBelow(t *testing.T) {
 	}
 }
 
-// Folders have the names of labels, as long as that is a name, and the only one.
-func TestFolderNames(t *testing.T) {
+// Directories have the names of labels, as long as that is a name, and the only one.
+func TestDirNames(t *testing.T) {
 	var list []*openVolume
 	for i, label := range []string{"root", "a/b", "..", "p2", "", "same", "SAME", "p", "tab\t", "ok.x"} {
 		list = append(list, &openVolume{Partition: i + 1, Label: label})
 	}
 	want := []string{"root", "p2", "p3", "p4", "p5", "p6", "p7", "p", "p9", "ok.x"}
-	for i, got := range folderNames(list) {
+	for i, got := range dirNames(list) {
 		if got != want[i] {
 			t.Errorf("label %q: %q, want %q", list[i].Label, got, want[i])
 		}

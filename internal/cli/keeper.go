@@ -20,7 +20,7 @@ import (
 func startKeeper(j *mountJob, log *logrus.Logger) (monitor.Keeper, error) {
 	if j.Sandbox == mountoption.SandboxOff {
 		k := newLocalKeeper(j, os.Getpid(), log)
-		k.folder = keepRunDir(j.Mount.MountPoint)
+		k.directory = keepRunDir(j.Mount.MountPoint)
 		return k, nil
 	}
 	program, err := selfPath()
@@ -41,13 +41,13 @@ func startKeeper(j *mountJob, log *logrus.Logger) (monitor.Keeper, error) {
 // A remoteKeeper is a keeper that is another process.
 type remoteKeeper struct {
 	*monitor.Client
-	folder *os.File // the lock of the mount point, if attach has made it
+	directory *os.File // the lock of the mount point, if attach has made it
 }
 
 // End has the monitor take everything away, and returns when it has ended.
 func (k *remoteKeeper) End() {
-	if k.folder != nil {
-		k.folder.Close() // so that the monitor can remove the mount point
+	if k.directory != nil {
+		k.directory.Close() // so that the monitor can remove the mount point
 	}
 	k.Client.End()
 }
@@ -55,10 +55,10 @@ func (k *remoteKeeper) End() {
 // A localKeeper is a keeper that works in this process.
 type localKeeper struct {
 	mount.Mounter
-	j      *mountJob
-	log    logrus.FieldLogger
-	pid    int      // of the process that serves the mount
-	folder *os.File // the lock of the mount point, if attach has made it, and this is the process that serves
+	j         *mountJob
+	log       logrus.FieldLogger
+	pid       int      // of the process that serves the mount
+	directory *os.File // the lock of the mount point, if attach has made it, and this is the process that serves
 
 	dir     string   // the mount point, as the mount table has it; "" until something is mounted
 	pidFile *pidFile // nil where none was written
@@ -87,7 +87,7 @@ func (k *localKeeper) Mount(readOnly bool) (int, error) {
 	return fd, err
 }
 
-// removeOverlayDir removes the folder of an overlay that is gone with the mount, as soon as that is open, or was not
+// removeOverlayDir removes the directory of an overlay that is gone with the mount, as soon as that is open, or was not
 // opened.
 func (k *localKeeper) removeOverlayDir() {
 	if k.j.overlayDir == "" {
@@ -113,8 +113,8 @@ func (k *localKeeper) End() {
 		if k.j.Metrics != "" {
 			_ = removeStaleSocket(k.j.Metrics)
 		}
-		if k.folder != nil {
-			k.folder.Close()
+		if k.directory != nil {
+			k.directory.Close()
 		}
 		if inRunDir(k.j.Mount.MountPoint) {
 			sweepRunDir(filepath.Dir(k.j.Mount.MountPoint))

@@ -11,22 +11,22 @@ import (
 // A childImage is an image and the one of some files that is its parent.
 type childImage struct{ path, parent string }
 
-// childrenOf looks in the folders of the files for further images whose parent is one of them. It finds those that fit,
+// childrenOf looks in the directories of the files for further images whose parent is one of them. It finds those that fit,
 // and reads of each no more than it takes, whether others use it or not. Children elsewhere remain unknown.
 func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
-	var folders []string
+	var directories []string
 	for _, f := range files {
 		dirs := []string{filepath.Dir(f)}
 		if real, err := filepath.EvalSymlinks(f); err == nil {
 			dirs = append(dirs, filepath.Dir(real))
 		}
 		for _, dir := range dirs {
-			if !containsFile(folders, dir) {
-				folders = append(folders, dir)
+			if !containsFile(directories, dir) {
+				directories = append(directories, dir)
 			}
 		}
 	}
-	images, err := imagesIn(folders)
+	images, err := imagesIn(directories)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +50,7 @@ func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
 	return children, nil
 }
 
-// childrenBeside returns the images in the folder of the one at path that are its children.
+// childrenBeside returns the images in the directory of the one at path that are its children.
 func childrenBeside(path string, o vhdx.Options) ([]string, error) {
 	children, err := childrenOf([]string{path}, o)
 	var paths []string

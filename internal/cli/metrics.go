@@ -53,7 +53,7 @@ func listenMetrics(path string) (*metricsServer, error) {
 		socket, err = l.Listen(context.Background(), "unix", d.At(name))
 	}
 	if err != nil {
-		if e, ok := errors.AsType[unix.Errno](err); ok { // the rest names the folder by its descriptor
+		if e, ok := errors.AsType[unix.Errno](err); ok { // the rest names the directory by its descriptor
 			err = &fs.PathError{Op: "listen", Path: path, Err: e}
 		}
 		return nil, fmt.Errorf("option metrics: %w", err)
@@ -74,7 +74,7 @@ func removeStaleSocket(path string) error {
 	return removeStaleIn(d, name, path)
 }
 
-func removeStaleIn(d *safefile.Folder, name, path string) error {
+func removeStaleIn(d *safefile.Dir, name, path string) error {
 	st, err := d.Stat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

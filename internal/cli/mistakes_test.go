@@ -63,7 +63,7 @@ func mistakesSetup(t *testing.T) {
 		err = os.Rename("lost.vhdx", filepath.Join(t.TempDir(), "lost.vhdx"))
 	}
 	if err == nil {
-		err = os.Mkdir("folder", 0o755)
+		err = os.Mkdir("directory", 0o755)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -41,7 +41,7 @@ func imageNamed(name string) (string, error) {
 			return name, nil
 		}
 		if m, err = active.Find(name); err != nil || m.ImageID == mounts.FileID(st) {
-			return name, nil // a folder of images, or an image in a device
+			return name, nil // a directory of images, or an image in a device
 		}
 	}
 	switch {

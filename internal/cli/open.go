@@ -129,7 +129,7 @@ func (j *mountJob) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, e
 	return im, nil
 }
 
-// checkChildless returns an error where an image in the folder of the image at path is its child: with the first write to
+// checkChildless returns an error where an image in the directory of the image at path is its child: with the first write to
 // the parent the child would not accept it any more, and all that it holds would be lost.
 func checkChildless(path string, io vhdx.Options, log *logrus.Logger) error {
 	children, err := childrenBeside(path, io)

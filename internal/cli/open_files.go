@@ -149,7 +149,7 @@ func openAlready(o *mountoption.Options, image string) *active.Mount {
 	return alreadyAttached(&ro, image, "")
 }
 
-// openedAt returns the folder at which open has mounted the chosen volumes already, and "" where it has not. Mounts in other
+// openedAt returns the directory at which open has mounted the chosen volumes already, and "" where it has not. Mounts in other
 // places are an error.
 func (c *openCommand) openedAt(m *active.Mount, chosen []*openVolume, dir string) (string, error) {
 	want := dir
@@ -159,7 +159,7 @@ func (c *openCommand) openedAt(m *active.Mount, chosen []*openVolume, dir string
 			return "", err
 		}
 	}
-	names := folderNames(chosen)
+	names := dirNames(chosen)
 	mounted := 0
 	for i, v := range chosen {
 		if len(v.others) > 0 {
@@ -227,13 +227,13 @@ func (c *openCommand) mountAll(ctx context.Context, r *openReport, chosen []*ope
 	}
 	defer top.Close()
 	r.Directory = top.path
-	names := folderNames(chosen)
+	names := dirNames(chosen)
 	for i, v := range chosen {
 		if trees[i] == nil {
 			continue
 		}
 		at := top
-		if len(chosen) > 1 || dir == "" { // the root of a file system would hide a folder that others cannot enter
+		if len(chosen) > 1 || dir == "" { // the root of a file system would hide a directory that others cannot enter
 			if at, err = makePlace(top.path+"/"+names[i], partPlace, false, undo); err != nil {
 				return err
 			}

@@ -14,21 +14,21 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
-// The folders in which open mounts file systems. One that open has made has a mode that no folder made by hand has, by
+// The directories in which open mounts file systems. One that open has made has a mode that no directory made by hand has, by
 // which close knows that it may remove it. None has the mode of a mount point of attach, which removes those of others.
 const (
-	ownPlace   = os.ModeSticky | 0o750 // in the folder of attach
+	ownPlace   = os.ModeSticky | 0o750 // in the directory of attach
 	namedPlace = os.ModeSticky | 0o755 // that the user named
 	partPlace  = os.ModeSticky | 0o711 // of one of several file systems, in one of the other two
 )
 
-// A place is an open folder in which a file system is going to be mounted.
+// A place is an open directory in which a file system is going to be mounted.
 type place struct {
-	*safefile.Folder
+	*safefile.Dir
 	path string // as the mount table has it
 }
 
-// openPlace opens the empty folder for the file systems of an image, and makes it where it is not there. Without a name it
+// openPlace opens the empty directory for the file systems of an image, and makes it where it is not there. Without a name it
 // is a new one beside the mount points of attach.
 func openPlace(image, named string, undo *undoList) (*place, error) {
 	if named != "" {
@@ -62,24 +62,24 @@ func openPlace(image, named string, undo *undoList) (*place, error) {
 	}
 }
 
-// makePlace makes the folder at path. Where it exists, it is an error, or with reuse the folder is used if it is empty.
+// makePlace makes the directory at path. Where it exists, it is an error, or with reuse the directory is used if it is empty.
 func makePlace(path string, mode fs.FileMode, reuse bool, undo *undoList) (*place, error) {
 	parent, name, err := safefile.Reach(path)
 	if err != nil {
 		return nil, err
 	}
 	defer parent.Close()
-	folder, err := parent.MakeFolder(name, mode)
+	directory, err := parent.MakeDir(name, mode)
 	switch {
 	case err == nil:
 		undo.add(func() error { return removePlace(path, mode) })
 	case errors.Is(err, fs.ErrExist) && reuse:
-		if folder, err = parent.OpenChild(name); err != nil {
+		if directory, err = parent.OpenChild(name); err != nil {
 			return nil, err
 		}
 		var names []string
-		if names, err = folder.Names(0); err != nil || len(names) > 0 {
-			folder.Close()
+		if names, err = directory.Names(0); err != nil || len(names) > 0 {
+			directory.Close()
 			return nil, errors.Join(err, fmt.Errorf("%s is not empty; name a new or an empty directory", path))
 		}
 	default:
@@ -92,13 +92,13 @@ func makePlace(path string, mode fs.FileMode, reuse bool, undo *undoList) (*plac
 		}
 	}
 	if err != nil {
-		folder.Close()
+		directory.Close()
 		return nil, err
 	}
-	return &place{folder, real}, nil
+	return &place{directory, real}, nil
 }
 
-// removePlace removes a folder that open has made, if it is empty and nothing is mounted there. Others stay.
+// removePlace removes a directory that open has made, if it is empty and nothing is mounted there. Others stay.
 func removePlace(path string, mode fs.FileMode) error {
 	parent, name, err := safefile.Reach(path)
 	if err != nil {
@@ -109,14 +109,14 @@ func removePlace(path string, mode fs.FileMode) error {
 	if err != nil || st.Uid != uint32(os.Geteuid()) || st.Mode != unix.S_IFDIR|unix.S_ISVTX|uint32(mode.Perm()) {
 		return nil
 	}
-	err = parent.RemoveFolder(name)
+	err = parent.RemoveDir(name)
 	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
 }
 
-// removePlaces removes the folder in which open had mounted a file system, and the one for all of an image, if open made
+// removePlaces removes the directory in which open had mounted a file system, and the one for all of an image, if open made
 // them.
 func removePlaces(path string) error {
 	if isMade(path, partPlace) {
@@ -127,7 +127,7 @@ func removePlaces(path string) error {
 	return errors.Join(removePlace(path, ownPlace), removePlace(path, namedPlace))
 }
 
-// isMade reports whether the folder at path has the mode.
+// isMade reports whether the directory at path has the mode.
 func isMade(path string, mode fs.FileMode) bool {
 	st, err := os.Lstat(path)
 	return err == nil && st.Mode() == os.ModeDir|mode

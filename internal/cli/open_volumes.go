@@ -185,9 +185,9 @@ func volumeNamed(name string, list []*openVolume) (*openVolume, error) {
 	return nil, usageError("no partition %q; there is %s", name, strings.Join(names, ", "))
 }
 
-// folderNames returns a name for each of the volumes: its label, or p and its number where the label is none for a folder,
+// dirNames returns a name for each of the volumes: its label, or p and its number where the label is none for a directory,
 // or that of another one.
-func folderNames(list []*openVolume) []string {
+func dirNames(list []*openVolume) []string {
 	seen := map[string]int{}
 	for _, v := range list {
 		seen[strings.ToLower(v.Label)]++
@@ -202,11 +202,11 @@ func folderNames(list []*openVolume) []string {
 	return names
 }
 
-// maxFolderName is how long the name of a folder may be, in bytes.
-const maxFolderName = 255
+// maxDirName is how long the name of a directory may be, in bytes.
+const maxDirName = 255
 
-// goodName reports whether a label can be the name of a folder, and is none that is given to a volume without.
+// goodName reports whether a label can be the name of a directory, and is none that is given to a volume without.
 func goodName(label string) bool {
 	isNumber := len(label) > 1 && label[0] == 'p' && strings.Trim(label[1:], "0123456789") == ""
-	return label != "" && label[0] != '.' && !isNumber && len(label) <= maxFolderName && !strings.ContainsRune(label, '/') && printable(label) == label
+	return label != "" && label[0] != '.' && !isNumber && len(label) <= maxDirName && !strings.ContainsRune(label, '/') && printable(label) == label
 }

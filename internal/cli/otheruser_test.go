@@ -16,8 +16,8 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
-// What options make in a folder of another user is made there or not at all, wherever that user's links lead.
-func TestFilesInFolderOfAnotherUser(t *testing.T) {
+// What options make in a directory of another user is made there or not at all, wherever that user's links lead.
+func TestFilesInDirOfAnotherUser(t *testing.T) {
 	for name, use := range map[string]func(path string) error{
 		"log": func(path string) error {
 			f, err := openLogFile(path)
@@ -51,17 +51,17 @@ func TestFilesInFolderOfAnotherUser(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir, ours := otheruser.Folder(t), t.TempDir()
+			dir, ours := otheruser.Dir(t), t.TempDir()
 			secret := filepath.Join(ours, "secret")
 			if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			for link, to := range map[string]string{"link": secret, "dangling": filepath.Join(ours, "none"), "folder": ours} {
+			for link, to := range map[string]string{"link": secret, "dangling": filepath.Join(ours, "none"), "directory": ours} {
 				if err := errors.Join(os.Symlink(to, filepath.Join(dir, link)), os.Lchown(filepath.Join(dir, link), otheruser.UID, otheruser.UID)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			for _, path := range []string{"link", "dangling", "folder/none", "folder/secret"} {
+			for _, path := range []string{"link", "dangling", "directory/none", "directory/secret"} {
 				err := use(filepath.Join(dir, path))
 				if !errors.Is(err, safefile.ErrForeign) && !errors.Is(err, os.ErrExist) {
 					t.Errorf("%s: %v", path, err)
@@ -71,7 +71,7 @@ func TestFilesInFolderOfAnotherUser(t *testing.T) {
 				t.Errorf("the file of root: %q, %v", b, err)
 			}
 			if list, err := os.ReadDir(ours); err != nil || len(list) != 1 {
-				t.Errorf("in the folder of root: %v, %v", list, err)
+				t.Errorf("in the directory of root: %v, %v", list, err)
 			}
 			if err := use(filepath.Join(dir, "new")); err != nil {
 				t.Error(err)
@@ -105,10 +105,10 @@ func TestPIDFileOfAnother(t *testing.T) {
 	}
 }
 
-// Mount points are not made where others can put something into the folder for them.
+// Mount points are not made where others can put something into the directory for them.
 func TestSharedRunDir(t *testing.T) {
-	if err := refuseShared(otheruser.Folder(t)); err == nil {
-		t.Error("a folder of another user is taken")
+	if err := refuseShared(otheruser.Dir(t)); err == nil {
+		t.Error("a directory of another user is taken")
 	}
 	dir := t.TempDir()
 	for mode, refused := range map[os.FileMode]bool{0o777: true, 0o775: true, 0o777 | os.ModeSticky: false, 0o755: false} {

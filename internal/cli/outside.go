@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// warnOutside warns if the parent is not in the folder of the child or below: it is searched elsewhere only on request.
+// warnOutside warns if the parent is not in the directory of the child or below: it is searched elsewhere only on request.
 func warnOutside(cmd *cobra.Command, child, parent string) {
 	if isBelow(filepath.Dir(child), parent) {
 		return
@@ -19,26 +19,26 @@ func warnOutside(cmd *cobra.Command, child, parent string) {
 		"the child would become unusable", printable(child), printable(dir))
 }
 
-// isBelow reports whether the file at path is in the folder, or below it: by the names, or without symbolic links.
-func isBelow(folder, path string) bool {
-	local := func(folder, path string) bool {
-		folder, err := filepath.Abs(folder)
+// isBelow reports whether the file at path is in the directory, or below it: by the names, or without symbolic links.
+func isBelow(directory, path string) bool {
+	local := func(directory, path string) bool {
+		directory, err := filepath.Abs(directory)
 		if err != nil {
 			return false
 		}
 		if path, err = filepath.Abs(path); err != nil {
 			return false
 		}
-		rel, err := filepath.Rel(folder, path)
+		rel, err := filepath.Rel(directory, path)
 		return err == nil && filepath.IsLocal(rel)
 	}
-	if local(folder, path) {
+	if local(directory, path) {
 		return true
 	}
-	realFolder, err := filepath.EvalSymlinks(folder)
+	realDir, err := filepath.EvalSymlinks(directory)
 	if err != nil {
 		return false
 	}
 	realPath, err := filepath.EvalSymlinks(path)
-	return err == nil && local(realFolder, realPath)
+	return err == nil && local(realDir, realPath)
 }

@@ -45,7 +45,7 @@ func openOverlay(j *mountJob, io vhdx.Options) (*vhdx.Image, error) {
 	return im, nil
 }
 
-// makeOverlayDir makes the folder for an overlay that is gone with the mount. The keeper of the mount removes it; the
+// makeOverlayDir makes the directory for an overlay that is gone with the mount. The keeper of the mount removes it; the
 // file itself goes when it is closed.
 func (j *mountJob) makeOverlayDir() error {
 	if j.Mount.Overlay != mountoption.OverlayTmp {
@@ -63,7 +63,7 @@ func (j *mountJob) makeOverlayDir() error {
 	return nil
 }
 
-// overlayParent is the image's name in the folder of an overlay that is gone with the mount.
+// overlayParent is the image's name in the directory of an overlay that is gone with the mount.
 func (j *mountJob) overlayParent() string { return filepath.Join(j.overlayDir, "image.vhdx") }
 
 // overlayDir is where temporary overlays are. They may be large, and /tmp is often held in memory.

@@ -21,18 +21,18 @@ import (
 // and logs what became of it: "probe NAME: ERROR", or "probe NAME: done". No release has it; package test does.
 func init() { served = probe }
 
-// The trials, by name. The folder is that of the image.
+// The trials, by name. The directory is that of the image.
 var probes = []struct {
 	name string
-	try  func(folder string) error
+	try  func(directory string) error
 }{
 	{"read /etc/shadow", func(string) error { _, err := os.ReadFile("/etc/shadow"); return err }},
 	{"list /", func(string) error { _, err := os.ReadDir("/"); return err }},
 	{"write to /etc", func(string) error { return os.WriteFile("/etc/vhdxfs-probe", nil, 0o600) }},
-	{"write beside the folder", func(f string) error { return os.WriteFile(f+"-probe", nil, 0o600) }},
-	{"remove beside the folder", func(f string) error { return os.Remove(filepath.Join(filepath.Dir(f), "bystander")) }},
-	{"truncate beside the folder", func(f string) error { return unix.Truncate(filepath.Join(filepath.Dir(f), "bystander"), 0) }},
-	{"make a folder", func(f string) error { return os.Mkdir(filepath.Join(f, "probe"), 0o700) }},
+	{"write beside the directory", func(f string) error { return os.WriteFile(f+"-probe", nil, 0o600) }},
+	{"remove beside the directory", func(f string) error { return os.Remove(filepath.Join(filepath.Dir(f), "bystander")) }},
+	{"truncate beside the directory", func(f string) error { return unix.Truncate(filepath.Join(filepath.Dir(f), "bystander"), 0) }},
+	{"make a directory", func(f string) error { return os.Mkdir(filepath.Join(f, "probe"), 0o700) }},
 	{"make a device", func(f string) error { return unix.Mknod(filepath.Join(f, "probe"), unix.S_IFCHR|0o600, 0x103) }},
 	{"make a symbolic link", func(f string) error { return os.Symlink("/etc/shadow", filepath.Join(f, "probe")) }},
 	{"open a device", func(string) error { _, err := os.Open("/dev/zero"); return err }},
@@ -124,7 +124,7 @@ func mapOutside(m mount.Mounter) error {
 
 // probe makes the trials, each in a thread of its own.
 func probe(j *mountJob, log *logrus.Logger) {
-	folder := filepath.Dir(j.Mount.Image)
+	directory := filepath.Dir(j.Mount.Image)
 	all := append(probes, struct {
 		name string
 		try  func(string) error
@@ -133,7 +133,7 @@ func probe(j *mountJob, log *logrus.Logger) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			runtime.LockOSThread() // and the thread ends with the goroutine
-			if err := p.try(folder); err != nil {
+			if err := p.try(directory); err != nil {
 				log.Errorf("probe %s: %v", p.name, err)
 				return
 			}

@@ -82,7 +82,7 @@ func firstData(ctx context.Context, im *vhdx.Image, off int64, done func(n int64
 	}
 }
 
-// checkBased refuses to change a disk that images in its folder are based on.
+// checkBased refuses to change a disk that images in its directory are based on.
 func checkBased(path string, o vhdx.Options) error {
 	children, err := childrenBeside(path, o)
 	if err != nil || len(children) == 0 {

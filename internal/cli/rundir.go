@@ -19,7 +19,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 )
 
-// Mount points that attach makes, and what becomes of them. A name below the folder belongs to the holders of the lock of
+// Mount points that attach makes, and what becomes of them. A name below the directory belongs to the holders of the lock of
 // its directory, and only they may mount there, unmount what is dead there or remove it. Attach holds the lock shared
 // while it works, and the process that serves the mount holds it shared as long as it lives; the kernel takes it from a
 // process that was killed. A mount point that has no holder was left behind. It is removed, with the lock held alone, by
@@ -29,10 +29,10 @@ import (
 const rootRunDir = "/run/vhdxfs"
 
 // runDirMode is the mode of a mount point that attach has made: no other user can put anything into it. The sticky bit says
-// that it may be removed; a folder made by hand does not have it.
+// that it may be removed; a directory made by hand does not have it.
 const runDirMode = os.ModeSticky | 0o700
 
-// runDir returns the folder for mount points that this user can make.
+// runDir returns the directory for mount points that this user can make.
 func runDir() (string, error) {
 	if unix.Geteuid() == 0 {
 		return rootRunDir, nil
@@ -83,10 +83,10 @@ func makeRunDir(image string, keepStale bool) (dir string, lock *os.File, err er
 	}
 }
 
-// refuseShared returns an error if others can exchange what is in the folder for mount points, whose names are used again
+// refuseShared returns an error if others can exchange what is in the directory for mount points, whose names are used again
 // and again.
 func refuseShared(parent string) error {
-	d, err := safefile.OpenFolder(parent)
+	d, err := safefile.OpenDir(parent)
 	if err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func lockBelowMount(dir string) (*os.File, error) {
 	if m, err := mounts.At(dir); err != nil || m == nil {
 		return nil, fmt.Errorf("%w: %s", errSwept, dir)
 	}
-	// A copy of the mount that holds the folder, without those below it.
+	// A copy of the mount that holds the directory, without those below it.
 	fd, err := unix.OpenTree(unix.AT_FDCWD, filepath.Dir(dir), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("open_tree", err)

@@ -84,7 +84,7 @@ func (c *snapshotCommand) withoutChildren(m *active.Mount) (*active.Mount, error
 	}
 }
 
-// nameBeside returns the name of a new file without its folder, which has to be that of the image.
+// nameBeside returns the name of a new file without its directory, which has to be that of the image.
 func nameBeside(image, name string) (string, error) {
 	if !strings.Contains(name, "/") {
 		return name, nil

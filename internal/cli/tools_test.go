@@ -120,7 +120,7 @@ func TestToolsRefuse(t *testing.T) {
 	}
 }
 
-// contents reads all files of a folder.
+// contents reads all files of a directory.
 func contents(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	list, err := os.ReadDir(dir)

@@ -29,7 +29,7 @@ const (
 // umount does not wait for the server of the mount.
 const tablePatience = 2 * time.Second
 
-// A mountTable is the table, in the folder that it has to itself.
+// A mountTable is the table, in the directory that it has to itself.
 type mountTable struct{ dir string }
 
 var systemTable = mountTable{"/run/mount"}

@@ -89,7 +89,7 @@ func processUses(pid int, dir string) bool {
 	return err == nil && strings.Contains(string(maps), " "+dir+"/")
 }
 
-// isUnder reports whether a descriptor, given by its link in /proc, is of a folder that the mount at dir hides, as that is
+// isUnder reports whether a descriptor, given by its link in /proc, is of a directory that the mount at dir hides, as that is
 // whose program has locked the name of its mount point. Where dir is none, such as a device, nothing is hidden.
 func isUnder(link, dir string) bool {
 	if m, err := mounts.At(dir); err != nil || m == nil {

@@ -45,7 +45,7 @@ const (
 // A Survey is what a picture of an image shows. Sizes are in bytes.
 type Survey struct {
 	Info   *vhdx.Info
-	Names  []string // of the files of the chain, without their folders; what cannot be shown of them is in quotes
+	Names  []string // of the files of the chain, without their directories; what cannot be shown of them is in quotes
 	Totals Cell
 
 	Cells    []Cell // of the disk

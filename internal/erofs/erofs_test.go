@@ -314,14 +314,14 @@ func TestOpenRefuses(t *testing.T) {
 		path  string
 		flags int
 	}{
-		"a path alone":       {name, unix.O_PATH},
-		"writing alone":      {name, unix.O_WRONLY},
-		"a folder":           {filepath.Dir(name), unix.O_RDONLY},
-		"a device":           {"/dev/null", unix.O_RDONLY},
-		"a file of /proc":    {"/proc/self/status", unix.O_RDONLY},
-		"a file of sysfs":    {"/sys/kernel/mm/transparent_hugepage/enabled", unix.O_RDONLY},
-		"memory of /proc":    {"/proc/self/mem", unix.O_RDONLY},
-		"a folder as a path": {filepath.Dir(name), unix.O_PATH},
+		"a path alone":          {name, unix.O_PATH},
+		"writing alone":         {name, unix.O_WRONLY},
+		"a directory":           {filepath.Dir(name), unix.O_RDONLY},
+		"a device":              {"/dev/null", unix.O_RDONLY},
+		"a file of /proc":       {"/proc/self/status", unix.O_RDONLY},
+		"a file of sysfs":       {"/sys/kernel/mm/transparent_hugepage/enabled", unix.O_RDONLY},
+		"memory of /proc":       {"/proc/self/mem", unix.O_RDONLY},
+		"a directory as a path": {filepath.Dir(name), unix.O_PATH},
 	} {
 		fd, err := unix.Open(c.path, c.flags|unix.O_CLOEXEC, 0)
 		if err != nil {

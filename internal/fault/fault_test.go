@@ -55,9 +55,9 @@ func TestCatch(t *testing.T) {
 func TestEveryGoroutineCatches(t *testing.T) {
 	root := filepath.Join("..", "..")
 	fset := token.NewFileSet()
-	methods := make(map[string][]*ast.FuncDecl) // by folder and name
+	methods := make(map[string][]*ast.FuncDecl) // by directory and name
 	var files []*ast.File
-	var folders []string
+	var directories []string
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
@@ -74,7 +74,7 @@ func TestEveryGoroutineCatches(t *testing.T) {
 		if src, err := os.ReadFile(path); err != nil || bytes.Contains(src, []byte("//go:build probe\n")) {
 			return err // what only a build for tests has
 		}
-		files, folders = append(files, file), append(folders, filepath.Dir(path))
+		files, directories = append(files, file), append(directories, filepath.Dir(path))
 		for _, decl := range file.Decls {
 			if f, ok := decl.(*ast.FuncDecl); ok {
 				key := filepath.Dir(path) + "." + f.Name.Name
@@ -101,7 +101,7 @@ func TestEveryGoroutineCatches(t *testing.T) {
 					check(n.Pos(), f.Body)
 					break
 				}
-				named := methods[folders[i]+"."+lastName(n.Call.Fun)]
+				named := methods[directories[i]+"."+lastName(n.Call.Fun)]
 				// Of several methods of one name, any may be the one that is meant.
 				if i := slices.IndexFunc(named, func(f *ast.FuncDecl) bool { return catches(f.Body) }); i >= 0 {
 					check(n.Pos(), named[i].Body)

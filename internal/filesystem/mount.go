@@ -240,7 +240,7 @@ func (t *Tree) Close() error {
 	return unix.Close(t.fd)
 }
 
-// serve mounts by a program, in a folder of its own, and takes the mount from there.
+// serve mounts by a program, in a directory of its own, and takes the mount from there.
 func (w way) serve(ctx context.Context, r Request) (_ *Tree, err error) {
 	program, err := find(w.program)
 	if err != nil {
@@ -281,7 +281,7 @@ func (w way) serve(ctx context.Context, r Request) (_ *Tree, err error) {
 	return t, err
 }
 
-// find returns the path of a program, also where the path of a user lacks the folders for the administrator.
+// find returns the path of a program, also where the path of a user lacks the directories for the administrator.
 func find(name string) (string, error) {
 	path, err := exec.LookPath(name)
 	for _, dir := range []string{"/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"} {

@@ -154,7 +154,7 @@ func contents(t *testing.T, tree Tree) map[string]string {
 	return all
 }
 
-// contentsOf is contents of a folder of this machine.
+// contentsOf is contents of a directory of this machine.
 func contentsOf(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -282,7 +282,7 @@ func ext(args ...string) func(*testing.T, string) string {
 	}
 }
 
-// xfsDisk has mkfs.xfs copy the folder, as its prototype file says.
+// xfsDisk has mkfs.xfs copy the directory, as its prototype file says.
 func xfsDisk(args ...string) func(*testing.T, string) string {
 	return func(t *testing.T, dir string) string {
 		if err := exec.Command("sh", "-c", "mkfs.xfs -V").Run(); err != nil {
@@ -369,7 +369,7 @@ func ntfs(packed bool) func(*testing.T, string) string {
 	}
 }
 
-// exfat has exfat-fuse copy the folder, which takes a device.
+// exfat has exfat-fuse copy the directory, which takes a device.
 func exfat() func(*testing.T, string) string {
 	return func(t *testing.T, dir string) string {
 		if os.Geteuid() != 0 {

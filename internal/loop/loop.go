@@ -132,7 +132,7 @@ func list(want func(*Device) bool) ([]Device, error) {
 	return devices, nil
 }
 
-// partitions returns those that the kernel knows of the device with the given folder, in the order of their numbers.
+// partitions returns those that the kernel knows of the device with the given directory, in the order of their numbers.
 func partitions(dir string, table *users) []Partition {
 	list := []Partition{}
 	dirs, _ := filepath.Glob(filepath.Join(dir, filepath.Base(dir)+"p*")) // the pattern is a good one

@@ -43,7 +43,7 @@ func spans(st unix.Stat_t, depth int) []span {
 	return spansOf(dir, depth)
 }
 
-// spansOf does so for a device with the given folder in sysfs.
+// spansOf does so for a device with the given directory in sysfs.
 func spansOf(dir string, depth int) []span {
 	if depth > 0 && number(dir, "partition") != 0 {
 		start := number(dir, "start") * sysUnit

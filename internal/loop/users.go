@@ -38,7 +38,7 @@ func readUsers() (*users, error) {
 	return u, nil
 }
 
-// of returns the uses of the block device with the given folder in sysfs: mounts, swap, and the devices on top of it
+// of returns the uses of the block device with the given directory in sysfs: mounts, swap, and the devices on top of it
 // with their uses. It is never nil.
 func (u *users) of(dir string) []string { return u.ofHolders(dir, maxHolders) }
 
@@ -68,7 +68,7 @@ func (u *users) ofHolders(dir string, depth int) []string {
 	return uses
 }
 
-// devicePath returns the name under which a device is known to its users, given its folder in sysfs.
+// devicePath returns the name under which a device is known to its users, given its directory in sysfs.
 func devicePath(dir string) string {
 	if b, err := os.ReadFile(filepath.Join(dir, "dm", "name")); err == nil {
 		return "/dev/mapper/" + strings.TrimSpace(string(b))

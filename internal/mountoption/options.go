@@ -142,7 +142,7 @@ func defaults() Options {
 }
 
 // Parse reads lists of options, as -o has them, for a command that knows the options about what. A later option overrides an
-// earlier one. The folders of parents that the environment and the configuration of this machine name come last. An error
+// earlier one. The directories of parents that the environment and the configuration of this machine name come last. An error
 // in what was given is a *UsageError.
 func Parse(lists []string, about Scope) (*Options, error) {
 	o := defaults()

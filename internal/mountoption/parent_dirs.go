@@ -10,13 +10,13 @@ import (
 	"strings"
 )
 
-// Where folders of parents are listed that every command looks through, after those of the option parent_dir.
+// Where directories of parents are listed that every command looks through, after those of the option parent_dir.
 const parentDirsVariable = "VHDXFS_PARENT_DIRS" // separated by colons
 
 // configFile is the file with settings of this machine; a variable for tests.
 var configFile = "/etc/vhdxfs.conf"
 
-// defaultParentDirs returns the folders that the environment and the configuration file list.
+// defaultParentDirs returns the directories that the environment and the configuration file list.
 func defaultParentDirs() ([]string, error) {
 	var dirs []string
 	for dir := range strings.SplitSeq(os.Getenv(parentDirsVariable), ":") {
@@ -40,7 +40,7 @@ func defaultParentDirs() ([]string, error) {
 	return append(dirs, listed...), err
 }
 
-// readConfig reads the folders from the configuration file: lines such as "parent_dir = /srv/base". Empty lines, and what
+// readConfig reads the directories from the configuration file: lines such as "parent_dir = /srv/base". Empty lines, and what
 // follows a "#" at the start of a line, mean nothing.
 func readConfig(f *os.File) (dirs []string, err error) {
 	lines := bufio.NewScanner(f)

@@ -8,13 +8,13 @@ import (
 	"testing"
 )
 
-// Folders of parents come from the options, the environment and the configuration file, in this order.
+// Directories of parents come from the options, the environment and the configuration file, in this order.
 func TestDefaultParentDirs(t *testing.T) {
 	defer func(was string) { configFile = was }(configFile)
 	for _, c := range []struct {
 		config, variable string
 		options          []string
-		want             string // the folders, or a part of the error
+		want             string // the directories, or a part of the error
 		bad              bool
 	}{
 		{want: ""},

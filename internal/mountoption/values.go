@@ -123,5 +123,5 @@ func parseMetrics(v string) (string, error) {
 	return path, err
 }
 
-// maxSocketName leaves room for a path through the descriptor of the folder, by which the socket is made.
+// maxSocketName leaves room for a path through the descriptor of the directory, by which the socket is made.
 const maxSocketName = 80

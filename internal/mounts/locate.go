@@ -23,7 +23,7 @@ type Location struct {
 // its server may hang, and a step into a mount would keep it from being unmounted at that moment.
 func Locate(path string) (*Location, error) {
 	abs := path
-	if !filepath.IsAbs(path) { // filepath.Abs would take ".." behind a symbolic link for the folder of the link
+	if !filepath.IsAbs(path) { // filepath.Abs would take ".." behind a symbolic link for the directory of the link
 		dir, err := os.Getwd()
 		if err != nil {
 			return nil, err

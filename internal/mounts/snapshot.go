@@ -14,7 +14,7 @@ const SnapshotXAttr = "snapshot"
 // A SnapshotRequest asks for a snapshot.
 type SnapshotRequest struct {
 	ID          string   `json:"id"`   // by which the answer is known
-	Name        string   `json:"name"` // of the new file, in the folder of the image; "" chooses one
+	Name        string   `json:"name"` // of the new file, in the directory of the image; "" chooses one
 	KeepName    bool     `json:"keep_name"`
 	ParentPaths []string `json:"parent_paths,omitempty"`
 }

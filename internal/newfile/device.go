@@ -9,7 +9,7 @@ import (
 )
 
 // RefuseDevice returns an error where a new file at path would be one among the devices: its name is that of a device, but
-// for a mistake. What takes files below /dev, as shared memory does, is a folder of its own.
+// for a mistake. What takes files below /dev, as shared memory does, is a directory of its own.
 func RefuseDevice(path string) error {
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		return nil

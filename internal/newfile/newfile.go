@@ -1,6 +1,6 @@
 // Package newfile makes files that appear under their name only when they are complete. Until then they have none, and
 // go when the program ends, however it does. Where the file system knows no files without a name, they have another one
-// in the same folder, which begins with a dot and ends in ".part".
+// in the same directory, which begins with a dot and ends in ".part".
 package newfile
 
 import (
@@ -26,13 +26,13 @@ import (
 const maxBase = 200
 
 // Unnamed makes a file without a name; a variable so that tests can do without.
-var Unnamed = (*safefile.Folder).OpenUnnamed
+var Unnamed = (*safefile.Dir).OpenUnnamed
 
 // A File is open for reading and writing. Its errors speak of it by its final name. All that is done to it and to its
-// names goes by its descriptor and by that of its folder, which others may be able to write.
+// names goes by its descriptor and by that of its directory, which others may be able to write.
 type File struct {
 	*os.File
-	dir     *safefile.Folder
+	dir     *safefile.Dir
 	name    string // the final one, in dir
 	path    string // likewise, with dir
 	temp    string // the name that it has until then, in dir; "" if it has none
@@ -162,7 +162,7 @@ func (f *File) create(mode fs.FileMode) (err error) {
 	return nil
 }
 
-// TempName returns a name that no file has yet, in the folder of path.
+// TempName returns a name that no file has yet, in the directory of path.
 func TempName(path string) string {
 	dir, base := filepath.Split(path)
 	if len(base) > maxBase {

@@ -27,13 +27,13 @@ func eachWay(t *testing.T, test func(t *testing.T)) {
 		test(t)
 	})
 	t.Run("with a name", func(t *testing.T) {
-		defer func(was func(*safefile.Folder, string, fs.FileMode) (*os.File, error)) { Unnamed = was }(Unnamed)
-		Unnamed = func(*safefile.Folder, string, fs.FileMode) (*os.File, error) { return nil, unix.EOPNOTSUPP }
+		defer func(was func(*safefile.Dir, string, fs.FileMode) (*os.File, error)) { Unnamed = was }(Unnamed)
+		Unnamed = func(*safefile.Dir, string, fs.FileMode) (*os.File, error) { return nil, unix.EOPNOTSUPP }
 		test(t)
 	})
 }
 
-// holds fails the test unless the folder holds exactly the files given, by name and content.
+// holds fails the test unless the directory holds exactly the files given, by name and content.
 func holds(t *testing.T, dir string, want map[string]string) {
 	t.Helper()
 	list, err := os.ReadDir(dir)
@@ -49,7 +49,7 @@ func holds(t *testing.T, dir string, want map[string]string) {
 		got[e.Name()] = string(b)
 	}
 	if len(got) != len(want) {
-		t.Errorf("the folder holds %q, want %q", got, want)
+		t.Errorf("the directory holds %q, want %q", got, want)
 	}
 	for name, content := range want {
 		if got[name] != content {
@@ -175,7 +175,7 @@ func replace(t *testing.T) {
 		t.Errorf("the link was replaced: %v", err)
 	}
 	if _, err := Create(dir, Options{Replace: true}); err == nil {
-		t.Error("a folder would be replaced")
+		t.Error("a directory would be replaced")
 	}
 }
 
@@ -299,7 +299,7 @@ var acl = []byte{
 }
 
 // An ACL of what is replaced is kept, unless an input is more private; the group's bits of an input with an ACL are not
-// those of its group; and an ACL that the folder gives to new files does not open those with private inputs.
+// those of its group; and an ACL that the directory gives to new files does not open those with private inputs.
 func TestACL(t *testing.T) { eachWay(t, keepsACL) }
 
 func keepsACL(t *testing.T) {
@@ -346,7 +346,7 @@ func keepsACL(t *testing.T) {
 	}
 }
 
-// What takes the place of the file, or of its folder, while it is being written is not touched: neither by the owner and
+// What takes the place of the file, or of its directory, while it is being written is not touched: neither by the owner and
 // the permissions that the file gets, nor by the end.
 func TestNameTakenMeanwhile(t *testing.T) { eachWay(t, nameTakenMeanwhile) }
 
@@ -360,24 +360,24 @@ func nameTakenMeanwhile(t *testing.T) {
 		if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		folder := filepath.Join(dir, "folder")
-		if err := os.Mkdir(folder, 0o777); err != nil {
+		directory := filepath.Join(dir, "directory")
+		if err := os.Mkdir(directory, 0o777); err != nil {
 			t.Fatal(err)
 		}
-		f, err := Create(filepath.Join(folder, "new"), Options{})
+		f, err := Create(filepath.Join(directory, "new"), Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		write(t, f, "content")
 		if f.temp != "" {
-			if err := errors.Join(os.Remove(filepath.Join(folder, f.temp)), os.Symlink(secret, filepath.Join(folder, f.temp))); err != nil {
+			if err := errors.Join(os.Remove(filepath.Join(directory, f.temp)), os.Symlink(secret, filepath.Join(directory, f.temp))); err != nil {
 				t.Fatal(err)
 			}
 			if err := os.WriteFile(filepath.Join(other, f.temp), []byte("theirs"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := errors.Join(os.Rename(folder, folder+".moved"), os.Symlink(other, folder)); err != nil {
+		if err := errors.Join(os.Rename(directory, directory+".moved"), os.Symlink(other, directory)); err != nil {
 			t.Fatal(err)
 		}
 		before := access(t, secret)
@@ -401,7 +401,7 @@ func nameTakenMeanwhile(t *testing.T) {
 // A file that is replaced by a symbolic link to it is named where it is.
 func TestReplaceByLink(t *testing.T) {
 	dir, there := t.TempDir(), t.TempDir()
-	if err := errors.Join(os.WriteFile(filepath.Join(there, "file"), nil, 0o600), os.Symlink(there, filepath.Join(dir, "folder")), os.Symlink("folder/file", filepath.Join(dir, "link"))); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(there, "file"), nil, 0o600), os.Symlink(there, filepath.Join(dir, "directory")), os.Symlink("directory/file", filepath.Join(dir, "link"))); err != nil {
 		t.Fatal(err)
 	}
 	f, err := Create(filepath.Join(dir, "link"), Options{Replace: true})

@@ -15,7 +15,7 @@ import (
 func TestLinksOfAnotherUser(t *testing.T) { eachWay(t, linksOfAnotherUser) }
 
 func linksOfAnotherUser(t *testing.T) {
-	dir, secret := otheruser.Folder(t), filepath.Join(t.TempDir(), "secret")
+	dir, secret := otheruser.Dir(t), filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -54,11 +54,11 @@ func linksOfAnotherUser(t *testing.T) {
 	}
 }
 
-// What is made of a private file cannot be read by another user at any moment, in a folder of that user's.
+// What is made of a private file cannot be read by another user at any moment, in a directory of that user's.
 func TestPrivateBesideAnotherUser(t *testing.T) { eachWay(t, privateBesideAnotherUser) }
 
 func privateBesideAnotherUser(t *testing.T) {
-	dir := otheruser.Folder(t)
+	dir := otheruser.Dir(t)
 	end := otheruser.Peek(t, dir)
 	private := Options{Inputs: []safefile.Access{{Perm: 0o600}}}
 	for range 100 {

@@ -33,13 +33,13 @@ func init() {
 	}
 }
 
-// Folder makes a folder of the other user, and skips the test unless it is root's.
-func Folder(t testing.TB) string {
+// Dir makes a directory of the other user, and skips the test unless it is root's.
+func Dir(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to work beside another user")
 	}
-	dir, err := os.MkdirTemp("", "other-user-") // all may pass the folder that it is in
+	dir, err := os.MkdirTemp("", "other-user-") // all may pass the directory that it is in
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,10 +58,10 @@ func Folder(t testing.TB) string {
 // Exchange has the other user exchange what two names stand for, again and again, until the test ends.
 func Exchange(t testing.TB, a, b string) { start(t, "exchange", a, b) }
 
-// Replace has the other user put a symbolic link to a path in the place of each unfinished file in a folder.
+// Replace has the other user put a symbolic link to a path in the place of each unfinished file in a directory.
 func Replace(t testing.TB, dir, to string) { start(t, "replace", dir, to) }
 
-// Peek has the other user try to read each file of root in a folder. The function that it returns ends that, and returns
+// Peek has the other user try to read each file of root in a directory. The function that it returns ends that, and returns
 // the names of those that could be read.
 func Peek(t testing.TB, dir string) func() string { return start(t, "peek", dir) }
 

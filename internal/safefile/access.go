@@ -145,7 +145,7 @@ func Restrict(f Descriptor, inputs []Access) error {
 	if limit == 0o777 {
 		return nil
 	}
-	if err := dropACL(fd, now); err != nil { // one that the folder gives to all that is in it
+	if err := dropACL(fd, now); err != nil { // one that the directory gives to all that is in it
 		return &fs.PathError{Op: "remove the ACL of", Path: f.Name(), Err: err}
 	}
 	if now.Perm&^limit == 0 {
@@ -176,12 +176,12 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// A Way is the folders from the root of the file system to a file. Each has to let a user pass who opens the file by it.
+// A Way is the directories from the root of the file system to a file. Each has to let a user pass who opens the file by it.
 type Way []Access
 
 // WayTo returns the way by which the open file has a name now.
 func WayTo(f Descriptor) (Way, error) {
-	d, _, err := FolderOf(f)
+	d, _, err := DirOf(f)
 	if err != nil {
 		return nil, err
 	}

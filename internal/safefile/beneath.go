@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrOutside is matched by the error for a path that leads out of its folder, by itself or by a symbolic link.
+// ErrOutside is matched by the error for a path that leads out of its directory, by itself or by a symbolic link.
 var ErrOutside = errors.New("it leads out of the directory")
 
 const (
@@ -20,8 +20,8 @@ const (
 )
 
 // Open opens the regular file or block device at the relative path name, which may have several elements. Symbolic links
-// are followed as long as they stay below the folder, and none of those that /proc makes.
-func (d *Folder) Open(name string, flags int) (*os.File, error) {
+// are followed as long as they stay below the directory, and none of those that /proc makes.
+func (d *Dir) Open(name string, flags int) (*os.File, error) {
 	fd, err := d.walk(name)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: d.Join(name), Err: err}
@@ -29,9 +29,9 @@ func (d *Folder) Open(name string, flags int) (*os.File, error) {
 	return reopen(fd, d.fd, name, d.Join(name), flags, 0)
 }
 
-// Follow opens the regular file or block device that name in the folder leads to, wherever that is: for a name that the
+// Follow opens the regular file or block device that name in the directory leads to, wherever that is: for a name that the
 // user of the program has chosen. Errors and the file name it path.
-func (d *Folder) Follow(name, path string, flags int) (*os.File, error) {
+func (d *Dir) Follow(name, path string, flags int) (*os.File, error) {
 	fd, err := unix.Openat(d.fd, name, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
@@ -39,8 +39,8 @@ func (d *Folder) Follow(name, path string, flags int) (*os.File, error) {
 	return reopen(fd, d.fd, name, path, flags, 0)
 }
 
-// OpenFolder opens the directory at the relative path name, as Open does.
-func (d *Folder) OpenFolder(name string) (*Folder, error) {
+// OpenDir opens the directory at the relative path name, as Open does.
+func (d *Dir) OpenDir(name string) (*Dir, error) {
 	fd, err := d.walk(name)
 	if err == nil && !isKind(fd, unix.S_IFDIR) {
 		unix.Close(fd)
@@ -49,11 +49,11 @@ func (d *Folder) OpenFolder(name string) (*Folder, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: d.Join(name), Err: err}
 	}
-	return newFolder(fd, d.Join(name)), nil
+	return newDir(fd, d.Join(name)), nil
 }
 
 // walk returns a descriptor of O_PATH of what is at the relative path.
-func (d *Folder) walk(name string) (int, error) {
+func (d *Dir) walk(name string) (int, error) {
 	fd, err := -1, error(unix.ENOSYS)
 	if !noOpenat2 {
 		how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}

@@ -31,7 +31,7 @@ func Open(path string, flags int) (*os.File, error) {
 	return reopen(fd, unix.AT_FDCWD, path, path, flags, 0)
 }
 
-// reopen opens for use what fd, of O_PATH, stands for, and closes fd. Name, in the folder dir, is where it was a moment
+// reopen opens for use what fd, of O_PATH, stands for, and closes fd. Name, in the directory dir, is where it was a moment
 // ago, which serves where /proc is not mounted; noFollow is unix.O_NOFOLLOW if name was not followed. Errors and the
 // file itself name it path.
 func reopen(fd, dir int, name, path string, flags, noFollow int) (*os.File, error) {
@@ -102,14 +102,14 @@ func Path(f Descriptor) (string, bool) {
 	return path, ok
 }
 
-// realFolder returns the folder in which the open file has a name, and that name, without symbolic links. It fails where
+// realDir returns the directory in which the open file has a name, and that name, without symbolic links. It fails where
 // the file has none, or that cannot be known.
-func realFolder(fd int) (*Folder, string, error) {
+func realDir(fd int) (*Dir, string, error) {
 	path, err := os.Readlink(descriptorPath(fd))
 	if err != nil {
 		return nil, "", err
 	}
-	d, err := OpenFolder(filepath.Dir(path))
+	d, err := OpenDir(filepath.Dir(path))
 	if err != nil {
 		return nil, "", err
 	}

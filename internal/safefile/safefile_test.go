@@ -28,9 +28,9 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func folder(t *testing.T, path string) *Folder {
+func directory(t *testing.T, path string) *Dir {
 	t.Helper()
-	d, err := OpenFolder(path)
+	d, err := OpenDir(path)
 	must(t, err)
 	t.Cleanup(func() { d.Close() })
 	return d
@@ -52,7 +52,7 @@ func openBeneath(t *testing.T) {
 	} {
 		must(t, os.Symlink(to, in(name)))
 	}
-	d := folder(t, in("home"))
+	d := directory(t, in("home"))
 	for name, want := range map[string]string{
 		"file": "home/file", "./file": "home/file", "sub/file": "home/sub/file", "sub/../file": "home/file", "sub//file": "home/sub/file",
 		"link": "home/sub/file", "sub/up": "home/file", "there/file": "home/sub/deep/file", "there/../file": "home/sub/file",
@@ -84,30 +84,30 @@ func openBeneath(t *testing.T) {
 			f.Close()
 		}
 	}
-	sub, err := d.OpenFolder("there/..")
+	sub, err := d.OpenDir("there/..")
 	must(t, err)
 	defer sub.Close()
-	if _, err := sub.Stat("file"); err != nil || !sub.Same(folder(t, in("home/sub"))) {
-		t.Errorf("the folder is another one: %v", err)
+	if _, err := sub.Stat("file"); err != nil || !sub.Same(directory(t, in("home/sub"))) {
+		t.Errorf("the directory is another one: %v", err)
 	}
 	if _, err := sub.Open("../file", os.O_RDONLY); !errors.Is(err, ErrOutside) {
-		t.Errorf("out of a folder below: %v", err)
+		t.Errorf("out of a directory below: %v", err)
 	}
-	if d, err := d.OpenFolder("file"); !errors.Is(err, unix.ENOTDIR) {
-		t.Errorf("a file as a folder: %v, %v", d, err)
+	if d, err := d.OpenDir("file"); !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("a file as a directory: %v, %v", d, err)
 	}
 }
 
-// A folder that is moved away while it is open leads nowhere else.
-func TestMovedFolder(t *testing.T) { eachWalk(t, movedFolder) }
+// A directory that is moved away while it is open leads nowhere else.
+func TestMovedDir(t *testing.T) { eachWalk(t, movedDir) }
 
-func movedFolder(t *testing.T) {
+func movedDir(t *testing.T) {
 	top := t.TempDir()
 	home, other := filepath.Join(top, "home"), filepath.Join(top, "other")
 	must(t, errors.Join(os.Mkdir(home, 0o777), os.Mkdir(other, 0o777)))
 	must(t, os.WriteFile(filepath.Join(home, "file"), []byte("mine"), 0o600))
 	must(t, os.WriteFile(filepath.Join(other, "file"), []byte("secret"), 0o600))
-	d := folder(t, home)
+	d := directory(t, home)
 	must(t, errors.Join(os.Rename(home, home+".moved"), os.Symlink(other, home)))
 	f, err := d.Open("file", os.O_RDONLY)
 	must(t, err)
@@ -130,18 +130,18 @@ func TestOpenKinds(t *testing.T) {
 	fifo := filepath.Join(dir, "fifo")
 	must(t, unix.Mkfifo(fifo, 0o600))
 	// Each open of a FIFO for writing finds out whether it is open for reading.
-	d := folder(t, dir)
+	d := directory(t, dir)
 	for name, open := range map[string]func() (*os.File, error){
-		"by path":   func() (*os.File, error) { return Open(fifo, os.O_RDONLY) },
-		"by folder": func() (*os.File, error) { return d.Open("fifo", os.O_RDWR) },
-		"device":    func() (*os.File, error) { return Open("/dev/null", os.O_RDONLY) },
+		"by path":      func() (*os.File, error) { return Open(fifo, os.O_RDONLY) },
+		"by directory": func() (*os.File, error) { return d.Open("fifo", os.O_RDWR) },
+		"device":       func() (*os.File, error) { return Open("/dev/null", os.O_RDONLY) },
 	} {
 		if f, err := open(); !errors.Is(err, ErrKind) {
 			t.Errorf("%s: %v, %v; want ErrKind", name, f, err)
 		}
 	}
 	if _, err := Open(dir, os.O_RDONLY); !errors.Is(err, unix.EISDIR) {
-		t.Errorf("a folder: %v", err)
+		t.Errorf("a directory: %v", err)
 	}
 	if _, err := Open(filepath.Join(dir, "none"), os.O_RDONLY); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("nothing: %v", err)

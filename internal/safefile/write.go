@@ -15,15 +15,15 @@ import (
 // file that the user may not change.
 var ErrForeign = errors.New("another user could have put it there")
 
-// Reach opens the folder of a file that the caller names, to make, change or remove the file, and returns the file's name
-// in the folder. The name is no symbolic link, except for those of /proc. On the way, only symbolic links of root and of
+// Reach opens the directory of a file that the caller names, to make, change or remove the file, and returns the file's name
+// in the directory. The name is no symbolic link, except for those of /proc. On the way, only symbolic links of root and of
 // the caller are followed: another user could lead by one to any file of the caller. The error for one matches ErrForeign.
-func Reach(path string) (*Folder, string, error) { return reach(path, true) }
+func Reach(path string) (*Dir, string, error) { return reach(path, true) }
 
 // ReachName is Reach for a name that stands for itself, also where it is a symbolic link.
-func ReachName(path string) (*Folder, string, error) { return reach(path, false) }
+func ReachName(path string) (*Dir, string, error) { return reach(path, false) }
 
-func reach(path string, follow bool) (_ *Folder, name string, err error) {
+func reach(path string, follow bool) (_ *Dir, name string, err error) {
 	start := "."
 	if filepath.IsAbs(path) {
 		start = "/"
@@ -32,7 +32,7 @@ func reach(path string, follow bool) (_ *Folder, name string, err error) {
 	if err != nil {
 		return nil, "", &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	d := newFolder(here, path)
+	d := newDir(here, path)
 	defer func() {
 		if err != nil {
 			d.Close()
@@ -45,7 +45,7 @@ func reach(path string, follow bool) (_ *Folder, name string, err error) {
 	}
 	rest := strings.Split(path, "/")
 	links := 0
-	arrive := func() *Folder {
+	arrive := func() *Dir {
 		if d.path = filepath.Dir(path); links > 0 {
 			d.path = at
 		}
@@ -120,9 +120,9 @@ func reach(path string, follow bool) (_ *Folder, name string, err error) {
 // trusted reports whether what a user has put somewhere leads the caller nowhere that the caller would not go.
 func trusted(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
 
-// Shared reports whether other users than root can put files into the folder, and whether they can also remove or rename
+// Shared reports whether other users than root can put files into the directory, and whether they can also remove or rename
 // what the caller has put there.
-func (d *Folder) Shared() (put, remove bool, err error) {
+func (d *Dir) Shared() (put, remove bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(d.fd, &st); err != nil {
 		return false, false, &fs.PathError{Op: "stat", Path: d.path, Err: err}
@@ -131,10 +131,10 @@ func (d *Folder) Shared() (put, remove bool, err error) {
 	return foreign || open, foreign || open && st.Mode&unix.S_ISVTX == 0, nil
 }
 
-// OpenToWrite opens a file in the folder for writing, with flags such as unix.O_APPEND, and makes it where there is none.
-// Errors name it path. In a folder where others can make files, it refuses what may be another one's file by a hard link,
+// OpenToWrite opens a file in the directory for writing, with flags such as unix.O_APPEND, and makes it where there is none.
+// Errors name it path. In a directory where others can make files, it refuses what may be another one's file by a hard link,
 // and a FIFO of another user, with an error that matches ErrForeign. It opens no block device.
-func (d *Folder) OpenToWrite(name, path string, flags int, perm fs.FileMode) (fd int, err error) {
+func (d *Dir) OpenToWrite(name, path string, flags int, perm fs.FileMode) (fd int, err error) {
 	flags |= unix.O_WRONLY | unix.O_NOCTTY | unix.O_CLOEXEC
 	for range maxRetries { // another program may make and remove the name meanwhile
 		if fd, err = d.openOld(name, path, flags); !errors.Is(err, fs.ErrNotExist) {
@@ -152,7 +152,7 @@ func (d *Folder) OpenToWrite(name, path string, flags int, perm fs.FileMode) (fd
 }
 
 // openOld is OpenToWrite for a file that is there.
-func (d *Folder) openOld(name, path string, flags int) (int, error) {
+func (d *Dir) openOld(name, path string, flags int) (int, error) {
 	how := unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	if onProc(d.fd) {
 		how &^= unix.O_NOFOLLOW // /dev/stderr leads there
@@ -175,7 +175,7 @@ func (d *Folder) openOld(name, path string, flags int) (int, error) {
 	return openAgain(fd, &st, d.fd, name, path, flags, how&unix.O_NOFOLLOW)
 }
 
-// refuseForeign returns an error if a file in a folder, which others may share, is not to be written to.
+// refuseForeign returns an error if a file in a directory, which others may share, is not to be written to.
 func refuseForeign(st *unix.Stat_t, shared bool) error {
 	switch kind := st.Mode & unix.S_IFMT; {
 	case kind == unix.S_IFLNK:
@@ -190,8 +190,8 @@ func refuseForeign(st *unix.Stat_t, shared bool) error {
 	return nil
 }
 
-// At returns a path by which this process reaches a name in the folder, whatever becomes of the folder's own path.
-func (d *Folder) At(name string) string {
+// At returns a path by which this process reaches a name in the directory, whatever becomes of the directory's own path.
+func (d *Dir) At(name string) string {
 	if path := descriptorPath(d.fd); isDirectory(path) {
 		return filepath.Join(path, name)
 	}

@@ -17,10 +17,10 @@ import (
 
 // Rules say what a process can still do. Paths that do not exist are left out.
 type Rules struct {
-	Read  []string // files, and folders with all that is in them, that can be read
+	Read  []string // files, and directories with all that is in them, that can be read
 	Write []string // those in which files can also be written, made, renamed and removed; devices can be controlled
-	Make  []string // folders in which directories and symbolic links can be made as well
-	Empty []string // folders in which empty directories can be removed, and no more than that
+	Make  []string // directories in which directories and symbolic links can be made as well
+	Empty []string // directories in which empty directories can be removed, and no more than that
 
 	Capabilities Capabilities // that are kept, of those that there are
 }
@@ -113,13 +113,13 @@ func Confine(r Rules) *State {
 	return s
 }
 
-// What Landlock lets be done with files, and with folders and all that is below them. None of them can be executed.
+// What Landlock lets be done with files, and with directories and all that is below them. None of them can be executed.
 const (
-	readFile    landlock.AccessFSSet = ll.AccessFSReadFile
-	writeFile   landlock.AccessFSSet = readFile | ll.AccessFSWriteFile | ll.AccessFSTruncate
-	readFolder  landlock.AccessFSSet = readFile | ll.AccessFSReadDir
-	writeFolder landlock.AccessFSSet = readFolder | writeFile | ll.AccessFSMakeReg | ll.AccessFSRemoveFile | ll.AccessFSRefer
-	makeFolder  landlock.AccessFSSet = writeFolder | ll.AccessFSMakeDir | ll.AccessFSMakeSym | ll.AccessFSRemoveDir
+	readFile  landlock.AccessFSSet = ll.AccessFSReadFile
+	writeFile landlock.AccessFSSet = readFile | ll.AccessFSWriteFile | ll.AccessFSTruncate
+	readDir   landlock.AccessFSSet = readFile | ll.AccessFSReadDir
+	writeDir  landlock.AccessFSSet = readDir | writeFile | ll.AccessFSMakeReg | ll.AccessFSRemoveFile | ll.AccessFSRefer
+	makeDir   landlock.AccessFSSet = writeDir | ll.AccessFSMakeDir | ll.AccessFSMakeSym | ll.AccessFSRemoveDir
 )
 
 // confineFiles puts Landlock in force and returns its ABI.
@@ -130,20 +130,20 @@ func confineFiles(r Rules) (abi int, err error) {
 	}
 	var rules []landlock.Rule
 	for _, p := range r.Read {
-		rules = appendRule(rules, p, readFile, readFolder)
+		rules = appendRule(rules, p, readFile, readDir)
 	}
 	refer := landlock.AccessFSSet(ll.AccessFSRefer)
 	if abi < 2 {
-		refer = 0 // nothing can be moved to another folder
+		refer = 0 // nothing can be moved to another directory
 	}
 	for _, p := range r.Write {
-		rules = appendRule(rules, p, writeFile, writeFolder&^ll.AccessFSRefer|refer)
+		rules = appendRule(rules, p, writeFile, writeDir&^ll.AccessFSRefer|refer)
 	}
 	for _, p := range r.Empty {
 		rules = appendRule(rules, p, 0, ll.AccessFSRemoveDir)
 	}
 	for _, p := range r.Make {
-		rules = appendRule(rules, p, writeFile, makeFolder&^ll.AccessFSRefer|refer)
+		rules = appendRule(rules, p, writeFile, makeDir&^ll.AccessFSRefer|refer)
 	}
 	fd, flags, err := landlock.V11.BestEffort().NewRulesetFD(rules...)
 	if err != nil {
@@ -156,14 +156,14 @@ func confineFiles(r Rules) (abi int, err error) {
 	return abi, ll.AllThreadsLandlockRestrictSelf(fd, flags)
 }
 
-// appendRule appends the rule for a path, whether that is a file or a folder.
-func appendRule(rules []landlock.Rule, path string, file, folder landlock.AccessFSSet) []landlock.Rule {
+// appendRule appends the rule for a path, whether that is a file or a directory.
+func appendRule(rules []landlock.Rule, path string, file, directory landlock.AccessFSSet) []landlock.Rule {
 	st, err := os.Stat(path)
 	switch {
 	case err != nil:
 		return rules
 	case st.IsDir():
-		return append(rules, landlock.PathAccess(folder, path))
+		return append(rules, landlock.PathAccess(directory, path))
 	case st.Mode()&os.ModeDevice != 0 && file&ll.AccessFSWriteFile != 0:
 		return append(rules, landlock.PathAccess(file, path).WithIoctlDev())
 	}

@@ -81,7 +81,7 @@ func conditionalCalls() []seccomp.NameWithConditions {
 
 // filterCalls lets all threads make the calls above only. Others fail with EPERM; those fail with ENOSYS for which
 // libraries have another way.
-func filterCalls(makesFolders bool) error {
+func filterCalls(makesDirs bool) error {
 	info, err := arch.GetInfo("")
 	if err != nil {
 		return err
@@ -92,7 +92,7 @@ func filterCalls(makesFolders bool) error {
 	}
 	allowed := seccomp.SyscallGroup{Action: seccomp.ActionAllow}
 	names := allowedCalls
-	if makesFolders {
+	if makesDirs {
 		names = append(slices.Clone(names), "mkdirat", "symlinkat")
 	}
 	for _, name := range names {

@@ -42,7 +42,7 @@ type locatorEntry struct {
 
 // The kinds of paths that can mean something here.
 const (
-	locatorRelative = "W2ru" // UTF-16, little-endian, from the folder of the image
+	locatorRelative = "W2ru" // UTF-16, little-endian, from the directory of the image
 	locatorAbsolute = "W2ku"
 )
 

@@ -36,7 +36,7 @@ type layer struct {
 	parent  *layer
 	missing string // what is wrong with the parent, where it may be missing
 
-	homes    []*safefile.Folder // of the file, until the parent was looked for
+	homes    []*safefile.Dir // of the file, until the parent was looked for
 	warnings []vhdx.Finding
 	errors   []vhdx.Finding // of a check
 	dropped  int
@@ -96,10 +96,10 @@ func (op *opener) open(path string) (*layer, error) {
 }
 
 // layer locks and reads the open file, which is called name in d.
-func (op *opener) layer(f *os.File, path string, d *safefile.Folder, name string) (*layer, error) {
-	l := &layer{path: path, os: f, file: imagefile.Of(f), homes: []*safefile.Folder{d}, collect: op.collect}
+func (op *opener) layer(f *os.File, path string, d *safefile.Dir, name string) (*layer, error) {
+	l := &layer{path: path, os: f, file: imagefile.Of(f), homes: []*safefile.Dir{d}, collect: op.collect}
 	if !d.Has(name, f) { // it is a symbolic link
-		if real, _, err := safefile.FolderOf(f); err == nil {
+		if real, _, err := safefile.DirOf(f); err == nil {
 			l.homes = append(l.homes, real)
 		}
 	}

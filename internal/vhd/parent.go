@@ -15,7 +15,7 @@ import (
 const (
 	maxLayers = 256
 	maxTries  = 4 * maxLayers // files opened on the way; see package vhdx
-	maxNames  = 1 << 16       // in a folder that is looked through for a name that differs in case
+	maxNames  = 1 << 16       // in a directory that is looked through for a name that differs in case
 )
 
 // openParent finds and opens the parent of l, the last layer of the chain so far, if it has one.
@@ -111,19 +111,19 @@ func (l *layer) parentNames() (names []string, err error) {
 	return names, nil
 }
 
-// search tries the names below the folders of the image, and below those that the user allows. Where none fits, names follow
-// that differ in case alone.
+// search tries the names below the directories of the image, and below those that the user allows. Where none fits, names
+// follow that differ in case alone.
 func (op *opener) search(l *layer, names []string, try func(open func() (*layer, error)) bool) {
-	folders := slices.Clone(l.homes)
+	directories := slices.Clone(l.homes)
 	for _, dir := range op.o.ParentDirs {
-		if d, err := safefile.OpenFolder(dir); err == nil { // else there is no file in it
+		if d, err := safefile.OpenDir(dir); err == nil { // else there is no file in it
 			defer d.Close()
-			folders = append(folders, d)
+			directories = append(directories, d)
 		}
 	}
 	for _, exact := range []bool{true, false} {
 		for _, name := range names {
-			for _, d := range folders {
+			for _, d := range directories {
 				rel := name
 				if !exact {
 					if rel = sameName(d, name); rel == "" {
@@ -138,8 +138,8 @@ func (op *opener) search(l *layer, names []string, try func(open func() (*layer,
 	}
 }
 
-// sameName returns the name of a file in the folder that differs from name in case alone, "" where there is none.
-func sameName(d *safefile.Folder, name string) string {
+// sameName returns the name of a file in the directory that differs from name in case alone, "" where there is none.
+func sameName(d *safefile.Dir, name string) string {
 	names, err := d.Names(maxNames)
 	if err != nil {
 		return ""
@@ -153,13 +153,13 @@ func sameName(d *safefile.Folder, name string) string {
 	return ""
 }
 
-// openBeneath opens the file at a path that does not lead out of the folder.
-func (op *opener) openBeneath(in *safefile.Folder, rel string) (*layer, error) {
+// openBeneath opens the file at a path that does not lead out of the directory.
+func (op *opener) openBeneath(in *safefile.Dir, rel string) (*layer, error) {
 	f, err := in.Open(rel, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
-	d, err := in.OpenFolder(filepath.Dir(rel))
+	d, err := in.OpenDir(filepath.Dir(rel))
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}

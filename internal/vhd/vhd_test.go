@@ -396,11 +396,11 @@ func TestDifferencing(t *testing.T) {
 		broken string // what is said
 	}{
 		{"relative path", "base.vhd", child{rel: `.\base.vhd`}, nil, ""},
-		{"relative path into a folder", "sub/base.vhd", child{rel: `.\sub\base.vhd`}, nil, ""},
+		{"relative path into a directory", "sub/base.vhd", child{rel: `.\sub\base.vhd`}, nil, ""},
 		{"absolute path", "base.vhd", child{absolute: `C:\disks\base.vhd`}, nil, ""},
 		{"name", "base.vhd", child{name: "base.vhd"}, nil, ""},
 		{"other case", "BASE.VHD", child{name: "base.vhd"}, nil, ""},
-		{"two folders", "sub/base.vhd", child{name: "base.vhd"}, func(dir string) vhdx.Options { return vhdx.Options{ParentDirs: []string{dir + "/sub"}} }, ""},
+		{"two directories", "sub/base.vhd", child{name: "base.vhd"}, func(dir string) vhdx.Options { return vhdx.Options{ParentDirs: []string{dir + "/sub"}} }, ""},
 		{"named", "sub/other", child{name: "base.vhd"}, func(dir string) vhdx.Options { return vhdx.Options{Parents: []string{dir + "/sub/other"}} }, ""},
 		{"missing", "sub/base.vhd", child{rel: `.\base.vhd`}, nil, "base.vhd not found"},
 		{"outside", "base.vhd", child{rel: `..\x\secret.vhd`}, nil, "leads out of the directory"},

@@ -35,7 +35,7 @@ func main() {
 		size    = flag.Int64("size", 512, "of the disk, in MiB")
 		only    = flag.String("workloads", "", "regular expression: measure only those")
 		options = flag.String("o", "rw", "mount options for vhdxfs")
-		dir     = flag.String("dir", "", "folder for the images; not in a tmpfs, which is faster than any disk")
+		dir     = flag.String("dir", "", "directory for the images; not in a tmpfs, which is faster than any disk")
 		svg     = flag.String("svg", "", "file to draw the ratios into")
 		farm    = flag.Int("children", 0, "mount so many children of one parent, too, and print what each costs")
 	)

@@ -100,8 +100,8 @@ type measurement struct {
 type bench struct {
 	dir     string
 	program string // vhdxfs
-	memory  string // folder in a tmpfs
-	shared  string // folder on an XFS
+	memory  string // directory in a tmpfs
+	shared  string // directory on an XFS
 	size    int64  // of the disk, bytes
 	seconds int
 }

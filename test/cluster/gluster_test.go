@@ -49,7 +49,7 @@ func up(t *testing.T) *gluster {
 	})
 	create := []string{"volume", "create", "v", "replica", "3"}
 	for i, s := range []string{"s1", "s2", "s3"} {
-		create = append(create, address(s)+":"+g.folder(i, "brick/v"))
+		create = append(create, address(s)+":"+g.directory(i, "brick/v"))
 	}
 	g.must(append(create, "force")...)
 	// What takes 42 s by default: that a client that cannot be reached has lost its locks.
@@ -65,8 +65,8 @@ func up(t *testing.T) *gluster {
 
 func (g *gluster) netns(host string) string { return g.prefix + host }
 
-// folder is a path below the folder of server i.
-func (g *gluster) folder(i int, name string) string {
+// directory is a path below the directory of server i.
+func (g *gluster) directory(i int, name string) string {
 	return filepath.Join(work, fmt.Sprintf("s%d", i+1), name)
 }
 
@@ -106,7 +106,7 @@ func (g *gluster) onHost(host string, args ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"--net=/run/netns/" + g.netns(host)}, args...)...)
 }
 
-// serverScript starts a server with folders of its own where the program has fixed ones.
+// serverScript starts a server with directories of its own where the program has fixed ones.
 const serverScript = `set -e
 mkdir -p /var/lib/glusterd /var/log/glusterfs
 mount --bind "$1/lib" /var/lib/glusterd
@@ -119,18 +119,18 @@ exec glusterd --no-daemon --pid-file=/run/glusterd.pid`
 func (g *gluster) serve(i int) {
 	g.t.Helper()
 	for _, name := range []string{"lib", "log", "brick"} {
-		if err := os.MkdirAll(g.folder(i, name), 0o755); err != nil {
+		if err := os.MkdirAll(g.directory(i, name), 0o755); err != nil {
 			g.t.Fatal(err)
 		}
 	}
-	disk := g.folder(i, "disk")
+	disk := g.directory(i, "disk")
 	must(g.t, "truncate", "--size=2G", disk)
 	must(g.t, "mkfs.xfs", "-q", disk)
-	must(g.t, "mount", "-o", "loop", disk, g.folder(i, "brick"))
-	must(g.t, "cp", "--archive", "/var/lib/glusterd/.", g.folder(i, "lib"))
-	_ = os.Remove(g.folder(i, "lib/glusterd.info")) // its identity
-	cmd := g.onHost(fmt.Sprintf("s%d", i+1), "unshare", "--mount", "--propagation", "private", "sh", "-c", serverScript, "sh", g.folder(i, ""))
-	out, err := os.Create(g.folder(i, "out"))
+	must(g.t, "mount", "-o", "loop", disk, g.directory(i, "brick"))
+	must(g.t, "cp", "--archive", "/var/lib/glusterd/.", g.directory(i, "lib"))
+	_ = os.Remove(g.directory(i, "lib/glusterd.info")) // its identity
+	cmd := g.onHost(fmt.Sprintf("s%d", i+1), "unshare", "--mount", "--propagation", "private", "sh", "-c", serverScript, "sh", g.directory(i, ""))
+	out, err := os.Create(g.directory(i, "out"))
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func (g *gluster) must(args ...string) string {
 	return out
 }
 
-// view is the folder in which a client sees the volume.
+// view is the directory in which a client sees the volume.
 func (g *gluster) view(client string) string { return filepath.Join(work, "view-"+client) }
 
 func (g *gluster) mountClient(client string) {
@@ -232,15 +232,15 @@ func (g *gluster) down() {
 	}
 	for i := range g.servers {
 		eventually(g.t, "the bricks are unused", func() bool {
-			_, err := os.Stat(g.folder(i, "brick/v"))
-			return err != nil || exec.Command("umount", g.folder(i, "brick")).Run() == nil
+			_, err := os.Stat(g.directory(i, "brick/v"))
+			return err != nil || exec.Command("umount", g.directory(i, "brick")).Run() == nil
 		})
 	}
 	for _, host := range []string{"s1", "s2", "s3", "a", "b", "sw"} {
 		_ = exec.Command("ip", "netns", "del", g.netns(host)).Run()
 	}
 	for i := range g.servers {
-		_ = os.RemoveAll(g.folder(i, ""))
+		_ = os.RemoveAll(g.directory(i, ""))
 	}
 }
 

@@ -18,7 +18,7 @@ var (
 // ownNamespace says that the process has a mount namespace of its own already.
 const ownNamespace = "VHDXFS_CLUSTER_NAMESPACE"
 
-// work is the folder of all that the tests make, and program the built program.
+// work is the directory of all that the tests make, and program the built program.
 var work, program string
 
 func TestMain(m *testing.M) {

@@ -129,7 +129,7 @@ func (f *hostFile) findHost() (h Host) {
 	return h
 }
 
-// hostOf returns what is known of the file system of an open file or folder.
+// hostOf returns what is known of the file system of an open file or directory.
 func hostOf(fd int) (Host, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(fd, &st); err != nil {

@@ -133,6 +133,6 @@ func TestTry(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 	if _, err := Try(dir, t.TempDir()); err == nil {
-		t.Error("another folder is taken for the same one")
+		t.Error("another directory is taken for the same one")
 	}
 }

@@ -31,8 +31,8 @@ const (
 	trialLen  = 1 << 20  // bytes of it
 )
 
-// Try finds out what the storage of the folder dir does, with a file that it makes there and removes. other is the same folder as
-// another host sees it, as by a second mount; "" where there is none.
+// Try finds out what the storage of the directory dir does, with a file that it makes there and removes. other is the same
+// directory as another host sees it, as by a second mount; "" where there is none.
 func Try(dir, other string) (_ *Trial, err error) {
 	for _, d := range []string{dir, other} {
 		if st, err := os.Stat(d); d != "" && err != nil {

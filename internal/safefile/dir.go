@@ -16,24 +16,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Folder is an open directory. Names in it have no slash, but for those of Open. It stays the same directory whatever
+// A Dir is an open directory. Names in it have no slash, but for those of Open. It stays the same directory whatever
 // becomes of the path that it was opened by, which serves only to name it.
-type Folder struct {
+type Dir struct {
 	fd   int // of O_PATH
 	path string
 }
 
-// OpenFolder opens the directory at path, and follows symbolic links as open(2) does.
-func OpenFolder(path string) (*Folder, error) {
+// OpenDir opens the directory at path, and follows symbolic links as open(2) does.
+func OpenDir(path string) (*Dir, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	return newFolder(fd, path), nil
+	return newDir(fd, path), nil
 }
 
-// Split opens the folder of the file at path, and returns the name of the file in it.
-func Split(path string) (*Folder, string, error) {
+// Split opens the directory of the file at path, and returns the name of the file in it.
+func Split(path string) (*Dir, string, error) {
 	dir, name := ".", strings.TrimRight(path, "/")
 	switch i := strings.LastIndexByte(name, '/'); {
 	case name == "" && path != "":
@@ -43,13 +43,13 @@ func Split(path string) (*Folder, string, error) {
 	case i > 0: // not cleaned: ".." behind a symbolic link leads elsewhere
 		dir, name = name[:i], name[i+1:]
 	}
-	d, err := OpenFolder(dir)
+	d, err := OpenDir(dir)
 	return d, name, err
 }
 
-// Find finds the regular file at path, as Reach does: the folder in which it has a name, that name, and who may use the
+// Find finds the regular file at path, as Reach does: the directory in which it has a name, that name, and who may use the
 // file, which is not opened. Without an error the access is nil where something else is there.
-func Find(path string) (_ *Folder, name string, _ *Access, err error) {
+func Find(path string) (_ *Dir, name string, _ *Access, err error) {
 	d, name, err := Reach(path)
 	if err != nil {
 		return nil, "", nil, err
@@ -76,7 +76,7 @@ func Find(path string) (_ *Folder, name string, _ *Access, err error) {
 		return nil, "", nil, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
 	if !d.has(name, fd) { // it is a symbolic link of /proc
-		real, base, err := realFolder(fd)
+		real, base, err := realDir(fd)
 		if err != nil {
 			return nil, "", nil, fmt.Errorf("%s is a symbolic link; name the file that it leads to: %w", path, err)
 		}
@@ -86,24 +86,24 @@ func Find(path string) (_ *Folder, name string, _ *Access, err error) {
 	return d, name, &a, nil
 }
 
-// FolderOf opens the folder in which f has a name, whatever path it was opened by, and returns that name. It fails where
+// DirOf opens the directory in which f has a name, whatever path it was opened by, and returns that name. It fails where
 // f was removed, or was made without a name.
-func FolderOf(f Descriptor) (*Folder, string, error) {
-	d, name, err := realFolder(int(f.Fd()))
+func DirOf(f Descriptor) (*Dir, string, error) {
+	d, name, err := realDir(int(f.Fd()))
 	runtime.KeepAlive(f)
 	return d, name, err
 }
 
-func newFolder(fd int, path string) *Folder { return &Folder{fd: fd, path: path} }
+func newDir(fd int, path string) *Dir { return &Dir{fd: fd, path: path} }
 
-// Path returns the path by which the folder was opened.
-func (d *Folder) Path() string { return d.path }
+// Path returns the path by which the directory was opened.
+func (d *Dir) Path() string { return d.path }
 
-// Join returns the path of a name in the folder, for messages.
-func (d *Folder) Join(name string) string { return filepath.Join(d.path, name) }
+// Join returns the path of a name in the directory, for messages.
+func (d *Dir) Join(name string) string { return filepath.Join(d.path, name) }
 
-// Close releases the descriptor. A nil Folder is closed already.
-func (d *Folder) Close() error {
+// Close releases the descriptor. A nil Dir is closed already.
+func (d *Dir) Close() error {
 	if d == nil || d.fd < 0 {
 		return nil
 	}
@@ -113,13 +113,13 @@ func (d *Folder) Close() error {
 }
 
 // Same reports whether both are one directory.
-func (d *Folder) Same(o *Folder) bool {
+func (d *Dir) Same(o *Dir) bool {
 	var a, b unix.Stat_t
 	return unix.Fstat(d.fd, &a) == nil && unix.Fstat(o.fd, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
 }
 
-// Stat returns what a name in the folder stands for, a symbolic link for itself.
-func (d *Folder) Stat(name string) (*unix.Stat_t, error) {
+// Stat returns what a name in the directory stands for, a symbolic link for itself.
+func (d *Dir) Stat(name string) (*unix.Stat_t, error) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return nil, &fs.PathError{Op: "lstat", Path: d.Join(name), Err: err}
@@ -127,8 +127,8 @@ func (d *Folder) Stat(name string) (*unix.Stat_t, error) {
 	return &st, nil
 }
 
-// Statx is statx(2) of the folder itself.
-func (d *Folder) Statx(mask int, st *unix.Statx_t) error {
+// Statx is statx(2) of the directory itself.
+func (d *Dir) Statx(mask int, st *unix.Statx_t) error {
 	if err := unix.Statx(d.fd, "", unix.AT_EMPTY_PATH, mask, st); err != nil {
 		return &fs.PathError{Op: "statx", Path: d.path, Err: err}
 	}
@@ -136,20 +136,20 @@ func (d *Folder) Statx(mask int, st *unix.Statx_t) error {
 }
 
 // Has reports whether name is a name of f, and not of a symbolic link to it.
-func (d *Folder) Has(name string, f Descriptor) bool {
+func (d *Dir) Has(name string, f Descriptor) bool {
 	defer runtime.KeepAlive(f)
 	return d.has(name, int(f.Fd()))
 }
 
-func (d *Folder) has(name string, fd int) bool {
+func (d *Dir) has(name string, fd int) bool {
 	var st unix.Stat_t
 	there, err := d.Stat(name)
 	return err == nil && unix.Fstat(fd, &st) == nil && there.Dev == st.Dev && there.Ino == st.Ino
 }
 
-// Names returns the names in the folder, in the order of the file system, and an error for more than limit, if that is
+// Names returns the names in the directory, in the order of the file system, and an error for more than limit, if that is
 // above 0.
-func (d *Folder) Names(limit int) ([]string, error) {
+func (d *Dir) Names(limit int) ([]string, error) {
 	f, err := d.readable()
 	if err != nil {
 		return nil, err
@@ -168,7 +168,7 @@ func (d *Folder) Names(limit int) ([]string, error) {
 	return names, err
 }
 
-func (d *Folder) readable() (*os.File, error) {
+func (d *Dir) readable() (*os.File, error) {
 	fd, err := unix.Openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: d.path, Err: err}
@@ -176,8 +176,8 @@ func (d *Folder) readable() (*os.File, error) {
 	return os.NewFile(uintptr(fd), d.path), nil
 }
 
-// Sync makes the names in the folder durable, where its file system lets it.
-func (d *Folder) Sync() error {
+// Sync makes the names in the directory durable, where its file system lets it.
+func (d *Dir) Sync() error {
 	f, err := d.readable()
 	if err != nil {
 		return err
@@ -189,19 +189,19 @@ func (d *Folder) Sync() error {
 	return errors.Join(err, f.Close())
 }
 
-// OpenUnnamed makes a file without a name in the folder, open for reading and writing.
-func (d *Folder) OpenUnnamed(path string, mode fs.FileMode) (*os.File, error) {
+// OpenUnnamed makes a file without a name in the directory, open for reading and writing.
+func (d *Dir) OpenUnnamed(path string, mode fs.FileMode) (*os.File, error) {
 	return d.create(".", path, unix.O_TMPFILE, mode)
 }
 
 // Create makes a new file, open for reading and writing, whose errors name it path. It fails with fs.ErrExist where name
 // is taken, by whatever.
-func (d *Folder) Create(name, path string, mode fs.FileMode) (*os.File, error) {
+func (d *Dir) Create(name, path string, mode fs.FileMode) (*os.File, error) {
 	return d.create(name, path, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, mode)
 }
 
-// Limit is the function of that name for a file that is going to be made in the folder.
-func (d *Folder) Limit(inputs []Access) fs.FileMode {
+// Limit is the function of that name for a file that is going to be made in the directory.
+func (d *Dir) Limit(inputs []Access) fs.FileMode {
 	var st unix.Stat_t
 	gid := uint32(os.Getegid())
 	if err := unix.Fstat(d.fd, &st); err == nil && st.Mode&unix.S_ISGID != 0 {
@@ -210,7 +210,7 @@ func (d *Folder) Limit(inputs []Access) fs.FileMode {
 	return Limit(gid, inputs)
 }
 
-func (d *Folder) create(name, path string, flags int, mode fs.FileMode) (*os.File, error) {
+func (d *Dir) create(name, path string, flags int, mode fs.FileMode) (*os.File, error) {
 	fd, err := unix.Openat(d.fd, name, flags|unix.O_RDWR|unix.O_CLOEXEC, uint32(mode.Perm()))
 	if err != nil {
 		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
@@ -218,8 +218,8 @@ func (d *Folder) create(name, path string, flags int, mode fs.FileMode) (*os.Fil
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// Link gives f, which may have no name, one in the folder. It fails with fs.ErrExist where name is taken.
-func (d *Folder) Link(f Descriptor, name string) error {
+// Link gives f, which may have no name, one in the directory. It fails with fs.ErrExist where name is taken.
+func (d *Dir) Link(f Descriptor, name string) error {
 	defer runtime.KeepAlive(f)
 	fd := int(f.Fd())
 	err := unix.Linkat(unix.AT_FDCWD, descriptorPath(fd), d.fd, name, unix.AT_SYMLINK_FOLLOW)
@@ -235,12 +235,12 @@ func (d *Folder) Link(f Descriptor, name string) error {
 }
 
 // Rename gives the name from to what has it, in the place of what is called to.
-func (d *Folder) Rename(from, to string) error { return d.rename(from, to, 0) }
+func (d *Dir) Rename(from, to string) error { return d.rename(from, to, 0) }
 
 // RenameNew is Rename that fails with fs.ErrExist where to is taken. Some file systems do not have it.
-func (d *Folder) RenameNew(from, to string) error { return d.rename(from, to, unix.RENAME_NOREPLACE) }
+func (d *Dir) RenameNew(from, to string) error { return d.rename(from, to, unix.RENAME_NOREPLACE) }
 
-func (d *Folder) rename(from, to string, flags uint) (err error) {
+func (d *Dir) rename(from, to string, flags uint) (err error) {
 	if flags == 0 {
 		err = unix.Renameat(d.fd, from, d.fd, to)
 	} else {
@@ -253,7 +253,7 @@ func (d *Folder) rename(from, to string, flags uint) (err error) {
 }
 
 // Remove removes a name of a file, not of a directory.
-func (d *Folder) Remove(name string) error {
+func (d *Dir) Remove(name string) error {
 	if err := unix.Unlinkat(d.fd, name, 0); err != nil {
 		return &fs.PathError{Op: "remove", Path: d.Join(name), Err: err}
 	}
@@ -261,7 +261,7 @@ func (d *Folder) Remove(name string) error {
 }
 
 // RemoveFile removes name if it is one of f, and does nothing if it is not.
-func (d *Folder) RemoveFile(name string, f Descriptor) error {
+func (d *Dir) RemoveFile(name string, f Descriptor) error {
 	if !d.Has(name, f) {
 		return nil
 	}
@@ -269,7 +269,7 @@ func (d *Folder) RemoveFile(name string, f Descriptor) error {
 }
 
 // RemoveSame removes name if it is one of the file that info tells of, and fails if it is not.
-func (d *Folder) RemoveSame(name string, info fs.FileInfo) error {
+func (d *Dir) RemoveSame(name string, info fs.FileInfo) error {
 	there, err := d.Stat(name)
 	if err != nil {
 		return err
@@ -280,9 +280,9 @@ func (d *Folder) RemoveSame(name string, info fs.FileInfo) error {
 	return d.Remove(name)
 }
 
-// MakeFolder makes a directory in the folder, with exactly this mode, and opens it. It fails with fs.ErrExist where name is
+// MakeDir makes a directory in the directory, with exactly this mode, and opens it. It fails with fs.ErrExist where name is
 // taken.
-func (d *Folder) MakeFolder(name string, mode fs.FileMode) (*Folder, error) {
+func (d *Dir) MakeDir(name string, mode fs.FileMode) (*Dir, error) {
 	if err := unix.Mkdirat(d.fd, name, 0o700); err != nil {
 		return nil, &fs.PathError{Op: "mkdir", Path: d.Join(name), Err: err}
 	}
@@ -291,33 +291,33 @@ func (d *Folder) MakeFolder(name string, mode fs.FileMode) (*Folder, error) {
 		err = made.Chmod(mode)
 	}
 	if err != nil {
-		return nil, errors.Join(err, made.Close(), d.RemoveFolder(name))
+		return nil, errors.Join(err, made.Close(), d.RemoveDir(name))
 	}
 	return made, nil
 }
 
-// OpenChild opens the directory name in the folder, which is no symbolic link.
-func (d *Folder) OpenChild(name string) (*Folder, error) {
+// OpenChild opens the directory name in the directory, which is no symbolic link.
+func (d *Dir) OpenChild(name string) (*Dir, error) {
 	fd, err := unix.Openat(d.fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: d.Join(name), Err: err}
 	}
-	return newFolder(fd, d.Join(name)), nil
+	return newDir(fd, d.Join(name)), nil
 }
 
-// RemoveFolder removes an empty directory.
-func (d *Folder) RemoveFolder(name string) error {
+// RemoveDir removes an empty directory.
+func (d *Dir) RemoveDir(name string) error {
 	if err := unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR); err != nil {
 		return &fs.PathError{Op: "rmdir", Path: d.Join(name), Err: err}
 	}
 	return nil
 }
 
-// Fd returns the descriptor of the folder, which is one of O_PATH and belongs to it.
-func (d *Folder) Fd() uintptr { return uintptr(d.fd) }
+// Fd returns the descriptor of the directory, which is one of O_PATH and belongs to it.
+func (d *Dir) Fd() uintptr { return uintptr(d.fd) }
 
-// Chmod changes the mode of the folder itself, which this user must be able to read.
-func (d *Folder) Chmod(mode fs.FileMode) error {
+// Chmod changes the mode of the directory itself, which this user must be able to read.
+func (d *Dir) Chmod(mode fs.FileMode) error {
 	f, err := d.readable()
 	if err != nil {
 		return err
@@ -325,8 +325,8 @@ func (d *Folder) Chmod(mode fs.FileMode) error {
 	return errors.Join(f.Chmod(mode), f.Close())
 }
 
-// SetTime changes the modification time of the folder itself, which this user must be able to read.
-func (d *Folder) SetTime(t time.Time) error {
+// SetTime changes the modification time of the directory itself, which this user must be able to read.
+func (d *Dir) SetTime(t time.Time) error {
 	f, err := d.readable()
 	if err != nil {
 		return err
@@ -350,16 +350,16 @@ func SetTime(f Descriptor, t time.Time) error {
 }
 
 // Symlink makes a symbolic link.
-func (d *Folder) Symlink(to, name string) error {
+func (d *Dir) Symlink(to, name string) error {
 	if err := unix.Symlinkat(to, d.fd, name); err != nil {
 		return &os.LinkError{Op: "symlink", Old: to, New: d.Join(name), Err: err}
 	}
 	return nil
 }
 
-// Move gives what is called from in the folder the name to in another one. Unless it may replace what has that name, it fails
-// with fs.ErrExist where there is something.
-func (d *Folder) Move(from string, other *Folder, to string, replace bool) error {
+// Move gives what is called from in the directory the name to in another one. Unless it may replace what has that name, it
+// fails with fs.ErrExist where there is something.
+func (d *Dir) Move(from string, other *Dir, to string, replace bool) error {
 	flags := uint(unix.RENAME_NOREPLACE)
 	if replace {
 		flags = 0
@@ -371,7 +371,7 @@ func (d *Folder) Move(from string, other *Folder, to string, replace bool) error
 }
 
 // RemoveAll removes what is called name, and if that is a directory all that is in it. It follows no symbolic link.
-func (d *Folder) RemoveAll(name string) error {
+func (d *Dir) RemoveAll(name string) error {
 	root, err := os.OpenRoot(descriptorPath(d.fd))
 	if err != nil {
 		return err
@@ -379,8 +379,8 @@ func (d *Folder) RemoveAll(name string) error {
 	return errors.Join(root.RemoveAll(name), root.Close())
 }
 
-// Syncfs makes all files of the file system durable that holds the folder.
-func (d *Folder) Syncfs() error {
+// Syncfs makes all files of the file system durable that holds the directory.
+func (d *Dir) Syncfs() error {
 	f, err := d.readable()
 	if err != nil {
 		return err
