@@ -173,7 +173,7 @@ func (m *liveMerge) mergeOne(i int, into *Image) error {
 		}
 		m.result.Path = m.layers[0].path
 		m.opened[into].frozen.child = m.above.current
-		m.opened[into].call(m.result.Path)
+		into.writer.rename(m.result.Path)
 		m.opened[child].unnamed = true
 	} else {
 		above := m.above
@@ -344,26 +344,13 @@ func (p *openedFor) end() error {
 	switch fresh := l.again(); {
 	case p.out:
 	case err == nil:
-		w.space.mu.Lock()
-		l.fileSize = w.space.size
-		w.space.mu.Unlock()
+		l.fileSize = w.space.fileSize()
 	case fresh.load() == nil:
 		p.frozen.replaced(fresh)
 	default:
 		l.unwritable = "it could not be read again after an error"
 	}
 	return errors.Join(err, p.files.share(l), p.frozen.file.w.Close())
-}
-
-// call gives the layer another path.
-func (p *openedFor) call(path string) {
-	w := p.im.writer
-	l := w.current().as(path)
-	w.own.Store(l)
-	w.headers.mu.Lock()
-	w.headers.layer = l
-	w.headers.mu.Unlock()
-	p.frozen.replaced(l)
 }
 
 // as returns a layer that is the same as l, with the same pages and the same space, under another path. Nothing changes the

@@ -159,6 +159,16 @@ func (w *writer) replace(l *layer, anotherFile bool) {
 	}
 }
 
+// rename makes path that of the current layer, whose file has another name by now. No other goroutine uses the writer.
+func (w *writer) rename(path string) {
+	l := w.current().as(path)
+	w.headers.use(l, w.file, false)
+	w.own.Store(l)
+	if w.frozen != nil {
+		w.frozen.replaced(l)
+	}
+}
+
 // nowhere returns a log that discards its entries.
 func nowhere() logrus.FieldLogger {
 	return &logrus.Logger{Out: io.Discard, Formatter: new(logrus.TextFormatter)}
