@@ -91,14 +91,17 @@ func (j *mountJob) reach() sandbox.Rules {
 }
 
 // imageReach returns what has to be reached to open the image at path: the directory, in which its parents are, too. For
-// a block device it is the device alone, and the directory only where that is not the one of all devices.
+// a block device it is the device, and the directory only where that is not one of devices, such as /dev/mapper or /dev/disk/by-id.
 func imageReach(path string) []string {
 	st, err := os.Stat(path)
 	if err != nil || st.Mode().Type() != fs.ModeDevice {
 		return directories(path)
 	}
-	return append(slices.DeleteFunc(directories(path), func(dir string) bool { return dir == "/dev" }), path)
+	return append(slices.DeleteFunc(directories(path), holdsDevices), path)
 }
+
+// holdsDevices reports whether a directory is /dev, or below it.
+func holdsDevices(dir string) bool { return isBelow("/dev", dir) }
 
 // directories returns the directory of a file, and, where that is a symbolic link, also the one of the file that it leads to.
 func directories(path string) []string {
