@@ -10,7 +10,7 @@ import (
 // minPages is the least number of pages that a cache keeps, even if its bound is smaller.
 const minPages = 16
 
-// A Cache bounds the pages of all its spans together.
+// A Cache bounds the pages of all its spans together. Any number of goroutines may use it at once.
 type Cache struct {
 	mu    sync.Mutex // guards what follows, and the changing of page tables
 	limit int        // pages
@@ -30,7 +30,7 @@ type slot struct {
 	p    *Page
 }
 
-// New returns a cache that keeps at most limit bytes of pages.
+// New returns a cache that keeps at most limit bytes of pages, or 16 pages if that is more. Pinned pages stay beyond the limit.
 func New(limit int64) *Cache {
 	return &Cache{limit: int(max(limit/PageSize, minPages))}
 }

@@ -37,7 +37,8 @@ func (c *Cache) Span(src io.ReaderAt, off, n int64) *Span {
 }
 
 // Page returns page i of the span, reading it if it is not cached. It does not wait for other readers'
-// input and output. The page stays valid for as long as the caller keeps it.
+// input and output. The page stays valid for as long as the caller keeps it; but one that is not pinned does not learn of later
+// changes once it was given up. The error is of reading, or of a page outside the span.
 func (s *Span) Page(i int64) (*Page, error) {
 	if l := s.leaves[i/leafPages].Load(); l != nil {
 		if p := l[i%leafPages].Load(); p != nil {

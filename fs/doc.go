@@ -3,8 +3,9 @@
 // into errno, and knows nothing of the image's format.
 //
 // There are two nodes and they never change, so the package implements the protocol level of go-fuse
-// (fuse.RawFileSystem) without a node tree. All state is set before the first request, but for a few counters; a
-// request therefore takes no lock here, and any number of them run at once.
+// (fuse.RawFileSystem) without a node tree. What a READ needs is set before the first request, so it takes no lock
+// here. A change shares one lock with all others, which is held alone while none may begin (fence.go); attributes and the
+// log of failures have locks of their own. Any number of requests run at once.
 //
 // Requests come by a transport of the package's own, which reads the device in the thread that also answers; go-fuse
 // decodes all requests but READ, WRITE and INTERRUPT. What the kernel has of the image in its cache is answered

@@ -34,7 +34,7 @@ type allocator struct {
 
 	settled atomic.Bool // the space that is free is known; read without mu, and set once, see writer.settle
 
-	mu    sync.Mutex // also held while the file grows
+	mu    sync.Mutex // guards what follows; also held while the file grows or is cut, and for one step of punching holes
 	file  File       // that of the current layer; replaced with mu and the gate held, so that who has either may use it
 	used  *spaceMap
 	size  int64 // of the file, bytes

@@ -7,7 +7,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
-// ErrReshaping is what Compact, Merge, Resize and Snapshot return while one of them is under way.
+// ErrReshaping is what the methods Compact, Merge, Resize, Grow and Snapshot of an Image return while one of them is under way.
 var ErrReshaping = errors.New("the image is already being compacted, merged, resized or frozen")
 
 // CompactOptions says how to compact an image. The functions may be nil.

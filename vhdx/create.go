@@ -41,7 +41,7 @@ type CreateOptions struct {
 	Inputs []safefile.Access
 
 	Parent      string   // path of the parent of a differencing disk; it is opened and checked
-	ParentPaths []string // paths by which Windows finds the parent, beside the relative one; see parentKeys
+	ParentPaths []string // paths by which Windows finds the parent, beside the relative one: D:\folder\parent.vhdx, \\server\share\parent.vhdx, or \\?\Volume{GUID}\folder\parent.vhdx
 	Open        Options  // how to open the parent: where its own parents are, and locks
 
 	items     []diskItem  // metadata of the virtual disk, other than what has a field here
@@ -135,7 +135,8 @@ func CreateContext(ctx context.Context, path string, o CreateOptions) error {
 	return b.Commit()
 }
 
-// ErrOptions is matched by the error for CreateOptions of which no image can be made.
+// ErrOptions is matched by the errors that say that the arguments, or the options, do not fit each other or the image: nothing was
+// changed, and another call may succeed.
 var ErrOptions = errors.New("no such image is possible")
 
 // An optionsError matches ErrOptions and reads as its cause.

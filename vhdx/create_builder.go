@@ -19,7 +19,8 @@ import (
 //
 //	NewBuilder → WriteAt, as often as wanted → Finish → Commit
 //
-// Discard ends it at any point. Its memory does not grow with the disk: the BAT is in the file from the beginning.
+// Discard ends it at any point. Its memory does not grow with the disk: the BAT is in the file from the beginning. Any number of
+// goroutines may call WriteAt, Reserve and Place; the other methods are for one goroutine, when these have returned.
 type Builder struct {
 	file File
 	o    CreateOptions

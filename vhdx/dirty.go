@@ -25,7 +25,7 @@ const maxDirtyPages = 126 - 2*ondisk.RegionTableSize/ondisk.PageSize
 //
 // All changes of pages are made with mu held, each edit as a whole. So what take copies is one instant of all of them.
 type dirtyPages struct {
-	mu       sync.Mutex                       // held for work in memory only
+	mu       sync.Mutex                       // guards what follows; held for work in memory only
 	roomFree sync.Cond                        // claimed has become smaller, or cached empty; its L is mu
 	cached   map[int64]dirtyPage              // by file offset
 	raw      map[int64]*[ondisk.PageSize]byte // likewise, pages that no cache holds, such as region tables to repair

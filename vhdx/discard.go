@@ -8,8 +8,9 @@ import (
 )
 
 // Zero makes the n bytes from byte off read as zero, and gives up the space of the blocks that lie wholly inside
-// them, unless the disk is fixed. In a differencing disk it never uncovers the parent's data. Like a write, it is
-// durable after the next Sync. What reads as zero already costs nothing.
+// them, which get the state ZERO (MS-VHDX 2.5.1.1), unless the disk is fixed. In a differencing disk it never uncovers the parent's
+// data. Like a write, it is durable after the next Sync, and its errors are those of WriteAt. What reads as zero already costs
+// nothing.
 func (im *Image) Zero(off, n int64) error {
 	return im.eachHeld(off, n, func(w *writer, b, off, end int64) error { return w.zeroBlock(b, off, end) })
 }
@@ -155,7 +156,8 @@ func (w *writer) releaseEntry(entry ondisk.BATEntry) {
 }
 
 // Allocate gives every block that has bytes between off and off+n a place, so that writing there cannot fail for
-// want of space. What the disk reads as stays the same. Blocks that show a parent's data are left alone.
+// want of space. What the disk reads as stays the same. Blocks that show a parent's data are left alone. Its errors are those of
+// WriteAt.
 func (im *Image) Allocate(off, n int64) error {
 	w, err := im.changing(off, n)
 	if err != nil {

@@ -13,11 +13,11 @@ type FormatError = ondisk.FormatError
 // LockedError says which program keeps an image from being opened. It matches ErrLocked.
 type LockedError = imagefile.LockedError
 
-// What a caller can act on.
+// What a caller can act on. Errors match them by errors.Is.
 var (
-	ErrCorrupt  = ondisk.ErrCorrupt
-	ErrReadOnly = errors.New("the image is open read-only")
-	ErrLocked   = imagefile.ErrLocked
+	ErrCorrupt  = ondisk.ErrCorrupt                         // the image breaks a rule of the format; see FormatError
+	ErrReadOnly = errors.New("the image is open read-only") // a change of an image that was opened without Options.Writable
+	ErrLocked   = imagefile.ErrLocked                       // another program or host uses the image; see LockedError and InUseError
 )
 
 // ruleOf returns the rule that err says is broken, and 0 if it says none.

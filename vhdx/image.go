@@ -32,7 +32,7 @@ type Options struct {
 	ParentDirs []string // further directories in which parents may be looked for
 	AnyParent  bool     // take a parent that was changed since the child was made; what the disk reads as is then unknown
 	CacheSize  int64    // bytes of BAT and sector bitmap pages to keep, for the whole chain; 0 is the default
-	Lock       LockMode // "" is LockOn
+	Lock       LockMode // "" is LockLease for a writer on a file system that other hosts may share, and else LockOn
 	Salvage    bool     // open a damaged image, too, to read what can be read of it; see Image.Damage
 	Assume     Assumed  // with Salvage: what to take for the image itself where it does not say any more
 
@@ -74,9 +74,10 @@ type Image struct {
 	close  func() error
 }
 
-// Open opens the image at path and changes no byte of it, with one exception: a log that has to be replayed is
-// replayed into the file when Options.Writable is set. Without, it is laid over the file in memory. An error that
-// matches ErrCorrupt says which rule the image breaks.
+// Open opens the image at path. It changes no byte of it, unless Options.Writable is set: then a log that has to be replayed is
+// replayed into the file, and a lease is recorded in the headers. Otherwise the log is laid over the file in memory (MS-VHDX
+// 2.3.3). An error that matches ErrCorrupt says which rule the image breaks, and one that matches ErrLocked that another program
+// or host uses it.
 func Open(path string, o Options) (*Image, error) {
 	if o.Writable && (o.Salvage || o.WithoutParent || o.MissingParent) {
 		return nil, errors.New("an image that is damaged or without its parent cannot be opened for writing")
@@ -114,7 +115,8 @@ func (im *Image) closeAll() error {
 	return errors.Join(err, im.current().close())
 }
 
-// Sync makes everything durable that was written before the call.
+// Sync makes everything durable that was written before the call. Calls that wait at the same time share the work. After an
+// error other than one of space, every later change and Sync fails, too; see ErrFailed and ErrTakenOver.
 func (im *Image) Sync() error {
 	if im.writer == nil {
 		return nil

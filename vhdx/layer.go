@@ -143,8 +143,8 @@ func (l *layer) remember(list *[]Finding, f Finding) {
 	*list = append(*list, f)
 }
 
-// load reads and checks everything of the layer but its parent, in the order of MS-VHDX 2.3.3 and 2.4:
-// nothing but the headers and the log is looked at before the log is replayed.
+// load reads and checks everything of the layer but its parent. As MS-VHDX 2.3.3 demands, nothing but the header section and the
+// log is looked at before the log is replayed.
 func (l *layer) load() error {
 	size, err := l.file.Size()
 	if err != nil {

@@ -14,7 +14,8 @@ const stackExtents = 16
 
 // ReadAt reads len(p) bytes of the virtual disk from byte off, which need not be aligned. What neither the
 // image nor a parent holds reads as zero, as MS-VHDX 2.5.1.1 allows. It returns io.EOF at the end of the
-// disk. Any number of goroutines may call it.
+// disk, an error that matches ErrCorrupt where a BAT entry on the way is wrong, and one that matches ErrTakenOver if another host
+// has the image. Any number of goroutines may call it.
 func (im *Image) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, errors.New("read at a negative offset")
@@ -57,8 +58,9 @@ func (e Extent) Read(p []byte) error {
 }
 
 // Resolve appends to dst the extents that hold the n bytes from byte off, which must lie inside the disk.
-// Neighbours that lie together in one file become one extent. It takes no lock, and allocates nothing where
-// dst has room and the metadata pages are cached.
+// Neighbours that lie together in one file become one extent. Where the metadata pages are cached it takes no lock, and allocates
+// nothing if dst has room. Under a lease it waits if the headers were not read for too long. The errors are those of ReadAt. The
+// caller calls BeginRead before, and EndRead when it has used the extents.
 func (im *Image) Resolve(dst []Extent, off, n int64) ([]Extent, error) {
 	if off < 0 || n < 0 || n > im.Size()-off {
 		return dst, fmt.Errorf("%d bytes at %d are not inside a disk of %d", n, off, im.Size())

@@ -21,7 +21,7 @@ import (
 type UndoOptions struct {
 	Image string   // "" is the one beside the undo file that this names
 	Force bool     // restore although the image is not as the repair has left it
-	Lock  LockMode // "" is LockOn
+	Lock  LockMode // as in Options
 
 	Phase    func(name string, total int64) // begins a part of the work, of so many bytes; may be nil
 	Progress func(n int64)                  // n more of them are done; may be nil

@@ -10,13 +10,13 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
-// ErrBeyondEnd is what a change gets that does not lie inside the disk.
+// ErrBeyondEnd is matched by the error for a change that does not lie inside the disk. Nothing was changed.
 var ErrBeyondEnd = errors.New("it is not inside the disk")
 
-// WriteAt writes p to the virtual disk from byte off, which need not be aligned. What it wrote is durable after
-// the next Sync. It returns ErrBeyondEnd, having written nothing, where p does not fit into the disk, and an
-// error of the file, such as ENOSPC, after having written all before the block that failed. Any number of
-// goroutines may call it; where their ranges overlap, one of them wins sector by sector.
+// WriteAt writes p to the virtual disk from byte off, which need not be aligned (MS-VHDX 2.5.1.1 has the states of the blocks). What
+// it wrote is durable after the next Sync. It returns ErrReadOnly or ErrBeyondEnd, having written nothing, and an error of the
+// file, such as ENOSPC, after having written all before the block that failed. ErrFailed and ErrTakenOver last until the image
+// is opened again. Any number of goroutines may call it; where their ranges overlap, one of them wins sector by sector.
 func (im *Image) WriteAt(p []byte, off int64) (done int, err error) {
 	w, err := im.changing(off, int64(len(p)))
 	if err != nil {

@@ -39,7 +39,7 @@ type File struct {
 	replace bool
 	old     io.Closer // holds the locks of the file that is replaced; nil if there is none
 
-	mu   sync.Mutex
+	mu   sync.Mutex // guards done; held while the file gets or loses its name
 	done bool
 }
 

@@ -365,8 +365,8 @@ func (l *layer) checkOverlaps(parts []part) error {
 
 // A bitmapCache keeps sector bitmaps that were read.
 type bitmapCache struct {
-	mu   sync.Mutex
-	size int64 // of one, bytes
+	mu   sync.Mutex // guards maps
+	size int64      // of one, bytes
 	maps map[int64][]byte
 }
 

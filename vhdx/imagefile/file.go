@@ -1,5 +1,6 @@
-// Package imagefile is the seam between the engine and the operating system: an open image file, with all that is asked
-// of one, and the locks that keep other programs off. It knows nothing of what is in the file.
+// Package imagefile is the interface of the engine to the operating system: an open image file, with all that is asked
+// of one, the locks that keep other programs off, and what is known of the file systems on which images lie. It knows nothing of
+// what is in the file.
 //
 // There is one interface, [File], and no optional methods beside it. A file that cannot do something says so with
 // errors.ErrUnsupported, or, where the question is what it knows, answers that it knows nothing. So code that uses a File
@@ -29,7 +30,8 @@ type File interface {
 	Truncate(size int64) error // added bytes read as zero
 	Sync() error               // every write that returned before the call is on stable media
 
-	// These three fail with an error for which IsUnsupported holds where the file cannot do it, or not with this range.
+	// These three fail with an error for which IsUnsupported holds where the file cannot do it, or not with this range. After
+	// any other error, the range may be changed in part.
 	PunchHole(off, n int64) error // the range reads as zero, the size stays, and the space is given back
 	Allocate(off, n int64) error  // the range has space, and reads as zero where nothing was; the file grows to its end
 	ZeroRange(off, n int64) error // the range reads as zero and keeps, or gets, its space; the size stays

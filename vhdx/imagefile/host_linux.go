@@ -30,8 +30,8 @@ func Of(f *os.File) File {
 	return h
 }
 
-// Open opens the image file at path. It does not wait, as opening a named pipe would, and refuses what is neither a regular
-// file nor a block device without opening it; see safefile.Open.
+// Open opens the image file at path, with flags such as os.O_RDWR. It does not wait, as opening a named pipe would, and refuses what
+// is neither a regular file nor a block device without opening it; see safefile.Open. It takes no locks.
 func Open(path string, flags int) (File, error) {
 	f, err := safefile.Open(path, flags)
 	if err != nil {

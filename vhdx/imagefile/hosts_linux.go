@@ -103,7 +103,8 @@ var hostTypes = map[int64]struct {
 // KnownHosts returns what is known, for a page of the documentation and for those who probe.
 func KnownHosts() []Host { return append([]Host(nil), knownHosts...) }
 
-// HostOfType returns what is known of a type of file system.
+// HostOfType returns what is known of a type of file system, as the mount table names it. Of an unknown type of FUSE, other hosts
+// may share the files.
 func HostOfType(name string) Host {
 	for _, h := range knownHosts {
 		if h.Type == name {

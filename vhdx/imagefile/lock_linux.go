@@ -18,7 +18,7 @@ import (
 // LockMode says how an image and its parents are locked against other programs.
 type LockMode string
 
-// ErrLocked says that another program uses a file in a way that does not go with ours.
+// ErrLocked is matched by the error for a file that another program uses in a way that does not go with ours.
 var ErrLocked = errors.New("another program has the image open")
 
 // The modes of locking. The mode "" is LockLease for writers on a file system that other hosts may share, and else LockOn; but a
@@ -47,16 +47,17 @@ const (
 	permRename = 4 // QEMU had it for changes of its graph, and does not use it any more
 )
 
-// A LockKind is what a program wants to do and what it can bear others to do meanwhile.
+// A LockKind is what a program wants to do with a file, and what other programs must not do meanwhile.
 type LockKind struct {
 	used, unshared []int64
 }
 
-// What programs do with an image file.
+// What programs do with an image file. Any number of programs may hold Shared at once, and none beside Exclusive, since Shared
+// lets no other program write.
 var (
-	Shared    = LockKind{used: []int64{permRead}, unshared: []int64{permWrite, permResize}}
-	Renaming  = LockKind{used: []int64{permRename}, unshared: []int64{permRename}} // beside one of the others
-	Exclusive = LockKind{used: []int64{permRead, permWrite, permResize}, unshared: []int64{permWrite, permResize}}
+	Shared    = LockKind{used: []int64{permRead}, unshared: []int64{permWrite, permResize}}                        // to read
+	Exclusive = LockKind{used: []int64{permRead, permWrite, permResize}, unshared: []int64{permWrite, permResize}} // to read and write
+	Renaming  = LockKind{used: []int64{permRename}, unshared: []int64{permRename}}                                 // held beside Shared, by one program at a time
 )
 
 // Lock takes the locks of kind k until the file is closed. Two programs that try at the same moment may both

@@ -2,8 +2,8 @@
 // its servers are restarted, and gives them to another host when the one that holds them cannot be reached, which may only be
 // asleep.
 //
-// The headers of the image decide. A writer that comes in leaves a mark: it puts an epoch, as FileWriteGuid, into the header that
-// does not count, and waits. While a writer is in, it reads both headers again, past all caches, every few seconds. As long as they
+// The headers of the image decide. A writer that comes in leaves a mark: it puts an epoch, as FileWriteGuid (MS-VHDX 2.2.2), into the
+// header that does not count, and waits. While a writer is in, it reads both headers again, past all caches, every few seconds. As long as they
 // are those that it wrote, no other has come in since, and it may write for some seconds more. If they are not, another host has
 // the image, and this one is done with it: the blocks that it knows may hold something else by now, so reads end, too.
 //

@@ -10,8 +10,8 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
-// A File is an image file under a lease. Each change through it begins only while the lease is confirmed, and what goes into the
-// headers is remembered, to be compared with what is found there.
+// A File is an image file under a lease. Each change through it begins only while the lease is confirmed, or fails with the error of
+// Check. What goes into the headers is remembered, to be compared with what is found there. Any number of goroutines may use it.
 type File struct {
 	imagefile.File
 	*Lease

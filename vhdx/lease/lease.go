@@ -69,7 +69,7 @@ func (e *TakenOverError) Unwrap() error { return ErrTakenOver }
 // never is a time of confirmation that is too old at any time.
 const never = time.Duration(math.MinInt64 / 2)
 
-// A Lease is what its holder knows. It is shared by all descriptors of one open file.
+// A Lease is what its holder knows. It is shared by all descriptors of one open file. Any number of goroutines may use it.
 type Lease struct {
 	o     Options
 	file  imagefile.File // the first descriptor, for the headers; the last one that is closed
@@ -143,7 +143,8 @@ func newLease(f imagefile.File, o Options) *Lease {
 func (l *Lease) NewGUID() uuid.UUID { return l.epoch.newGUID() }
 
 // Check returns nil if a change may begin now: the headers were read a short time ago and were those of this writer. If that is
-// too long ago they are read now. It is called before each change.
+// too long ago they are read now, which takes as long as the storage does. It is called before each change. The error matches
+// ErrTakenOver if another host has the image, for good; any other says that the lease could not be confirmed, or was given up.
 func (l *Lease) Check() error {
 	if l.Fresh() {
 		return nil

@@ -45,17 +45,24 @@ func (s BlockState) MarshalText() ([]byte, error) { return []byte(s.String()), n
 // A BATEntry is a BAT entry (MS-VHDX 2.5.1): the state in bits 0 to 2, the file offset in bits 20 to 63.
 type BATEntry uint64
 
+// The fields of a BAT entry (MS-VHDX 2.5.1).
 const (
 	BATStateMask    = 0x7
 	BATReservedMask = 0xFFFF8
-	BATOffsetMask   = ^uint64(0xFFFFF)
+	BATOffsetMask   = ^uint64(0xFFFFF) // of the file offset in bytes, a multiple of 1 MiB
 )
 
+// NewBATEntry returns the entry of a block at the file offset fileOff, in bytes, which is a multiple of 1 MiB.
 func NewBATEntry(s BlockState, fileOff int64) BATEntry { return BATEntry(uint64(fileOff) | uint64(s)) }
 
+// State returns the state of the block, which may be a reserved one.
 func (e BATEntry) State() BlockState { return BlockState(e & BATStateMask) } // #nosec G115 -- three bits
-func (e BATEntry) Offset() uint64    { return uint64(e) & BATOffsetMask }    // file offset, bytes
-func (e BATEntry) Reserved() uint64  { return uint64(e) & BATReservedMask }
+
+// Offset returns the file offset in bytes, as the entry has it.
+func (e BATEntry) Offset() uint64 { return uint64(e) & BATOffsetMask }
+
+// Reserved returns the reserved bits, at their place in the entry.
+func (e BATEntry) Reserved() uint64 { return uint64(e) & BATReservedMask }
 
 // FileOff returns the file offset of an entry that is followable.
 func (e BATEntry) FileOff() int64 { return int64(e.Offset()) } // #nosec G115 -- Followable bounds it

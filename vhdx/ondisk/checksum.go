@@ -7,8 +7,8 @@ var (
 	zeroField  [4]byte
 )
 
-// Checksum returns the CRC-32C of b (MS-VHDX 2.2), in which the four bytes of the checksum field at
-// offset field count as zero.
+// Checksum returns the CRC-32C of b, in which the four bytes of the checksum field at offset field count as zero (MS-VHDX 2.2.2,
+// 2.2.3.1 and 2.3.1.1).
 func Checksum(b []byte, field int) uint32 {
 	c := Update(0, b[:field])
 	c = Update(c, zeroField[:])

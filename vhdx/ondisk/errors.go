@@ -21,6 +21,7 @@ func Corrupt(r Rule, structure string, off int64, format string, args ...any) *F
 	return &FormatError{Structure: structure, Offset: off, Rule: r, Err: fmt.Errorf(format, args...)}
 }
 
+// Error says what was found, where, and which rule and section of MS-VHDX it breaks.
 func (e *FormatError) Error() string {
 	return fmt.Sprintf("%v (%s, offset %#x, %v, MS-VHDX %s)", e.Err, e.Structure, e.Offset, e.Rule, e.Rule.Section())
 }

@@ -2,23 +2,24 @@ package ondisk
 
 import "math/bits"
 
+// The limits of a disk, and the units of the BAT and of sector bitmaps (MS-VHDX 2.4, 2.5 and 2.6.2).
 const (
-	MinBlockSize = 1 * MiB
-	MaxBlockSize = 256 * MiB
-	MaxDiskSize  = 64 * TiB
+	MinBlockSize = 1 * MiB   // bytes of a payload block
+	MaxBlockSize = 256 * MiB // likewise
+	MaxDiskSize  = 64 * TiB  // bytes
 
-	BitmapBlockSize = 1 * MiB // bytes of a sector bitmap block
-	BitmapBits      = BitmapBlockSize * 8
-	BitmapShift     = 23 // BitmapBits is 1 << BitmapShift
+	BitmapBlockSize = 1 * MiB             // bytes of a sector bitmap block
+	BitmapBits      = BitmapBlockSize * 8 // logical sectors of a chunk
+	BitmapShift     = 23                  // BitmapBits is 1 << BitmapShift
 
-	BATEntrySize   = 8 // bytes
-	EntriesPerPage = PageSize / BATEntrySize
-	BitsPerPage    = PageSize * 8
-	PageSize       = 4 * KiB
+	BATEntrySize   = 8                       // bytes
+	EntriesPerPage = PageSize / BATEntrySize // BAT entries
+	BitsPerPage    = PageSize * 8            // bits of a sector bitmap
+	PageSize       = 4 * KiB                 // bytes, in which the log carries metadata
 )
 
 // A Geometry says how a virtual disk is cut into blocks and chunks, and where the BAT entries of these are
-// (MS-VHDX 2.5). Sizes are in bytes.
+// (MS-VHDX 2.4 and 2.5). Sizes are in bytes. Its methods change nothing, and check no bounds: n, b, c and i are inside the disk.
 type Geometry struct {
 	DiskSize    int64
 	BlockSize   int64
@@ -95,8 +96,8 @@ func (g *Geometry) InBlock(diskOff int64) int64 { return diskOff & (g.BlockSize 
 // is the end of the disk.
 func (g *Geometry) BlockEnd(b int64) int64 { return min((b+1)<<g.BlockShift, g.DiskSize) }
 
-// MaxFileSize bounds the space map: 256 TiB of file take 32 MiB of address space, of which only what the
-// file uses is ever touched.
+// MaxFileSize is the size in bytes of the largest image file that is read. It bounds the space map: 256 TiB of file take 32 MiB of
+// address space, of which only what the file uses is ever touched.
 const MaxFileSize = 256 * TiB
 
 // BATLength returns how long the region of the BAT has to be, in bytes.
@@ -111,4 +112,5 @@ func (g *Geometry) Describes(i int64) bool {
 	return n < g.PayloadBlocks()
 }
 
+// RoundUp returns the smallest multiple of unit that is not below n, which is not negative.
 func RoundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }

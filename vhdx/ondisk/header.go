@@ -9,26 +9,29 @@ import (
 	sizes "github.com/vhdxfs/vhdxfs/internal/size"
 )
 
+// Sizes of the header section and its parts, in bytes (MS-VHDX 2.2).
 const (
 	KiB = 1 << 10
 	MiB = 1 << 20
 	TiB = 1 << 40
 
-	HeaderSectionSize = 1 * MiB
+	HeaderSectionSize = 1 * MiB // everything else in the file lies behind it
 	identifierSize    = 64 * KiB
 	CreatorSize       = 512 // bytes of UTF-16
 	HeaderSize        = 4 * KiB
-	HeaderVersion     = 1
+	HeaderVersion     = 1 // no size: the only version of the format
 )
 
 // HeaderOffsets are the file offsets of the two headers.
 var HeaderOffsets = [2]int64{64 * KiB, 128 * KiB}
 
+// The first bytes of the file type identifier (MS-VHDX 2.2.1) and of a header (2.2.2).
 const (
 	IdentifierSignature = "vhdxfile"
 	HeaderSignature     = "head"
 )
 
+// LE is the byte order of all integers of the format.
 var LE = binary.LittleEndian
 
 // A Header is one copy of the header (MS-VHDX 2.2.2).
@@ -44,7 +47,7 @@ type Header struct {
 }
 
 // DecodeHeader decodes the header in b, which was read from file offset off. It checks signature and
-// checksum; validate checks what matters only in the current header.
+// checksum, and an error names RuleNoValidHeader. Validate checks what matters only in the current header.
 func DecodeHeader(b *[HeaderSize]byte, off int64) (Header, error) {
 	if sig := string(b[:4]); sig != HeaderSignature {
 		return Header{}, Corrupt(RuleNoValidHeader, "header", off, "signature %q", sig)
@@ -64,6 +67,7 @@ func DecodeHeader(b *[HeaderSize]byte, off int64) (Header, error) {
 	}, nil
 }
 
+// Encode returns the header as it is in the file, with its checksum.
 func (h Header) Encode() *[HeaderSize]byte {
 	b := new([HeaderSize]byte)
 	copy(b[:], HeaderSignature)
@@ -82,7 +86,8 @@ func (h Header) Encode() *[HeaderSize]byte {
 // Dirty reports whether the log has to be replayed.
 func (h Header) Dirty() bool { return h.LogGUID != uuid.Nil }
 
-// Validate checks the current header, read from file offset off, of a file of size bytes.
+// Validate checks the current header, read from file offset off, of a file of size bytes: its version, and where the log is. The
+// error is a *FormatError.
 func (h Header) Validate(off, size int64) error {
 	bad := func(r Rule, format string, args ...any) error {
 		return Corrupt(r, "header", off, format, args...)
@@ -111,6 +116,5 @@ func (h Header) Validate(off, size int64) error {
 	return nil
 }
 
-// ErrNoIdentifier is what readIdentifier returns where the signature is another one. What the file holds instead is for
-// the caller to find out.
+// ErrNoIdentifier says that a file does not begin with IdentifierSignature. What it holds instead is for the caller to find out.
 var ErrNoIdentifier = errors.New("no file type identifier")

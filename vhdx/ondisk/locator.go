@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 )
 
+// Sizes in bytes of the parts of a parent locator (MS-VHDX 2.6.2.6.1 and 2.6.2.6.2).
 const (
 	LocatorHeaderSize = 20
 	LocatorEntrySize  = 12
@@ -29,7 +30,7 @@ var PathKeys = []string{KeyRelativePath, KeyVolumePath, KeyAbsolutePath}
 
 // A ParentLocator says how to find the parent and how to know it (MS-VHDX 2.6.2.6).
 type ParentLocator struct {
-	Linkage  uuid.UUID
+	Linkage  uuid.UUID         // the DataWriteGuid that the parent has to have
 	Linkage2 uuid.UUID         // a second value to accept; zero if there is none
 	Values   map[string]string // by key, unknown keys included
 }
@@ -40,7 +41,7 @@ func (p *ParentLocator) Accepts(dataWrite uuid.UUID) bool {
 }
 
 // DecodeParentLocator decodes and checks the parent locator in b, the metadata item at file offset off.
-// The caller has seen that b holds a locator header.
+// The caller has seen that b holds a locator header. The error is a *FormatError.
 func DecodeParentLocator(b []byte, off int64) (*ParentLocator, error) {
 	bad := func(r Rule, format string, args ...any) error {
 		return Corrupt(r, "parent locator", off, format, args...)
@@ -114,7 +115,8 @@ func ParseLinkage(s string) (uuid.UUID, error) {
 // LinkageText is how a GUID stands in a parent locator.
 func LinkageText(g uuid.UUID) string { return "{" + g.String() + "}" }
 
-// EncodeParentLocator lays out the keys and values, in the order given.
+// EncodeParentLocator lays out the keys and values, in the order given. Each has at most 65535 bytes of UTF-16, and all of them at
+// most MaxItemSize.
 func EncodeParentLocator(entries [][2]string) []byte {
 	b := make([]byte, LocatorHeaderSize+len(entries)*LocatorEntrySize)
 	PutGUID(b, locatorTypeVHDX)

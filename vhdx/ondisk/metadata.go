@@ -4,6 +4,7 @@ import (
 	"github.com/google/uuid"
 )
 
+// The metadata table (MS-VHDX 2.6.1): sizes in bytes, numbers of entries, and the flags of an item.
 const (
 	MetadataTableSize      = 64 * KiB
 	metadataTableSignature = "metadata"
@@ -36,6 +37,7 @@ type knownItem struct {
 	Flags uint32
 }
 
+// KnownItems are the metadata items that are known, by their ids (MS-VHDX 2.6.2).
 var KnownItems = map[uuid.UUID]knownItem{
 	FileParametersGUID:     {"file parameters", 8, ItemIsRequired},
 	DiskSizeGUID:           {"virtual disk size", 8, ItemIsRequired | ItemIsVirtualDisk},
@@ -50,9 +52,10 @@ type MetadataItem struct {
 	ID     uuid.UUID
 	Offset uint32 // from the start of the region, bytes
 	Length uint32 // bytes
-	Flags  uint32
+	Flags  uint32 // ItemIsUser, ItemIsVirtualDisk and ItemIsRequired
 }
 
+// User reports whether the item is one of users: its id says nothing about system items.
 func (m MetadataItem) User() bool { return m.Flags&ItemIsUser != 0 }
 
 // Known returns what is known of the item. A user item is never known: it may carry the id of a system item
@@ -62,6 +65,7 @@ func (m MetadataItem) Known() (knownItem, bool) {
 	return k, ok && !m.User()
 }
 
+// Name returns the name of a known item, such as "file parameters", and "unknown" for others.
 func (m MetadataItem) Name() string {
 	if k, ok := m.Known(); ok {
 		return k.Name
@@ -69,7 +73,8 @@ func (m MetadataItem) Name() string {
 	return "unknown"
 }
 
-// DecodeMetadataTable decodes the table in b, the start of the metadata region at file offset off.
+// DecodeMetadataTable decodes the table in b, the start of the metadata region at file offset off. It checks signature and count, and
+// an error is a *FormatError. What the entries say is for the caller to check.
 func DecodeMetadataTable(b *[MetadataTableSize]byte, off int64) ([]MetadataItem, error) {
 	if sig := string(b[:8]); sig != metadataTableSignature {
 		return nil, Corrupt(RuleMetadataSignature, "metadata table", off, "wrong signature %q", sig)
@@ -91,6 +96,7 @@ func DecodeMetadataTable(b *[MetadataTableSize]byte, off int64) ([]MetadataItem,
 	return items, nil
 }
 
+// EncodeMetadataTable returns the table as it is in the file. It has room for MaxMetadataEntries entries.
 func EncodeMetadataTable(items []MetadataItem) *[MetadataTableSize]byte {
 	b := new([MetadataTableSize]byte)
 	copy(b[:], metadataTableSignature)
@@ -105,4 +111,5 @@ func EncodeMetadataTable(items []MetadataItem) *[MetadataTableSize]byte {
 	return b
 }
 
+// ValidSectorSize reports whether a disk can have sectors of n bytes (MS-VHDX 2.6.2.4 and 2.6.2.5).
 func ValidSectorSize(n uint32) bool { return n == 512 || n == 4096 }

@@ -112,7 +112,7 @@ var rules = [...]struct{ section, text string }{
 	RuleNoFileParameters:     {"2.6.2.1", "the file parameters are present"},
 	RuleNoDiskSize:           {"2.6.2.2", "the virtual disk size is present"},
 	RuleNoLogicalSectorSize:  {"2.6.2.4", "the logical sector size is present"},
-	RuleItemLength:           {"2.6.2", "a known metadata item is as long as its structure"},
+	RuleItemLength:           {"2.6.2", "a known metadata item is at least as long as its structure"},
 	RuleBlockSize:            {"2.6.2.1", "the block size is a power of two from 1 MiB to 256 MiB"},
 	RuleLogicalSectorSize:    {"2.6.2.4", "the logical sector size is 512 or 4096 bytes"},
 	RulePhysicalSectorSize:   {"2.6.2.5", "the physical sector size is 512 or 4096 bytes"},

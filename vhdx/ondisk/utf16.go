@@ -27,6 +27,7 @@ func DecodeCreator(b []byte) string {
 	return utf16text.UpToZero(b, LE)
 }
 
+// EncodeUTF16 returns s in UTF-16LE, without a NUL behind it.
 func EncodeUTF16(s string) []byte {
 	var b []byte
 	for _, u := range utf16.Encode([]rune(s)) {
