@@ -73,10 +73,9 @@ func hold(f imagefile.File, o Options) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !strict { // the other one may have written until a moment ago
-		if err := f.Forget(); err != nil {
-			return nil, err
-		}
+	// The other one may have written until a moment ago, or have come and gone since the caller has read the file.
+	if err := f.Forget(); err != nil {
+		return nil, err
 	}
 	l.left, l.replaced = left, replaced
 	w := l.wrap(f)
@@ -121,6 +120,9 @@ func (l *Lease) look() (s sight, err error) {
 func (s sight) equal(o sight) bool {
 	return string(s.raw[0]) == string(o.raw[0]) && string(s.raw[1]) == string(o.raw[1])
 }
+
+// both returns what the headers are, if they stay as they are.
+func (s sight) both() [2][][]byte { return [2][][]byte{{s.raw[0]}, {s.raw[1]}} }
 
 // held returns which host is in by one of the headers, or was on its way in, and false where none was.
 func (s sight) held() (Epoch, bool) {
@@ -170,16 +172,16 @@ func (l *Lease) watch(first sight) error {
 			return err
 		}
 		if !now.equal(first) {
-			return l.alive(now)
+			return l.alive(first.both(), now)
 		}
 	}
 	return nil
 }
 
-// alive returns the error for an image that another host is found to use.
-func (l *Lease) alive(s sight) error {
+// alive returns the error for an image that another host is found to use: in s are other headers than those that may be there.
+func (l *Lease) alive(may [2][][]byte, s sight) error {
 	who := "another program or host"
-	if e, ok := EpochOf(s.header.FileWriteGUID); ok {
+	if e := stranger(may, s.raw); e != (Epoch{}) {
 		who = "another host (" + e.String() + ")"
 	}
 	return &InUseError{Path: l.o.Path, Who: who}
@@ -210,7 +212,7 @@ func (l *Lease) mark(first sight) (replaced []byte, err error) {
 		return nil, err
 	}
 	if !s.equal(first) {
-		return nil, l.alive(s)
+		return nil, l.alive(first.both(), s)
 	}
 	if l.o.fault == "claim at once" {
 		l.expect(s)
@@ -265,7 +267,7 @@ func (l *Lease) settle(first sight, wait time.Duration, strict bool) (sight, err
 		}
 		if mark := 1 - first.slot; l.o.fault != "no header check" && l.o.fault != "no epoch" && l.o.fault != "claim at once" {
 			if !contains(l.may[mark], s.raw[mark]) || strict && !contains(l.may[1-mark], s.raw[1-mark]) {
-				return s, l.alive(s)
+				return s, l.alive(l.may, s)
 			}
 		}
 		if s.at >= until {
@@ -278,7 +280,7 @@ func (l *Lease) settle(first sight, wait time.Duration, strict bool) (sight, err
 
 // expect says that the headers are as they were seen, and confirms the lease by that.
 func (l *Lease) expect(s sight) {
-	l.may = [2][][]byte{{s.raw[0]}, {s.raw[1]}}
+	l.may = s.both()
 	l.header, l.slot = s.header, s.slot
 	l.confirmed.Store(int64(s.at))
 }
@@ -302,7 +304,7 @@ func (l *Lease) mine() error {
 		return err
 	}
 	if !l.wrote(s.raw) {
-		return l.alive(s)
+		return l.alive(l.may, s)
 	}
 	l.confirmed.Store(int64(s.at))
 	return nil

@@ -96,6 +96,9 @@ func (f *File) writeHeader(p []byte, off int64) (int, error) {
 	n, err := f.File.WriteAt(p, off)
 	if err != nil {
 		f.unsure = f.unsure || !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT)
+		// The other header may be the only one that tells of the last change, and the mark of another host may have come into its
+		// place since it was read last. Nothing that rests on it is told durable before it was read again.
+		f.confirmed.Store(int64(never))
 		return n, err
 	}
 	if decodeErr == nil {

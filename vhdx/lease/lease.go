@@ -83,6 +83,7 @@ type Lease struct {
 	dropped  [2]int        // how many there were before the first of may
 	header   ondisk.Header // the newest of them
 	slot     int           // of the newest
+	torn     int           // how often in a row they did not look like headers
 	unsure   bool          // a change failed, of which it is not known what the storage has
 	given    bool          // the image is only read from now on
 	keep     bool          // the headers stay as they are when the lease ends
@@ -205,18 +206,54 @@ func (l *Lease) confirm() error {
 		return err
 	}
 	if !l.wrote(got) {
+		if l.torn++; l.torn < maxTorn && torn(got) {
+			return errTorn
+		}
 		l.lose(got)
 		return l.Err()
 	}
+	l.torn = 0
 	if l.Err() == nil {
 		l.confirmed.Store(int64(began))
 	}
 	return nil
 }
 
+// maxTorn is how often in a row a header may be read that is not valid, before it is taken for damaged by another host.
+const maxTorn = 3
+
+var errTorn = errors.New("a header is not valid; it may have been read while it was written")
+
+// torn reports whether a header may have been read while it was written.
+func torn(got [2][]byte) bool {
+	for i, b := range got {
+		if _, err := ondisk.DecodeHeader((*[ondisk.HeaderSize]byte)(b), ondisk.HeaderOffsets[i]); err != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // wrote reports whether the headers are what this writer has written, or has found when it came in. The caller holds mu.
 func (l *Lease) wrote(got [2][]byte) bool {
 	return contains(l.may[0], got[0]) && contains(l.may[1], got[1]) || l.o.fault == "no header check"
+}
+
+// stranger returns the epoch in the headers that are none of those expected, and zero where they tell of none.
+func stranger(may [2][][]byte, got [2][]byte) Epoch {
+	for i, b := range got {
+		if contains(may[i], b) {
+			continue
+		}
+		h, err := ondisk.DecodeHeader((*[ondisk.HeaderSize]byte)(b), ondisk.HeaderOffsets[i])
+		if err != nil {
+			continue
+		}
+		if e, ok := EpochOf(h.FileWriteGUID); ok {
+			return e
+		}
+	}
+	return Epoch{}
 }
 
 func contains(list [][]byte, b []byte) bool {
@@ -230,22 +267,31 @@ func contains(list [][]byte, b []byte) bool {
 
 // lose ends all use of the image, for good. The caller holds mu.
 func (l *Lease) lose(got [2][]byte) {
-	e := &TakenOverError{Path: l.o.Path}
-	if h, _, err := current(got); err == nil {
-		if epoch, ok := EpochOf(h.FileWriteGUID); ok {
-			e.Epoch = epoch
-		}
-	}
-	var err error = e
-	if !l.lost.CompareAndSwap(nil, &err) {
+	err := &TakenOverError{Path: l.o.Path, Epoch: stranger(l.may, got)}
+	if !l.end(err) {
 		return
 	}
-	l.confirmed.Store(int64(never))
 	l.o.Log.Error(err)
 	_ = l.file.Unlock() // they are the other one's to take
+}
+
+// end is End, and returns false where the image was lost before. The caller holds mu.
+func (l *Lease) end(err error) bool {
+	if !l.lost.CompareAndSwap(nil, &err) {
+		return false
+	}
+	l.confirmed.Store(int64(never))
 	if l.whenLost != nil {
 		l.whenLost(err)
 	}
+	return true
+}
+
+// End ends all use of the image, for good, because that of another one which it needs was lost.
+func (l *Lease) End(lost error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.end(lost)
 }
 
 // WhenLost has do called when another host has the image, or at once if that is so. It must not call the lease.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
@@ -64,6 +65,9 @@ type modelHost struct {
 	step    int
 	dieAt   int
 	dead    bool
+
+	full bool // there is no space for headers
+	torn int  // so many reads of headers come in the middle of a write
 }
 
 var errDead = errors.New("this host has ended")
@@ -126,7 +130,29 @@ func (h *modelHost) ReadFresh(p []byte, off int64) (int, error) {
 	}
 	n := copy(p, h.s.headers[i][:])
 	h.s.mu.Unlock()
+	if h.tears() {
+		clear(p[:len(p)/2])
+	}
 	return n, h.awake()
+}
+
+// tears reports whether a read of a header comes in the middle of a write.
+func (h *modelHost) tears() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.torn == 0 {
+		return false
+	}
+	h.torn--
+	return true
+}
+
+// tear has so many reads of headers come in the middle of a write, and returns how many were still to come.
+func (h *modelHost) tear(n int) (left int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	left, h.torn = h.torn, n
+	return left
 }
 
 func (h *modelHost) WriteAt(p []byte, off int64) (int, error) {
@@ -136,6 +162,9 @@ func (h *modelHost) WriteAt(p []byte, off int64) (int, error) {
 		}
 		if err := h.awake(); err != nil {
 			return 0, err
+		}
+		if h.full {
+			return 0, unix.ENOSPC
 		}
 		h.latency(time.Second)
 		h.s.mu.Lock()
@@ -469,6 +498,104 @@ func TestLostHostKeepsNoLock(t *testing.T) {
 		}
 		if err := a.Close(); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// The header that counts is alone where the other one could not be written for want of space. If it is in the place of the mark of
+// another host, which has seen the headers before, that host loses what is told durable from then on: so it is asked at once
+// whether it is still there.
+func TestHeaderAloneIsConfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStorage(ondisk.Header{FileWriteGUID: uuid.UUID{1}, Version: 1})
+		m, a := s.in(t, "a", Options{})
+		h, slot := a.Header()
+		h.LogGUID = uuid.UUID{7}
+		h.SequenceNumber++
+		if _, err := a.WriteAt(h.Encode()[:], ondisk.HeaderOffsets[1-slot]); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		mark := h
+		mark.SequenceNumber, mark.LogGUID, mark.FileWriteGUID = h.SequenceNumber-2, uuid.Nil, Epoch{Host: "b"}.newGUID()
+		s.headers[1-slot] = *mark.Encode()
+		m.full = true
+		h.SequenceNumber++
+		if _, err := a.WriteAt(h.Encode()[:], ondisk.HeaderOffsets[slot]); !errors.Is(err, unix.ENOSPC) {
+			t.Fatalf("the second header: %v", err)
+		}
+		m.full = false
+		if err := a.Sync(); !errors.Is(err, ErrTakenOver) {
+			t.Errorf("the next sync: %v", err)
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A header that is read while it is being written is no header of another host. One that stays as it is is.
+func TestTornHeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStorage(ondisk.Header{FileWriteGUID: uuid.UUID{1}, Version: 1})
+		m, a := s.in(t, "a", Options{})
+		m.tear(1)
+		time.Sleep(20 * time.Second)
+		if err := errors.Join(a.Err(), a.Check()); err != nil || m.tear(1000) != 0 {
+			t.Errorf("after a header was read while it was written: %v", err)
+		}
+		time.Sleep(20 * time.Second)
+		if err := a.Check(); !errors.Is(err, ErrTakenOver) {
+			t.Errorf("with a header that stays damaged: %v", err)
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Who takes the image over is told by its mark, and who is found alive by what it changes.
+func TestHostsAreNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStorage(ondisk.Header{FileWriteGUID: uuid.UUID{1}, Version: 1})
+		_, a := s.in(t, "a", Options{})
+		b := &modelHost{name: "b", s: s, began: time.Now(), locks: "never seen", rng: rand.New(rand.NewPCG(2, 2))}
+		in := make(chan *File)
+		go func() {
+			f, err := Enter(b, Options{Host: "b", Now: b.now})
+			if err != nil {
+				t.Error(err)
+			}
+			in <- f
+		}()
+		time.Sleep(9 * time.Second) // b has left its mark, and waits
+		if taken, ok := errors.AsType[*TakenOverError](a.Err()); !ok || taken.Epoch.Host != "b" {
+			t.Errorf("the first host: %v; want that b has the image", a.Err())
+		}
+		f := <-in
+		c := &modelHost{name: "c", s: s, began: time.Now(), locks: "never seen", rng: rand.New(rand.NewPCG(3, 3))}
+		go func() {
+			time.Sleep(time.Second)
+			h, slot := f.Header()
+			h.SequenceNumber++
+			h.FileWriteGUID = f.NewGUID()
+			_, err := f.WriteAt(h.Encode()[:], ondisk.HeaderOffsets[1-slot])
+			in <- nil
+			if err != nil {
+				t.Error(err)
+			}
+		}()
+		_, err := Enter(c, Options{Host: "c", Now: c.now})
+		if used, ok := errors.AsType[*InUseError](err); !ok || !strings.Contains(used.Who, "(b, since") {
+			t.Errorf("the third host: %v; want that b has the image", err)
+		}
+		<-in
+		for _, f := range []*File{a, f} {
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 }
