@@ -107,8 +107,27 @@ func (im *Image) WhenTakenOver(do func()) {
 
 // leaseOf returns the lease that a file has, and nil without one.
 func leaseOf(f File) *lease.File {
+	if m, ok := f.(meteredFile); ok {
+		f = m.File
+	}
 	l, _ := f.(*lease.File)
 	return l
+}
+
+// ours returns an error if another host has taken f over. It comes before each change of a name of f, which goes through no File.
+func ours(f File) error {
+	if l := leaseOf(f); l != nil {
+		return l.Check()
+	}
+	return nil
+}
+
+// withoutLease returns f as it is under its lease: its names are the same, whichever host has it.
+func withoutLease(f File) File {
+	if l := leaseOf(f); l != nil {
+		return l.File
+	}
+	return f
 }
 
 // leaseNew takes the lease of a new image that goes on for one that has a lease. Where it fails, f is closed.

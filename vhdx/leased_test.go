@@ -423,6 +423,211 @@ func undoAs(t *testing.T, f File, u *undoReader) error {
 	return errors.Join(err, held.Close())
 }
 
+// A cachingFile is a remoteFile of which the host keeps what it has read, as the kernel does, until it is told to forget it.
+type cachingFile struct {
+	*remoteFile
+
+	mu     sync.Mutex // guards cached
+	cached map[int64][]byte
+}
+
+func (f *cachingFile) ReadAt(p []byte, off int64) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n := 0; n < len(p); {
+		at := off + int64(n)
+		page := at &^ (ondisk.PageSize - 1)
+		b := f.cached[page]
+		if b == nil {
+			b = make([]byte, ondisk.PageSize)
+			if _, err := f.remoteFile.ReadAt(b, page); err != nil {
+				return n, err
+			}
+			f.cached[page] = b
+		}
+		n += copy(p[n:], b[at-page:])
+	}
+	return len(p), nil
+}
+
+func (f *cachingFile) WriteAt(p []byte, off int64) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for page := off &^ (ondisk.PageSize - 1); page < off+int64(len(p)); page += ondisk.PageSize {
+		delete(f.cached, page)
+	}
+	return f.remoteFile.WriteAt(p, off)
+}
+
+func (f *cachingFile) Forget() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.cached)
+	return nil
+}
+
+// A host that comes in after another one has come and gone, since it has read the image, has what that one wrote.
+func TestLeaseForgetsWhatWasCached(t *testing.T) {
+	shortLeases(t)
+	img := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.NotPresent}}})
+	op := newOpener(Options{Writable: true})
+	l, err := loadFiles(op, &cachingFile{remoteFile: &remoteFile{File: img.memFile}, cached: make(map[int64][]byte)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, _ := hostOpens(t, img.memFile)
+	for _, off := range []int64{0, ondisk.MiB} {
+		if _, err := a.WriteAt([]byte("other"), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w, err := newWriter(op, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &Image{own: w.own, writer: w}
+	b.close = b.closeAll
+	got := make([]byte, 5)
+	for _, off := range []int64{0, ondisk.MiB} {
+		if _, err := b.ReadAt(got, off); err != nil || string(got) != "other" {
+			t.Errorf("at %#x it reads %q, %v", off, got, err)
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// blindLeases makes the times of leases short, and has no host look by itself whether it still has its image: it learns of that
+// as one does that was asleep.
+func blindLeases(t *testing.T) {
+	useLeases(t, lease.Terms{
+		Length: 100 * time.Millisecond, Beat: time.Hour, Grace: 100 * time.Millisecond,
+		Watch: 30 * time.Millisecond, Settle: 20 * time.Millisecond,
+	})
+}
+
+// otherHost is another host, which can take the image at path over.
+func otherHost(t *testing.T, path string) (takeOver func()) {
+	t.Helper()
+	f, err := imagefile.Open(path, os.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return func() {
+		t.Helper()
+		b, err := lease.Enter(&remoteFile{File: f}, lease.Options{Host: "other"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { b.Close() })
+	}
+}
+
+func filesIn(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// A host that loses its image while it makes a snapshot gives no name away that is the other host's now. If it has done so
+// before, the disk ends there: what is written later would be lost, since the child has no parent any more.
+func TestTakeOverInSnapshot(t *testing.T) {
+	blindLeases(t)
+	for _, c := range []struct {
+		keepName bool
+		step     string
+		named    bool // before
+	}{
+		{false, "begin", false}, {false, "complete", false}, {false, "commit", true},
+		{true, "link", false}, {true, "begin", false}, {true, "complete", false}, {true, "commit", false}, {true, "rename", true},
+	} {
+		t.Run(fmt.Sprintf("%t %s", c.keepName, c.step), func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "a.vhdx")
+			if err := Create(path, CreateOptions{Size: 64 * ondisk.MiB}); err != nil {
+				t.Fatal(err)
+			}
+			im, err := Open(path, Options{Lock: LockLease, Writable: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := im.WriteAt([]byte{1}, 0); err != nil {
+				t.Fatal(err)
+			}
+			takeOver := otherHost(t, path)
+			o := SnapshotOptions{KeepName: c.keepName, step: func(name string) {
+				if name == c.step {
+					takeOver()
+				}
+			}}
+			if _, err := im.Snapshot(t.Context(), "b.vhdx", o); !errors.Is(err, ErrTakenOver) {
+				t.Errorf("the snapshot ends with %v", err)
+			}
+			if names := filesIn(t, dir); !c.named && (len(names) != 1 || names[0] != "a.vhdx") {
+				t.Errorf("the directory has %q", names)
+			}
+			if _, err := im.WriteAt([]byte{2}, 0); !errors.Is(err, ErrTakenOver) {
+				t.Errorf("a write: %v", err)
+			}
+			if _, err := im.ReadAt([]byte{0}, 0); !errors.Is(err, ErrTakenOver) {
+				t.Errorf("a read: %v", err)
+			}
+			if in := im.Info(); in.Lease == nil || in.Lease.State != LeaseTakenOver || in.Lease.Host != "other" {
+				t.Errorf("the lease is %+v", in.Lease)
+			}
+			if err := im.Close(); err != nil && !errors.Is(err, ErrTakenOver) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A host that loses an image, or its parent, at the end of a merge neither removes it nor gives its name away.
+func TestTakeOverAtTheEndOfMerge(t *testing.T) {
+	blindLeases(t)
+	for _, c := range []struct {
+		lost     string
+		keepName bool
+	}{{"child.vhdx", false}, {"child.vhdx", true}, {"base.vhdx", true}} {
+		t.Run(fmt.Sprintf("%s %t", c.lost, c.keepName), func(t *testing.T) {
+			dir := t.TempDir()
+			base, child := filepath.Join(dir, "base.vhdx"), filepath.Join(dir, "child.vhdx")
+			if err := Create(base, CreateOptions{Size: 64 * ondisk.MiB}); err != nil {
+				t.Fatal(err)
+			}
+			if err := Create(child, CreateOptions{Parent: base}); err != nil {
+				t.Fatal(err)
+			}
+			run, closeAll, err := openRun(child, Options{Lock: LockLease}, 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			otherHost(t, filepath.Join(dir, c.lost))()
+			m := &merge{MergeOptions: MergeOptions{Delete: true, KeepName: c.keepName}, ctx: t.Context(), run: run}
+			if err := m.tidy(); !errors.Is(err, ErrTakenOver) {
+				t.Errorf("the merge ends with %v", err)
+			}
+			if names := filesIn(t, dir); len(names) != 2 {
+				t.Errorf("the directory has %q", names)
+			}
+			if err := closeAll(); err != nil && !errors.Is(err, ErrTakenOver) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // A repair takes the image from a host that is in, with what that has synced until it noticed.
 func TestRepairTakesOver(t *testing.T) {
 	shortLeases(t)

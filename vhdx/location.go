@@ -27,6 +27,7 @@ type opened struct {
 
 // descriptorOf returns the open file, and false for one that is in no file system, as in tests.
 func descriptorOf(f File, path string) (opened, bool) {
+	f = withoutLease(f)
 	_, ok := f.Fd()
 	return opened{f, path}, ok
 }

@@ -327,8 +327,12 @@ func takeName(from, to *location) (done bool, err error) {
 	return true, to.Sync()
 }
 
-// location returns where the image itself is, for removing and renaming, and an error if another file is there by now.
+// location returns where the image itself is, for removing and renaming, and an error if another file is there by now, or if
+// another host has the image.
 func (im *Image) location() (*location, error) {
+	if err := ours(im.current().file); err != nil {
+		return nil, err
+	}
 	p, err := locationOf(im.current().file, im.current().path)
 	if err != nil {
 		return nil, err

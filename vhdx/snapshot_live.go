@@ -175,13 +175,29 @@ func (s *liveSnapshot) freeze() error {
 		return errors.Join(err, own.Close(), below.Close())
 	}
 	w.replace(child, true)
-	if err := below.Share(); err != nil {
-		w.log.WithError(err).Warnf("%s stays locked against readers until the unmount", s.frozen)
-	}
+	err = s.release(below)
 	// Reads that are still under way may use the file by the name it was opened with.
 	w.space.awaitReads()
 	_ = s.file.Close() // what was written by it is durable, and another descriptor remains
-	return nil
+	return err
+}
+
+// release makes the image one that is only read. If another host has it by now, the child is not the disk any more, and what is
+// written to it would be lost.
+func (s *liveSnapshot) release(below File) error {
+	err := ours(below)
+	if err == nil {
+		if err := below.Share(); err != nil {
+			s.w.log.WithError(err).Warnf("%s stays locked against readers until the unmount", s.frozen)
+		}
+		if l := leaseOf(below); l != nil {
+			err = l.Err()
+		}
+	}
+	if err != nil {
+		s.w.lease.Load().End(err)
+	}
+	return err
 }
 
 // settle makes the image what it is to be for good.
@@ -257,6 +273,9 @@ func (s *liveSnapshot) giveNames(child File) error {
 			return err
 		}
 	}
+	if err := ours(s.file); err != nil {
+		return err
+	}
 	first := filepath.Base(s.first)
 	remove := func() error {
 		d, _ := descriptorOf(child, s.first)
@@ -270,7 +289,11 @@ func (s *liveSnapshot) giveNames(child File) error {
 		s.named = true
 		return nil
 	}
-	if err := s.place.Rename(first, s.place.name); err != nil {
+	err := ours(s.file)
+	if err == nil {
+		err = s.place.Rename(first, s.place.name)
+	}
+	if err != nil {
 		return errors.Join(err, remove())
 	}
 	s.named = true
