@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"time"
@@ -23,8 +24,8 @@ type merger struct {
 
 // set begins or stops a merge, as data says. It returns EBUSY if one is to begin while one is running.
 func (m *merger) set(data []byte) fuse.Status {
-	var r mounts.MergeRequest
-	if json.Unmarshal(data, &r) != nil || r.Rate < 0 {
+	r, ok := mergeRequest(data)
+	if !ok {
 		return fuse.EINVAL
 	}
 	if r.Stop {
@@ -34,6 +35,21 @@ func (m *merger) set(data []byte) fuse.Status {
 	o := vhdx.MergeOptions{Into: r.Into, Delete: r.Delete, KeepName: r.KeepName, DryRun: r.DryRun, Rate: r.Rate,
 		Reflink: imagefile.Reflink(r.Reflink), Phase: m.phase, Progress: m.progress, Shared: m.shared}
 	return m.begin(r.ID, func(ctx context.Context) (*vhdx.MergeResult, error) { return m.disk.Merge(ctx, r.Child, o) })
+}
+
+// mergeRequest decodes a request. A merge changes files, so what is not said in full, or not known here, begins none.
+func mergeRequest(data []byte) (r mounts.MergeRequest, ok bool) {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if d.Decode(&r) != nil || int(d.InputOffset()) != len(data) {
+		return r, false
+	}
+	switch imagefile.Reflink(r.Reflink) {
+	case "", imagefile.ReflinkAuto, imagefile.ReflinkAlways, imagefile.ReflinkNever:
+	default:
+		return r, false
+	}
+	return r, r.ID != "" && (r.Stop || r.Child != "") && r.Rate >= 0
 }
 
 func (m *merger) xattrs() map[string]string { return m.xattr(mounts.MergeXAttr) }

@@ -22,6 +22,8 @@ func refusal(m *active.Mount, work string, err error) error {
 		return &statusError{statusUsage, fmt.Errorf("%s was mounted by a user without allow_other; only that user may request a %s, root may not", m.MountPoint, work)}
 	case errors.Is(err, fs.ErrPermission):
 		return &statusError{statusUsage, fmt.Errorf("only root and the owner of the mount %s may request a %s", m.MountPoint, work)}
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("%s is served by another version of vhdxfs, which does not know this kind of %s; unmount it first", m.MountPoint, work)
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENODATA):
 		return fmt.Errorf("%s is served by an older vhdxfs without %s; unmount it first", m.MountPoint, work)
 	}

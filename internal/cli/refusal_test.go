@@ -23,6 +23,7 @@ func TestRefusal(t *testing.T) {
 		{unix.EROFS, statusUsage, "mounted read-only"},
 		{unix.EPERM, statusUsage, "may request a"},
 		{unix.EACCES, statusUsage, "may request a"},
+		{unix.EINVAL, statusSystem, "another version of vhdxfs"},
 		{unix.EOPNOTSUPP, statusSystem, "an older vhdxfs"},
 		{unix.ENODATA, statusSystem, "an older vhdxfs"},
 		{unix.EIO, statusSystem, "snapshot of /mnt/vhdx: setxattr"},
