@@ -186,6 +186,39 @@ func TestLiveMergeRefuses(t *testing.T) {
 	}
 }
 
+// A disk that was opened beside other programs because of lock=try is not merged under them: they would read another disk.
+func TestLiveMergeRefusesBesideReaders(t *testing.T) {
+	for _, mode := range []LockMode{LockTry, LockOn} {
+		l, paths := liveChain(t, 3)
+		if err := l.im.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l = openLive(t, paths[2], Options{Lock: mode})
+		reader, err := Open(paths[0], Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := make([]byte, reader.Size())
+		if _, err := reader.ReadAt(want, 0); err != nil {
+			t.Fatal(err)
+		}
+		for _, child := range []string{"", paths[1]} {
+			if _, err := l.im.Merge(t.Context(), child, MergeOptions{Into: paths[0]}); !errors.Is(err, ErrLocked) {
+				t.Errorf("lock=%s, %q: %v", mode, child, err)
+			}
+		}
+		got := make([]byte, reader.Size())
+		if _, err := reader.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("lock=%s: the other program reads another disk (%v)", mode, err)
+		}
+		reader.Close()
+		if _, err := l.im.Merge(t.Context(), "", MergeOptions{Into: paths[0]}); err != nil {
+			t.Errorf("lock=%s, when it has ended: %v", mode, err)
+		}
+		l.check("merged")
+	}
+}
+
 // A failingChain has files that give errors while fails is set.
 type failingChain struct {
 	chainFiles

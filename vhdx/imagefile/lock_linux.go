@@ -121,7 +121,8 @@ func (f *hostFile) unwritten(mode LockMode) error {
 	return nil
 }
 
-// Unshare turns the locks of a file that is read into exclusive ones. At no moment others could write to the file.
+// Unshare turns the locks of a file that is read into exclusive ones. At no moment others could write to the file. The mode LockTry
+// was asked for to use an image, and not to change under others what they read of it, so Unshare fails beside them.
 func (f *hostFile) Unshare(mode LockMode) error {
 	if err := f.unwritten(mode); err != nil || mode == LockOff {
 		return err
@@ -135,8 +136,6 @@ func (f *hostFile) Unshare(mode LockMode) error {
 		return nil
 	case noLocks(err):
 		return f.withoutLocks(mode, true, err)
-	case mode == LockTry && errors.Is(err, ErrLocked):
-		return nil
 	}
 	return errors.Join(err, f.Share())
 }
