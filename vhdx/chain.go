@@ -150,7 +150,7 @@ func (o *opener) nextLink(l *layer, link *Link) *layer {
 			} else if ruleOf(err) == ondisk.RuleParentChanged {
 				state = ParentChanged
 			}
-			if p.bat != nil {
+			if p.bat != nil || state == Linked { // without a BAT, where that was not looked at
 				k = p.link()
 			}
 		}

@@ -1,15 +1,20 @@
 package cli
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // A childImage is an image and the one of some files that is its parent.
-type childImage struct{ path, parent string }
+type childImage struct {
+	path, parent string
+	same         bool // it shows the same disk as its parent, as it does after it was merged
+}
 
 // childrenOf looks in the directories of the files for further images whose parent is one of them. It finds those that fit,
 // and reads of each no more than it takes, whether others use it or not. Children elsewhere remain unknown.
@@ -42,7 +47,7 @@ func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
 		}
 		for _, f := range files {
 			if sameFile(k.Parent.Path, f) {
-				children = append(children, childImage{image, f})
+				children = append(children, childImage{image, f, k.DataWriteGUID == k.Parent.DataWriteGUID})
 				break
 			}
 		}
@@ -58,6 +63,25 @@ func childrenBeside(path string, o vhdx.Options) ([]string, error) {
 		paths = append(paths, c.path)
 	}
 	return paths, err
+}
+
+// leftOver returns what to add to a message that some images cannot be changed because of their children, where one of these was
+// merged and left behind: it is not needed any more, unless other images are based on it.
+func leftOver(files []string, o vhdx.Options) string {
+	children, err := childrenOf(files, o)
+	if err != nil {
+		return ""
+	}
+	var names []string
+	for _, c := range children {
+		if based, err := childrenBeside(c.path, o); c.same && err == nil && len(based) == 0 {
+			names = append(names, c.path)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%s shows the same disk, as after a merge, and can be removed)", strings.Join(names, ", "))
 }
 
 // sameFile reports whether two names are those of one file.

@@ -21,8 +21,8 @@ func TestChildrenOf(t *testing.T) {
 		files []string
 		want  []childImage
 	}{
-		{[]string{base}, []childImage{{child, base}}},
-		{[]string{base, child}, []childImage{{grandchild, child}}},
+		{[]string{base}, []childImage{{path: child, parent: base}}},
+		{[]string{base, child}, []childImage{{path: grandchild, parent: child}}},
 		{[]string{grandchild}, nil},
 	} {
 		got, err := childrenOf(tt.files, vhdx.Options{})

@@ -140,8 +140,8 @@ func checkChildless(path string, io vhdx.Options, log *logrus.Logger) error {
 	if len(children) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s is the parent of %s, which writing would make unusable; mount the child, or this image with "+
-		"-o ro or -o overlay=tmp; -o orphan_children allows writing", path, children[0])
+	return fmt.Errorf("%s is the parent of %s, which writing would make unusable%s; mount the child, or this image with "+
+		"-o ro or -o overlay=tmp; -o orphan_children allows writing", path, children[0], leftOver([]string{path}, io))
 }
 
 // Two programs that lock an image at the same moment may each find the other and both give up, as when mount -a runs

@@ -308,3 +308,58 @@ func TestMountOfParent(t *testing.T) {
 	wantMount(t, mountImage(t, child, dir), dir, "rw", "")
 	unmountImage(t, dir)
 }
+
+// A child that was merged and left behind keeps its parent from being changed until it is removed. The message says so, but not
+// of one that other images are based on, nor of one that is needed.
+func TestMergedChildIsLeft(t *testing.T) {
+	_, path := newChainOf(t, "one.avhdx")
+	mustRun(t, "merge", path("one.avhdx"))
+	mustRun(t, "convert", path("base.vhdx"), path("want.raw"))
+	const says = " shows the same disk, as after a merge, and can be removed)"
+	refused := func(want bool, args ...string) {
+		t.Helper()
+		r := run(t, args...)
+		if r.status == statusOK || !strings.Contains(r.stderr, path("one.avhdx")) || strings.Contains(r.stderr, path("one.avhdx")+says) != want {
+			t.Errorf("vhdxfs %q: status %d, %q", args, r.status, r.stderr)
+		}
+		checkMessage(t, r)
+	}
+	all := func(want bool) {
+		t.Helper()
+		refused(want, "snapshot", path("base.vhdx"))
+		refused(want, "snapshot", "--keep-name", path("base.vhdx"))
+		refused(want, "resize", path("base.vhdx"), "+1M")
+		refused(want, "mount", path("base.vhdx"), t.TempDir())
+	}
+	all(true)
+	// Another child of the parent cannot be merged as long as the first is there.
+	mustRun(t, "create", "--parent", path("base.vhdx"), path("other.avhdx"))
+	refused(true, "merge", path("other.avhdx"))
+	if err := os.Remove(path("other.avhdx")); err != nil {
+		t.Fatal(err)
+	}
+	// Images that are based on it need it.
+	mustRun(t, "create", "--parent", path("one.avhdx"), path("two.avhdx"))
+	all(false)
+	if err := os.Remove(path("two.avhdx")); err != nil {
+		t.Fatal(err)
+	}
+	// It was written to.
+	im, err := vhdx.Open(path("one.avhdx"), vhdx.Options{Writable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.WriteAt([]byte("more"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	all(false)
+	mustRun(t, "merge", path("one.avhdx"))
+	all(true)
+	if err := os.Remove(path("one.avhdx")); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "resize", path("base.vhdx"), "+1M")
+}
