@@ -278,6 +278,35 @@ func TestLiveMergeRefused(t *testing.T) {
 	}
 }
 
+// A mount may only read the parents in other directories, unless its sandbox is off: the message says so, and nothing is changed.
+func TestLiveMergeOfParentsElsewhere(t *testing.T) {
+	requireFUSE(t)
+	base, made, raw := writtenChild(t, "32MiB", 5*mib)
+	child := filepath.Join(t.TempDir(), "child.avhdx")
+	must(t, "mv", made, child)
+	before := sha256File(t, base)
+	s := serve(t, child, "-o", "parent_dir="+filepath.Dir(base))
+	requireSandbox(t, s)
+	frozen := snapshot(t, "--keep-name", s.dir).Frozen
+	for _, path := range []string{s.dir, frozen} {
+		r := vhdxfs(t, "merge", "--into", base, path)
+		if r.status != usageStatus || !strings.Contains(r.stderr, base) || !strings.Contains(r.stderr, "sandbox=off") || strings.Count(r.stderr, "\n") != 1 {
+			t.Errorf("merge %s: status %d, %q", path, r.status, r.stderr)
+		}
+	}
+	mustVhdxfs(t, "merge", "--keep-name", s.dir) // what is beside the image
+	sameContent(t, s.disk, raw)
+	s.end(t)
+	unchanged(t, base, before)
+	s = serve(t, child, "-o", "sandbox=off,parent_dir="+filepath.Dir(base))
+	mustVhdxfs(t, "merge", "--delete", s.dir)
+	sameContent(t, s.disk, raw)
+	s.end(t)
+	checkClean(t, base)
+	mustVhdxfs(t, "compare", "--strict", base, raw)
+	missing(t, child)
+}
+
 // A merge that is under way ends with the mount, and with the space of the parent's file system. The disk is the same.
 func TestLiveMergeEnds(t *testing.T) {
 	requireFUSE(t)

@@ -35,7 +35,7 @@ func (h hostFiles) reopen(l *layer) (File, error) {
 	}
 	file, err := p.Open(p.name, os.O_RDWR)
 	if errors.Is(err, os.ErrPermission) {
-		err = fmt.Errorf("%w; if it is not in the directory of the image, unmount the disk to merge", err)
+		err = fmt.Errorf("%w; if it is not in the directory of the image, mount with -o sandbox=off, or unmount the disk to merge", err)
 	}
 	if err != nil {
 		return nil, errors.Join(err, h.share(l))
