@@ -163,6 +163,48 @@ func mustPipe(t *testing.T, line string, args ...string) {
 	}
 }
 
+// Where the program was started without standard output, what should go there is lost, and that is an error. It is none where it is
+// thrown away on purpose, nor for what only tells how it went.
+func TestClosedStandardOutput(t *testing.T) {
+	t.Parallel()
+	requireTools(t, "bash")
+	dir := t.TempDir()
+	base, image := filepath.Join(dir, "base.vhdx"), filepath.Join(dir, "disk.vhdx")
+	raw := randomRaw(t, 5*mib, 14)
+	mustVhdxfs(t, "convert", raw, image)
+	mustVhdxfs(t, "create", base, "5M")
+	for _, line := range []string{
+		`convert "$1" -`, `convert -O vhdx "$1" -`, `convert -O vhd --type fixed "$1" -`, `diff --output - "$2" "$1"`,
+		`hash --blocks - "$1"`, `map --svg - "$1"`, `map --png - "$1"`,
+	} {
+		said, ok := pipeline(t, "$vhdxfs "+line+" >&-", image, base)
+		if ok || !strings.Contains(said, "standard output is closed") || strings.Count(said, "\n") != 1 {
+			t.Errorf("%s: %t, %q", line, ok, said)
+		}
+		if said, ok := pipeline(t, "$vhdxfs "+line+" >/dev/null", image, base); !ok {
+			t.Errorf("%s, thrown away: %q", line, said)
+		}
+	}
+	mustPipe(t, `$vhdxfs convert "$1" "$2" >&-`, image, filepath.Join(dir, "out.raw"))
+	sameContent(t, filepath.Join(dir, "out.raw"), raw)
+	// An empty stream is none of a disk, in any format: its writer may have failed.
+	for _, line := range []string{
+		`convert - "$1"`, `convert -f vhdx - "$1"`, `convert -O raw - "$1"`, `convert -f raw -O raw - "$1"`, `convert -O vhd - "$1"`,
+		`convert - - >"$1"`, `create --from - "$1"`, `apply - "$2"`,
+	} {
+		for _, from := range []string{"<&-", "</dev/null", "< <(true)"} {
+			said, ok := pipeline(t, "rm -f \"$1\"; $vhdxfs "+line+" "+from, filepath.Join(dir, "new.vhdx"), base)
+			if lines := strings.Split(strings.TrimSpace(said), "\n"); ok || strings.Count(said, "vhdxfs: ") > 2 || !strings.Contains(lines[len(lines)-1], "empty") && !strings.Contains(line, "apply") {
+				t.Errorf("%s %s: %t, %q", line, from, ok, said)
+			}
+			if st, err := os.Stat(filepath.Join(dir, "new.vhdx")); err == nil && (st.Size() > 0 || !strings.Contains(line, ">")) {
+				t.Errorf("%s %s has left a file", line, from)
+			}
+			missing(t, base+".apply")
+		}
+	}
+}
+
 // A program whose pipe nobody reads ends when it is told to.
 func TestInterruptedStream(t *testing.T) {
 	t.Parallel()

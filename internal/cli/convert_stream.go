@@ -21,15 +21,14 @@ import (
 
 // toStdout copies input to standard output.
 func (c *convertCommand) toStdout(cmd *cobra.Command, input string, format disk.Format) error {
-	out, ok := cmd.OutOrStdout().(*os.File)
+	out, err := outputStream(cmd)
 	format = cmp.Or(format, disk.Raw)
 	switch {
-	case !ok || term.IsTerminal(int(out.Fd())):
-		return usageError("standard output is a terminal; redirect it to a pipe or a file")
+	case err != nil:
+		return err
 	case c.copy.verify:
 		return usageError("--verify cannot read standard output again; use vhdxfs compare or vhdxfs hash at the other end")
 	}
-	var err error
 	switch format {
 	case disk.VHDX:
 	case disk.VHD:
@@ -72,6 +71,37 @@ func (c *convertCommand) toStdout(cmd *cobra.Command, input string, format disk.
 		})
 	})
 	return brokenPipe(err)
+}
+
+// outputStream returns standard output, for a disk.
+func outputStream(cmd *cobra.Command) (*os.File, error) {
+	out, ok := cmd.OutOrStdout().(*os.File)
+	if !ok || term.IsTerminal(int(out.Fd())) {
+		return nil, usageError("standard output is a terminal; redirect it to a pipe or a file")
+	}
+	return out, checkOutput(out)
+}
+
+// checkOutput returns an error where what is written to standard output would be lost because the program was started without one.
+// The Go runtime has opened /dev/null in its place then, for reading and writing. A shell opens it for writing alone.
+func checkOutput(out io.Writer) error {
+	f, ok := out.(*os.File)
+	if !ok {
+		return nil
+	}
+	var st unix.Stat_t
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err == nil {
+		err = unix.Fstat(int(f.Fd()), &st)
+	}
+	if err != nil {
+		return fmt.Errorf("standard output: %w", err)
+	}
+	null := unix.Mkdev(1, 3) // as Linux numbers it
+	if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == null && flags&unix.O_ACCMODE == unix.O_RDWR {
+		return usageError("standard output is closed, or discarded in /dev/null; redirect it to a pipe or a file")
+	}
+	return nil
 }
 
 // messages returns where a command that copies a disk says what it did.

@@ -104,9 +104,9 @@ func (c *compareFlags) deltaFile(ctx context.Context, _ *cobra.Command, disks [2
 
 // deltaStream writes a delta to standard output.
 func (c *compareFlags) deltaStream(ctx context.Context, cmd *cobra.Command, disks [2]*disk.Disk, _ string, _ bool, o delta.Options) (*delta.Result, error) {
-	out, ok := cmd.OutOrStdout().(*os.File)
-	if !ok || term.IsTerminal(int(out.Fd())) {
-		return nil, usageError("standard output is a terminal; redirect it to a pipe or a file")
+	out, err := outputStream(cmd)
+	if err != nil {
+		return nil, err
 	}
 	for _, d := range disks {
 		if d.Holds(fmt.Sprintf("/proc/self/fd/%d", out.Fd())) {

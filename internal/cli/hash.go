@@ -202,7 +202,11 @@ func (c *hashCommand) compute(cmd *cobra.Command, ctx context.Context, d *disk.D
 		return hash.Disk(ctx, d, o)
 	}
 	out := io.Writer(cmd.OutOrStdout())
-	if c.list != standardStream {
+	if c.list == standardStream {
+		if err := checkOutput(out); err != nil {
+			return nil, err
+		}
+	} else {
 		inputs, err := d.Access()
 		if err == nil {
 			err = c.discard() // of an attempt before

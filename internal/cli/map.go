@@ -246,9 +246,15 @@ func (c *mapCommand) paintFiles(out io.Writer, im *vhdx.Image) error {
 		if p.path == "" {
 			continue
 		}
-		if p.path == "-" {
+		if p.path == standardStream {
+			if err := checkOutput(out); err != nil {
+				return err
+			}
 			w := bufio.NewWriter(out)
-			if err := errors.Join(p.paint(w, s), w.Flush()); err != nil {
+			if err := p.paint(w, s); err != nil {
+				return err
+			}
+			if err := w.Flush(); err != nil {
 				return err
 			}
 			continue
@@ -275,7 +281,11 @@ func writeNew(path string, o newfile.Options, write func(io.Writer) error) error
 		return err
 	}
 	w := bufio.NewWriter(f)
-	if err := errors.Join(write(w), w.Flush()); err != nil {
+	err = write(w)
+	if err == nil {
+		err = w.Flush()
+	}
+	if err != nil {
 		return errors.Join(err, f.Discard())
 	}
 	return f.Commit()

@@ -125,6 +125,9 @@ func Run(ctx context.Context, in Input, t Target, o Options) (r *Result, err err
 		c.result.Skipped = c.result.Skipped[:maxSkipped]
 		c.result.Dropped += n
 	}
+	if c.result.InputSize == 0 { // as of a pipe whose writer failed
+		return nil, errors.New("the input is empty; a disk has at least one sector")
+	}
 	if c.result.DiskSize, err = t.SetSize(c.result.InputSize); err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package convert
 
 import (
 	"context"
-	"errors"
 
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/vhdx"
@@ -39,8 +38,6 @@ func (nothing) Reserve(int64, int64) error             { return nil }
 func (nothing) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
 func (nothing) Zero(int64, int64) error                { return nil }
 
-var errEmptyInput = errors.New("the input is empty; a disk has at least one sector")
-
 // image is a new VHDX image as a target.
 type image struct {
 	*vhdx.Builder
@@ -73,9 +70,6 @@ func (t image) Shares(mode Reflink) imagefile.File {
 func (t image) SetSize(size int64) (int64, error) {
 	if !t.o.SizeLater {
 		return t.o.Size, nil
-	}
-	if size == 0 {
-		return 0, errEmptyInput
 	}
 	size = padded(size, t.o.LogicalSectorSize)
 	return size, t.Builder.SetSize(size)

@@ -47,9 +47,6 @@ func (t *vhdFile) Shares(Reflink) imagefile.File { return t.file }
 func (t *vhdFile) Place(off, n int64) (fileOff, together int64, err error) { return t.b.Place(off, n) }
 
 func (t *vhdFile) SetSize(size int64) (int64, error) {
-	if size == 0 {
-		return 0, errEmptyInput
-	}
 	size, err := vhd.PaddedSize(size)
 	t.size = size
 	return size, err
