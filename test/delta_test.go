@@ -164,3 +164,55 @@ func TestApplyKilled(t *testing.T) {
 		t.Error("the base was changed")
 	}
 }
+
+// A disk that is full leaves nothing half: no delta, no files, and a base that is as it was, or whose work is completed when there is
+// space.
+func TestFullDiskOfDeltasAndFiles(t *testing.T) {
+	requireTools(t, "mke2fs")
+	dir, tree := t.TempDir(), newDir(t)
+	path := func(name string) string { return filepath.Join(dir, name) }
+	a, b := randomRaw(t, 40*mib, 54), randomRaw(t, 40*mib, 55)
+	data := make([]byte, 16*mib)
+	rng := rand.New(rand.NewPCG(1, 56))
+	for i := range data {
+		data[i] = byte(rng.Uint32())
+	}
+	writeAt(t, b, data, 20*mib)
+	for i := range 4 {
+		writeFile(t, filepath.Join(tree, fmt.Sprint("file", i)), data[:4*mib])
+	}
+	mustVhdxfs(t, "convert", a, path("a.vhdx"))
+	mustVhdxfs(t, "convert", b, path("b.vhdx"))
+	mustVhdxfs(t, "diff", "--output", path("delta.avhdx"), path("a.vhdx"), path("b.vhdx"))
+	files := imageOfTree(t, tree)
+
+	at := smallFS(t, "tmpfs", "12")
+	full := func(left int, args ...string) {
+		t.Helper()
+		r := vhdxfs(t, args...)
+		if r.status != 2 || r.stdout != "" || !strings.Contains(r.stderr, at) || !strings.Contains(r.stderr, "no space left") || strings.Count(r.stderr, "\n") != 1 {
+			t.Errorf("%q: status %d, %q%q", args, r.status, r.stdout, r.stderr)
+		}
+		if list := strings.Fields(must(t, "ls", "-A", at)); len(list) != left {
+			t.Errorf("%q has left %q", args, list)
+		}
+	}
+	full(0, "diff", "--output", at+"/delta.avhdx", path("a.vhdx"), path("b.vhdx"))
+	full(0, "extract", files, "/", at+"/out")
+	full(0, "extract", files, "/", at)
+	must(t, "mount", "-o", "remount,size=20m", at)
+	base := at + "/base.vhdx"
+	must(t, "cp", "--sparse=always", path("a.vhdx"), base)
+	before := sha256File(t, base)
+	full(1, "apply", path("delta.avhdx"), base) // there is no room for the copy of the delta
+	unchanged(t, base, before)
+	must(t, "mount", "-o", "remount,size=30m", at)
+	full(2, "apply", path("delta.avhdx"), base) // there is, but none for what it changes
+	must(t, "mount", "-o", "remount,size=64m", at)
+	mustVhdxfs(t, "apply", base+".apply", base)
+	mustVhdxfs(t, "compare", "--strict", base, b)
+	checkClean(t, base)
+	if list := strings.Fields(must(t, "ls", "-A", at)); len(list) != 1 {
+		t.Errorf("left are %q", list)
+	}
+}

@@ -307,7 +307,7 @@ func ignoreTime(err error) error {
 }
 
 func (e *extractor) file(f *filetree.File, to *safefile.Dir, at string) error {
-	out, err := to.Create(f.Name, at, 0o600)
+	out, err := to.Create(f.Name, e.into.Join(at), 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return usageError("%s: more than one of the files has this name", printable(at))
 	}
@@ -317,9 +317,12 @@ func (e *extractor) file(f *filetree.File, to *safefile.Dir, at string) error {
 	defer out.Close()
 	s := &fileSink{e: e, f: out}
 	err = filetree.Read(e.tree.Tree, f, s)
-	if errors.Is(err, filetree.ErrCannotRead) {
+	switch {
+	case errors.Is(err, filetree.ErrCannotRead):
 		e.skip(at, "%v", err)
 		return to.Remove(f.Name)
+	case err != nil && s.err == nil:
+		return fmt.Errorf("%s: %w", printable(at), err)
 	}
 	if err == nil {
 		err = out.Truncate(f.Size)
@@ -333,18 +336,18 @@ func (e *extractor) file(f *filetree.File, to *safefile.Dir, at string) error {
 	if err == nil {
 		err = out.Close()
 	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", printable(at), err)
+	if err == nil {
+		e.report.Files++
 	}
-	e.report.Files++
-	return nil
+	return err // which names the copy
 }
 
 // A fileSink writes a file, and leaves holes for zeros.
 type fileSink struct {
-	e  *extractor
-	f  *os.File
-	at int64
+	e   *extractor
+	f   *os.File
+	at  int64
+	err error // of a write
 }
 
 func (s *fileSink) Write(b []byte) (int, error) {
@@ -357,6 +360,7 @@ func (s *fileSink) Write(b []byte) (int, error) {
 	n, err := s.f.WriteAt(b, s.at)
 	s.at += int64(n)
 	s.e.report.Bytes += int64(n)
+	s.err = err
 	return n, err
 }
 
