@@ -216,6 +216,35 @@ func TestVHDMount(t *testing.T) {
 	}
 }
 
+// What only works with VHDX images says so of an old one, and changes nothing.
+func TestVHDIsRefused(t *testing.T) {
+	t.Parallel()
+	requireTools(t, "bash")
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	mustVhdxfs(t, "convert", randomRaw(t, 20*mib, 35), path("old.vhd"))
+	mustVhdxfs(t, "create", path("new.vhdx"), "20M")
+	mustVhdxfs(t, "snapshot", path("new.vhdx"), path("child.avhdx"))
+	before := must(t, "sh", "-c", `cd "$1" && sha256sum *`, "sh", dir)
+	for _, args := range [][]string{
+		{"map", "--draw", path("old.vhd")}, {"map", "--svg", path("x.svg"), path("old.vhd")}, {"map", "--png", "-", path("old.vhd")},
+		{"check", "--repair", path("old.vhd")}, {"convert", "--skip-errors", path("old.vhd"), path("x.raw")},
+		{"chain", path("old.vhd")}, {"set-parent", path("child.avhdx"), path("old.vhd")}, {"set-parent", path("old.vhd"), path("new.vhdx")},
+		{"snapshot", path("old.vhd")}, {"merge", path("old.vhd")}, {"compact", path("old.vhd")}, {"resize", path("old.vhd"), "30M"},
+		{"create", "--parent", path("old.vhd"), path("x.avhdx")}, {"flatten", path("old.vhd"), path("x.vhdx")},
+		{"diff", path("old.vhd")}, {"diff", "--output", path("x.avhdx"), path("old.vhd"), path("new.vhdx")},
+		{"apply", path("old.vhd"), path("new.vhdx")}, {"apply", path("child.avhdx"), path("old.vhd")},
+	} {
+		r := vhdxfs(t, args...)
+		if r.status == 0 || r.stdout != "" || strings.Count(r.stderr, "\n") != 1 || !strings.Contains(r.stderr, "VHD") {
+			t.Errorf("%q: status %d, %q%q", args, r.status, r.stdout, r.stderr)
+		}
+	}
+	if after := must(t, "sh", "-c", `cd "$1" && sha256sum *`, "sh", dir); after != before {
+		t.Errorf("it was\n%sand is\n%s", before, after)
+	}
+}
+
 // Damage is told, and never read as a disk.
 func TestBadVHD(t *testing.T) {
 	t.Parallel()
