@@ -677,3 +677,62 @@ func TestListAsUser(t *testing.T) {
 		mustVhdxfs(t, "detach", img)
 	}
 }
+
+// udevFor has udev handle devices as at their appearance, with the rule of the packages among its own, and shows what lsblk then reads
+// of the first. It happens beside a /dev and a database of its own: other programs of this host see nothing of it.
+const udevFor = `set -e
+dir=$1; shift
+mount --make-rprivate /
+mkdir "$dir/dev"
+mount -t tmpfs tmpfs "$dir/dev"
+cp -a /dev/null /dev/urandom "$@" "$dir/dev"
+mkdir -p /run/udev
+mount -t tmpfs tmpfs /run/udev
+mkdir /run/udev/rules.d /run/udev/data
+cp ../packaging/udev/60-vhdxfs.rules /run/udev/rules.d
+mount --move "$dir/dev" /dev
+for d; do
+  udevadm test --action=add "/sys/class/block/${d##*/}" 2>&1
+done
+lsblk --nodeps --noheadings --output MODEL,SERIAL "$1"
+`
+
+// With the rule for udev, programs that show disks show the model and the serial number of an attached one.
+func TestUdevRule(t *testing.T) {
+	requireTools(t, "udevadm", "getfattr", "lsblk", "unshare")
+	img := partitioned(t, "64M", part{"20MiB", "", nil})
+	id := info(t, img).DiskID
+	l := attachImage(t, img)
+	dev, part := l.Devices[0].Device, l.Devices[0].Partitions[0].Device
+	out, err := command("unshare", "--mount", "sh", "-c", udevFor, "sh", t.TempDir(), dev, part)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if got := strings.Fields(lines[len(lines)-1]); !slices.Equal(got, []string{"VHDX", id}) {
+		t.Errorf("lsblk shows %q, want VHDX and %s\n%s", got, id, out)
+	}
+	for name, want := range map[string]string{"ID_VENDOR": "vhdxfs", "ID_MODEL": "VHDX", "ID_SERIAL": "vhdxfs_" + id, "ID_SERIAL_SHORT": id} {
+		if n := strings.Count(out, "\n"+name+"="+want+"\n"); n != 2 { // of the disk and of its partition
+			t.Errorf("%s=%s is told of %d devices, want 2\n%s", name, want, n, out)
+		}
+	}
+	// A loop device with another disk.raw gets nothing.
+	other := attach(t, randomRaw(t, 8*mib, 15), 512)
+	out, err = command("unshare", "--mount", "sh", "-c", udevFor, "sh", t.TempDir(), other)
+	if err != nil || strings.Contains(out, "ID_MODEL=") {
+		t.Errorf("another loop device: %v\n%s", err, out)
+	}
+}
+
+// The rule is correct for udev, where that can say so.
+func TestUdevVerifiesTheRule(t *testing.T) {
+	t.Parallel()
+	requireTools(t, "udevadm")
+	if out, err := command("udevadm", "verify", "--help"); err != nil {
+		t.Skipf("udevadm has no verify, as before version 254: %s", strings.TrimSpace(out))
+	}
+	if out, err := command("udevadm", "verify", "--resolve-names=never", "../packaging/udev/60-vhdxfs.rules"); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

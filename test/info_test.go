@@ -12,6 +12,7 @@ type imageInfo struct {
 	Creator            string           `json:"creator"`
 	Type               string           `json:"type"`
 	DiskSize           int64            `json:"disk_size"`
+	DiskID             string           `json:"disk_id"`
 	BlockSize          int64            `json:"block_size"`
 	LogicalSectorSize  int64            `json:"logical_sector_size"`
 	PhysicalSectorSize int64            `json:"physical_sector_size"`
