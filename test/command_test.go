@@ -2,6 +2,7 @@ package test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -132,6 +133,24 @@ func TestMountInUseStays(t *testing.T) {
 		t.Errorf("fusermount3 -u while disk.raw is open: %s", out)
 	}
 	sameContent(t, s.disk, raw)
+}
+
+// What keeps a mount in use may be the shell by which the command was given: by its directory, or by a file.
+func TestCallerInTheMountIsNamed(t *testing.T) {
+	requireFUSE(t)
+	t.Parallel()
+	s := serve(t, create(t, "64M"))
+	for _, command := range []string{"umount", "detach"} {
+		for _, use := range []string{`cd "$2"`, `exec 3<"$2"/disk.raw`} {
+			shell := exec.Command("sh", "-c", use+` && "$1" `+command+` "$2" 3<&-; exit $?`, "sh", program.path(t), s.dir)
+			out, err := shell.CombinedOutput()
+			want := fmt.Sprintf("in use by sh (process %d)", shell.Process.Pid)
+			if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 32 || !strings.Contains(string(out), want) {
+				t.Errorf("%s after %s: %v, %s; want %q", command, use, err, out, want)
+			}
+		}
+	}
+	s.end(t)
 }
 
 func TestBadInputIsToldApart(t *testing.T) {

@@ -33,7 +33,18 @@ func mountUsers(dir string) []string {
 			users = append(users, fmt.Sprintf("the mount at %s (umount %s)", m.Mountpoint, m.Mountpoint))
 		}
 	}
-	return append(users, processUsers(dir, os.Getpid(), os.Getppid())...) // umount(8) is the parent
+	return append(users, processUsers(dir, os.Getpid(), helped())...)
+}
+
+// helped returns the process of mount(8) or umount(8) that has called this one as its helper, and 0 if another program, such as a
+// shell, has: that may be what keeps the mount in use.
+func helped() int {
+	pid := os.Getppid()
+	switch name, _ := os.ReadFile(processes.Path(pid, "comm")); strings.TrimSpace(string(name)) {
+	case "mount", "umount":
+		return pid
+	}
+	return 0
 }
 
 // loopUsers names the loop devices on files below dir, and where they are mounted.
