@@ -43,7 +43,7 @@ func (m *mutant) isAt(places string) bool {
 	})
 }
 
-// mutantsOf returns all mutants of the package in a directory.
+// mutantsOf returns all mutants of the package in a folder.
 func mutantsOf(dir string) ([]*mutant, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
@@ -109,7 +109,11 @@ func (b *breaker) visit(n ast.Node) bool {
 			b.replace(n, "", "without "+call)
 		}
 	case *ast.AssignStmt:
-		if n.Tok != token.DEFINE { // the variables are used, or it would not compile
+		switch {
+		case n.Tok == token.DEFINE:
+		case !slices.ContainsFunc(n.Lhs, func(e ast.Expr) bool { return b.text(e) != "_" }): // a call whose result does not matter
+			b.replace(n, "", "without "+b.text(n))
+		default: // the variables are used, or it would not compile
 			b.replace(n, strings.Repeat("_, ", len(n.Rhs)-1)+"_ = "+b.texts(n.Rhs), "without "+b.text(n))
 		}
 	case *ast.IncDecStmt:
