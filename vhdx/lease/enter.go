@@ -127,11 +127,7 @@ func (s sight) both() [2][][]byte { return [2][][]byte{{s.raw[0]}, {s.raw[1]}} }
 // held returns which host is in by one of the headers, or was on its way in, and false where none was.
 func (s sight) held() (Epoch, bool) {
 	for _, slot := range []int{s.slot, 1 - s.slot} {
-		h, err := ondisk.DecodeHeader((*[ondisk.HeaderSize]byte)(s.raw[slot]), ondisk.HeaderOffsets[slot])
-		if err != nil {
-			continue
-		}
-		if e, ok := EpochOf(h.FileWriteGUID); ok && !e.Released {
+		if e, ok := epochIn(s.raw[slot]); ok && !e.Released {
 			return e, true
 		}
 	}
@@ -328,7 +324,6 @@ func (l *Lease) writeBoth(h ondisk.Header, slot int) error {
 			}
 		}
 		b := h.Encode()[:]
-		l.may[slot] = append(l.may[slot], b)
 		if err := l.put(b, slot); err != nil {
 			return err
 		}

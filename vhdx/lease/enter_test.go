@@ -73,7 +73,7 @@ func TestWaitOfANewWriter(t *testing.T) {
 				if c.why != "" {
 					want = Usual.Watch + Usual.Length + Usual.Grace
 				}
-				if waited != want || f.Waited != (c.why != "") || forgets != f.Waited {
+				if waited != want || f.Waited != (c.why != "") || !forgets {
 					t.Errorf("it has waited for %v, and tells %t, and has dropped what is cached: %t; want %v", waited, f.Waited, forgets, want)
 				}
 				if n := log.count(c.why); c.why != "" && n != 1 || c.why == "" && n != 0 {

@@ -185,8 +185,7 @@ func (f *File) Close() error {
 	f.mu.Lock()
 	delete(f.handles, f)
 	last := len(f.handles) == 0
-	mine := f.Lease.file == f.File
-	if mine && !last {
+	if f.Lease.file == f.File {
 		for other := range f.handles {
 			f.Lease.file = other.File
 			break
@@ -201,26 +200,14 @@ func (f *File) Close() error {
 
 // giveUp ends the lease. The headers say so if they can: if the image is clean, and nothing has failed. Else the next writer has
 // to wait.
-func (l *Lease) giveUp() error {
+func (l *Lease) giveUp() (err error) {
+	_ = l.Check() // where it is confirmed, the headers can be written; why it is not is known to whoever has changed something
 	l.mu.Lock()
-	given := l.given
-	l.mu.Unlock()
-	if given {
-		return nil
-	}
-	err := l.Check() // where it is confirmed, the headers can be written
-	l.mu.Lock()
-	if l.given {
-		l.mu.Unlock()
-		return nil
-	}
 	l.given = true
-	if err == nil && l.Fresh() && !l.unsure && !l.keep && !l.header.Dirty() {
+	if l.Fresh() && !l.unsure && !l.keep && !l.header.Dirty() {
 		if err = l.release(l.header, l.slot); err != nil {
 			err = fmt.Errorf("%s: cannot record that the image is closed, so the next writer must wait: %w", l.o.Path, err)
 		}
-	} else {
-		err = nil // why is known to whoever has changed something
 	}
 	l.confirmed.Store(int64(never))
 	beating := l.beating

@@ -185,7 +185,7 @@ func (l *Lease) ask() error {
 			return nil // another one has asked meanwhile
 		}
 		err := l.confirm()
-		if err == nil && l.Fresh() || l.Err() != nil {
+		if l.Fresh() || l.Err() != nil {
 			continue
 		}
 		if l.o.Now()-began > 2*l.o.Terms.Length {
@@ -239,21 +239,22 @@ func (l *Lease) wrote(got [2][]byte) bool {
 	return contains(l.may[0], got[0]) && contains(l.may[1], got[1]) || l.o.fault == "no header check"
 }
 
-// stranger returns the epoch in the headers that are none of those expected, and zero where they tell of none.
+// stranger returns the epoch in the headers that are none of those expected, first in the one that counts, and zero where they
+// tell of none.
 func stranger(may [2][][]byte, got [2][]byte) Epoch {
-	for i, b := range got {
-		if contains(may[i], b) {
-			continue
-		}
-		h, err := ondisk.DecodeHeader((*[ondisk.HeaderSize]byte)(b), ondisk.HeaderOffsets[i])
-		if err != nil {
-			continue
-		}
-		if e, ok := EpochOf(h.FileWriteGUID); ok {
+	_, slot, _ := current(got)
+	for _, i := range []int{slot, 1 - slot} {
+		if e, ok := epochIn(got[i]); ok && !contains(may[i], got[i]) {
 			return e
 		}
 	}
 	return Epoch{}
+}
+
+// epochIn returns the epoch that a header tells of. One that is damaged tells of none.
+func epochIn(header []byte) (Epoch, bool) {
+	h, _ := ondisk.DecodeHeader((*[ondisk.HeaderSize]byte)(header), 0)
+	return EpochOf(h.FileWriteGUID)
 }
 
 func contains(list [][]byte, b []byte) bool {
@@ -322,7 +323,7 @@ func current(got [2][]byte) (h ondisk.Header, slot int, err error) {
 	switch {
 	case aerr != nil && berr != nil:
 		return h, 0, aerr
-	case aerr != nil || berr == nil && b.SequenceNumber > a.SequenceNumber:
+	case aerr != nil || b.SequenceNumber > a.SequenceNumber: // 0 where it is damaged
 		return b, 1, nil
 	}
 	return a, 0, nil
@@ -365,7 +366,7 @@ func (l *Lease) pulse() (imagefile.File, error) {
 	defer late.Stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.Err() != nil || l.given {
+	if l.given {
 		return l.file, nil
 	}
 	return l.file, l.confirm()
