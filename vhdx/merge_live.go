@@ -227,12 +227,13 @@ func (m *liveMerge) open() error {
 		layers = append([]*layer{m.over}, layers...)
 	}
 	for i, l := range layers {
-		above := func() *layer { return child.current() }
+		above := child // at the end of the loop, child is the result
+		by := func() *layer { return above.current() }
 		if i == 0 && m.over != nil && m.over != m.w.current() {
 			over := m.childOf(m.over)
-			above = func() *layer { return over }
+			by = func() *layer { return over }
 		}
-		im, err := writable(l, above)
+		im, err := writable(l, by)
 		if err != nil {
 			return err
 		}
@@ -258,8 +259,11 @@ func (m *liveMerge) end() error {
 		m.w.follow(nil)
 	}
 	var errs []error
-	for _, p := range m.opened {
-		errs = append(errs, p.end())
+	// The lowest first: one that is loaded again takes the parent that its layer has by then.
+	for _, im := range slices.Backward(append([]*Image{m.above}, m.run...)) {
+		if p := m.opened[im]; p != nil {
+			errs = append(errs, p.end())
+		}
 	}
 	m.opened = nil
 	parentChanges.Add(1)

@@ -299,3 +299,84 @@ func TestLiveMergeFails(t *testing.T) {
 		}
 	}
 }
+
+// A countedChain has files that give an error from the write or sync with the given number on, the file at one path alone.
+type countedChain struct {
+	chainFiles
+	path  string
+	after *atomic.Int64
+}
+
+func (f countedChain) reopen(l *layer) (File, error) {
+	file, err := f.chainFiles.reopen(l)
+	if err != nil || l.path != f.path {
+		return file, err
+	}
+	return countedWrites{file, f.after}, nil
+}
+
+type countedWrites struct {
+	File
+	after *atomic.Int64
+}
+
+func (f countedWrites) WriteAt(p []byte, off int64) (int, error) {
+	if f.after.Add(-1) < 0 {
+		return 0, unix.EIO
+	}
+	return f.File.WriteAt(p, off)
+}
+
+func (f countedWrites) Sync() error {
+	if f.after.Add(-1) < 0 {
+		return unix.EIO
+	}
+	return f.File.Sync()
+}
+
+// Where an image of the chain other than the result cannot be written, the chain keeps its order, and a later merge does the rest.
+func TestLiveMergeFailsInOtherImages(t *testing.T) {
+	for _, failing := range []int{1, 2} { // the one that is merged, and its child
+		t.Run(fmt.Sprint("image ", failing), func(t *testing.T) {
+			t.Parallel()
+			l, paths := liveChain(t, 4)
+			for n := int64(0); ; n++ {
+				var after atomic.Int64
+				after.Store(n)
+				m := &liveMerge{merge: merge{MergeOptions: MergeOptions{Phase: func(string, int64) {}, Progress: func(int64) {}, Shared: func(int64) {}},
+					ctx: t.Context()}, im: l.im, w: l.im.writer, files: countedChain{hostFiles{}, paths[failing], &after}}
+				if err := m.plan(paths[1]); err != nil {
+					t.Fatal(err)
+				}
+				err := m.do()
+				var chain []string
+				for p := l.im.current(); p != nil && len(chain) <= len(paths); p = p.parent() {
+					chain = append(chain, filepath.Base(p.path))
+				}
+				want := "3.vhdx 2.vhdx 1.vhdx 0.vhdx"
+				if after.Load() >= 0 || strings.Join(chain, " ") != want { // the last writes are made when it is left out
+					want = "3.vhdx 2.vhdx 0.vhdx"
+				}
+				if got := strings.Join(chain, " "); got != want {
+					l.im.current().setParent(nil) // else it may have no end
+					t.Fatalf("an error of write %d leaves the chain %s, want %s (%v)", n, got, want, err)
+				}
+				l.write(byte(n+1), int(n%12)*ondisk.MiB+300, 5000)
+				l.check(fmt.Sprintf("after an error of write %d", n))
+				if after.Load() >= 0 {
+					break
+				}
+				if !errors.Is(err, unix.EIO) {
+					t.Fatalf("an error of write %d: %v", n, err)
+				}
+				if len(chain) < len(paths) {
+					l, paths = liveChain(t, 4)
+				}
+			}
+			if err := l.im.Close(); err != nil {
+				t.Fatal(err)
+			}
+			reads(t, "closed", paths[3], Options{}, l.want)
+		})
+	}
+}
