@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -379,4 +380,58 @@ func TestLiveMergeFailsInOtherImages(t *testing.T) {
 			reads(t, "closed", paths[3], Options{}, l.want)
 		})
 	}
+}
+
+// A waitingFile waits in each read of a sector, and tells of its end.
+type waitingFile struct {
+	File
+	reading, goOn, closed chan struct{}
+}
+
+func (f *waitingFile) ReadAt(p []byte, off int64) (int, error) {
+	if len(p) == 512 {
+		f.reading <- struct{}{}
+		<-f.goOn
+	}
+	return f.File.ReadAt(p, off)
+}
+
+func (f *waitingFile) Close() error {
+	close(f.closed)
+	return f.File.Close()
+}
+
+// A write of part of a sector reads the rest of it, and an image that was merged stays open until it has.
+func TestLiveMergeAwaitsReadsOfWrites(t *testing.T) {
+	l, paths := liveChain(t, 4)
+	merged := l.im.current().parent().parent()
+	f := &waitingFile{merged.file, make(chan struct{}), make(chan struct{}), make(chan struct{})}
+	merged.file = f
+	wrote, did := make(chan error, 1), make(chan error, 1)
+	const off = 7*ondisk.MiB + 1034 // what image 1 alone holds
+	begin := sync.OnceFunc(func() {
+		go func() {
+			_, err := l.im.WriteAt(bytes.Repeat([]byte{77}, 100), off)
+			wrote <- err
+		}()
+		<-f.reading
+	})
+	go func() {
+		_, err := l.im.Merge(t.Context(), paths[1], MergeOptions{Phase: func(string, int64) { begin() }})
+		did <- err
+	}()
+	for l.im.current().parent().parent() == merged {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case <-f.closed:
+		t.Error("the image was closed while it was read")
+	case <-time.After(300 * time.Millisecond): // where it is closed too early, that takes less
+	}
+	close(f.goOn)
+	if err := errors.Join(<-wrote, <-did); err != nil {
+		t.Fatal(err)
+	}
+	copy(l.want[off:], bytes.Repeat([]byte{77}, 100))
+	l.check("merged")
 }

@@ -393,7 +393,7 @@ func (w *writer) wholeSectors(off int64, s source) (int64, source, error) {
 	p, size := s.p, w.current().geo.SectorSize
 	start, end := off&^(size-1), ondisk.RoundUp(off+int64(len(p)), size)
 	wide := make([]byte, end-start)
-	im := Image{own: w.own}
+	im := Image{own: w.own, writer: w} // with it, the read announces itself: a merge may be about to close a parent
 	if _, err := im.ReadAt(wide[:size], start); err != nil {
 		return 0, s, err
 	}
