@@ -67,7 +67,9 @@ var ErrNoDiscard = errors.New("the image is open without discards")
 const DefaultCacheSize = 32 << 20
 
 // An Image is an open virtual disk: an image file and the chain of its parents.
-// Any number of goroutines may use it at once.
+// Any number of goroutines may use it at once, but for Close, and for Resize to a smaller size, which no other call may overlap.
+// Methods that change the image fail with ErrReadOnly unless Options.Writable was set, with ErrFailed after a failed sync, and with
+// ErrTakenOver if another host has the image. Offsets and sizes are in bytes.
 type Image struct {
 	own    *atomic.Pointer[layer] // see current; its writer's, if it has one
 	writer *writer                // nil when the image is read-only

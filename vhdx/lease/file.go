@@ -11,7 +11,8 @@ import (
 )
 
 // A File is an image file under a lease. Each change through it begins only while the lease is confirmed, or fails with the error of
-// Check. What goes into the headers is remembered, to be compared with what is found there. Any number of goroutines may use it.
+// Check. What goes into the headers is remembered, to be compared with what is found there. Once another host has the image, reads
+// fail, too. Any number of goroutines may use it.
 type File struct {
 	imagefile.File
 	*Lease
