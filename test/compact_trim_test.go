@@ -73,6 +73,44 @@ func TestCompactTrim(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 	must(t, "umount", point)
+	// Attached, but not mounted, there is nothing to trim.
+	if r := vhdxfs(t, "compact", "--trim", img); r.status != warningsStatus || !strings.Contains(r.stderr, "none is trimmed") {
+		t.Errorf("compact --trim of what is only attached: status %d, %q", r.status, r.stderr)
+	}
 	mustVhdxfs(t, "detach", img)
 	checkClean(t, img)
+}
+
+// A file system that cannot be trimmed is named, also with the exit status. What can be reclaimed without it is, and nothing stays
+// mounted or attached. What is no file system is no fault beside one.
+func TestCompactTrimOfDamage(t *testing.T) {
+	img := partitioned(t, "200M",
+		part{"40MiB", "mkfs.ext4 -q -L good", nil}, part{"40MiB", "mkfs.ext4 -q -L bad", nil}, part{"20MiB", "mkswap", nil},
+	)
+	damage := func(n int) {
+		t.Helper()
+		dev := attachImage(t, img).Devices[0].Partitions[n-1].Device
+		must(t, "dd", "if=/dev/urandom", "of="+dev, "bs=1k", "seek=2", "count=60", "conv=notrunc", "status=none") // the group descriptors
+		mustVhdxfs(t, "detach", img)
+	}
+	for _, tc := range []struct {
+		damage, status int
+		says           []string
+	}{
+		{0, 0, []string{"partition 3 (swap) is not trimmed"}},
+		{2, warningsStatus, []string{`partition 2 (ext4 "bad") is not trimmed`, "damaged"}},
+		{1, warningsStatus, []string{`partition 1 (ext4 "good") is not trimmed`, "no file system could be trimmed"}},
+	} {
+		if tc.damage > 0 {
+			damage(tc.damage)
+		}
+		r := vhdxfs(t, "compact", "--trim", img)
+		for _, says := range tc.says {
+			if r.status != tc.status || !strings.Contains(r.stderr, says) || !strings.Contains(r.stdout, img+": ") {
+				t.Errorf("with %d damaged: status %d, %q%q; want %d and %q", tc.damage, r.status, r.stdout, r.stderr, tc.status, says)
+			}
+		}
+		checkClosed(t, img)
+		checkClean(t, img)
+	}
 }

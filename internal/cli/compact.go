@@ -20,6 +20,8 @@ type compactCommand struct {
 	keepZeros, json bool
 	force           bool
 	trim, dryRun    bool
+
+	untrimmed bool // a file system could not be trimmed, or none was
 }
 
 func newCompact() *cobra.Command {
@@ -36,7 +38,8 @@ root and the owner of the mount may do this.
 
 Blocks that a file system on the disk no longer uses are released only if it was trimmed. With --trim, compact attaches
 the disk, mounts, trims and unmounts each file system on it, detaches it and compacts the image; this needs root. If the
-image is mounted, --trim trims the file systems that are mounted from its loop device.
+image is mounted, --trim trims the file systems that are mounted from its loop device. If one cannot be trimmed, or there is
+none, a warning says so, and the exit status is 3.
 
 You can interrupt the command at any time and run it again. Completed work is kept, and no data is lost, not even in a
 power cut. Blocks of a fixed disk stay allocated. Parents are not changed.`,
@@ -79,7 +82,7 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 		before := int64(0)
 		if c.trim {
 			before = fileSize(m.Image)
-			if err := trimMounted(ctx, cmd, m); err != nil {
+			if err := c.trimMounted(ctx, cmd, m); err != nil {
 				return interrupted(err, "nothing was compacted")
 			}
 		}
@@ -107,7 +110,10 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 	if err != nil {
 		return interrupted(err, "completed work is kept and no data is lost; run the same command to continue")
 	}
-	return c.report(cmd, path, r)
+	if err := c.report(cmd, path, r); err != nil || !c.untrimmed {
+		return err
+	}
+	return &statusError{statusWarnings, nil} // a warning has said it
 }
 
 // offline compacts the image at path, which no other program may have open.

@@ -32,9 +32,10 @@ func fileSize(path string) int64 {
 }
 
 // trimMounted trims the file systems that are mounted from the loop devices of a mount.
-func trimMounted(ctx context.Context, cmd *cobra.Command, m *active.Mount) error {
+func (c *compactCommand) trimMounted(ctx context.Context, cmd *cobra.Command, m *active.Mount) error {
 	points := mountedFrom(m.Devices)
 	if len(points) == 0 {
+		c.untrimmed = true
 		warn(cmd, "%s: no file system on it is mounted, so none is trimmed", printable(m.Image))
 	}
 	for _, point := range points {
@@ -89,12 +90,14 @@ func (c *compactCommand) trimOffline(ctx context.Context, cmd *cobra.Command, pa
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err != nil && v.FileSystem != "":
+			c.untrimmed = c.untrimmed || v.mountable
 			warn(cmd, "%s: %s is not trimmed: %s", printable(path), v.describe(), err)
 		case err == nil:
 			trimmed++
 		}
 	}
 	if trimmed == 0 {
+		c.untrimmed = true
 		warn(cmd, "%s: no file system could be trimmed", printable(path))
 	}
 	return nil

@@ -49,7 +49,7 @@ var (
 // exitStatuses are all of them, for the manual of the program and the topic exit-status.
 var exitStatuses = []exitStatus{
 	okStatus, usageStatus, systemStatus,
-	{statusWarnings, "success with warnings: check found warnings only, or a repair lost data; chain found a parent that does not fit; convert skipped unreadable ranges; extract left out some files"},
+	{statusWarnings, "success with warnings: check found warnings only, or a repair lost data; chain found a parent that does not fit; convert skipped unreadable ranges; extract left out some files; compact --trim could not trim a file system"},
 	damagedStatus,
 	{statusDiffers, "compare, hash --check: the disks differ"},
 	{statusNotMounted, "close, detach, umount, stats: " + notMountedStatus.help},
@@ -90,7 +90,7 @@ var commandStatuses = map[string][]exitStatus{
 	"merge":      {damagedStatus, interruptedStatus},
 	"apply":      {damagedStatus, interruptedStatus},
 	"set-parent": {damagedStatus},
-	"compact":    {damagedStatus, interruptedStatus},
+	"compact":    {{statusWarnings, "compacted, but --trim could not trim a file system, or found none"}, damagedStatus, interruptedStatus},
 	"resize":     {damagedStatus, interruptedStatus},
 
 	"break-lease": {damagedStatus},
