@@ -22,7 +22,7 @@ test_needs := $(demo_needs) qemu-utils:qemu-img gcc:gcc libc6-dev:/usr/include/s
 	xfsprogs:mkfs.xfs btrfs-progs:mkfs.btrfs ntfs-3g:ntfs-3g libvhdi-utils:vhdiinfo fio:fio mandoc:mandoc rpm:rpm \
 	systemd:systemd-analyze python3:python3 dosfstools:mkfs.vfat zstd:zstd exfatprogs:mkfs.exfat f2fs-tools:mkfs.f2fs \
 	mtools:mcopy genisoimage:genisoimage exfat-fuse:mount.exfat-fuse udev:udevadm qemu-system-x86:qemu-system-x86_64 \
-	libvirt-clients:virt-xml-validate libxml2-utils:xmllint
+	libvirt-clients:virt-xml-validate libxml2-utils:xmllint fuse2fs:fuse2fs squashfuse:squashfuse squashfs-tools:mksquashfs
 
 # The names by which mount(8) and umount(8) find the program. They look in /sbin only.
 helpers := mount.vhdx mount.vhdxfs mount.fuse.vhdxfs umount.fuse.vhdxfs

@@ -203,7 +203,7 @@ func TestFilesOfPartitions(t *testing.T) {
 		part{"320MiB", "mkfs.xfs -q", map[string]string{"b": "on XFS"}},
 		part{"10MiB", "mkswap", nil},
 	)
-	if out := mustVhdxfs(t, "files", img); !strings.Contains(out, " root\n") || !strings.Contains(out, " p2\n") {
+	if out := mustVhdxfs(t, "files", img); !strings.Contains(out, " root\n") || !strings.Contains(out, " p2\n") || strings.Contains(out, "0001-01-01") {
 		t.Errorf("files: %s", out)
 	}
 	to := newDir(t)
@@ -225,5 +225,68 @@ func TestFilesOfPartitions(t *testing.T) {
 		if r := vhdxfs(t, tc.args...); r.status == 0 || !strings.Contains(r.stderr, tc.says) {
 			t.Errorf("%q: %d, %s; want %q", tc.args, r.status, r.stderr, tc.says)
 		}
+	}
+}
+
+// A file system that only the kernel reads is one for open, and files says so.
+func TestFilesOfWhatOnlyTheKernelReads(t *testing.T) {
+	t.Parallel()
+	requireTools(t, "mkfs.btrfs")
+	raw, img := filepath.Join(t.TempDir(), "raw"), filepath.Join(t.TempDir(), "disk.vhdx")
+	must(t, "truncate", "--size", "128M", raw)
+	must(t, "mkfs.btrfs", "-q", raw)
+	mustVhdxfs(t, "convert", "-f", "raw", raw, img)
+	for _, args := range [][]string{{"files", img}, {"extract", img, "/", filepath.Join(t.TempDir(), "out")}, {"files", "--partition", "btrfs", img}} {
+		if r := vhdxfs(t, args...); r.status == 0 || !strings.Contains(r.stderr, "vhdxfs open") || strings.Count(r.stderr, "\n") != 1 {
+			t.Errorf("%q: status %d, %q", args, r.status, r.stderr)
+		}
+	}
+}
+
+// An ordinary user mounts an image, and by a FUSE program the file system on its disk, as the documentation has it.
+func TestFUSEProgramsWithoutRoot(t *testing.T) {
+	requireFUSE(t)
+	requireTools(t, "setpriv", "fusermount3", "mke2fs")
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to become another user")
+	}
+	tree := newDir(t)
+	writeFile(t, filepath.Join(tree, "file"), []byte("of a user"))
+	must(t, "chmod", "-R", "a+rX", tree)
+	for _, tc := range []struct{ program, mkfs string }{
+		{"fuse2fs -o ro", `truncate --size 16M "$2" && mke2fs -q -F -t ext4 -d "$1" "$2"`},
+		{"squashfuse", `mksquashfs "$1" "$2" -quiet -no-progress`},
+	} {
+		words, maker := strings.Fields(tc.program), strings.Fields(tc.mkfs)[0]
+		t.Run(words[0], func(t *testing.T) {
+			requireTools(t, words[0], maker)
+			home := newDir(t)
+			raw, img, point, in := home+"/raw", home+"/disk.vhdx", home+"/vhdx", home+"/in"
+			must(t, "sh", "-c", tc.mkfs, "sh", tree, raw)
+			mustVhdxfs(t, "convert", "-f", "raw", raw, img)
+			must(t, "mkdir", point, in)
+			must(t, "chown", "-R", nobody, home)
+			letPass(t, point)
+			letPass(t, program.path(t))
+			user := func(args ...string) string {
+				t.Helper()
+				args = asNobody(args...)
+				return must(t, args[0], args[1:]...)
+			}
+			user(program.path(t), "-q", "-r", img, point)
+			t.Cleanup(func() {
+				for _, dir := range []string{in, point} { // after a failure
+					if _, mounted := mountAt(dir); mounted {
+						unmount(t, dir)
+					}
+				}
+			})
+			user(append(words, point+"/disk.raw", in)...)
+			if got := user("cat", in+"/file"); got != "of a user" {
+				t.Errorf("it reads %q", got)
+			}
+			user("fusermount3", "-u", in)
+			user(program.path(t), "umount", point) // which gives that program the moment that it takes to close the disk
+		})
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/disk"
+	"github.com/vhdxfs/vhdxfs/internal/filesystem"
 	"github.com/vhdxfs/vhdxfs/internal/filetree"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/internal/partition"
@@ -148,7 +149,11 @@ func (c *filesCommand) trees(name string, d diskReader) ([]*volumeTree, error) {
 	starts := map[*openVolume]int64{}
 	for _, v := range partition.Inside(d, d.size, d.sector).Volumes {
 		o := &openVolume{Partition: v.Number, Size: v.Len, FileSystem: v.FileSystem, Label: v.Label, mountable: slices.Contains(filetree.Kinds, v.FileSystem)}
-		if !o.mountable {
+		switch {
+		case o.mountable:
+		case filesystem.CanMount(v.FileSystem):
+			o.Note = "its files can only be read when it is mounted; use vhdxfs open"
+		default:
 			o.Note = o.advice()
 		}
 		all = append(all, o)
@@ -229,7 +234,7 @@ type fileEntry struct {
 	Type     string    `json:"type"`
 	Mode     string    `json:"mode"`
 	Size     int64     `json:"size"` // bytes
-	Modified time.Time `json:"modified"`
+	Modified time.Time `json:"modified,omitzero"`
 	Link     string    `json:"link,omitempty"`
 }
 
@@ -260,7 +265,11 @@ func (l *fileList) add(t filetree.Tree, f *filetree.File, at string) error {
 	if e.Type == "file" {
 		size = l.size(f.Size)
 	}
-	_, err := fmt.Fprintf(l.w, "%s  %10s  %s  %s\n", e.Mode, size, f.ModTime.Format("2006-01-02 15:04"), text)
+	modified := "-"
+	if !f.ModTime.IsZero() {
+		modified = f.ModTime.Format("2006-01-02 15:04")
+	}
+	_, err := fmt.Fprintf(l.w, "%s  %10s  %16s  %s\n", e.Mode, size, modified, text)
 	return err
 }
 
