@@ -678,6 +678,24 @@ func TestListAsUser(t *testing.T) {
 	}
 }
 
+// The table of a disk that was cut off names a partition that the disk does not have in full. Some kernels take it. Where this one does
+// not, the error says what is wrong, and nothing stays attached.
+func TestAttachOfADiskThatWasCutOff(t *testing.T) {
+	requireLoop(t)
+	requireTools(t, "sfdisk", "partx")
+	raw, img := randomRaw(t, 64*mib, 16), filepath.Join(newDir(t), "disk.vhdx")
+	must(t, "sh", "-c", `printf 'label: dos\nstart=2048,size=100000\n' | sfdisk -q "$1"`, "sh", raw)
+	must(t, "truncate", "--size", "32M", raw)
+	mustVhdxfs(t, "convert", "-f", "raw", raw, img)
+	r := vhdxfs(t, "attach", img)
+	if r.status == 0 {
+		mustVhdxfs(t, "detach", img)
+	} else if lines := strings.Split(strings.TrimSpace(r.stderr), "\n"); r.status != 32 || !strings.Contains(lines[len(lines)-1], img+": ") || !strings.Contains(r.stderr, "beyond the end") {
+		t.Errorf("status %d, %q", r.status, r.stderr)
+	}
+	checkClosed(t, img)
+}
+
 // udevFor has udev handle devices as at their appearance, with the rule of the packages among its own, and shows what lsblk then reads
 // of the first. It happens beside a /dev and a database of its own: other programs of this host see nothing of it.
 const udevFor = `set -e

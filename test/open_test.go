@@ -301,6 +301,14 @@ func TestOpenNTFS(t *testing.T) {
 	}
 	mustVhdxfs(t, "close", img)
 	checkClean(t, img)
+	// Damaged, it is told in words, and nothing stays.
+	dev := attachImage(t, img).Devices[0].Partitions[0].Device
+	must(t, "dd", "if=/dev/urandom", "of="+dev, "bs=4k", "seek=3", "count=64", "conv=notrunc", "status=none") // the MFT
+	mustVhdxfs(t, "detach", img)
+	if r := vhdxfs(t, "open", img); r.status != 32 || !strings.Contains(r.stderr, "damaged") {
+		t.Errorf("damaged: status %d, %q", r.status, r.stderr)
+	}
+	checkClosed(t, img, o.Directory)
 }
 
 // Without a directory, nobody but root gets at a file system, whatever the mode of its root is.

@@ -199,7 +199,7 @@ func (a *attachCommand) bring(ctx context.Context, o *mountoption.Options, args 
 	})
 	device, err := loop.Attach(ctx, m.Disk(), how)
 	if err != nil {
-		return nil, undo, err
+		return nil, undo, fmt.Errorf("%s: %w", m.Image, err)
 	}
 	m.Devices = append(m.Devices, *device)
 	return m, undo, nil

@@ -263,7 +263,11 @@ func (w way) serve(ctx context.Context, r Request) (_ *Tree, err error) {
 		}
 		_ = unix.Unmount(dir, unix.MNT_DETACH)                          // of a program that was interrupted
 		said, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n") // more is help
-		return nil, fmt.Errorf("%s: %w (%s)", w.program, err, said)
+		err = fmt.Errorf("%s: %w (%s)", w.program, err, said)
+		if meaning := ntfsStatuses[cmd.ProcessState.ExitCode()]; w.program == "ntfs-3g" && meaning != "" {
+			err = fmt.Errorf("%s; %w", meaning, err)
+		}
+		return nil, err
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	err = os.NewSyscallError("open_tree", err)
@@ -279,6 +283,13 @@ func (w way) serve(ctx context.Context, r Request) (_ *Tree, err error) {
 		t.Note = "it is read-only, since it was not unmounted, as after hibernation or fast startup of Windows"
 	}
 	return t, err
+}
+
+// ntfsStatuses are those exit statuses of ntfs-3g that tell what is wrong with a file system.
+var ntfsStatuses = map[int]string{
+	13: "the file system is damaged",
+	14: "Windows is hibernated",
+	15: "the file system was not unmounted",
 }
 
 // find returns the path of a program, also where the path of a user lacks the directories for the administrator.

@@ -101,7 +101,7 @@ func scan(ctx context.Context, path string) (*Device, error) {
 		return d, ctx.Err()
 	}
 	if _, err := run(ctx, "partx", "--add", path); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the kernel does not accept its partitions; one may lie beyond the end of the disk, as fdisk -l shows: %w", err)
 	}
 	return attached(path)
 }
