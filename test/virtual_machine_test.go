@@ -156,22 +156,115 @@ func TestVirtualMachineWithLargeSectors(t *testing.T) {
 func TestXMLOfLibvirt(t *testing.T) {
 	t.Parallel()
 	requireTools(t, "virt-xml-validate", "xmllint")
-	_, text, ok := strings.Cut(readText(t, virtualMachines), "    <disk ")
-	disk, _, closed := strings.Cut(text, "</disk>")
-	if !ok || !closed {
-		t.Fatal("the page has no XML")
-	}
 	path := filepath.Join(t.TempDir(), "machine.xml")
-	xml := func(disk string) string {
-		return `<domain type='qemu'><name>vhdx</name><memory unit='MiB'>64</memory><os><type arch='x86_64' machine='pc'>hvm</type></os><devices>` +
-			disk + `</devices></domain>`
-	}
-	writeFile(t, path, []byte(xml("<disk "+disk+"</disk>")))
+	xml := domainXML(t, "/mnt/vhdx/disk.raw", "/tmp/serial")
+	writeFile(t, path, []byte(xml))
 	if out, err := command("virt-xml-validate", path, "domain"); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	writeFile(t, path, []byte(xml("<disk "+strings.Replace(disk, "type='raw'", "typ='raw'", 1)+"</disk>"))) // it does look
+	writeFile(t, path, []byte(strings.Replace(xml, "type='raw'", "typ='raw'", 1))) // it does look
 	if out, err := command("virt-xml-validate", path, "domain"); err == nil {
 		t.Errorf("what is wrong is accepted: %s", out)
+	}
+}
+
+// domainXML describes a machine with the disk of the documentation, at a path. Its serial port is a file.
+func domainXML(t *testing.T, path, serial string) string {
+	t.Helper()
+	_, text, ok := strings.Cut(readText(t, virtualMachines), "    <disk ")
+	disk, _, closed := strings.Cut(text, "</disk>")
+	if !ok || !closed || !strings.Contains(disk, "/mnt/vhdx/disk.raw") {
+		t.Fatal("the page has no XML of a disk")
+	}
+	return `<domain type='qemu'><name>vhdx</name><memory unit='MiB'>64</memory><os><type arch='x86_64' machine='pc'>hvm</type></os><devices>` +
+		"<disk " + strings.ReplaceAll(disk, "/mnt/vhdx/disk.raw", path) + "</disk>" +
+		`<serial type='file'><source path='` + serial + `'/><target port='0'/></serial></devices></domain>`
+}
+
+// An ordinary user mounts an image and has libvirt start a machine from it.
+func TestLibvirtBootsFromTheDisk(t *testing.T) {
+	t.Parallel()
+	requireFUSE(t)
+	requireTools(t, "libvirtd", "virsh", "qemu-system-x86_64", "setpriv")
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to become another user")
+	}
+	sector := bootSector("started by libvirt", true)
+	work := newDir(t)
+	img, point, serial, domain := work+"/disk.vhdx", work+"/vhdx", work+"/serial", work+"/domain.xml"
+	raw := filepath.Join(t.TempDir(), "disk.raw")
+	must(t, "truncate", "--size", "16M", raw)
+	writeAt(t, raw, sector, 0)
+	mustVhdxfs(t, "convert", "-f", "raw", raw, img)
+	writeFile(t, domain, []byte(domainXML(t, point+"/disk.raw", serial)))
+	must(t, "mkdir", point)
+	// The paths of sockets have to be short.
+	home, err := os.MkdirTemp("", "h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(home) })
+	must(t, "chown", "-R", nobody, work, home)
+	letPass(t, point)
+	letPass(t, home)
+	letPass(t, program.path(t))
+	user := func(args ...string) *exec.Cmd {
+		args = asNobody(args...)
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), "LC_ALL=C", "HOME="+home, "XDG_RUNTIME_DIR="+home, "XDG_CONFIG_HOME="+home, "XDG_CACHE_HOME="+home)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+		return cmd
+	}
+	virsh := func(args ...string) (string, error) {
+		out, err := user(append([]string{"virsh", "-c", "qemu:///session"}, args...)...).CombinedOutput()
+		return string(out), err
+	}
+	mount := user(program.path(t), "-q", img, point)
+	if out, err := mount.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Cleanup(func() {
+		if _, mounted := mountAt(point); mounted { // after a failure
+			unmount(t, point)
+		}
+	})
+	daemon := user("libvirtd")
+	var said logBuffer
+	daemon.Stderr = &said
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = daemon.Process.Signal(syscall.SIGTERM)
+		_ = daemon.Wait()
+		if t.Failed() {
+			t.Log(said.String())
+		}
+	})
+	eventually(t, "libvirtd", func() bool {
+		_, err := os.Stat(home + "/libvirt/libvirt-sock")
+		return err == nil
+	})
+	for _, args := range [][]string{{"define", domain}, {"start", "vhdx"}} {
+		if out, err := virsh(args...); err != nil {
+			t.Fatalf("virsh %q: %v\n%s", args, err, out)
+		}
+	}
+	eventually(t, "the machine", func() bool {
+		b, err := os.ReadFile(serial)
+		return err == nil && bytes.Contains(b, []byte("started by libvirt\r\n"))
+	})
+	for _, args := range [][]string{{"destroy", "vhdx"}, {"undefine", "vhdx"}} {
+		if out, err := virsh(args...); err != nil {
+			t.Errorf("virsh %q: %v\n%s", args, err, out)
+		}
+	}
+	if out, err := user(program.path(t), "umount", point).CombinedOutput(); err != nil {
+		t.Fatalf("umount: %v\n%s", err, out)
+	}
+	checkClean(t, img)
+	s := readOnly(t, img)
+	if got := readAt(t, s.disk, 512, 512); !bytes.Equal(got, sector) {
+		t.Error("what the machine wrote is not in the image")
 	}
 }
