@@ -718,7 +718,9 @@ lsblk --nodeps --noheadings --output MODEL,SERIAL "$1"
 // With the rule for udev, programs that show disks show the model and the serial number of an attached one.
 func TestUdevRule(t *testing.T) {
 	requireTools(t, "udevadm", "getfattr", "lsblk", "unshare")
-	img := partitioned(t, "64M", part{"20MiB", "", nil})
+	made := partitioned(t, "64M", part{"20MiB", "", nil})
+	img := filepath.Join(filepath.Dir(made), "Windows 10.vhdx") // the name is part of the path of disk.raw
+	must(t, "mv", made, img)
 	id := info(t, img).DiskID
 	l := attachImage(t, img)
 	dev, part := l.Devices[0].Device, l.Devices[0].Partitions[0].Device
