@@ -42,7 +42,7 @@ func (f *countingFile) ReadAt(p []byte, off int64) (int, error) {
 // wantPage fails the test unless page i of s reads as word in its first and last word.
 func wantPage(t *testing.T, s *Span, i int64, word uint64) *Page {
 	t.Helper()
-	p, err := s.Page(i)
+	p, err := s.page(i)
 	if err != nil {
 		t.Fatalf("Page(%d): %v", i, err)
 	}
@@ -77,7 +77,7 @@ func TestPageIsReadOnce(t *testing.T) {
 func TestPageOutsideItsSpan(t *testing.T) {
 	s := New(0).Span(newCountingFile(1000), 0, 5)
 	for _, i := range []int64{-1, 5, 6, leafPages - 1} {
-		if _, err := s.Page(i); err == nil {
+		if _, err := s.page(i); err == nil {
 			t.Errorf("Page(%d) of 5 gave no error", i)
 		}
 	}
@@ -85,7 +85,7 @@ func TestPageOutsideItsSpan(t *testing.T) {
 
 func TestPageBehindTheFile(t *testing.T) {
 	f := newCountingFile(1)
-	p, err := New(0).Span(f, 0, 3).Page(2)
+	p, err := New(0).Span(f, 0, 3).page(2)
 	if err != nil || p.Word(0) != 0 || p.Word(PageWords-1) != 0 {
 		t.Errorf("a page behind the end of the file: %v; want zeros", err)
 	}
@@ -102,7 +102,7 @@ func (shortFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestPageCutByTheEndOfTheFile(t *testing.T) {
-	p, err := New(0).Span(shortFile{}, 0, 1).Page(0)
+	p, err := New(0).Span(shortFile{}, 0, 1).page(0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestReadErrorIsNotCached(t *testing.T) {
 	c := New(0)
 	s := c.Span(f, 0, 3)
 	for range 2 {
-		if _, err := s.Page(1); !errors.Is(err, errBad) {
+		if _, err := s.page(1); !errors.Is(err, errBad) {
 			t.Fatalf("Page: %v, want the error of the file", err)
 		}
 		if _, err := s.Pin(1); !errors.Is(err, errBad) {
@@ -130,6 +130,33 @@ func TestReadErrorIsNotCached(t *testing.T) {
 	}
 	f.hook = nil
 	wantPage(t, s, 1, 2)
+}
+
+// What was taken for a page that is not kept in the end, after an error or since another goroutine was faster, is used again.
+func TestPlacesAreUsedAgain(t *testing.T) {
+	f := newCountingFile(100)
+	c := New(0)
+	s := c.Span(f, 0, 100)
+	f.hook = func(page int64) error {
+		if page%2 == 0 {
+			return io.ErrNoProgress
+		}
+		f.hook = nil // the page is read by another one meanwhile
+		_, err := s.page(page)
+		return err
+	}
+	for i := range int64(100) {
+		hook := f.hook
+		if _, err := s.page(i); (err != nil) != (i%2 == 0) {
+			t.Fatalf("page %d: %v", i, err)
+		}
+		if hook != nil && f.hook == nil {
+			f.hook = hook
+		}
+	}
+	if n := len(c.clock); n > minPages {
+		t.Errorf("there are places for %d pages, want at most %d", n, minPages)
+	}
 }
 
 func TestMarkZero(t *testing.T) {
@@ -171,7 +198,7 @@ func TestMarkZeroMarksNoOther(t *testing.T) {
 			s := New(0).Span(f, 0, pages)
 			s.MarkZero(from, to-from)
 			for i := range int64(pages) {
-				if marked := s.Cached(i) != nil; marked != (from <= i && i < to) {
+				if marked := s.Cached(i); marked != (from <= i && i < to) {
 					t.Fatalf("pages %d to %d were marked; marked is %v for page %d", from, to, marked, i)
 				}
 			}
@@ -295,19 +322,65 @@ func TestClockKeepsWhatIsUsed(t *testing.T) {
 	}
 }
 
-// A page that was given up stays as it is for goroutines that still hold it.
-func TestHeldPageOutlivesItsPlace(t *testing.T) {
+// A page that is given up while it is read is read again: its memory is another page's by then.
+func TestReadOfAPageThatIsGivenUp(t *testing.T) {
+	const pages = 200
+	f := newCountingFile(pages)
 	c := New(0)
-	s := c.Span(newCountingFile(200), 0, 200)
-	held := wantPage(t, s, 3, 4)
-	for i := range int64(200) {
-		wantPage(t, s, i, uint64(i)+1)
+	s := c.Span(f, 0, pages)
+	var seen []uint64
+	err := s.Read(3, func(p *Page) {
+		if len(seen) == 0 {
+			for i := range int64(pages) {
+				if i != 3 {
+					wantPage(t, s, i, uint64(i)+1)
+				}
+			}
+		}
+		seen = append(seen, p.Word(100))
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if again := wantPage(t, s, 3, 4); again == held {
-		t.Fatal("the page was never given up; the test tests nothing")
+	if f.reads[3].Load() != 2 {
+		t.Fatal("the page was not given up; the test tests nothing")
 	}
-	if held.Word(100) != 4 {
-		t.Errorf("the held page reads %d now", held.Word(100))
+	if len(seen) != 2 || seen[0] == 4 || seen[1] != 4 {
+		t.Errorf("the page was read as %d, want that of another page, and then 4", seen)
+	}
+}
+
+// A word that is looked up is that of its page, whatever becomes of the memory meanwhile.
+func TestWordsWhilePagesComeAndGo(t *testing.T) {
+	const pages = 64
+	c := New(0)
+	s := c.Span(newCountingFile(pages), 0, pages)
+	s.MarkZero(0, 1)
+	var all sync.WaitGroup
+	for g := range uint64(4) {
+		all.Go(func() {
+			rng := rand.New(rand.NewPCG(g, 5))
+			for range 5000 {
+				i := rng.Int64N(pages)
+				want := uint64(i) + 1
+				if i == 0 {
+					want = 0
+				}
+				v, zero, err := s.Word(i, rng.IntN(PageWords))
+				if err != nil || v != want || zero != (i == 0) {
+					t.Errorf("Word of page %d is %d, %v, %v", i, v, zero, err)
+					return
+				}
+				if v, cached := s.CachedWord(i, 0); cached && v != want {
+					t.Errorf("CachedWord of page %d is %d", i, v)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	if c.Pages() > minPages {
+		t.Errorf("%d pages are cached, want at most %d", c.Pages(), minPages)
 	}
 }
 
@@ -327,7 +400,7 @@ func TestRacingLoadsGetOnePage(t *testing.T) {
 	got := make([]*Page, racers)
 	var wg sync.WaitGroup
 	for i := range racers {
-		wg.Go(func() { got[i], _ = s.Page(0) })
+		wg.Go(func() { got[i], _ = s.page(0) })
 	}
 	wg.Wait()
 	for i, p := range got {
@@ -354,7 +427,7 @@ func TestReadersDoNotWaitForEachOther(t *testing.T) {
 	s := New(0).Span(f, 0, 10)
 	done := make(chan error)
 	go func() {
-		_, err := s.Page(0)
+		_, err := s.page(0)
 		done <- err
 	}()
 	<-stuck
@@ -383,9 +456,8 @@ func TestConcurrentReaders(t *testing.T) {
 				if i >= 100 && i < 120 {
 					want = 0
 				}
-				p, err := s.Page(i)
-				if err != nil || p.Word(int(i)%PageWords) != want {
-					t.Errorf("Page(%d): %v, or the wrong words", i, err)
+				if v, _, err := s.Word(i, int(i)%PageWords); err != nil || v != want {
+					t.Errorf("Word of page %d is %d, %v; want %d", i, v, err, want)
 					return
 				}
 			}
@@ -400,8 +472,8 @@ func TestConcurrentReaders(t *testing.T) {
 func TestPageDecodesLittleEndian(t *testing.T) {
 	var b [PageSize]byte
 	copy(b[8:], []byte{1, 2, 3, 4, 5, 6, 7, 8})
-	var p Page
-	p.decode(&b)
+	p := &Page{words: new(frame)}
+	p.words.decode(&b)
 	if p.Word(0) != 0 || p.Word(1) != 0x0807060504030201 {
 		t.Errorf("words %#x, %#x", p.Word(0), p.Word(1))
 	}
@@ -411,8 +483,12 @@ func TestCachedPageDoesNotAllocate(t *testing.T) {
 	s := New(0).Span(newCountingFile(2), 0, 2)
 	wantPage(t, s, 1, 2)
 	if n := testing.AllocsPerRun(100, func() {
-		if _, err := s.Page(1); err != nil {
-			t.Fatal(err)
+		if v, _, err := s.Word(1, 7); err != nil || v != 2 {
+			t.Fatal(v, err)
+		}
+		var v uint64
+		if err := s.Read(1, func(p *Page) { v = p.Word(8) }); err != nil || v != 2 {
+			t.Fatal(v, err)
 		}
 	}); n != 0 {
 		t.Errorf("a cached page costs %v allocations", n)

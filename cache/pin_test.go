@@ -11,7 +11,7 @@ import (
 func readAll(t *testing.T, s *Span) {
 	t.Helper()
 	for i := range s.pages {
-		if _, err := s.Page(i); err != nil {
+		if _, err := s.page(i); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -31,13 +31,13 @@ func TestPinnedPageStays(t *testing.T) {
 	readAll(t, s)
 	s.Unpin(3)
 	readAll(t, s)
-	if p, err := s.Page(3); err != nil || p.Word(7) != 1234 || f.reads[3].Load() != 1 {
+	if p, err := s.page(3); err != nil || p.Word(7) != 1234 || f.reads[3].Load() != 1 {
 		t.Errorf("a page that is pinned once of twice reads %d, %v, after %d reads", p.Word(7), err, f.reads[3].Load())
 	}
 	s.Unpin(3)
 	readAll(t, s)
 	readAll(t, s)
-	if p, err := s.Page(3); err != nil || p.Word(7) != 4 {
+	if p, err := s.page(3); err != nil || p.Word(7) != 4 {
 		t.Errorf("a page without pins was never given up: %d, %v", p.Word(7), err)
 	}
 }
@@ -46,7 +46,7 @@ func TestPinnedPageStays(t *testing.T) {
 func TestGivenUpPageIsNotPinned(t *testing.T) {
 	c := New(0)
 	s := c.Span(newCountingFile(100), 0, 100)
-	p, err := s.Page(3)
+	p, err := s.page(3)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestGivenUpPageIsNotPinned(t *testing.T) {
 	if c.pin(s, 3, p) != nil {
 		t.Error("a page that is not in its span any more was pinned")
 	}
-	if again, err := s.Pin(3); err != nil || again == p {
+	if again, err := s.Pin(3); err != nil || again == p || again.Word(0) != 4 {
 		t.Errorf("Pin returns the page that was given up, or %v", err)
 	}
 }
@@ -89,7 +89,7 @@ func TestPinOfAZeroPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.SetWord(0, 77)
-	if again, err := s.Page(10); err != nil || again != p || again.Zero() || again.Word(0) != 77 {
+	if again, err := s.page(10); err != nil || again != p || again.Zero() || again.Word(0) != 77 {
 		t.Errorf("the pinned page reads %d, %v", again.Word(0), err)
 	}
 	for _, i := range []int64{0, 9, 11, leafPages - 1, leafPages, pages - 1} {
@@ -116,8 +116,8 @@ func TestEncodeIsTheReverseOfDecode(t *testing.T) {
 	for i := range b {
 		b[i] = byte(i * 7)
 	}
-	var p Page
-	p.decode(&b)
+	p := &Page{words: new(frame)}
+	p.words.decode(&b)
 	if p.Encode(&out); out != b {
 		t.Error("the page encodes to other bytes than it was decoded from")
 	}
@@ -157,7 +157,7 @@ func TestSlowReaderBringsNoOldPage(t *testing.T) {
 	s := c.Span(f, 0, 100)
 	got := make(chan uint64)
 	go func() {
-		p, err := s.Page(0)
+		p, err := s.page(0)
 		if err != nil {
 			t.Error(err)
 		}
@@ -172,7 +172,7 @@ func TestSlowReaderBringsNoOldPage(t *testing.T) {
 	f.words[0].Store(42)
 	s.Unpin(0)
 	for i := int64(1); i < 100; i++ {
-		if _, err := s.Page(i); err != nil {
+		if _, err := s.page(i); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -183,7 +183,7 @@ func TestSlowReaderBringsNoOldPage(t *testing.T) {
 	if w := <-got; w != 42 {
 		t.Errorf("the slow reader got %d, want 42", w)
 	}
-	if p, err := s.Page(0); err != nil || p.Word(0) != 42 {
+	if p, err := s.page(0); err != nil || p.Word(0) != 42 {
 		t.Errorf("the cached page reads %d, %v; want 42", p.Word(0), err)
 	}
 }
@@ -211,7 +211,7 @@ func TestReadersOfAFullCacheReadOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range int64(readers) {
 		wg.Go(func() {
-			if _, err := s.Page(50 + i); err != nil {
+			if _, err := s.page(50 + i); err != nil {
 				t.Error(err)
 			}
 		})
@@ -247,7 +247,7 @@ func TestPinAndEvictRace(t *testing.T) {
 				p.SetWord(0, before+1)
 				f.words[i].Store(before + 1)
 				s.Unpin(i)
-				if _, err := s.Page(int64(n) % pages); err != nil {
+				if _, err := s.page(int64(n) % pages); err != nil {
 					t.Error(err)
 				}
 			}

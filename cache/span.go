@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 )
 
@@ -36,10 +37,9 @@ func (c *Cache) Span(src io.ReaderAt, off, n int64) *Span {
 	return &Span{cache: c, src: src, off: off, pages: n, leaves: make([]atomic.Pointer[leaf], (n+leafPages-1)/leafPages)}
 }
 
-// Page returns page i of the span, reading it if it is not cached. It does not wait for other readers'
-// input and output. The page stays valid for as long as the caller keeps it; but one that is not pinned does not learn of later
-// changes once it was given up. The error is of reading, or of a page outside the span.
-func (s *Span) Page(i int64) (*Page, error) {
+// page returns page i of the span, reading it if it is not cached. It does not wait for other readers' input and output. What
+// is read of the page counts only if the page is valid afterwards.
+func (s *Span) page(i int64) (*Page, error) {
 	if l := s.leaves[i/leafPages].Load(); l != nil {
 		if p := l[i%leafPages].Load(); p != nil {
 			p.touch()
@@ -50,8 +50,48 @@ func (s *Span) Page(i int64) (*Page, error) {
 	return s.load(i)
 }
 
-// Cached returns page i of the span if it is cached, and nil else. It does not count as a use of the page.
-func (s *Span) Cached(i int64) *Page {
+// Word returns word w of page i, reading the page if it is not cached. zero says that the whole page is known to be zero. It does
+// not wait for other readers' input and output. The error is of reading, or of a page outside the span.
+func (s *Span) Word(i int64, w int) (v uint64, zero bool, err error) {
+	for {
+		p, err := s.page(i)
+		if err != nil {
+			return 0, false, err
+		}
+		if v := p.Word(w); p.valid() {
+			return v, p.Zero(), nil
+		}
+	}
+}
+
+// Read calls do with page i, reading it if it is not cached, once more if the page was given up meanwhile. What do saw in the last
+// call counts. The page is not valid any more when Read returns. The errors are those of Word.
+func (s *Span) Read(i int64, do func(p *Page)) error {
+	for {
+		p, err := s.page(i)
+		if err != nil {
+			return err
+		}
+		if do(p); p.valid() {
+			return nil
+		}
+	}
+}
+
+// Cached reports whether page i of the span is cached. It does not count as a use of the page.
+func (s *Span) Cached(i int64) bool { return s.cached(i) != nil }
+
+// CachedWord returns word w of page i if that is cached. It does not count as a use of the page.
+func (s *Span) CachedWord(i int64, w int) (v uint64, cached bool) {
+	p := s.cached(i)
+	if p == nil {
+		return 0, false
+	}
+	v = p.Word(w)
+	return v, p.valid()
+}
+
+func (s *Span) cached(i int64) *Page {
 	if l := s.leaves[i/leafPages].Load(); l != nil {
 		return l[i%leafPages].Load()
 	}
@@ -62,7 +102,7 @@ func (s *Span) Cached(i int64) *Page {
 // Pin. A page that is to be changed has to be pinned until the change is in its place in the file.
 func (s *Span) Pin(i int64) (*Page, error) {
 	for {
-		p, err := s.Page(i)
+		p, err := s.page(i)
 		if err != nil {
 			return nil, err
 		}
@@ -79,24 +119,29 @@ func (s *Span) Unpin(i int64) { s.cache.unpin(s, i) }
 // Offset returns the file offset of page i, in bytes.
 func (s *Span) Offset(i int64) int64 { return s.off + i*PageSize }
 
+// buffers are for pages on their way from a file.
+var buffers = sync.Pool{New: func() any { return new([PageSize]byte) }}
+
 // load reads page i and keeps it.
 func (s *Span) load(i int64) (*Page, error) {
 	if i < 0 || i >= s.pages {
 		return nil, fmt.Errorf("page %d is outside its span of %d", i, s.pages)
 	}
 	s.cache.misses.Add(1)
-	var b [PageSize]byte
+	at := s.cache.take()
+	b := buffers.Get().(*[PageSize]byte)
+	defer buffers.Put(b)
 	off := s.Offset(i)
 	evictions := s.cache.evictions.Load()
 	// A span may end beyond the end of the file, which reads as zeros.
 	if n, err := s.src.ReadAt(b[:], off); err != nil && !errors.Is(err, io.EOF) {
+		s.cache.give(at)
 		return nil, fmt.Errorf("read metadata page at %#x: %w", off, err)
 	} else {
 		clear(b[n:])
 	}
-	p := new(Page)
-	p.decode(&b)
-	if kept := s.cache.insert(s, i, p, evictions); kept != nil {
+	at.words.decode(b)
+	if kept := s.cache.insert(s, i, at, evictions); kept != nil {
 		return kept, nil
 	}
 	// Pages that had been changed were given up while this one was read. It may be among them.

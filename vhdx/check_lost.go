@@ -80,7 +80,7 @@ func (l *layer) unusedData(end, need int64) (first int64, err error) {
 // anyZeroPage reports whether a page of the BAT is zero.
 func (l *layer) anyZeroPage() bool {
 	for i := range l.geo.BATPages() {
-		if p, err := l.bat.Page(i); err == nil && p.Zero() {
+		if _, zero, err := l.bat.Word(i, 0); err == nil && zero {
 			return true
 		}
 	}

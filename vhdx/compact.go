@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/vhdxfs/vhdxfs/cache"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
@@ -99,16 +100,25 @@ func (c *compaction) settle() error {
 // collected, an entry that is not followable is an error.
 func (l *layer) eachEntry(do func(n int64, bitmap bool, e ondisk.BATEntry) error) error {
 	entries := l.geo.BATEntries()
+	var words [ondisk.EntriesPerPage]uint64
 	for i := int64(0); i < entries; i += ondisk.EntriesPerPage {
-		p, err := l.bat.Page(i / ondisk.EntriesPerPage)
+		zero := false
+		err := l.bat.Read(i/ondisk.EntriesPerPage, func(p *cache.Page) {
+			if zero = p.Zero(); zero {
+				return
+			}
+			for k := range words {
+				words[k] = p.Word(k)
+			}
+		})
 		if err != nil {
 			return err
 		}
-		if p.Zero() {
+		if zero {
 			continue
 		}
 		for j := i; j < min(i+ondisk.EntriesPerPage, entries); j++ {
-			e := ondisk.BATEntry(p.Word(int(j - i)))
+			e := ondisk.BATEntry(words[j-i])
 			if e == 0 {
 				continue
 			}

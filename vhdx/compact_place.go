@@ -38,11 +38,11 @@ func (w *writer) moveBitmap(chunk, from int64) (ok bool, err error) {
 		return false, err
 	}
 	i := w.current().geo.BitmapEntry(chunk)
-	p, err := w.current().bat.Page(i / ondisk.EntriesPerPage)
+	word, _, err := w.current().bat.Word(i/ondisk.EntriesPerPage, int(i%ondisk.EntriesPerPage))
 	if err != nil {
 		return false, err
 	}
-	if e := ondisk.BATEntry(p.Word(int(i % ondisk.EntriesPerPage))); e.State() != ondisk.BitmapPresent || e.FileOff() != from {
+	if e := ondisk.BATEntry(word); e.State() != ondisk.BitmapPresent || e.FileOff() != from {
 		return false, nil
 	}
 	err = w.copyBelow(ondisk.BitmapBlockSize, from, i, w.copyBitmap, func(bat *cache.Page, word int, to place) {

@@ -95,13 +95,13 @@ func keptPages(t *testing.T, s *cache.Span, n int64) (kept []int64) {
 	t.Helper()
 	for range 3 {
 		for i := n; i < 256; i++ {
-			if _, err := s.Page(i); err != nil {
+			if _, _, err := s.Word(i, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	for i := range n {
-		if s.Cached(i) != nil {
+		if s.Cached(i) {
 			kept = append(kept, i)
 		}
 	}

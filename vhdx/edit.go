@@ -42,20 +42,23 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 			return d.p, nil
 		}
 	}
-	p, err := span.Page(i)
+	p, err := span.Pin(i)
 	if err != nil {
 		return nil, err
 	}
+	kept := false
+	defer func() {
+		if !kept {
+			span.Unpin(i)
+		}
+	}()
 	// The flag is set once, and goes with the page. So to find it set without a lock is enough, and to find it not set is
 	// looked at again with fillMu held.
 	if !p.HasSpace() {
-		// Held until the page is pinned and known to have space. No other edit changes the page before, so what is
-		// written to its place is what it holds there.
+		// Held until the page is known to have space. No other edit changes the page before, so what is written to its
+		// place is what it holds there.
 		e.w.fillMu.Lock()
 		defer e.w.fillMu.Unlock()
-		if p, err = span.Page(i); err != nil {
-			return nil, err
-		}
 		if !p.HasSpace() {
 			if err := e.w.announce(e.kind); err != nil {
 				return nil, err
@@ -67,11 +70,8 @@ func (e *edit) page(span *cache.Span, i int64) (*cache.Page, error) {
 			}
 		}
 	}
-	// The cache may have given the page up since; then this is another one of the same content, whose place has space now.
-	if p, err = span.Pin(i); err != nil {
-		return nil, err
-	}
 	p.SetHasSpace()
+	kept = true
 	e.pages = append(e.pages, dirtyPage{span, i, p})
 	return p, nil
 }

@@ -16,18 +16,18 @@ func (im *Image) InMemory(off, n int64) bool {
 		g := &l.geo
 		from, to := g.PayloadEntry(off>>g.BlockShift), g.PayloadEntry(min(last, g.DiskSize-1)>>g.BlockShift)
 		for i := from / ondisk.EntriesPerPage; i <= to/ondisk.EntriesPerPage; i++ {
-			if l.bat.Cached(i) == nil {
+			if !l.bat.Cached(i) {
 				return false
 			}
 		}
 		if from != to {
 			continue // some of the blocks may be the parent's
 		}
-		p := l.bat.Cached(from / ondisk.EntriesPerPage)
-		if p == nil {
+		word, cached := l.bat.CachedWord(from/ondisk.EntriesPerPage, int(from%ondisk.EntriesPerPage))
+		if !cached {
 			return false
 		}
-		switch e := ondisk.BATEntry(p.Word(int(from % ondisk.EntriesPerPage))); e.State() {
+		switch ondisk.BATEntry(word).State() {
 		case ondisk.NotPresent:
 		case ondisk.PartiallyPresent:
 			if !l.bitmapInMemory(off, min(last, g.DiskSize-1)) {
@@ -53,7 +53,7 @@ func (l *layer) bitmapInMemory(off, last int64) bool {
 		return false
 	}
 	for i := (from & (ondisk.BitmapBits - 1)) / ondisk.BitsPerPage; i <= (to&(ondisk.BitmapBits-1))/ondisk.BitsPerPage; i++ {
-		if span.Cached(i) == nil {
+		if !span.Cached(i) {
 			return false
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 
+	"github.com/vhdxfs/vhdxfs/cache"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
@@ -249,11 +250,11 @@ func (l *layer) lookup(diskOff, end int64) (ondisk.BATEntry, int64, error) {
 	g := &l.geo
 	b := diskOff >> g.BlockShift
 	i := g.PayloadEntry(b)
-	p, err := l.bat.Page(i / ondisk.EntriesPerPage)
+	word, zero, err := l.bat.Word(i/ondisk.EntriesPerPage, int(i%ondisk.EntriesPerPage))
 	if err != nil {
 		return 0, 0, err
 	}
-	if p.Zero() {
+	if zero {
 		// The entries of the page may be those of up to EntriesPerPage blocks, with bitmap entries between.
 		next := (i/ondisk.EntriesPerPage + 1) * ondisk.EntriesPerPage
 		n, bitmap := g.Entry(next)
@@ -262,7 +263,7 @@ func (l *layer) lookup(diskOff, end int64) (ondisk.BATEntry, int64, error) {
 		}
 		return 0, min(end, n<<g.BlockShift), nil
 	}
-	e := ondisk.BATEntry(p.Word(int(i % ondisk.EntriesPerPage)))
+	e := ondisk.BATEntry(word)
 	if !e.Followable(g.BlockSize) {
 		return 0, 0, l.unfollowable(e, b)
 	}
@@ -281,12 +282,12 @@ func (l *layer) sectorRun(diskOff, end int64) (here bool, runEnd int64, err erro
 	}
 	span := l.bitmaps[chunk].Load()
 	bit := sector & (ondisk.BitmapBits - 1)
-	p, err := span.Page(bit / ondisk.BitsPerPage)
+	first := bit % ondisk.BitsPerPage
+	last := min(ondisk.BitsPerPage, first+(end-1)>>g.SectorShift-sector+1)
+	var n int64
+	err = span.Read(bit/ondisk.BitsPerPage, func(p *cache.Page) { here, n = bitRun(p, first, last) })
 	if err != nil {
 		return false, 0, err
 	}
-	first := bit % ondisk.BitsPerPage
-	last := min(ondisk.BitsPerPage, first+(end-1)>>g.SectorShift-sector+1)
-	here, n := bitRun(p, first, last)
 	return here, min(end, (sector+n)<<g.SectorShift), nil
 }

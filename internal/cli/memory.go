@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
-	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // A file system on a loop device on disk.raw is written back when memory is short, and that memory is free only
@@ -23,9 +22,9 @@ import (
 // together with that of the programs that write to such a file system. When the group is full, the kernel makes
 // this process wait for the writes that it has to serve.
 
-// heapSlack is what the heap may have beyond the cache of block tables, in bytes: requests under way with their
-// buffers, a map of the file's space with a bit for each MiB, and garbage.
-const heapSlack = 256 << 20
+// heapLimit is what the heap may have, in bytes: requests under way with their buffers, a map of the file's space with a bit for
+// each MiB, and garbage. The cache of block tables lies outside of it.
+const heapLimit = 256 << 20
 
 // asIOFlusher calls start, which starts a process or turns this one into another, with the calling thread made an
 // I/O flusher. A process inherits that from the thread that starts it, and its threads from each other; a running
@@ -76,10 +75,6 @@ func prepareForShortMemory(o *mountoption.Options, log *logrus.Logger) {
 		}
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		cache := o.Open.CacheSize
-		if cache == 0 {
-			cache = vhdx.DefaultCacheSize
-		}
-		debug.SetMemoryLimit(cache + heapSlack)
+		debug.SetMemoryLimit(heapLimit)
 	}
 }
