@@ -100,6 +100,49 @@ func TestLockBytes(t *testing.T) {
 	}
 }
 
+// Which other program has the file open for writing is looked for only if one has it open at all, and then in each mode.
+func TestWritersAreLookedForIfTheFileIsOpen(t *testing.T) {
+	defer func() { Writers = nil }()
+	asked := 0
+	Writers = func(FileID) (string, []int) {
+		asked++
+		return "another", []int{1}
+	}
+	for _, mode := range []LockMode{LockOn, LockTry, LockOff} {
+		path := filepath.Join(t.TempDir(), "image")
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		asked = 0
+		alone := open(t, path)
+		if err := alone.Lock(mode, Exclusive); err != nil {
+			t.Fatal(err)
+		}
+		if err := alone.Unlock(); err != nil {
+			t.Fatal(err)
+		}
+		if asked != 0 {
+			t.Errorf("lock=%s: %d questions for a file that only this program has open", mode, asked)
+		}
+		for flags, name := range map[int]string{os.O_RDONLY: "reading", os.O_WRONLY: "writing", os.O_RDWR: "both"} {
+			other, err := os.OpenFile(path, flags, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			asked = 0
+			if err := alone.Lock(mode, Exclusive); !errors.Is(err, ErrLocked) || asked != 1 {
+				t.Errorf("lock=%s: %v after %d questions, though the file is open for %s", mode, err, asked, name)
+			}
+			if err := other.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if held, err := unix.FcntlInt(alone.(*hostFile).File.Fd(), unix.F_GETLEASE, 0); err != nil || held != unix.F_UNLCK {
+			t.Errorf("a lease is left: %d, %v", held, err)
+		}
+	}
+}
+
 func open(t *testing.T, path string) File {
 	t.Helper()
 	f, err := Open(path, os.O_RDWR)

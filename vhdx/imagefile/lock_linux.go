@@ -101,7 +101,7 @@ func (f *hostFile) Lock(mode LockMode, k LockKind) error {
 
 // unwritten returns an error if a program writes the file that no mode lets another writer in beside.
 func (f *hostFile) unwritten(mode LockMode) error {
-	if Writers != nil {
+	if Writers != nil && !f.alone() {
 		c := &LockedError{Path: f.Name(), Writes: true, what: "has it open for writing"}
 		if c.holders, c.Holders = f.ask(Writers); c.holders != "" {
 			return c
@@ -119,6 +119,20 @@ func (f *hostFile) unwritten(mode LockMode) error {
 		return c
 	}
 	return nil
+}
+
+// alone reports whether no program of this host has the file open but this one, by this descriptor: only then the kernel gives a
+// lease for writing. It has it for a moment, in which another program that opens the file waits. Where there are no leases, as on
+// some network file systems, on devices, and for a file of another user, it reports false.
+func (f *hostFile) alone() bool {
+	err := f.control("lease", func(fd int) error {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+			return err
+		}
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_UNLCK)
+		return err
+	})
+	return err == nil
 }
 
 // Unshare turns the locks of a file that is read into exclusive ones. At no moment others could write to the file. The mode LockTry
