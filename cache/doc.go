@@ -8,4 +8,7 @@
 //
 // Looking up a cached page takes two atomic loads, a striped count of the hits, and no lock. Pages known to be all zero, as most are in
 // the BAT of a mostly empty disk, share one page and cost no memory.
+//
+// The words of pages lie in memory outside of the Go heap, which a page that is given up leaves to the next one at once. So a
+// goroutine that has not pinned a page looks at it inside Word or Read, which look again if it was given up meanwhile.
 package cache
