@@ -365,6 +365,23 @@ func TestRepairOfADevice(t *testing.T) {
 	}
 }
 
+// A device stays as large as it is, so check does not tell that compact makes it smaller.
+func TestCheckOfADevice(t *testing.T) {
+	requireLoop(t)
+	img := create(t, "16M")
+	if err := os.Truncate(img, 40<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out := mustVhdxfs(t, "check", img); !strings.Contains(out, "compact reclaims it") {
+		t.Errorf("a file: %s", out)
+	}
+	dev := strings.TrimSpace(must(t, "losetup", "--find", "--show", img))
+	t.Cleanup(func() { must(t, "losetup", "--detach", dev) })
+	if out := mustVhdxfs(t, "check", dev); !strings.Contains(out, "of the device is unused\n") {
+		t.Errorf("a device: %s", out)
+	}
+}
+
 // Killed at any moment, a repair leaves an image that nobody has touched, or an undo file that restores it, or both.
 func TestRepairKilled(t *testing.T) {
 	t.Parallel()

@@ -3,6 +3,8 @@ package cli
 import (
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -156,6 +158,8 @@ func printReport(out io.Writer, size sizeWriter, r *vhdx.Report) error {
 		switch {
 		case r.Leaked > 0 && r.Lost:
 			result += fmt.Sprintf("; %s of the file is unused and may hold lost blocks", size(r.Leaked))
+		case r.Leaked > 0 && isBlockDevice(r.Path):
+			result += fmt.Sprintf("; %s of the device is unused", size(r.Leaked))
 		case r.Leaked > 0:
 			result += fmt.Sprintf("; %s of the file is unused; unless data is missing from the disk, vhdxfs compact reclaims it", size(r.Leaked))
 		}
@@ -169,6 +173,12 @@ func printReport(out io.Writer, size sizeWriter, r *vhdx.Report) error {
 		}
 	}
 	return nil
+}
+
+// isBlockDevice reports whether path leads to a block device, which keeps its size.
+func isBlockDevice(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.Mode().Type() == fs.ModeDevice
 }
 
 func printFinding(out io.Writer, path, kind string, f vhdx.Finding) error {
