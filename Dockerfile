@@ -4,7 +4,8 @@
 #   docker run --rm --device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor:unconfined \
 #     -v /srv/images:/images -v /mnt/vhdx:/mnt/vhdx:rshared vhdxfs /images/disk.vhdx /mnt/vhdx
 
-ARG GO_IMAGE=docker.io/library/golang:1.26.8-bookworm
+# The digest is that of the image for all platforms. A tag can be moved to another image, a digest cannot.
+ARG GO_IMAGE=docker.io/library/golang:1.26.8-bookworm@sha256:a688600ca24f8a4d3ca77f95b0dd40704a9fc787c826660eb7ba0b641b8b175d
 FROM ${GO_IMAGE} AS build
 WORKDIR /src
 # The modules change less often than the code, so they get a layer of their own.
