@@ -43,17 +43,26 @@ func readByOthers(t *testing.T, after, img string, v variant) {
 	}
 }
 
-// libvhdiSum returns the digest of a disk as libvhdi reads it.
-func libvhdiSum(t *testing.T, img string) string {
+// libvhdi mounts an image with vhdimount and returns the path of its disk.
+func libvhdi(t *testing.T, img string) (disk string, end func()) {
 	t.Helper()
 	dir := newDir(t)
 	must(t, "vhdimount", img, dir) // it shows each disk of the chain, the child's last
-	defer unmount(t, dir)
+	end = func() { unmount(t, dir) }
 	shown, err := filepath.Glob(filepath.Join(dir, "vhdi*"))
 	if err != nil || len(shown) == 0 {
+		end()
 		t.Fatalf("vhdimount shows %v, %v", shown, err)
 	}
-	return sha256File(t, shown[len(shown)-1])
+	return shown[len(shown)-1], end
+}
+
+// libvhdiSum returns the digest of a disk as libvhdi reads it.
+func libvhdiSum(t *testing.T, img string) string {
+	t.Helper()
+	disk, end := libvhdi(t, img)
+	defer end()
+	return sha256File(t, disk)
 }
 
 // What the tools write, other programs read as we do. Left out is what libvhdi 20210425 reads wrongly: blocks of a child

@@ -75,12 +75,12 @@ func TestLocksOfQemuNBD(t *testing.T) {
 	requireFUSE(t)
 	requireTools(t, "qemu-nbd")
 	img, raw := sampleImage(t)
-	pid := nbdHolds(t, img, "--read-only")
+	pid, _ := nbdHolds(t, img, "--read-only")
 	refusedBy(t, pid, img, "-f", img, newDir(t))
 	sameContent(t, readOnly(t, img).disk, raw) // readers beside readers
 
 	other, _ := sampleImage(t)
-	pid = nbdHolds(t, other)
+	pid, _ = nbdHolds(t, other)
 	refusedBy(t, pid, other, "-f", other, newDir(t))
 	refusedBy(t, pid, other, "-f", "-o", "ro", other, newDir(t))
 	// Asked for, it does without a lock, or tries one.
@@ -92,10 +92,10 @@ func TestLocksOfQemuNBD(t *testing.T) {
 }
 
 // nbdHolds exports an image by qemu-nbd, for reading and writing unless the options say otherwise, and returns the
-// process. The test's end ends it.
-func nbdHolds(t *testing.T, img string, options ...string) int {
+// process and its socket. The test's end ends it.
+func nbdHolds(t *testing.T, img string, options ...string) (pid int, socket string) {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "nbd")
+	socket = filepath.Join(t.TempDir(), "nbd")
 	cmd := exec.Command("qemu-nbd", append(options, "--persistent", "--format=vhdx", "--socket="+socket, img)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
@@ -109,7 +109,7 @@ func nbdHolds(t *testing.T, img string, options ...string) int {
 		m, _ := filepath.Glob(socket)
 		return len(m) == 1
 	})
-	return cmd.Process.Pid
+	return cmd.Process.Pid, socket
 }
 
 // A parent must not change below its child, whoever would change it, and children may share one.
