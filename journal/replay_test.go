@@ -280,7 +280,11 @@ func TestTooManyZeroDescriptors(t *testing.T) {
 // Sequences of random updates, replayed by both ways and by doing one update after the other, as MS-VHDX
 // words it.
 func TestReplayModel(t *testing.T) {
-	for seed := range uint64(50) {
+	seeds := uint64(50)
+	if testing.Short() {
+		seeds = 10
+	}
+	for seed := range seeds {
 		rng := newRand(seed)
 		im := newImage(64 + rng.Int64N(64))
 		im.pos = rng.Int64N(im.reg.Length/SectorSize) * SectorSize

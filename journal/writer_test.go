@@ -67,7 +67,11 @@ func TestStart(t *testing.T) {
 
 // What is appended is what a reader finds, over many sessions, with entries of all sizes.
 func TestAppendIsReplayed(t *testing.T) {
-	for seed := range uint64(10) {
+	seeds := uint64(10)
+	if testing.Short() {
+		seeds = 3
+	}
+	for seed := range seeds {
 		rng := newRand(seed)
 		im := newImage(8 + rng.Int64N(300))
 		w := start(t, im)

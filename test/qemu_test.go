@@ -123,7 +123,7 @@ func TestQemuImageAcrossChunks(t *testing.T) {
 func TestCreatedImagesPassOtherTools(t *testing.T) {
 	t.Parallel()
 	requireTools(t, "qemu-img", "qemu-io")
-	for _, tc := range []struct {
+	for _, tc := range some([]struct {
 		name string
 		size string
 		want int64 // bytes
@@ -140,7 +140,7 @@ func TestCreatedImagesPassOtherTools(t *testing.T) {
 		{"long log", "64MiB", 64 * mib, []string{"--log-size", "8MiB"}, false},
 		{"512-byte physical sectors", "64MiB", 64 * mib, []string{"--physical-sector-size", "512"}, false},
 		{"4096-byte sectors", "64MiB", 64 * mib, []string{"--logical-sector-size", "4096"}, true},
-	} {
+	}) {
 		t.Run(tc.name, func(t *testing.T) {
 			img := filepath.Join(t.TempDir(), "ours.vhdx")
 			args := append([]string{"create", "--size", tc.size}, tc.args...)

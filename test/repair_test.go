@@ -103,7 +103,7 @@ func holdsDisk(t *testing.T, img string, disk []byte) {
 func TestRepair(t *testing.T) {
 	t.Parallel()
 	requireTools(t, "qemu-img")
-	for _, tc := range repairCases {
+	for _, tc := range some(repairCases) {
 		t.Run(tc.name, func(t *testing.T) {
 			img, disk := repairSample(t)
 			tc.damage(t, img)

@@ -125,7 +125,7 @@ func TestBrokenPipe(t *testing.T) {
 	if !ok || err != nil {
 		t.Fatal(whole, err)
 	}
-	for _, n := range []int{size - 1, size / 2, 4*mib + 1, 3 * mib, mib + 5, 1000, 1} {
+	for _, n := range some([]int{size - 1, size / 2, 4*mib + 1, 3 * mib, mib + 5, 1000, 1}) {
 		for _, to := range []string{out, filepath.Join(dir, "out.raw")} {
 			said, ok := pipeline(t, `$vhdxfs convert -O vhdx "$1" - 2>/dev/null | head -c `+strconv.Itoa(n)+` | $vhdxfs convert -f vhdx - "$2"`, image, to)
 			if ok || !strings.Contains(said, "cut off") && !strings.Contains(said, "not a VHDX file") {

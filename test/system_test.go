@@ -32,6 +32,18 @@ func notShort(t *testing.T, why string) {
 	}
 }
 
+// some returns the cases of a test, and with -short every fourth of them.
+func some[T any](cases []T) []T {
+	if !testing.Short() {
+		return cases
+	}
+	var few []T
+	for i := 0; i < len(cases); i += 4 {
+		few = append(few, cases[i])
+	}
+	return few
+}
+
 // requireTools skips the test unless all the programs are installed.
 func requireTools(t *testing.T, names ...string) {
 	t.Helper()

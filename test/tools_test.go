@@ -85,7 +85,7 @@ func TestConvertFromQemu(t *testing.T) {
 	requireTools(t, "qemu-img")
 	const size = 40*mib + 512
 	raw := randomRaw(t, size, 2)
-	for _, options := range []string{"subformat=dynamic,block_size=1M", "subformat=dynamic,block_size=8M,block_state_zero=off", "subformat=fixed"} {
+	for _, options := range some([]string{"subformat=dynamic,block_size=1M", "subformat=dynamic,block_size=8M,block_state_zero=off", "subformat=fixed"}) {
 		t.Run(options, func(t *testing.T) {
 			dir := t.TempDir()
 			qemu, back, again := filepath.Join(dir, "qemu.vhdx"), filepath.Join(dir, "back.raw"), filepath.Join(dir, "again.vhdx")

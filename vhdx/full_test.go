@@ -323,7 +323,8 @@ func TestTrimmedSpaceOfAFullHost(t *testing.T) {
 // goes on.
 func TestFullHost(t *testing.T) {
 	refused := 0
-	for seed := range uint64(30) {
+	seeds := max(fewer(30), 8) // so that each disk meets each host
+	for seed := range uint64(seeds) {
 		rng := rand.New(rand.NewPCG(seed, 11))
 		c := crashSpecs()[[]string{"dynamic", "differencing", "recycled", "growing"}[seed%4]]()
 		m := newModel(c)
@@ -385,7 +386,7 @@ func TestFullHost(t *testing.T) {
 		}
 		m.compare(t, ro)
 	}
-	if refused < 200 {
+	if refused < 200*seeds/30 {
 		t.Errorf("%d operations were refused; that tries little", refused)
 	}
 }

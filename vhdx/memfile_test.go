@@ -128,9 +128,17 @@ func (f *memFile) zero(off, end int64) {
 }
 
 func (f *memFile) PunchHole(off, n int64) error {
-	size, _ := f.Size()
-	_, err := f.WriteAt(make([]byte, max(0, min(n, size-off))), off)
-	return err
+	f.changes.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var zeros [ondisk.PageSize]byte
+	for end := min(off+n, f.size); off < end; {
+		in := off % ondisk.PageSize
+		part := min(end-off, ondisk.PageSize-in)
+		f.put(off/ondisk.PageSize, int(in), zeros[:part])
+		off += part
+	}
+	return nil
 }
 
 // Allocate only makes the file larger: all space that there is was promised.

@@ -146,7 +146,7 @@ type mergeTest struct {
 }
 
 func newMergeTest(c chain) *mergeTest {
-	mt := &mergeTest{chain: c, each: 3}
+	mt := &mergeTest{chain: c, each: fewer(3)}
 	for i := range c {
 		mt.models = append(mt.models, newModel(c[i:]))
 	}

@@ -361,7 +361,7 @@ func liveMergeTests() map[string]func() *liveMergeTest {
 	test := func(c func() chain, lt liveMergeTest) func() *liveMergeTest {
 		return func() *liveMergeTest {
 			t := lt
-			t.chain, t.each = c(), 4
+			t.chain, t.each = c(), fewer(4)
 			for i := range t.chain {
 				t.models = append(t.models, newModel(t.chain[i:]))
 			}
@@ -394,6 +394,9 @@ func TestPowerCutInLiveMerge(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			states, less := 0, 25 // each cut takes long
+			if testing.Short() {
+				less = 2 // since untilDone leaves out most of them
+			}
 			for seed := range uint64(*crashRounds) {
 				lt := newTest()
 				lt.seed = seed

@@ -208,7 +208,7 @@ func resizeCut(c chain, h host, before model, size int64, cut int, dropSync stri
 	if disk.Powered() && err != nil {
 		return true, fmt.Errorf("failed with the power on: %w", err)
 	}
-	for s := range uint64(crashStates) {
+	for s := range uint64(fewer(crashStates)) {
 		files[0] = mutantFile{disk.AfterCut(rand.New(rand.NewPCG(uint64(cut), s))), ""}
 		if err := checkResized(files, before, size, done, s%2 == 1); err != nil {
 			return disk.Powered(), fmt.Errorf("cut %d, state %d: %w", cut, s, err)

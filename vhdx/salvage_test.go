@@ -69,7 +69,7 @@ func TestSalvage(t *testing.T) {
 func TestSalvageOfAnything(t *testing.T) {
 	rng := rand.New(rand.NewPCG(12, 4))
 	child := spec{typ: Differencing, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.PartiallyPresent}, {3, ondisk.Zero}}}
-	for i := range 100 {
+	for i := range fewer(100) {
 		s := spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}, {3, ondisk.Zero}}}
 		if i%2 == 1 {
 			s = child

@@ -305,7 +305,7 @@ func TestUndoFileDamaged(t *testing.T) {
 			t.Fatalf("%s: the image was changed, %v", what, err)
 		}
 	}
-	step := len(whole)/97 + 1
+	step := len(whole)/fewer(97) + 1
 	for n := 0; n < len(whole); n += step {
 		refuse("cut", whole[:n])
 		b := bytes.Clone(whole)

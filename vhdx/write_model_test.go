@@ -152,7 +152,7 @@ func TestWriteModel(t *testing.T) {
 				m := newModel(c)
 				rng := rand.New(rand.NewPCG(seed, 1))
 				o := Options{Writable: true, DetectZeroes: seed%2 == 0}
-				for range 4 {
+				for range max(fewer(4), 2) {
 					im := c.openWritable(t, o)
 					m.compare(t, im)
 					for range 60 {

@@ -57,8 +57,11 @@ func sample(t *testing.T, links, few bool) string {
 		}
 	}
 	many := 1500
-	if few {
+	switch {
+	case few:
 		many = 100
+	case testing.Short():
+		many = 400
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, n := range []int{0, 1, 59, 60, 61, 100, 4095, 4096, 4097, 70_000, 3<<20 + 5} {
@@ -345,11 +348,20 @@ func iso(args ...string) func(*testing.T, string) string {
 	}
 }
 
+// needMount skips the test where a program cannot mount, or is not to with -short.
+func needMount(t *testing.T, program string) {
+	t.Helper()
+	switch {
+	case testing.Short():
+		t.Skip("left out by -short, since it mounts")
+	case os.Geteuid() != 0:
+		t.Skipf("needs root, to mount with %s", program)
+	}
+}
+
 func ntfs(packed bool) func(*testing.T, string) string {
 	return func(t *testing.T, dir string) string {
-		if os.Geteuid() != 0 {
-			t.Skip("needs root, to mount with ntfs-3g")
-		}
+		needMount(t, "ntfs-3g")
 		d, at := disk(t, 100<<20), t.TempDir()
 		run(t, "mkfs.ntfs", "-q", "-Q", "-F", d)
 		run(t, "ntfs-3g", "-o", "compression", d, at)
@@ -372,9 +384,7 @@ func ntfs(packed bool) func(*testing.T, string) string {
 // exfat has exfat-fuse copy the directory, which takes a device.
 func exfat() func(*testing.T, string) string {
 	return func(t *testing.T, dir string) string {
-		if os.Geteuid() != 0 {
-			t.Skip("needs root, to mount with exfat-fuse")
-		}
+		needMount(t, "exfat-fuse")
 		d, at := disk(t, 100<<20), t.TempDir()
 		run(t, "mkfs.exfat", d)
 		loop, err := exec.Command("losetup", "--find", "--show", d).Output()

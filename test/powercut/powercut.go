@@ -164,7 +164,17 @@ func (d *Disk) zero(off, n int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n = max(0, min(n, d.now.size-off))
-	return d.change(change{what: zero, off: off, data: make([]byte, n)})
+	return d.change(change{what: zero, off: off, data: zeros(n)})
+}
+
+// zeroBytes are shared by many changes, and never written.
+var zeroBytes [4 << 20]byte
+
+func zeros(n int64) []byte {
+	if n > int64(len(zeroBytes)) {
+		return make([]byte, n)
+	}
+	return zeroBytes[:n:n]
 }
 
 // Allocate gives a range space that was never written: it reads as what it did, and as zero where the file grows. A
