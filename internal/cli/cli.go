@@ -93,7 +93,7 @@ func newRoot(args []string) *cobra.Command {
 		Args:              commandOrMount,
 		RunE:              m.run,
 		ValidArgsFunction: completeMount,
-		PersistentPreRunE: refuseEmptyFlags,
+		PersistentPreRunE: refuseOddFlags,
 		SilenceErrors:     true, // Run reports them
 		SilenceUsage:      true,
 	}
@@ -159,12 +159,20 @@ func (m *mountCommand) addFlags(cmd *cobra.Command) {
 	completeOptions(cmd, mountoption.Mount|mountoption.Image)
 }
 
-// refuseEmptyFlags returns an error where a flag has the value of a variable that is not set, which would count as a flag
-// that was not given. Lists are taken, as in -o "".
-func refuseEmptyFlags(cmd *cobra.Command, _ []string) (err error) {
+// refuseOddFlags returns an error where a flag has the value of a variable that is not set, which would count as a flag
+// that was not given, and where its value is another flag, since it was forgotten. Lists are taken, as in -o "".
+func refuseOddFlags(cmd *cobra.Command, _ []string) (err error) {
 	cmd.Flags().Visit(func(f *pflag.Flag) {
-		if err == nil && f.Value.Type() == "string" && f.Value.String() == "" {
+		if err != nil || f.Value.Type() != "string" {
+			return
+		}
+		value := f.Value.String()
+		name, isFlag := strings.CutPrefix(value, "--")
+		switch {
+		case value == "":
 			err = usageError("--%s is empty; see %s --help", f.Name, cmd.CommandPath())
+		case isFlag && cmd.Flags().Lookup(name) != nil:
+			err = usageError("flag --%s needs a value: %s; for a file called %s, write ./%[3]s", f.Name, flagValue(f), value)
 		}
 	})
 	return err

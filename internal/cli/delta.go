@@ -227,7 +227,7 @@ func (c *applyCommand) checkChildren(path, base string, o vhdx.Options) error {
 	}
 	for _, child := range children {
 		if !sameFile(child, path) && !sameFile(child, base+delta.ApplySuffix) {
-			return usageError("%s is a child of %s, and would become unusable%s; flatten it first, or use --force", child, base, leftOver([]string{base}, o))
+			return usageError("%s is a child of %s, and would become unusable%s; flatten it first, or use --force", child, base, leftOverNote([]string{base}, o))
 		}
 	}
 	return nil

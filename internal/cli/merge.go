@@ -160,7 +160,7 @@ func (c *mergeCommand) checkChildren(taking, chain []string) error {
 	}
 	if len(lost) > 0 && !c.force {
 		return usageError("%s would become unusable, because an image that they are based on changes%s; flatten them first, or use --force",
-			strings.Join(lost, ", "), leftOver(taking, c.merge.Open))
+			strings.Join(lost, ", "), leftOverNote(taking, c.merge.Open))
 	}
 	return nil
 }

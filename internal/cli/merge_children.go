@@ -65,19 +65,24 @@ func childrenBeside(path string, o vhdx.Options) ([]string, error) {
 	return paths, err
 }
 
-// leftOver returns what to add to a message that some images cannot be changed because of their children, where one of these was
-// merged and left behind: it is not needed any more, unless other images are based on it.
-func leftOver(files []string, o vhdx.Options) string {
+// leftOver returns those children of the files that were merged and left behind: they are not needed any more, as those are on which
+// other images are based.
+func leftOver(files []string, o vhdx.Options) (names []string) {
 	children, err := childrenOf(files, o)
 	if err != nil {
-		return ""
+		return nil
 	}
-	var names []string
 	for _, c := range children {
 		if based, err := childrenBeside(c.path, o); c.same && err == nil && len(based) == 0 {
 			names = append(names, c.path)
 		}
 	}
+	return names
+}
+
+// leftOverNote is what to add to a message that the files cannot be changed because of their children.
+func leftOverNote(files []string, o vhdx.Options) string {
+	names := leftOver(files, o)
 	if len(names) == 0 {
 		return ""
 	}

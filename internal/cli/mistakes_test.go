@@ -35,6 +35,9 @@ func mistakesSetup(t *testing.T) {
 		{"create", "changed.vhdx", "64M"},
 		{"create", "--parent", "changed.vhdx", "stale.avhdx"},
 		{"create", "--force", "changed.vhdx", "64M"},
+		{"create", "into.vhdx", "64M"},
+		{"create", "--parent", "into.vhdx", "merged.avhdx"},
+		{"merge", "merged.avhdx"},
 		{"create", "headless.vhdx", "64M"},
 		{"create", "cut.vhdx", "--type", "fixed", "8M"},
 	} {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -140,8 +141,12 @@ func checkChildless(path string, io vhdx.Options, log *logrus.Logger) error {
 	if len(children) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s is the parent of %s, which writing would make unusable%s; mount the child, or this image with "+
-		"-o ro or -o overlay=tmp; -o orphan_children allows writing", path, children[0], leftOver([]string{path}, io))
+	if left := leftOver([]string{path}, io); len(left) == len(children) {
+		return fmt.Errorf("%s is the parent of %s, which shows the same disk, as after a merge; remove that file, or mount with "+
+			"-o orphan_children", path, strings.Join(left, ", "))
+	}
+	return fmt.Errorf("%s is the parent of %s, which writing would make unusable; mount the child, or this image with "+
+		"-o ro or -o overlay=tmp; -o orphan_children allows writing", path, children[0])
 }
 
 // Two programs that lock an image at the same moment may each find the other and both give up, as when mount -a runs

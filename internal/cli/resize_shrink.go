@@ -88,5 +88,5 @@ func checkBased(path string, o vhdx.Options) error {
 	if err != nil || len(children) == 0 {
 		return err
 	}
-	return usageError("%[2]s is the parent of %[1]s, which would become unusable%[3]s; resize the child, flatten it first, or use --force", strings.Join(children, ", "), path, leftOver([]string{path}, o))
+	return usageError("%[2]s is the parent of %[1]s, which would become unusable%[3]s; resize the child, flatten it first, or use --force", strings.Join(children, ", "), path, leftOverNote([]string{path}, o))
 }

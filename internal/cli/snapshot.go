@@ -127,8 +127,8 @@ func (c *snapshotCommand) checkChildren(path string, o vhdx.Options) error {
 	case err != nil || len(children) == 0:
 		return err
 	case c.o.KeepName:
-		return usageError("%s already has children that expect its name: %s%s; take the snapshot without --keep-name, or use --force and then set-parent", path, names, leftOver([]string{path}, o))
+		return usageError("%s already has children that expect its name: %s%s; take the snapshot without --keep-name, or use --force and then set-parent", path, names, leftOverNote([]string{path}, o))
 	default:
-		return usageError("%s already has a child: %s%s; take a snapshot of the child, or use --branch to start a second branch", path, names, leftOver([]string{path}, o))
+		return usageError("%s already has a child: %s%s; take a snapshot of the child, or use --branch to start a second branch", path, names, leftOverNote([]string{path}, o))
 	}
 }
