@@ -68,7 +68,7 @@ func (p *producer) disk(d *disk.Disk) error {
 		default:
 			err = p.pieces(r.From, r.To)
 		}
-		return p.end, err
+		return max(r.To, p.end), err // a hole at the end of the run is dealt with later
 	})
 	if err != nil {
 		return err

@@ -95,7 +95,8 @@ func (p *producer) share(r disk.Run) error {
 		case data > from-toDisk: // a hole
 			from = min(data, end) + toDisk
 			p.c.o.Progress(p.counts.add(p.end, from))
-			if err := p.gap(from); err != nil {
+			// Behind the last sector of a child may be sectors of its parent: what they share a unit with is copied with them.
+			if err := p.gap(from / s.unit * s.unit); err != nil {
 				return err
 			}
 			continue
