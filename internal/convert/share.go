@@ -33,12 +33,27 @@ type sharer struct {
 	to   imagefile.File // of the output; nil where nothing is shared
 	unit int64          // what the host can share multiples of, in bytes
 	step int64          // to share at once: little at first, since what fails has taken room in the output
-	can  map[imagefile.File]bool
+	can  map[imagefile.File]way
 }
+
+// A way is how the output gets what a file of the input holds.
+type way int8
+
+const (
+	byReading way = iota // and writing: always possible
+	bySharing
+	byServer // which copies it by itself
+)
+
+// A test can put other functions in the place of these.
+var (
+	copiesByServer = imagefile.CopiesByServer
+	copyByServer   = imagefile.CopyByServer
+)
 
 // newSharer returns the sharer for a copy, which shares nothing where the input has to be read.
 func newSharer(in Input, t Target, o Options) (*sharer, error) {
-	s := &sharer{mode: o.Reflink, step: pieceSize, can: make(map[imagefile.File]bool)}
+	s := &sharer{mode: o.Reflink, step: pieceSize, can: make(map[imagefile.File]way)}
 	if in.Disk != nil && !o.SkipErrors && o.Reflink != ReflinkNever {
 		s.to = t.Shares(o.Reflink)
 	}
@@ -51,18 +66,37 @@ func newSharer(in Input, t Target, o Options) (*sharer, error) {
 	return s, nil
 }
 
-// shares reports whether the output can share space with a file. With ReflinkAlways it must.
+// shares reports whether the output can share space with a file, or a server copies from that. With ReflinkAlways it must share.
 func (s *sharer) shares(f imagefile.File) (bool, error) {
 	if s.to == nil || f == nil {
 		return false, nil
 	}
 	can, known := s.can[f]
 	if known {
-		return can, nil
+		return can != byReading, nil
 	}
 	err := imagefile.CanClone(s.to, f)
-	s.can[f] = err == nil
-	return err == nil, s.refuse(err)
+	switch {
+	case err == nil:
+		s.can[f] = bySharing
+	case s.mode != ReflinkAlways && copiesByServer(s.to, f):
+		s.can[f] = byServer
+	default:
+		s.can[f] = byReading
+	}
+	return s.can[f] != byReading, s.refuse(err)
+}
+
+// do gives n bytes of the output at file offset at those of f from off on, without a copy through this program.
+func (s *sharer) do(at int64, f imagefile.File, off, n int64) error {
+	if s.can[f] == bySharing {
+		return s.to.Clone(at, f, off, n)
+	}
+	alone, err := copyByServer(s.to, at, f, off, n)
+	if err == nil && !alone {
+		s.can[f] = byReading // what was copied is good, but the kernel takes longer for it than this program
+	}
+	return err
 }
 
 // refuse returns the error for what cannot be shared if it must be.
@@ -73,8 +107,8 @@ func (s *sharer) refuse(err error) error {
 	return fmt.Errorf("%w: %w", ErrReflink, err)
 }
 
-// share deals with a run of a file with which the output can share space: whole blocks of the host are shared, and the rest
-// is copied.
+// share deals with a run of a file with which the output can share space, or from which a server copies: whole blocks of the host
+// are shared, and the rest is copied.
 func (p *producer) share(r disk.Run) error {
 	s, end := p.c.sharer, r.FileOff+r.To-r.From
 	least, round := int64(minShare), int64(pieceSize)
@@ -82,7 +116,7 @@ func (p *producer) share(r disk.Run) error {
 		least, round = s.unit, s.unit
 	}
 	for from := max(r.From, p.end); from < r.To; from = max(from, p.end) {
-		if !s.can[r.File] { // no more
+		if s.can[r.File] == byReading { // no more
 			return p.pieces(from, r.To)
 		}
 		toDisk := r.From - r.FileOff // added to an offset in the file
@@ -140,8 +174,8 @@ func (p *producer) share(r disk.Run) error {
 	return nil
 }
 
-// clone shares the bytes of the disk between from and to, which are less by toDisk in the file f. It returns where they end
-// that are shared: before to where the host shares no more.
+// clone shares the bytes of the disk between from and to, which are less by toDisk in the file f, or has a server copy them. It
+// returns where those end of which that is true: before to where the host does so no more.
 func (p *producer) clone(f imagefile.File, toDisk, from, to int64) (int64, error) {
 	s := p.c.sharer
 	if err := p.gap(from); err != nil {
@@ -163,12 +197,13 @@ func (p *producer) clone(f imagefile.File, toDisk, from, to int64) (int64, error
 		if err != nil {
 			return from, err
 		}
-		if err := s.to.Clone(at, f, from-toDisk, n); err != nil {
-			s.can[f] = false
+		shared := s.can[f] == bySharing
+		if err := s.do(at, f, from-toDisk, n); err != nil {
+			s.can[f] = byReading
 			return from, s.refuse(err)
 		}
 		s.step = min(2*s.step, maxShare)
-		p.c.held(n, true)
+		p.c.held(n, shared)
 		if p.c.sum != nil {
 			err = p.copy(from, from+n, true)
 		} else {
@@ -179,6 +214,9 @@ func (p *producer) clone(f imagefile.File, toDisk, from, to int64) (int64, error
 		}
 		from += n
 		p.end = from
+		if s.can[f] == byReading {
+			break
+		}
 	}
 	return from, nil
 }
