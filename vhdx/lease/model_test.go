@@ -37,6 +37,7 @@ type storage struct {
 	wrong   string               // what no storage should see
 	locked  map[*modelHost]bool
 	entered int
+	broken  int // leases, by a person
 }
 
 func newStorage(h ondisk.Header) *storage {
@@ -54,6 +55,7 @@ type modelHost struct {
 	name  string
 	s     *storage
 	began time.Time
+	rate  float64 // of its clock; 0 is 1
 	rng   *rand.Rand
 
 	locks string // "work", "never seen", "lost"
@@ -93,6 +95,9 @@ func (h *modelHost) awake() error {
 
 func (h *modelHost) now() time.Duration {
 	_ = h.awake()
+	if h.rate != 0 {
+		return time.Duration(float64(time.Since(h.began)) * h.rate)
+	}
 	return time.Since(h.began)
 }
 
@@ -286,6 +291,24 @@ func (h *modelHost) use(o Options, until time.Duration) error {
 	return nil
 }
 
+// breakLease is what a person does who knows that a host is off. Locks keep that off where another one has the image by now.
+func (s *storage) breakLease(after time.Duration, st story) {
+	time.Sleep(after)
+	m := &modelHost{name: "operator", s: s, began: time.Now(), locks: st.locks, rng: rand.New(rand.NewPCG(st.seed, 9))}
+	if m.Lock(imagefile.LockOn, imagefile.Exclusive) != nil {
+		return
+	}
+	_, broken, err := Break(m, Options{fault: st.fault, Now: m.now})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if delete(s.locked, m); broken {
+		s.broken++
+	}
+	if err != nil && !errors.Is(err, imagefile.ErrLocked) {
+		s.wrong = fmt.Sprintf("operator: %v", err)
+	}
+}
+
 // newLog returns the name of a new log, which holds what is in b.
 func (h *modelHost) newLog(b [24]byte) (id uuid.UUID) {
 	h.mu.Lock()
@@ -325,8 +348,9 @@ func (st story) run(t *testing.T) (wrong string, entered int) {
 		began := time.Now()
 		pauses := []time.Duration{300 * time.Millisecond, 900 * time.Millisecond, 3 * time.Second, 7 * time.Second, 9 * time.Second, 12 * time.Second, 40 * time.Second}
 		var hosts sync.WaitGroup
-		for i := range 2 {
+		for i := range 2 + int(st.seed%3)/2 { // most often two, else three
 			m := &modelHost{name: string(rune('a' + i)), s: s, began: began, locks: st.locks, rng: rand.New(rand.NewPCG(st.seed, uint64(i)+2))}
+			m.rate = 0.98 + 0.04*rng.Float64()
 			m.pauseAt, m.pause = 1+rng.IntN(80), pauses[rng.IntN(len(pauses))]
 			if rng.IntN(4) == 0 {
 				m.dieAt = 1 + rng.IntN(120)
@@ -343,6 +367,9 @@ func (st story) run(t *testing.T) (wrong string, entered int) {
 					if m.isDead() {
 						time.Sleep(late)
 						_ = m.Unlock()
+						if st.locks == "work" && m.random(2) == 0 {
+							s.breakLease(m.random(time.Second), st)
+						}
 						return
 					}
 					if err != nil && !errors.Is(err, imagefile.ErrLocked) && !errors.Is(err, ErrTakenOver) {
