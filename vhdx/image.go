@@ -90,6 +90,7 @@ func Open(path string, o Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	op.tellOfWriters(l)
 	im := newImage(l)
 	im.close = sync.OnceValue(im.closeAll)
 	if o.Writable {

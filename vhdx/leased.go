@@ -180,6 +180,29 @@ func (im *Image) heldElsewhere(mode LockMode) (bool, error) {
 	return held, err
 }
 
+// tellOfWriters logs which images of a chain, that are only going to be read, another host may be writing. Its locks would have kept
+// this one off, but a storage may have lost them.
+func (o *opener) tellOfWriters(l *layer) {
+	if o.Log == nil {
+		return
+	}
+	if o.Writable {
+		l = l.parent()
+	}
+	for ; l != nil; l = l.parent() {
+		if !wantsLease(o.Lock, l.file) {
+			continue
+		}
+		for i, h := range l.headers.copies {
+			e, leased := lease.EpochOf(h.FileWriteGUID)
+			if l.headers.err[i] == nil && leased && !e.Released {
+				o.Log.Warnf("%s was in use by another host (%s), and was not closed; if that host still writes it, what is read here may be wrong", l.path, e)
+				break
+			}
+		}
+	}
+}
+
 // A BrokenLease says what BreakLease did.
 type BrokenLease struct {
 	Path   string     `json:"path"`

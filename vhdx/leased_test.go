@@ -8,9 +8,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/sirupsen/logrus"
 
 	"github.com/vhdxfs/vhdxfs/test/powercut"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
@@ -593,6 +596,149 @@ func TestTakeOverInSnapshot(t *testing.T) {
 	}
 }
 
+// A suspendedFile is a remoteFile of a host that is suspended after one of its changes, until another host has the image.
+type suspendedFile struct {
+	*remoteFile
+	changes, at int // so many were made; after which it is suspended
+	asleep      func()
+}
+
+func (f *suspendedFile) changed(n int, err error) (int, error) {
+	if f.changes++; f.changes == f.at {
+		f.asleep()
+	}
+	return n, err
+}
+
+func (f *suspendedFile) WriteAt(p []byte, off int64) (int, error) {
+	return f.changed(f.remoteFile.WriteAt(p, off))
+}
+
+func (f *suspendedFile) Sync() error {
+	_, err := f.changed(0, f.remoteFile.Sync())
+	return err
+}
+
+func (f *suspendedFile) Truncate(size int64) error {
+	_, err := f.changed(0, f.remoteFile.Truncate(size))
+	return err
+}
+
+func (f *suspendedFile) PunchHole(off, n int64) error {
+	_, err := f.changed(0, f.remoteFile.PunchHole(off, n))
+	return err
+}
+
+// A host that is suspended while it compacts or resizes a disk in use, wherever that is, changes nothing any more once another one
+// has the image; and that one has what was synced.
+func TestTakeOverOfReshapedImage(t *testing.T) {
+	blindLeases(t)
+	const blocks = 8
+	shapes := map[string]func(im *Image) error{
+		"compact": func(im *Image) error { _, err := im.Compact(t.Context(), CompactOptions{}); return err },
+		"grow":    func(im *Image) error { return im.Grow(t.Context(), 4096*ondisk.MiB) },
+	}
+	content := func(i int) []byte { return bytes.Repeat([]byte{byte(i + 1)}, 4096) }
+	// run has a host suspended after so many changes, and returns how many it has made in all.
+	run := func(t *testing.T, shape func(*Image) error, at int) int {
+		var all []blockSpec
+		for i := range int64(blocks) {
+			all = append(all, blockSpec{i, ondisk.NotPresent})
+		}
+		img := build(spec{diskSize: blocks * ondisk.MiB, blocks: all})
+		f := &suspendedFile{remoteFile: &remoteFile{File: img.memFile}}
+		a, err := loadWritable(Options{Writable: true}, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range blocks {
+			if _, err := a.WriteAt(content(i), int64(i)*ondisk.MiB); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := a.Discard(0, blocks/2*ondisk.MiB); err != nil { // the others can move to the front
+			t.Fatal(err)
+		}
+		if err := a.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		var b *Image
+		var changes int64
+		f.changes, f.at, f.asleep = 0, at, func() {
+			b, _ = hostOpens(t, img.memFile)
+			for i := range blocks {
+				want, got := content(i), make([]byte, 4096)
+				if i < blocks/2 {
+					clear(want)
+				}
+				if _, err := b.ReadAt(got, int64(i)*ondisk.MiB); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("the other host reads %d of block %d, %v; want %d", got[0], i, err, want[0])
+				}
+				if _, err := b.WriteAt(content(i+blocks), int64(i)*ondisk.MiB); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := b.Sync(); err != nil {
+				t.Error(err)
+			}
+			changes = img.changes.Load()
+		}
+		err = shape(a)
+		if b == nil {
+			if err != nil {
+				t.Errorf("without another host: %v", err)
+			}
+			n := f.changes
+			if err := a.Close(); err != nil {
+				t.Error(err)
+			}
+			return n
+		}
+		if f.changes > at && err == nil || err != nil && !errors.Is(err, ErrTakenOver) {
+			t.Errorf("it ends with %v", err)
+		}
+		if _, err := a.WriteAt(content(0), 0); !errors.Is(err, ErrTakenOver) {
+			t.Errorf("then a write: %v", err)
+		}
+		if err := a.Close(); !errors.Is(err, ErrTakenOver) {
+			t.Errorf("then the close: %v", err)
+		}
+		if n := img.changes.Load() - changes; n != 0 {
+			t.Errorf("it has changed the file %d times", n)
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		c, err := loadReadOnly(img.memFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range blocks {
+			got := make([]byte, 4096)
+			if _, err := c.ReadAt(got, int64(i)*ondisk.MiB); err != nil || !bytes.Equal(got, content(i+blocks)) {
+				t.Errorf("in the end block %d reads %d, %v", i, got[0], err)
+			}
+		}
+		return f.changes
+	}
+	for name, shape := range shapes {
+		n := run(t, shape, -1)
+		if n < 8 {
+			t.Errorf("%s: %d changes only", name, n)
+		}
+		step := 1
+		if testing.Short() {
+			step = 5
+		}
+		for at := 1; at <= n; at += step {
+			t.Run(fmt.Sprintf("%s %d", name, at), func(t *testing.T) {
+				t.Parallel()
+				run(t, shape, at)
+			})
+		}
+	}
+}
+
 // A host that loses an image, or its parent, at the end of a merge neither removes it nor gives its name away.
 func TestTakeOverAtTheEndOfMerge(t *testing.T) {
 	blindLeases(t)
@@ -771,5 +917,54 @@ func TestLeaseOfSnapshot(t *testing.T) {
 	defer f.Close()
 	if e, held, err := lease.Holder(f); held || err != nil {
 		t.Errorf("%v has the image, %v", e, err)
+	}
+}
+
+// A mount that only reads an image, or a parent, tells that a host has not closed it.
+func TestReaderIsToldOfWriters(t *testing.T) {
+	shortLeases(t)
+	dir := t.TempDir()
+	base, child := filepath.Join(dir, "base.vhdx"), filepath.Join(dir, "child.vhdx")
+	if err := Create(base, CreateOptions{Size: 64 * ondisk.MiB}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Create(child, CreateOptions{Parent: base}); err != nil {
+		t.Fatal(err)
+	}
+	told := func(path string, o Options) string {
+		t.Helper()
+		var text bytes.Buffer
+		log := logrus.New()
+		log.SetOutput(&text)
+		o.Lock, o.Log = LockLease, log
+		im, err := Open(path, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := im.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return text.String()
+	}
+	for path, o := range map[string]Options{base: {}, child: {Writable: true}} {
+		if text := told(path, o); text != "" {
+			t.Errorf("%s: before a host had it: %s", path, text)
+		}
+	}
+	f, err := imagefile.Open(base, os.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := lease.Hold(f, lease.Options{Host: "other"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for path, o := range map[string]Options{base: {}, child: {Writable: true}} {
+		if text := told(path, o); !strings.Contains(text, "base.vhdx was in use by another host (other, since ") {
+			t.Errorf("%s: it tells %q", path, text)
+		}
 	}
 }
