@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
+	"github.com/vhdxfs/vhdxfs/internal/delta"
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
 	"github.com/vhdxfs/vhdxfs/internal/vhd"
@@ -118,16 +119,40 @@ func withAdvice(err error) error {
 // openOnce opens what the options name, which is the image or an overlay of it.
 func (j *mountJob) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, error) {
 	if j.Mount.Overlay != "" {
-		return openOverlay(j, io)
+		im, err := openOverlay(j, io)
+		if err == nil {
+			if werr := checkApplied(j.Mount.Image, io); werr != nil {
+				log.Warn(werr)
+			}
+		}
+		return im, err
 	}
 	im, err := openLocked(j.Mount.Image, io, os.Stderr)
-	if err != nil || !io.Writable || j.OrphanChildren {
-		return im, err
+	if err != nil {
+		return nil, err
+	}
+	if err := checkApplied(j.Mount.Image, io); err != nil {
+		if io.Writable && !j.OrphanChildren {
+			return nil, errors.Join(err, im.Close())
+		}
+		log.Warn(err)
+	}
+	if !io.Writable || j.OrphanChildren {
+		return im, nil
 	}
 	if err := checkChildless(j.Mount.Image, io, log); err != nil {
 		return nil, errors.Join(err, im.Close())
 	}
 	return im, nil
+}
+
+// checkApplied returns an error where a delta was written to the image in part.
+func checkApplied(path string, io vhdx.Options) error {
+	copied := delta.Interrupted(path, io)
+	if copied == "" {
+		return nil
+	}
+	return fmt.Errorf("%s is a mix of two disks, since vhdxfs apply was interrupted; finish that first: vhdxfs apply %s %[1]s", path, copied)
 }
 
 // checkChildless returns an error where an image in the directory of the image at path is its child: with the first write to

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vhdxfs/vhdxfs/internal/delta"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -306,6 +308,47 @@ func TestMountOfParent(t *testing.T) {
 		unmountImage(t, dir)
 	}
 	wantMount(t, mountImage(t, child, dir), dir, "rw", "")
+	unmountImage(t, dir)
+}
+
+// A base that an interrupted apply has changed in part is not mounted for writing, and a mount says so.
+func TestMountOfHalfApplied(t *testing.T) {
+	needMount(t)
+	image := newImage(t)
+	other := filepath.Join(filepath.Dir(image), "other.vhdx")
+	raw := filepath.Join(t.TempDir(), "other.raw")
+	if err := os.WriteFile(raw, bytes.Repeat([]byte("other"), 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "convert", raw, other)
+	made := filepath.Join(t.TempDir(), "delta.avhdx")
+	mustRun(t, "diff", "--output", made, image, other)
+	f, err := os.Open(made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	phase := func(name string, _ int64) {
+		if strings.HasPrefix(name, "merge") {
+			cancel(errors.New("interrupted"))
+		}
+	}
+	if _, err := delta.Apply(ctx, f, nil, image, delta.ApplyOptions{Phase: phase, Progress: func(int64) {}}); err == nil {
+		t.Fatal("it was not interrupted")
+	}
+	dir := t.TempDir()
+	r := mountImage(t, image, dir)
+	if r.status != statusMount || !strings.Contains(r.stderr, "is a mix of two disks") {
+		t.Fatalf("status %d, %q; want a refusal", r.status, r.stderr)
+	}
+	checkMessage(t, r)
+	for _, tc := range []struct{ options, mode string }{{"ro", "ro"}, {"overlay=tmp", "rw"}, {"orphan_children", "rw"}} {
+		wantMount(t, mountImage(t, image, dir, "-o", tc.options), dir, tc.mode, "is a mix of two disks")
+		unmountImage(t, dir)
+	}
+	mustRun(t, "apply", image+delta.ApplySuffix, image)
+	wantMount(t, mountImage(t, image, dir), dir, "rw", "")
 	unmountImage(t, dir)
 }
 

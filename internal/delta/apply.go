@@ -73,6 +73,10 @@ func Apply(ctx context.Context, in io.Reader, inputs []safefile.Access, base str
 // Finish goes on where Apply was interrupted.
 func Finish(ctx context.Context, base string, o ApplyOptions) (*Applied, error) {
 	r, err := verify(ctx, base+ApplySuffix, base, o)
+	if _, other := errors.AsType[*OtherBaseError](err); other {
+		return nil, fmt.Errorf("%s was written to after vhdxfs apply was interrupted, and may be a mix of two disks; restore it from a copy, remove %s, and apply the delta again",
+			base, base+ApplySuffix)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +84,18 @@ func Finish(ctx context.Context, base string, o ApplyOptions) (*Applied, error) 
 		return r, os.Remove(base + ApplySuffix)
 	}
 	return finish(ctx, r, o)
+}
+
+// Interrupted returns the path of the copy of a delta that was written to the base in part, and "" where there is none. Until
+// Finish has written the rest, the base is a mix of two disks. It takes no lock.
+func Interrupted(base string, o vhdx.Options) string {
+	o.Parents, o.AnyParent, o.Lock = []string{base}, false, vhdx.LockOff
+	k, err := vhdx.ParentLink(base+ApplySuffix, o)
+	// While a base changes, it has a DataWriteGuid of its own, which the copy accepts beside the one that it was made for.
+	if err != nil || k.State != vhdx.Linked || *k.Linkage == k.Parent.DataWriteGUID {
+		return ""
+	}
+	return base + ApplySuffix
 }
 
 // check copies the delta to f and verifies it.

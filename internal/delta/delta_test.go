@@ -318,11 +318,39 @@ func TestInterruptedApply(t *testing.T) {
 		if _, err := apply(t, delta, base); err == nil || !strings.Contains(err.Error(), "is left from an interrupted") {
 			t.Errorf("cut %d: %v", cut, err)
 		}
+		if left := Interrupted(base, vhdx.Options{}); left != base+ApplySuffix {
+			t.Errorf("cut %d: interrupted is %q", cut, left)
+		}
+		if cut == 2 { // and then written to
+			im, err := vhdx.Open(base, vhdx.Options{Writable: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = im.WriteAt([]byte{1}, 0)
+			if err := errors.Join(err, im.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Finish(t.Context(), base, silent); err == nil || !strings.Contains(err.Error(), "may be a mix of two disks") {
+				t.Errorf("written to: %v", err)
+			}
+			continue
+		}
 		if a, err := Finish(t.Context(), base, silent); err != nil || a.Already || a.ID != r.ID {
 			t.Fatalf("cut %d: %+v, %v", cut, a, err)
 		}
 		shows(t, base, p)
 		nothingLeft(t, base)
+		if left := Interrupted(base, vhdx.Options{}); left != "" {
+			t.Errorf("cut %d: finished, and interrupted is %q", cut, left)
+		}
+	}
+	// A copy that is complete, of which nothing was written yet.
+	base := copyOf(t, a)
+	if err := os.WriteFile(base+ApplySuffix, delta, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if left := Interrupted(base, vhdx.Options{}); left != "" {
+		t.Errorf("not begun, and interrupted is %q", left)
 	}
 }
 
