@@ -261,7 +261,7 @@ func TestBadDeltas(t *testing.T) {
 		payload++
 		bad := bytes.Clone(delta)
 		bad[at] ^= 0x10
-		refuse(fmt.Sprintf("another byte at %d", at), bad, nil)
+		refuse(fmt.Sprintf("another byte at %d", at), bad, ErrDamaged)
 	}
 	whole, err := os.ReadFile(b)
 	if err != nil {

@@ -8,8 +8,11 @@ import (
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
-// ErrNoDelta is matched by the error for an image that is no delta, or not one that is whole.
-var ErrNoDelta = errors.New("not a delta of vhdxfs diff --output")
+// The errors for an image that is no delta, and for one that is not whole.
+var (
+	ErrNoDelta = errors.New("not a delta of vhdxfs diff --output")
+	ErrDamaged = errors.New("the delta is damaged")
+)
 
 // Verify reads all that the delta im holds and compares its digest. The image is open with its parent.
 func Verify(ctx context.Context, im *vhdx.Image, progress func(n int64)) error {
@@ -50,7 +53,7 @@ func Verify(ctx context.Context, im *vhdx.Image, progress func(n int64)) error {
 		}
 	}
 	if sum.sum() != want {
-		return fmt.Errorf("%s: %w: its content is damaged (SHA-256 differs)", im.Path(), ErrNoDelta)
+		return fmt.Errorf("%s: %w: its SHA-256 is not that of what it holds; copy it again", im.Path(), ErrDamaged)
 	}
 	return nil
 }
