@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 )
@@ -45,5 +46,55 @@ func TestManyChildren(t *testing.T) {
 	t.Logf("%.1f MiB for each mount", float64(all)/children/mib)
 	if all > children*limit {
 		t.Errorf("%d KiB for each mount, want at most %d", all/children>>10, limit>>10)
+	}
+}
+
+// A cache of block tables that is full, and whose pages come and go, takes one and a half times its bound at the most, beside
+// what the idle mount has.
+func TestFullCacheKeepsItsBound(t *testing.T) {
+	const (
+		bound   = 32 << 20
+		pages   = 3 * bound / 4096 / 2 // of the table
+		entries = 512                  // in each
+	)
+	img := create(t, "64TiB", "--block-size", "1MiB")
+	f, err := os.OpenFile(img, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const zero = 2 // the state of a block that reads as zero: no page of the table holds nothing
+	table := batEntry(t, img, 0)
+	for i := range int64(pages) {
+		if _, err := f.WriteAt([]byte{zero}, table+8*(i*entries+entries/2)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := release.serve(t, img, "-o", "ro,cache_size=32M")
+	d, err := os.Open(s.disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	read := func(page int64) {
+		if _, err := d.ReadAt(make([]byte, 512), (page*entries+1)*mib); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read(0)
+	pid := s.cmd.Process.Pid
+	idle := memory(t, pid, "smaps_rollup", "Rss")
+	for i := range int64(2 * pages) {
+		read(i * 7919 % pages)
+	}
+	took := memory(t, pid, "smaps_rollup", "Rss") - idle
+	t.Logf("%d MiB, beside %d MiB", took/mib, idle/mib)
+	if took < bound {
+		t.Errorf("only %d KiB; the test does not fill the cache", took>>10)
+	}
+	if took > bound*3/2 {
+		t.Errorf("%d KiB for a cache of %d KiB", took>>10, bound>>10)
 	}
 }
