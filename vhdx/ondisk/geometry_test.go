@@ -20,6 +20,9 @@ func TestEntriesOneByOne(t *testing.T) {
 		for _, hasParent := range []bool{false, true} {
 			g := NewGeometry(c.diskSize, c.blockSize, c.sectorSize, hasParent)
 			blocks, chunks := g.PayloadBlocks(), g.Chunks()
+			if ratio := (1 << 23) * c.sectorSize / c.blockSize; g.ChunkRatio() != ratio || g.SectorsPerBlock() != c.blockSize/c.sectorSize {
+				t.Fatalf("%+v: %d blocks in a chunk, want %d; %d sectors in a block", g, g.ChunkRatio(), ratio, g.SectorsPerBlock())
+			}
 			var i, block, last int64
 			for chunk := int64(0); chunk <= chunks; chunk++ {
 				for range g.ChunkRatio() {
