@@ -59,6 +59,12 @@ func TestHeaderRoundTrip(t *testing.T) {
 	if got, err := DecodeHeader(b, 0); err != nil || got != h {
 		t.Errorf("%+v, %v; want %+v", got, err, h)
 	}
+	other := *b
+	other[0] = 'H'
+	LE.PutUint32(other[4:], Checksum(other[:], 4))
+	if _, err := DecodeHeader(&other, 0); RuleOf(err) != RuleNoValidHeader {
+		t.Errorf("with another signature: %v", err)
+	}
 	for i := range b {
 		broken := *b
 		broken[i] ^= 1
@@ -232,6 +238,30 @@ func TestLocatorBounds(t *testing.T) {
 		LE.PutUint16(last[10:], 16+extra)
 		if _, err := DecodeParentLocator(b, 0); RuleOf(err) != want {
 			t.Errorf("with %d bytes more than all texts may have: %v", extra, err)
+		}
+	}
+}
+
+// Each entry of a locator has to be right, and there is one.
+func TestLocatorEntries(t *testing.T) {
+	linkage, path := [2]string{KeyLinkage, LinkageText(distinct(1))}, [2]string{KeyRelativePath, "a"}
+	for name, c := range map[string]struct {
+		b    []byte
+		want Rule
+	}{
+		"good":          {locatorOf(linkage, path), 0},
+		"another type":  {append(make([]byte, GUIDSize), locatorOf(linkage, path)[GUIDSize:]...), RuleLocatorType},
+		"no entry":      {locatorOf(), RuleLocatorEntries},
+		"no key":        {locatorOf([2]string{"", "x"}, linkage, path), RuleLocatorString},
+		"no value":      {locatorOf(linkage, path, [2]string{"x", ""}), RuleLocatorString},
+		"NUL in a key":  {locatorOf([2]string{"x\x00", "x"}, linkage, path), RuleLocatorText},
+		"NUL in a text": {locatorOf([2]string{"x", "x\x00"}, linkage, path), RuleLocatorText},
+		"a key twice":   {locatorOf(linkage, path, path), RuleLocatorKeyTwice},
+		"no linkage":    {locatorOf([2]string{KeyLinkage2, LinkageText(distinct(1))}, path), RuleNoLinkage},
+		"no path":       {locatorOf(linkage), RuleNoParentPath},
+	} {
+		if p, err := DecodeParentLocator(c.b, 0); RuleOf(err) != c.want || (p == nil) != (c.want != 0) {
+			t.Errorf("%s: %+v, %v", name, p, err)
 		}
 	}
 }

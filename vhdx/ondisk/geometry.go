@@ -67,7 +67,7 @@ func (g *Geometry) BATPages() int64 { return (g.BATEntries() + EntriesPerPage - 
 // BlocksOf returns how many of the first n entries of the BAT are those of payload blocks.
 func (g *Geometry) BlocksOf(n int64) int64 {
 	group := g.ChunkRatio() + 1
-	return n/group<<g.ChunkShift + min(n%group, g.ChunkRatio())
+	return n/group<<g.ChunkShift + n%group
 }
 
 // PayloadEntry returns the index of the BAT entry of payload block b.
