@@ -97,6 +97,13 @@ func TestFullTables(t *testing.T) {
 	if _, err := DecodeRegionTable(r, 0); RuleOf(err) != RuleRegionCount {
 		t.Errorf("a region too many: %v", err)
 	}
+	r = EncodeRegionTable(regions)
+	r[0] = 'R'
+	LE.PutUint32(r[4:], Checksum(r[:], 4))
+	if _, err := DecodeRegionTable(r, 0); RuleOf(err) != RuleNoValidRegionTable {
+		t.Errorf("a region table with another signature: %v", err)
+	}
+	r = EncodeRegionTable(regions)
 	r[8]--
 	if _, err := DecodeRegionTable(r, 0); RuleOf(err) != RuleNoValidRegionTable {
 		t.Errorf("a region table with another checksum: %v", err)
@@ -277,7 +284,11 @@ func TestLocatorText(t *testing.T) {
 		{2, 4, "ab", 0}, {2, 2, "a", 0}, {4, 2, "b", 0},
 		{0, 2, "", RuleLocatorString}, {2, 0, "", RuleLocatorString}, {2, 3, "", RuleLocatorString}, {2, 6, "", RuleLocatorString},
 		{4, 4, "", RuleLocatorString}, {6, 2, "", RuleLocatorString}, {1<<32 - 2, 4, "", RuleLocatorString},
+		{6, 2, "", RuleLocatorText}, {2, 6, "", RuleLocatorText}, // half a surrogate
 	} {
+		if c.rule == RuleLocatorText {
+			b = LE.AppendUint16(b[:6], 0xd800)
+		}
 		got, err := locatorString(b, c.off, c.n)
 		if got != c.want || RuleOf(err) != c.rule {
 			t.Errorf("%d bytes at %#x: %q, %v", c.n, c.off, got, err)
