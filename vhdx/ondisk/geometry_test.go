@@ -195,5 +195,8 @@ func TestBlockEnd(t *testing.T) {
 		if got := g.BlockEnd(int64(b)); got != want {
 			t.Errorf("block %d ends at %d, want %d", b, got, want)
 		}
+		if off := int64(b)*2*MiB + 513; g.InBlock(off) != 513 {
+			t.Errorf("byte %d is byte %d of block %d", off, g.InBlock(off), b)
+		}
 	}
 }
