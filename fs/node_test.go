@@ -245,6 +245,29 @@ func TestXAttrTooLong(t *testing.T) {
 	}
 }
 
+// What is just not too long is told, the names are in order, and an image of which the current header is not known is one, too.
+func TestXAttrsAtTheirBounds(t *testing.T) {
+	d := newFakeDisk(t)
+	d.info.Creator = strings.Repeat("x", mounts.MaxXAttrSize)
+	f := newTestFileSystem(t, d, Options{})
+	node := &fuse.InHeader{NodeId: diskNode}
+	buf := make([]byte, 2*mounts.MaxXAttrSize)
+	if n, s := f.GetXAttr(nil, node, mounts.XAttrPrefix+"creator", buf); !s.Ok() || n != mounts.MaxXAttrSize {
+		t.Errorf("%d bytes, %v", n, s)
+	}
+	n, s := f.ListXAttr(nil, node, buf)
+	names := strings.Split(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00")
+	if !s.Ok() || !slices.IsSorted(names) || !slices.Contains(names, mounts.XAttrPrefix+"creator") {
+		t.Errorf("list %q, %v", names, s)
+	}
+	for n, known := range map[int]bool{-1: false, 0: false, 1: true, 2: true, 3: false} {
+		d.info.CurrentHeader = n
+		if _, told := imageXAttrs(&d.info, parentsText{})["data_write_guid"]; told != known {
+			t.Errorf("with header %d: DataWriteGuid is told: %t", n, told)
+		}
+	}
+}
+
 func TestEverythingElseIsReadOnly(t *testing.T) {
 	f := newTestFileSystem(t, newFakeDisk(t), Options{})
 	_, write := f.Write(nil, &fuse.WriteIn{}, nil)

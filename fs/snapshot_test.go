@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,33 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
+
+// A panicDisk is a disk whose snapshots end by a panic.
+type panicDisk struct{ *fakeDisk }
+
+func (panicDisk) Snapshot(context.Context, string, vhdx.SnapshotOptions) (*vhdx.SnapshotResult, error) {
+	panic("out of order")
+}
+
+// A panic is an error of the snapshot, and the next one can begin. Of earlier ones, as many are told as there is room for.
+func TestSnapshotThatPanics(t *testing.T) {
+	s := &snapshotter{disk: panicDisk{&fakeDisk{writable: true}}}
+	for i := range maxEarlier + 2 {
+		id := strings.Repeat(string(rune('a'+i)), mounts.MaxXAttrSize/4)
+		if status := s.set([]byte(`{"id":"` + id + `"}`)); status != fuse.OK {
+			t.Fatal(status)
+		}
+		s.running.Wait()
+		text := s.xattrs()[mounts.SnapshotXAttr]
+		var told mounts.Snapshot
+		if err := json.Unmarshal([]byte(text), &told); err != nil || told.ID != id || told.Running || !strings.Contains(told.Error, "out of order") {
+			t.Errorf("told is %.100q, %v", text, err)
+		}
+		if len(text) > mounts.MaxXAttrSize || len(told.Earlier) != min(i, 2) {
+			t.Errorf("%d bytes tell of %d earlier ones", len(text), len(told.Earlier))
+		}
+	}
+}
 
 // A snapshot is asked for and told of by an attribute, one at a time, by root and the owner alone.
 func TestSnapshotAttribute(t *testing.T) {

@@ -85,6 +85,23 @@ func (k *fakeKernel) expect(unique uint64, errno unix.Errno) []byte {
 	return body
 }
 
+// A WRITE reaches the disk with its data, and is answered with their length; one that is cut off reaches nothing.
+func TestWriteOverTheDevice(t *testing.T) {
+	d := newWritable(nil)
+	k := newFakeKernel(t, d)
+	request := append(bytesOf(&fuse.WriteIn{Offset: 5, Size: 3}), "abc"...)
+	body := k.expect(k.send(opWrite, request), 0)
+	if got := (*fuse.WriteOut)(unsafe.Pointer(&body[0])).Size; got != 3 || d.take() != "write[5 abc]" {
+		t.Errorf("%d bytes are written", got)
+	}
+	for _, n := range []int{writeHeaderSize - 1, int(unsafe.Sizeof(fuse.InHeader{}))} {
+		head, _ := func() (fuse.OutHeader, []byte) { k.send(opWrite, request[:n]); return k.receive() }()
+		if head.Status == 0 || d.take() != "" {
+			t.Errorf("a request of %d bytes has the status %d", n, head.Status)
+		}
+	}
+}
+
 // halfZeros is a disk of which f holds the first MiB, and nothing the second.
 func halfZeros(f imagefile.File) *fakeDisk {
 	return &fakeDisk{

@@ -63,7 +63,7 @@ func (d *window) count() error {
 
 // inside returns the byte of the disk for byte off of the window, from which n bytes lie inside the window.
 func (d *window) inside(off, n int64) (int64, error) {
-	if off < 0 || n < 0 || off > d.size || n > d.size-off {
+	if off < 0 || n < 0 || n > d.size-off {
 		return 0, fmt.Errorf("%d bytes at %#x of a partition of %#x bytes: %w", n, off, d.size, vhdx.ErrBeyondEnd)
 	}
 	return d.off + off, nil

@@ -91,6 +91,33 @@ func TestWindowSeeks(t *testing.T) {
 	}
 }
 
+// An error of the disk is one of the window. What the disk gives up outside of it while the mount lasts leaves nothing below zero.
+func TestWindowErrorsAndCounts(t *testing.T) {
+	d := newFakeDisk(t)
+	w := newTestWindow(t, d)
+	if n := w.AllocatedBytes(); n <= 0 || n > w.size {
+		t.Errorf("%d bytes of %d are allocated", n, w.size)
+	}
+	extents := d.extents
+	d.extents = nil
+	if n := w.AllocatedBytes(); n != 0 {
+		t.Errorf("with nothing left, %d bytes are allocated", n)
+	}
+	d.extents = extents
+	d.err = unix.EIO
+	if _, err := newWindow(d, Window{Off: 0, Len: 4096}); !errors.Is(err, unix.EIO) {
+		t.Errorf("a window of what cannot be read: %v", err)
+	}
+	for name, seek := range map[string]func(int64) (int64, error){"data": w.SeekData, "hole": w.SeekHole} {
+		if to, err := seek(0); !errors.Is(err, unix.EIO) || to != 0 {
+			t.Errorf("seek of %s: %d, %v", name, to, err)
+		}
+	}
+	if got, err := w.Resolve(nil, 0, 4096); !errors.Is(err, unix.EIO) || len(got) != 0 {
+		t.Errorf("resolve: %v, %v", got, err)
+	}
+}
+
 // Data that begins right behind a window is none of its own.
 func TestWindowSeekEndsAtData(t *testing.T) {
 	d := newFakeDisk(t)

@@ -181,6 +181,8 @@ func TestFallocate(t *testing.T) {
 		{keep, 1<<63 - 1, 1<<63 - 1, efbig, ""},
 		{0, 1 << 63, 1, efbig, ""},
 		{punch | keep, 0, 1<<64 - 1, efbig, ""},
+		{punch | keep, 0, 1<<63 - 1, fuse.OK, "discard[0 65536]"},
+		{punch | keep, 512, 1<<63 - 1, fuse.OK, "discard[512 65024]"},
 		{0, 0, 0, fuse.EINVAL, ""},
 		{unix.FALLOC_FL_COLLAPSE_RANGE, 0, 4096, notup, ""},
 		{unix.FALLOC_FL_INSERT_RANGE, 0, 4096, notup, ""},
@@ -218,6 +220,20 @@ func TestFallocate(t *testing.T) {
 		if status := f.Fallocate(nil, &fuse.FallocateIn{InHeader: onDisk, Mode: tc.mode, Length: 512}); status != tc.want {
 			t.Errorf("%s that fails with %v: %v, want %v", tc.method, tc.err, status, tc.want)
 		}
+	}
+}
+
+// A range that reads as zero, or has space, from now on is a change of the file.
+func TestFallocateChangesTheTimes(t *testing.T) {
+	f := newTestFileSystem(t, newWritable(nil), Options{})
+	var before, after fuse.AttrOut
+	f.GetAttr(nil, &fuse.GetAttrIn{InHeader: onDisk}, &before)
+	if s := f.Fallocate(nil, &fuse.FallocateIn{InHeader: onDisk, Mode: unix.FALLOC_FL_ZERO_RANGE, Length: 512}); !s.Ok() {
+		t.Fatal(s)
+	}
+	f.GetAttr(nil, &fuse.GetAttrIn{InHeader: onDisk}, &after)
+	if before.Mtime == after.Mtime || after.Mtime != after.Ctime || after.Mtimensec != after.Ctimensec {
+		t.Errorf("the times were %d and %d, and are %d and %d", before.Mtime, before.Ctime, after.Mtime, after.Ctime)
 	}
 }
 
@@ -312,6 +328,7 @@ func TestSetAttr(t *testing.T) {
 		{"same size", set(fuse.FATTR_SIZE, func(in *fuse.SetAttrIn) { in.Size = size }), fuse.OK},
 		{"shrink", set(fuse.FATTR_SIZE, func(in *fuse.SetAttrIn) { in.Size = size - 1 }), fuse.EPERM},
 		{"empty", set(fuse.FATTR_SIZE|fuse.FATTR_FH, func(in *fuse.SetAttrIn) {}), fuse.EPERM},
+		{"a size that is not set", set(fuse.FATTR_MTIME, func(in *fuse.SetAttrIn) { in.Size = 2 * size }), fuse.OK},
 		{"same mode", set(fuse.FATTR_MODE, func(in *fuse.SetAttrIn) { in.Mode = syscall.S_IFREG | 0o640 }), fuse.OK},
 		{"mode", set(fuse.FATTR_MODE, func(in *fuse.SetAttrIn) { in.Mode = 0o666 }), fuse.EPERM},
 		{"set-user-ID", set(fuse.FATTR_MODE, func(in *fuse.SetAttrIn) { in.Mode = 0o4640 }), fuse.EPERM},
@@ -332,6 +349,12 @@ func TestSetAttr(t *testing.T) {
 	times := set(fuse.FATTR_ATIME|fuse.FATTR_MTIME, func(in *fuse.SetAttrIn) { in.Atime, in.Mtime, in.Mtimensec = 1, 2, 3 })
 	if s := f.SetAttr(nil, times, &out); !s.Ok() || out.Atime != 1 || out.Mtime != 2 || out.Mtimensec != 3 {
 		t.Errorf("times: %v, %d and %d.%09d; want 1 and 2.000000003", s, out.Atime, out.Mtime, out.Mtimensec)
+	}
+	for _, valid := range []uint32{fuse.FATTR_ATIME, fuse.FATTR_MTIME} {
+		f.times.change.Store(0)
+		if s := f.SetAttr(nil, set(valid, func(in *fuse.SetAttrIn) { in.Atime, in.Mtime, in.Mtimensec = 1, 2, 3 }), &out); !s.Ok() || out.Ctime == 0 {
+			t.Errorf("times %#x: %v, changed at %d", valid, s, out.Ctime)
+		}
 	}
 	if _, s := f.Write(nil, &fuse.WriteIn{InHeader: onDisk}, []byte("a")); !s.Ok() {
 		t.Fatal(s)
