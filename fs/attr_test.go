@@ -203,3 +203,14 @@ func TestListXAttrAccess(t *testing.T) {
 		}
 	}
 }
+
+// The files of which disk.raw shows something are the image, from a level on, and its parents, and no more.
+func TestSourcesOfTheImage(t *testing.T) {
+	d := newFakeDisk(t)
+	for level := range 3 {
+		sources, err := sourcesOf(d, level)
+		if err != nil || len(sources) != 1 || !sources[0].known {
+			t.Errorf("from level %d on: %+v, %v", level, sources, err)
+		}
+	}
+}

@@ -145,3 +145,12 @@ func TestProtocolDoesNotSerialize(t *testing.T) {
 	close(d.letGo)
 	wg.Wait()
 }
+
+// A line of go-fuse's log is one of ours, whatever it ends with.
+func TestLogOfTheProtocol(t *testing.T) {
+	for text, want := range map[string]string{"": "", "\n": "", "\n\n": "", "a": "a", "a\n": "a", "a\nb\n\n": "a\nb"} {
+		if got := trimNewline([]byte(text)); got != want {
+			t.Errorf("%q becomes %q, want %q", text, got, want)
+		}
+	}
+}

@@ -223,6 +223,24 @@ func TestOpen(t *testing.T) {
 	}
 }
 
+func TestOpenFlags(t *testing.T) {
+	for _, direct := range []bool{false, true} {
+		f := newTestFileSystem(t, newWritable(nil), Options{DirectIO: direct})
+		for flags, write := range map[uint32]bool{syscall.O_RDONLY: false, syscall.O_WRONLY: true, syscall.O_RDWR: true} {
+			var out fuse.OpenOut
+			if s := f.Open(nil, &fuse.OpenIn{InHeader: onDisk, Flags: flags}, &out); !s.Ok() {
+				t.Fatal(s)
+			}
+			if got := out.OpenFlags&fuse.FOPEN_DIRECT_IO != 0; got != direct {
+				t.Errorf("opened with %#x, direct_io %t: passes by the cache: %t", flags, direct, got)
+			}
+			if got := out.OpenFlags&fuse.FOPEN_NOFLUSH == 0; got != write || (out.Fh == writeHandle) != write {
+				t.Errorf("opened with %#x: a close is told: %t, handle %d", flags, got, out.Fh)
+			}
+		}
+	}
+}
+
 var raceDetector bool
 
 // The read path allocates nothing once its reply has room.
