@@ -42,6 +42,20 @@ func TestSnapshotThatPanics(t *testing.T) {
 	}
 }
 
+// What is too long by itself harms nothing.
+func TestSnapshotWithALongName(t *testing.T) {
+	s := &snapshotter{disk: panicDisk{&fakeDisk{writable: true}}}
+	id := strings.Repeat("<", mounts.MaxXAttrSize/4) // of which JSON makes six characters each
+	if status := s.set([]byte(`{"id":"` + id + `"}`)); status != fuse.OK {
+		t.Fatal(status)
+	}
+	s.running.Wait()
+	var told mounts.Snapshot
+	if err := json.Unmarshal([]byte(s.xattrs()[mounts.SnapshotXAttr]), &told); err != nil || told.ID != id || told.Running {
+		t.Errorf("told is %t, %v", told.Running, err)
+	}
+}
+
 // A snapshot is asked for and told of by an attribute, one at a time, by root and the owner alone.
 func TestSnapshotAttribute(t *testing.T) {
 	d := &fakeDisk{writable: true, info: vhdx.Info{Path: "/srv/data.vhdx"}, fail: map[string]error{}, snapshots: make(chan struct{})}
