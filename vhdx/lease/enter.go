@@ -276,7 +276,7 @@ func (l *Lease) settle(first sight, wait time.Duration, strict bool) (sight, err
 
 // expect says that the headers are as they were seen, and confirms the lease by that.
 func (l *Lease) expect(s sight) {
-	l.may = s.both()
+	l.may, l.failed = s.both(), [2]int{}
 	l.header, l.slot = s.header, s.slot
 	l.confirmed.Store(int64(s.at))
 }
@@ -327,7 +327,7 @@ func (l *Lease) writeBoth(h ondisk.Header, slot int) error {
 		if err := l.put(b, slot); err != nil {
 			return err
 		}
-		l.may[slot], l.header, l.slot = [][]byte{b}, h, slot
+		l.may[slot], l.failed[slot], l.header, l.slot = [][]byte{b}, 0, h, slot
 	}
 	return nil
 }

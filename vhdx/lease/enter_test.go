@@ -731,6 +731,61 @@ func TestOlderHeadersAreForeign(t *testing.T) {
 	}
 }
 
+// A header that could not be written leaves the old one or the new one, also after a sync. Neither is that of another host, and
+// what is written later makes both foreign.
+func TestHeaderThatFailed(t *testing.T) {
+	for _, there := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := plainStorage()
+			h, f := s.enter(t, "a", Options{})
+			header, slot := f.Header()
+			before := s.has()[slot]
+			var failed [][ondisk.HeaderSize]byte
+			h.do(func(call string) error {
+				if call == "write header" {
+					return unix.ENOSPC
+				}
+				return nil
+			})
+			for range 2 {
+				header.SequenceNumber += 2
+				b := header.Encode()
+				if _, err := f.WriteAt(b[:], ondisk.HeaderOffsets[slot]); !errors.Is(err, unix.ENOSPC) {
+					t.Fatal(err)
+				}
+				failed = append(failed, *b)
+				if err := f.Sync(); err != nil {
+					t.Error(err)
+				}
+			}
+			h.do(nil)
+			if there {
+				s.put(slot, failed[1])
+			}
+			time.Sleep(2 * Usual.Length)
+			if err := f.Sync(); err != nil {
+				t.Errorf("the failed header is there: %t; the next sync: %v", there, err)
+			}
+			header.SequenceNumber += 2
+			if _, err := f.WriteAt(header.Encode()[:], ondisk.HeaderOffsets[slot]); err != nil {
+				t.Error(err)
+			}
+			if err := f.Sync(); err != nil {
+				t.Error(err)
+			}
+			if n := len(f.may[slot]); n != 1 {
+				t.Errorf("%d contents are kept", n)
+			}
+			s.put(slot, before)
+			time.Sleep(2 * Usual.Beat)
+			if !errors.Is(f.Err(), ErrTakenOver) {
+				t.Errorf("with the old header: %v", f.Err())
+			}
+			_ = f.Close()
+		})
+	}
+}
+
 // A sync says that all is durable only if the image was this host's at its end.
 func TestSyncChecksAtItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -96,12 +96,14 @@ func (f *File) writeHeader(p []byte, off int64) (int, error) {
 	f.may[slot] = append(f.may[slot], append([]byte(nil), p...))
 	n, err := f.File.WriteAt(p, off)
 	if err != nil {
+		f.failed[slot]++
 		f.unsure = f.unsure || !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT)
 		// The other header may be the only one that tells of the last change, and the mark of another host may have come into its
 		// place since it was read last. Nothing that rests on it is told durable before it was read again.
 		f.confirmed.Store(int64(never))
 		return n, err
 	}
+	f.failed[slot] = 0
 	if decodeErr == nil {
 		f.header, f.slot = h, slot
 	}
@@ -124,12 +126,13 @@ func (f *File) Sync() error {
 	return f.Check()
 }
 
-// newest returns the number of the newest content of each header.
+// newest returns the number of the newest content of each header that was written without an error. A sync of a later one that
+// was not leaves open which of them is there.
 func (f *File) newest() (n [2]int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range n {
-		n[i] = f.dropped[i] + len(f.may[i]) - 1
+		n[i] = f.dropped[i] + len(f.may[i]) - 1 - f.failed[i]
 	}
 	return n
 }

@@ -81,6 +81,7 @@ type Lease struct {
 	mu       mutex         // held while headers are read or written; guards what follows
 	may      [2][][]byte   // what each place may hold, if nobody else has written there; the last one is the newest
 	dropped  [2]int        // how many there were before the first of may
+	failed   [2]int        // how many of the last ones may not have been written, after an error
 	header   ondisk.Header // the newest of them
 	slot     int           // of the newest
 	torn     int           // how often in a row they did not look like headers
