@@ -621,6 +621,43 @@ func TestLossNamesTheOther(t *testing.T) {
 	}
 }
 
+// Each time that a header is read while it is written is another one: only several in a row say that it stays damaged.
+func TestTornHeadersNotInARow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := plainStorage()
+		_, f := s.enter(t, "a", Options{})
+		time.Sleep(Usual.Beat / 2)
+		for range 2 * maxTorn {
+			good := s.has()[0]
+			s.put(0, [ondisk.HeaderSize]byte{})
+			time.Sleep(Usual.Beat)
+			s.put(0, good)
+			time.Sleep(Usual.Beat)
+		}
+		if err := errors.Join(f.Err(), f.Truncate(1), f.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// An image that ends because of another one is lost as if it was taken over itself, once.
+func TestEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, f := plainStorage().enter(t, "a", Options{})
+		var told []error
+		f.WhenLost(func(err error) { told = append(told, err) })
+		lost := errors.New("lost")
+		f.End(lost)
+		f.End(errors.New("again"))
+		if len(told) != 1 || told[0] != lost || f.Err() != lost || f.Truncate(1) != lost || len(h.called()) != 0 {
+			t.Errorf("told %v, the error is %v", told, f.Err())
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // The headers say that the image is closed only if it is clean and nothing has failed whose outcome is not known.
 func TestCloseAfterAnError(t *testing.T) {
 	failAt := func(at string, e error) func(*testing.T, *plainHost, *File) {
