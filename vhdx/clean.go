@@ -77,7 +77,7 @@ func (w *writer) giveBack()      { w.space.giveBack() }
 // The log is empty, so no entry speaks of the larger size, and the caller holds the gate alone, and the committer's mu. The cut is a
 // change of the file, which the headers tell of.
 func (w *writer) shrink() error {
-	if w.file.IsDevice() {
+	if w.file.IsDevice() || !w.knowsSpace() {
 		return nil
 	}
 	end, size := w.space.usedEnd()
@@ -96,4 +96,18 @@ func (w *writer) shrink() error {
 		return fmt.Errorf("shrink the image to %d bytes: %w", end, err)
 	}
 	return nil
+}
+
+// knowsSpace reports whether it is known which space of the file is free. After a replay, which is a change of the file, it may not
+// be known yet, and nothing waits for it here: the space stays, for a writer that comes later.
+func (w *writer) knowsSpace() bool {
+	if w.space.settled.Load() {
+		return true
+	}
+	l := w.current()
+	if !l.wasValidated() || l.mayGrow() != nil {
+		return false
+	}
+	w.space.settle(l)
+	return true
 }

@@ -475,3 +475,36 @@ func TestLateScanNotWhereItMatters(t *testing.T) {
 		t.Errorf("a small BAT was not validated at once, or %v", err)
 	}
 }
+
+// A heldAgain is a file whose scan waits only after something was changed.
+type heldAgain struct{ *heldFile }
+
+func (f heldAgain) ReadAt(p []byte, off int64) (int, error) {
+	if f.changes.Load() == 0 {
+		return f.memFile.ReadAt(p, off)
+	}
+	return f.heldFile.ReadAt(p, off)
+}
+
+// An image whose log was replayed is made clean, as by a close, before it is known which space of its file is free: nothing is cut
+// off then.
+func TestLateScanCutsNothingOff(t *testing.T) {
+	f, held := largeBAT(func(im *image) { im.logPages(im.batOff); im.nameLog() })
+	size := held.size
+	im := openLate(t, heldAgain{held}, Options{Writable: true})
+	if err := im.Clean(); err != nil {
+		t.Error(err)
+	}
+	if err := im.writer.close(); err != nil {
+		t.Error(err)
+	}
+	if held.size < size {
+		t.Errorf("the file was cut off at %d MiB, of %d", held.size/ondisk.MiB, size/ondisk.MiB)
+	}
+	close(held.release)
+	again, err := loadReadOnly(held.memFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkRead(t, again, f, 2*ondisk.TiB-4096)
+}
