@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -17,25 +16,19 @@ import (
 
 // A gluster is a volume with three replicas: servers s1 to s3, and clients a and b, which mount it.
 type gluster struct {
-	t       *testing.T
-	prefix  string // of the names of network namespaces
+	*cluster
 	servers [3]int // process numbers of the glusterds
 }
 
-// The hosts by their names, and the last number of their addresses.
-var addresses = map[string]int{"s1": 11, "s2": 12, "s3": 13, "a": 21, "b": 22}
-
-func address(host string) string { return fmt.Sprintf("10.99.0.%d", addresses[host]) }
-
-// up sets the volume up. The end of the test takes it down.
-func up(t *testing.T) *gluster {
+// upGluster sets the volume up. The end of the test takes it down.
+func upGluster(t *testing.T) *gluster {
 	t.Helper()
-	if !*wanted {
-		t.Skip("needs a GlusterFS: run make test-cluster")
+	if *storage != "gluster" {
+		t.Skip("this is a test of GlusterFS")
 	}
-	g := &gluster{t: t, prefix: fmt.Sprintf("vc%d", os.Getpid())}
-	t.Cleanup(g.down)
-	g.network()
+	g := &gluster{cluster: newCluster(t, "s1", "s2", "s3")}
+	g.client = func(host string) []int { return g.pids(host, "^[^ ]*glusterfs .*"+g.view(host)+" *$") }
+	g.after = append(g.after, g.forgetBricks)
 	for i := range g.servers {
 		g.serve(i)
 	}
@@ -63,47 +56,9 @@ func up(t *testing.T) *gluster {
 	return g
 }
 
-func (g *gluster) netns(host string) string { return g.prefix + host }
-
 // directory is a path below the directory of server i.
 func (g *gluster) directory(i int, name string) string {
 	return filepath.Join(work, fmt.Sprintf("s%d", i+1), name)
-}
-
-// network makes the network namespaces, and a bridge between them.
-func (g *gluster) network() {
-	sw := g.netns("sw")
-	ip(g.t, "netns", "add", sw)
-	ip(g.t, "-n", sw, "link", "add", "sw", "type", "bridge")
-	ip(g.t, "-n", sw, "link", "set", "sw", "up")
-	for host := range addresses {
-		ns := g.netns(host)
-		ip(g.t, "netns", "add", ns)
-		ip(g.t, "-n", ns, "link", "set", "lo", "up")
-		ip(g.t, "-n", sw, "link", "add", "to-"+host, "type", "veth", "peer", "name", "net", "netns", ns)
-		ip(g.t, "-n", sw, "link", "set", "to-"+host, "master", "sw", "up")
-		ip(g.t, "-n", ns, "addr", "add", address(host)+"/24", "dev", "net")
-		ip(g.t, "-n", ns, "link", "set", "net", "up")
-	}
-}
-
-func ip(t *testing.T, args ...string) {
-	t.Helper()
-	must(t, "ip", args...)
-}
-
-// link cuts a host off, or brings it back.
-func (g *gluster) link(host, state string) {
-	g.t.Helper()
-	// Not ip -n, which makes a mount namespace: that waits where the server of a mount is stopped.
-	if out, err := g.onHost("sw", "ip", "link", "set", "to-"+host, state).CombinedOutput(); err != nil {
-		g.t.Fatalf("ip link set %s: %v\n%s", state, err, out)
-	}
-}
-
-// onHost is a command in the network of a host.
-func (g *gluster) onHost(host string, args ...string) *exec.Cmd {
-	return exec.Command("nsenter", append([]string{"--net=/run/netns/" + g.netns(host)}, args...)...)
 }
 
 // serverScript starts a server with directories of its own where the program has fixed ones.
@@ -161,9 +116,6 @@ func (g *gluster) must(args ...string) string {
 	return out
 }
 
-// view is the directory in which a client sees the volume.
-func (g *gluster) view(client string) string { return filepath.Join(work, "view-"+client) }
-
 func (g *gluster) mountClient(client string) {
 	g.t.Helper()
 	dir := g.view(client)
@@ -174,19 +126,6 @@ func (g *gluster) mountClient(client string) {
 	if err != nil {
 		g.t.Fatalf("mount the volume: %v\n%s", err, out)
 	}
-}
-
-// pids returns the processes of a host whose command lines match.
-func (g *gluster) pids(host, pattern string) (pids []int) {
-	out, _ := exec.Command("ip", "netns", "pids", g.netns(host)).Output()
-	for _, word := range strings.Fields(string(out)) {
-		line, err := os.ReadFile("/proc/" + word + "/cmdline")
-		line = bytes.ReplaceAll(line, []byte{0}, []byte{' '})
-		if n, nerr := strconv.Atoi(word); err == nil && nerr == nil && regexp.MustCompile(pattern).Match(line) {
-			pids = append(pids, n)
-		}
-	}
-	return pids
 }
 
 // killBrick kills the server process of brick i.
@@ -208,11 +147,7 @@ func (g *gluster) startBricks() {
 	g.t.Helper()
 	g.must("volume", "start", "v", "force")
 	for _, client := range []string{"a", "b"} {
-		eventually(g.t, client+" reaches all replicas", func() bool {
-			state, err := os.ReadFile(filepath.Join(g.view(client), ".meta/graphs/active/v-replicate-0/private"))
-			up := regexp.MustCompile(`(?m)^child_up\[\d\] = 1$`).FindAll(state, -1)
-			return err == nil && len(up) == len(g.servers)
-		})
+		eventually(g.t, client+" reaches all replicas", func() bool { return g.reached(client) == len(g.servers) })
 	}
 	eventually(g.t, "the replicas are healed", func() bool {
 		out, err := g.try("volume", "heal", "v", "info", "summary")
@@ -220,47 +155,19 @@ func (g *gluster) startBricks() {
 	})
 }
 
-// down takes everything down.
-func (g *gluster) down() {
-	for _, c := range []string{"a", "b"} {
-		_ = exec.Command("umount", "-l", g.view(c)).Run()
-	}
-	for host := range addresses {
-		for _, pid := range g.pids(host, "") {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
+// reached returns how many replicas a client reaches.
+func (g *gluster) reached(client string) int {
+	state, _ := os.ReadFile(filepath.Join(g.view(client), ".meta/graphs/active/v-replicate-0/private"))
+	return len(regexp.MustCompile(`(?m)^child_up\[\d\] = 1$`).FindAll(state, -1))
+}
+
+// forgetBricks unmounts and removes the bricks.
+func (g *gluster) forgetBricks() {
 	for i := range g.servers {
 		eventually(g.t, "the bricks are unused", func() bool {
 			_, err := os.Stat(g.directory(i, "brick/v"))
 			return err != nil || exec.Command("umount", g.directory(i, "brick")).Run() == nil
 		})
-	}
-	for _, host := range []string{"s1", "s2", "s3", "a", "b", "sw"} {
-		_ = exec.Command("ip", "netns", "del", g.netns(host)).Run()
-	}
-	for i := range g.servers {
 		_ = os.RemoveAll(g.directory(i, ""))
 	}
-}
-
-// patience bounds what must come.
-const patience = 120 * time.Second
-
-func eventually(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !done(); time.Sleep(200 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
-}
-
-func must(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -97,8 +98,20 @@ type loader struct {
 	last       error
 }
 
-// load has a writer write to random slots. It goes on after errors.
+// load has a writer write to random slots, with a sync after each write. It goes on after errors.
 func (l *ledger) load(t *testing.T, disk string, writer uint64) *loader {
+	t.Helper()
+	return l.loadBy(t, disk, writer, (*os.File).Sync)
+}
+
+// loadUnsynced is load without syncs: what it writes may be there or not.
+func (l *ledger) loadUnsynced(t *testing.T, disk string, writer uint64) *loader {
+	t.Helper()
+	return l.loadBy(t, disk, writer, nil)
+}
+
+// loadBy is load with a function that makes durable what was written, or nil.
+func (l *ledger) loadBy(t *testing.T, disk string, writer uint64, sync func(*os.File) error) *loader {
 	t.Helper()
 	f, err := os.OpenFile(disk, os.O_RDWR, 0)
 	if err != nil {
@@ -117,11 +130,12 @@ func (l *ledger) load(t *testing.T, disk string, writer uint64) *loader {
 			}
 			r := l.try(writer, rng.Uint64N(slots))
 			_, err := f.WriteAt(r.page(), int64(r.slot)*slotStride)
-			if err == nil {
-				err = f.Sync()
+			if err == nil && sync != nil {
+				if err = sync(f); err == nil {
+					l.sync(r)
+				}
 			}
 			if err == nil {
-				l.sync(r)
 				w.wrote++
 				continue
 			}
@@ -152,6 +166,43 @@ func (l *ledger) loadFor(t *testing.T, disk string, writer uint64, d time.Durati
 	w := l.load(t, disk, writer)
 	time.Sleep(d)
 	return w.stop()
+}
+
+// fill writes a record to each slot, and syncs them all.
+func (l *ledger) fill(t *testing.T, disk string, writer uint64) {
+	t.Helper()
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var all []record
+	for slot := range uint64(slots) {
+		r := l.try(writer, slot)
+		if _, err := f.WriteAt(r.page(), int64(slot)*slotStride); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, r)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		l.sync(r)
+	}
+}
+
+// clone returns a ledger for a disk that holds what this one does.
+func (l *ledger) clone() *ledger {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := newLedger()
+	c.next = l.next
+	maps.Copy(c.synced, l.synced)
+	for slot, tried := range l.tried {
+		c.tried[slot] = maps.Clone(tried)
+	}
+	return c
 }
 
 // check compares the disk with what its writers were told.

@@ -11,8 +11,10 @@ import (
 )
 
 var (
-	wanted = flag.Bool("cluster", false, "set up a GlusterFS and run the tests on it")
-	races  = flag.Int("races", 100, "how often two hosts race for one image")
+	wanted  = flag.Bool("cluster", false, "set up a storage and run the tests on it")
+	storage = flag.String("storage", "gluster", "which `one`: gluster, nfs4, nfs3 (without locks), cifs or nobrl (without locks)")
+	built   = flag.String("program", "", "the `file` of the program; built if it is not given")
+	races   = flag.Int("races", 100, "how often two hosts race for one image")
 )
 
 // ownNamespace says that the process has a mount namespace of its own already.
@@ -56,6 +58,9 @@ func run(m *testing.M) int {
 	if err := syscall.Mount("tmpfs", "/run/vhdxfs", "tmpfs", 0, ""); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
+	}
+	if program = *built; program != "" {
+		return m.Run()
 	}
 	program = filepath.Join(work, "vhdxfs")
 	build := exec.Command("go", "build", "-o", program, "../..")

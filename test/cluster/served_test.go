@@ -37,50 +37,59 @@ func (s *served) text() string {
 }
 
 // image creates an image on the volume, and returns its name.
-func (g *gluster) image(name string) string {
-	g.t.Helper()
-	must(g.t, program, "create", "--size", "1G", filepath.Join(g.view("a"), name))
+func (c *cluster) image(name string) string {
+	c.t.Helper()
+	must(c.t, program, "create", "--size", "1G", filepath.Join(c.view("a"), name))
 	return name
 }
 
 // mount mounts an image as a host does, and returns nil if it is refused.
-func (g *gluster) mount(host, image string, options ...string) *served {
-	g.t.Helper()
-	s := &served{t: g.t, dir: filepath.Join(work, "mount-"+host), done: make(chan struct{})}
+func (c *cluster) mount(host, image string, options ...string) *served {
+	c.t.Helper()
+	if s, ok := c.tryMount(host, image, options...); ok {
+		return s
+	}
+	return nil
+}
+
+// tryMount is mount that returns a mount that was refused, too, and reports false then.
+func (c *cluster) tryMount(host, image string, options ...string) (s *served, ok bool) {
+	c.t.Helper()
+	s = &served{t: c.t, dir: filepath.Join(work, "mount-"+host+"-"+image), done: make(chan struct{})}
 	s.disk = filepath.Join(s.dir, "disk.raw")
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
-		g.t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	s.cmd = exec.Command(program, append(append([]string{"-f"}, options...), filepath.Join(g.view(host), image), s.dir)...)
+	s.cmd = exec.Command(program, append(append([]string{"-f"}, options...), filepath.Join(c.view(host), image), s.dir)...)
 	s.cmd.Stderr = s
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := s.cmd.Start(); err != nil {
-		g.t.Fatal(err)
+		c.t.Fatal(err)
 	}
 	go func() {
 		_ = s.cmd.Wait()
 		close(s.done)
 	}()
-	g.t.Cleanup(s.remove)
+	c.t.Cleanup(s.remove)
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		select {
 		case <-s.done:
-			return nil
+			return s, false
 		default:
 		}
 		if mounted(s.dir) {
-			return s
+			return s, true
 		}
 	}
-	g.t.Fatalf("the mount neither comes nor is refused\n%s", s.text())
-	return nil
+	c.t.Fatalf("the mount neither comes nor is refused\n%s", s.text())
+	return nil, false
 }
 
 // mountWhenFree mounts an image as soon as it is not refused any more.
-func (g *gluster) mountWhenFree(host, image string) (s *served) {
-	g.t.Helper()
-	eventually(g.t, host+" mounts the image", func() bool {
-		s = g.mount(host, image)
+func (c *cluster) mountWhenFree(host, image string) (s *served) {
+	c.t.Helper()
+	eventually(c.t, host+" mounts the image", func() bool {
+		s = c.mount(host, image)
 		return s != nil
 	})
 	return s
@@ -122,13 +131,13 @@ func (s *served) remove() {
 }
 
 // sound checks the image, and what is on its disk, from a host.
-func (g *gluster) sound(host, image string, l *ledger) {
-	g.t.Helper()
-	must(g.t, program, "check", filepath.Join(g.view(host), image))
-	s := g.mount(host, image, "-o", "ro")
+func (c *cluster) sound(host, image string, l *ledger) {
+	c.t.Helper()
+	must(c.t, program, "check", filepath.Join(c.view(host), image))
+	s := c.mount(host, image, "-o", "ro")
 	if s == nil {
-		g.t.Fatal("the image cannot be read")
+		c.t.Fatal("the image cannot be read")
 	}
-	l.check(g.t, s.disk)
+	l.check(c.t, s.disk)
 	s.end()
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ const freshAlign = 4 << 10 // bytes
 // ReadFresh reads past the kernel's cache, with O_DIRECT by a descriptor of its own where the file system has that, and else by
 // dropping what is cached first.
 func (f *hostFile) ReadFresh(p []byte, off int64) (int, error) {
+	f.lookUp()
 	direct := f.direct()
 	if direct == nil {
 		if err := f.drop(off, int64(len(p))); err != nil {
@@ -33,6 +35,16 @@ func (f *hostFile) ReadFresh(p []byte, off int64) (int, error) {
 		}
 	}
 	return copy(p, buf[:n]), err
+}
+
+// lookUp asks for the file by its name. Only then a storage with replicas learns which of them are current, if another host does
+// not reach all of them: GlusterFS reads from one, and remembers that it was current. A failure is that of a hint.
+func (f *hostFile) lookUp() {
+	if h := f.host(); !h.Shared || !strings.HasPrefix(h.Type, "fuse") {
+		return // the client is the kernel
+	}
+	var st unix.Statx_t
+	_ = unix.Statx(unix.AT_FDCWD, f.PathNow(), unix.AT_STATX_FORCE_SYNC|unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO, &st)
 }
 
 // aligned returns n bytes of memory for O_DIRECT.
