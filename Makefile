@@ -57,9 +57,12 @@ test-long: ## For hours: everything with the race detector, power cuts at every 
 	$(gotestsum) -count=1 -timeout 1h -run 'LosesPower' ./journal -crashruns 50
 	CGO_ENABLED=1 $(gotestsum) -race -count=1 -timeout 6h ./test -long -kills 20
 
-test-vm: ## Boot a virtual machine with systemd, which is kept in the directory VM, to test mounts at boot and at its end
+# VMTEST chooses one of the two.
+VMTEST ?= TestSystemdMachine|TestSharedStorage
+
+test-vm: ## Boot virtual machines, kept in the directory VM, to test mounts at boot, and images on NFS and SMB (VMTEST chooses)
 	@internal/scripts/need $(test_needs) qemu-system-x86:qemu-system-x86_64 mmdebstrap:mmdebstrap
-	$(GO) test -count=1 -timeout 30m -v -run TestSystemdMachine ./test -vm $(VM)
+	$(GO) test -count=1 -timeout 90m -v -run '$(VMTEST)' ./test -vm $(VM)
 
 # CASES chooses among them, such as CASES='Idle|Rolling'. All take about a quarter of an hour. COUNT is how often each runs.
 CASES ?= .
