@@ -19,11 +19,7 @@ import (
 // does that by itself; the process that serves the mount is not asked. It can change nothing else while it runs, so
 // any other option must be one that the mount has. With fake, all is checked and nothing is changed.
 func remount(image, path string, lists []string, fake bool) error {
-	dir, err := mounts.Resolve(path)
-	if err != nil {
-		return err
-	}
-	m, err := mounts.ImageAt(dir)
+	dir, m, err := imageAt(path)
 	switch {
 	case err != nil:
 		return err

@@ -84,12 +84,16 @@ func (u *umountCommand) run(cmd *cobra.Command, args []string) error {
 	return mountError(u.unmount(args[0], cmd.OutOrStdout(), cmd.ErrOrStderr()))
 }
 
-func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
-	dir, err := mounts.Resolve(path)
-	if err != nil {
-		return err
+// imageAt returns the mount of an image at path, and the path without symbolic links. The mount is nil if there is none.
+func imageAt(path string) (dir string, m *mountinfo.Info, err error) {
+	if dir, err = mounts.Resolve(path); err == nil {
+		m, err = mounts.ImageAt(dir)
 	}
-	m, err := mounts.ImageAt(dir)
+	return dir, m, err
+}
+
+func (u *umountCommand) unmount(path string, stdout, stderr io.Writer) error {
+	dir, m, err := imageAt(path)
 	switch {
 	case err != nil:
 		return err

@@ -54,12 +54,7 @@ func mutantsOf(dir string) ([]*mutant, error) {
 		if strings.HasSuffix(path, "_test.go") {
 			continue
 		}
-		src, err := os.ReadFile(path)
-		if err != nil {
-			return nil, err
-		}
-		fset := token.NewFileSet()
-		f, err := parser.ParseFile(fset, path, src, 0)
+		fset, f, src, err := parse(path)
 		if err != nil {
 			return nil, err
 		}
@@ -71,6 +66,17 @@ func mutantsOf(dir string) ([]*mutant, error) {
 		all = append(all, b.mutants...)
 	}
 	return all, nil
+}
+
+// parse reads and parses a file.
+func parse(path string) (*token.FileSet, *ast.File, []byte, error) {
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	fset := token.NewFileSet()
+	f, err := parser.ParseFile(fset, path, src, 0)
+	return fset, f, src, err
 }
 
 // A breaker finds what can be broken in a file.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"go/ast"
-	"go/parser"
 	"go/token"
 	"os"
 	"path/filepath"
@@ -98,12 +97,7 @@ func writeSelection(dir, overlay, temp string, mutants []*mutant) (copies []plac
 	}
 	packageName := ""
 	for file, of := range byFile {
-		src, err := os.ReadFile(filepath.Join(dir, file))
-		if err != nil {
-			return nil, err
-		}
-		fset := token.NewFileSet()
-		f, err := parser.ParseFile(fset, file, src, 0)
+		fset, f, src, err := parse(filepath.Join(dir, file))
 		if err != nil {
 			return nil, err
 		}
