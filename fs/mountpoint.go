@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 )
 
 // CheckMountPoint makes o.MountPoint what the mount table will have, and returns an error where nothing can be
@@ -29,7 +30,7 @@ func (o *Options) CheckMountPoint() error {
 		dead, err := mounts.IsDead(path)
 		switch {
 		case err != nil:
-			return fmt.Errorf("%s is already mounted on %s, and %w; unmount it with: umount -l %[2]s", m.Source, path, err)
+			return fmt.Errorf("%s is already mounted on %s, and %w; unmount it with: umount -l %[4]s", m.Source, path, err, terminal.Shell(path))
 		case dead && !o.KeepStale:
 			if err := o.clearStale(m.Source); err != nil {
 				return err
@@ -112,7 +113,7 @@ func mountPointError(path string, err error) error {
 	case errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("%s is not a directory; the mount point must be one", path)
 	case errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED):
-		return fmt.Errorf("mount point %s holds a dead FUSE mount; remove it with: umount %s", path, path)
+		return fmt.Errorf("mount point %s holds a dead FUSE mount; remove it with: umount %s", path, terminal.Shell(path))
 	}
 	return fmt.Errorf("mount point: %w", err)
 }

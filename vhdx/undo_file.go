@@ -12,6 +12,7 @@ import (
 
 	"github.com/vhdxfs/vhdxfs/internal/newfile"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
@@ -146,24 +147,14 @@ func nthUndoName(image string, n int) string {
 // UndoCommand returns the command that restores what is in an undo file, as a shell takes it: names of virtual machines
 // have spaces. It names the image where that is not beside the undo file.
 func UndoCommand(undoFile, image string) string {
-	args := []string{"vhdxfs check --undo", quoted(undoFile)}
+	args := []string{"vhdxfs check --undo", terminal.Shell(undoFile)}
 	if dirPath(undoFile) != dirPath(image) {
-		args = append(args, quoted(image))
+		args = append(args, terminal.Shell(image))
 	}
 	return strings.Join(args, " ")
 }
 
 func dirPath(path string) string { return filepath.Dir(absolute(path)) }
-
-func quoted(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+,:=@%", r)
-	}
-	if strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
-		s = "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-	}
-	return s
-}
 
 // unfinished returns an error if an undo file beside the image is that of a repair, or of an undo, that was interrupted:
 // only one of the headers tells of it, and the undo file knows all that is there. Such an image is not repaired, since

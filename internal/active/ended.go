@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
@@ -20,7 +21,7 @@ func FindToEnd(name string) (*Mount, error) {
 		return m, err
 	}
 	if hidden := hiddenBy(name); hidden != nil {
-		return nil, fmt.Errorf("%s: the mount of %s on %s is hidden by another one; unmount that first with: umount %[3]s", name, hidden.Image, hidden.MountPoint)
+		return nil, fmt.Errorf("%s: the mount of %s on %s is hidden by another one; unmount that first with: umount %[4]s", name, hidden.Image, hidden.MountPoint, terminal.Shell(hidden.MountPoint))
 	}
 	file, ferr := imagefile.CachedFileID(name)
 	if ferr != nil {

@@ -188,7 +188,7 @@ func notMounted(name string, list []*Mount) error {
 			switch {
 			case m.Image != abs:
 			case !m.trusted: // by its own account, which is no reason to act on it
-				return fmt.Errorf("%s is %w by root or by you, but %w; to unmount that mount, name its mount point: vhdxfs umount %s", name, ErrNotMounted, errByAnother, terminal.Printable(m.MountPoint))
+				return fmt.Errorf("%s is %w by root or by you, but %w; to unmount that mount, name its mount point: vhdxfs umount %s", name, ErrNotMounted, errByAnother, terminal.Shell(m.MountPoint))
 			case m.ImageState != "":
 				return fmt.Errorf("%s is %w: the image that is mounted at %s had this name and was %s; name the mount point to mean that one", name, ErrNotMounted, m.MountPoint, m.ImageState)
 			}

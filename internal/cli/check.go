@@ -164,7 +164,7 @@ func printReport(out io.Writer, size sizeWriter, r *vhdx.Report) error {
 			result += fmt.Sprintf("; %s of the file is unused; unless data is missing from the disk, vhdxfs compact reclaims it", size(r.Leaked))
 		}
 		if r.Advice != "" {
-			if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), r.Advice); err != nil {
+			if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), oneLine(r.Advice)); err != nil {
 				return err
 			}
 		}

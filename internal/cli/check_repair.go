@@ -65,14 +65,14 @@ func printRepair(out io.Writer, size sizeWriter, r *vhdx.RepairReport) error {
 	case len(r.Left) > 0:
 		lines = append(lines, "nothing was changed")
 	case r.Changed:
-		lines = append(lines, fmt.Sprintf("the undo file is %s (%s); to undo the repair, run %s", r.UndoFile, size(r.UndoSize), vhdx.UndoCommand(r.UndoFile, r.Path)))
+		lines = append(lines, fmt.Sprintf("the undo file is %s (%s); to undo the repair, run %s", printable(r.UndoFile), size(r.UndoSize), vhdx.UndoCommand(r.UndoFile, r.Path)))
 	case len(r.Fixes) == 0:
 		lines = append(lines, "nothing to repair")
 	default:
-		lines = append(lines, fmt.Sprintf("nothing was changed; the undo file would be %s (%s)", r.UndoFile, size(r.UndoSize)))
+		lines = append(lines, fmt.Sprintf("nothing was changed; the undo file would be %s (%s)", printable(r.UndoFile), size(r.UndoSize)))
 	}
 	for _, line := range append(lines, r.Advice...) {
-		if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), line); err != nil {
+		if _, err := fmt.Fprintf(out, "%s: %s\n", printable(r.Path), oneLine(line)); err != nil {
 			return err
 		}
 	}

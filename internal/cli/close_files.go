@@ -16,6 +16,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/loop"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 )
 
 func newClose() *cobra.Command {
@@ -151,7 +152,7 @@ func refuseUsed(places []string) error {
 			using := processUsers(p, os.Getpid())
 			for _, m := range table {
 				if below(m.Mountpoint, p) && m.Mountpoint != p && !slices.Contains(places, m.Mountpoint) {
-					using = append(using, fmt.Sprintf("the mount at %s (umount %[1]s)", m.Mountpoint))
+					using = append(using, fmt.Sprintf("the mount at %s (umount %s)", m.Mountpoint, terminal.Shell(m.Mountpoint)))
 				}
 			}
 			if len(using) > 0 {

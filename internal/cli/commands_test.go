@@ -392,13 +392,14 @@ func TestPictureToStandardOutput(t *testing.T) {
 
 func TestOneLine(t *testing.T) {
 	for in, want := range map[string]string{
-		"":                               "",
-		"a":                              "a",
-		"a\nb\n":                         "a; b",
-		"none found; tried:\n  x\n\n  y": "none found; tried: x; y",
-		"open \x1b[31mred\u202e: no":     `open \x1b[31mred\u202e: no`,
-		"a\tb\xffc":                      `a\tb\xffc`,
-		"größer":                         "größer",
+		"":                                     "",
+		"a":                                    "a",
+		"a\x00b\x00":                           "a; b",
+		"none found; tried:\x00  x\x00\x00  y": "none found; tried: x; y",
+		"a\nb":                                 `a\nb`,
+		"open \x1b[31mred\u202e: no":           `open \x1b[31mred\u202e: no`,
+		"a\tb\xffc":                            `a\tb\xffc`,
+		"größer":                               "größer",
 	} {
 		if got := oneLine(in); got != want {
 			t.Errorf("oneLine(%q) = %q, want %q", in, got, want)

@@ -12,6 +12,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/filetree"
 	"github.com/vhdxfs/vhdxfs/internal/partition"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -77,7 +78,7 @@ func (c *compactCommand) run(cmd *cobra.Command, path string) error {
 	var r *compactReport
 	switch m, notMounted := active.Find(path); {
 	case notMounted == nil && c.dryRun:
-		return usageError("%s: mounted on %s; --dry-run needs the image unmounted: vhdxfs detach %[1]s", m.Image, m.MountPoint)
+		return usageError("%s: mounted on %s; --dry-run needs the image unmounted: vhdxfs detach %s", m.Image, m.MountPoint, terminal.Shell(m.Image))
 	case notMounted == nil:
 		before := int64(0)
 		if c.trim {

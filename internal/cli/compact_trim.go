@@ -16,6 +16,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/filesystem"
 	"github.com/vhdxfs/vhdxfs/internal/loop"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 )
 
 // toolWait bounds how long a program of the system may take to end after the command was interrupted.
@@ -136,7 +137,7 @@ func runProgram(ctx context.Context, program string, args ...string) (string, er
 		if ctx.Err() != nil {
 			return "", context.Cause(ctx)
 		}
-		if text := strings.TrimSpace(stderr.String()); text != "" {
+		if text := terminal.Said(stderr.String()); text != "" {
 			err = errors.New(strings.TrimPrefix(text, "vhdxfs: "))
 		}
 		return "", fmt.Errorf("%s: %w", filepath.Base(program)+" "+args[0], err)

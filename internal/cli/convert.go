@@ -15,6 +15,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/internal/newfile"
 	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/internal/vhd"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
@@ -255,7 +256,7 @@ func (c *convertCommand) imageFlags(cmd *cobra.Command, output string) error {
 // it stands for the same disk.
 func (c *copyFlags) toImage(cmd *cobra.Command, input, output string, o vhdx.CreateOptions, keepID bool) error {
 	if output == standardStream {
-		return usageError("only convert writes to standard output: vhdxfs convert -O vhdx %s -", input)
+		return usageError("only convert writes to standard output: vhdxfs convert -O vhdx %s -", terminal.Shell(input))
 	}
 	if convert.IsDevice(output) {
 		return usageError("%s is a block device; an image must be a file. To write the disk itself to the device, use convert -O raw", output)
@@ -433,9 +434,9 @@ func (c *copyFlags) report(cmd *cobra.Command, r copyReport) error {
 // warner returns a function that prints a warning and keeps it for the report.
 func (c *copyFlags) warner(cmd *cobra.Command) func(format string, args ...any) {
 	return func(format string, args ...any) {
-		msg := fmt.Sprintf(format, args...)
+		msg := oneLine(fmt.Sprintf(format, withText(args)...))
 		c.warnings = append(c.warnings, msg)
-		fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: warning: %s\n", oneLine(msg))
+		fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: warning: %s\n", msg)
 	}
 }
 

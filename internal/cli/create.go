@@ -5,6 +5,7 @@ import (
 
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -68,7 +69,7 @@ func (c *createCommand) args(cmd *cobra.Command, args []string) error {
 	}
 	if err := c.size.Set(args[1]); err != nil {
 		if _, swapped := size.Parse(args[0]); swapped == nil {
-			return usageError("%w; the size comes after the image: vhdxfs create %s %s", err, printable(args[1]), printable(args[0]))
+			return usageError("%w; the size comes after the image: vhdxfs create %s %s", err, terminal.Shell(args[1]), terminal.Shell(args[0]))
 		}
 		return usageError("%w", err)
 	}

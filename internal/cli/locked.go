@@ -8,6 +8,7 @@ import (
 
 	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
@@ -28,8 +29,8 @@ func explainLock(err error) error {
 	}
 	st, serr := os.Stat(locked.Path)
 	if m.ImageID != "" && (serr != nil || mounts.FileID(st) != m.ImageID) {
-		return &lockError{fmt.Sprintf("%s: in use by the mount of %s on %s (process %d); unmount it with: vhdxfs detach %[2]s",
-			locked.Path, m.Image, m.MountPoint, m.PID), err}
+		return &lockError{fmt.Sprintf("%s: in use by the mount of %s on %s (process %d); unmount it with: vhdxfs detach %s",
+			locked.Path, m.Image, m.MountPoint, m.PID, terminal.Shell(m.Image)), err}
 	}
 	return alreadyMountedError(locked.Path, m, err)
 }
@@ -40,7 +41,7 @@ func alreadyMountedError(path string, m *active.Mount, err error) error {
 	if m.Mode == "ro" {
 		how = "read-only"
 	}
-	return &lockError{fmt.Sprintf("%s: already mounted %s on %s (process %d); unmount it with: vhdxfs detach %[1]s", path, how, m.MountPoint, m.PID), err}
+	return &lockError{fmt.Sprintf("%s: already mounted %s on %s (process %d); unmount it with: vhdxfs detach %s", path, how, m.MountPoint, m.PID, terminal.Shell(path)), err}
 }
 
 // A lockError says in other words what err is.
@@ -72,7 +73,7 @@ func openLocked(path string, o vhdx.Options, warn io.Writer) (*vhdx.Image, error
 		if !unknown && (!ok || locked.Writes) {
 			return im, explainLock(err)
 		}
-		fmt.Fprintf(warn, "vhdxfs: warning: %s; opening it for writing because of lock=try; two programs that write an image destroy it\n", oneLine(err.Error()))
+		fmt.Fprintf(warn, "vhdxfs: warning: %s; opening it for writing because of lock=try; two programs that write an image destroy it\n", oneLine(terminal.Text(err)))
 		o.Lock = vhdx.LockTry
 	}
 	im, err := vhdx.Open(path, o)

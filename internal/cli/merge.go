@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
@@ -155,7 +156,7 @@ func (c *mergeCommand) checkChildren(taking, chain []string) error {
 		case !sameFile(child.parent, path):
 			lost = append(lost, child.path)
 		case c.merge.Delete && !c.merge.KeepName:
-			return usageError("%s is a child of %s; use --keep-name, or omit --delete and then run vhdxfs set-parent %[1]s PARENT", child.path, path)
+			return usageError("%s is a child of %s; use --keep-name, or omit --delete and then run vhdxfs set-parent %s PARENT", child.path, path, terminal.Shell(child.path))
 		}
 	}
 	if len(lost) > 0 && !c.force {

@@ -17,6 +17,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/delta"
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/internal/vhd"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
@@ -44,9 +45,9 @@ func openVHD(j *mountJob, log *logrus.Logger) (openDisk, error) {
 	path := j.Mount.Image
 	switch {
 	case j.Mount.Overlay != "":
-		return nil, fmt.Errorf("%s is an old VHD image, which cannot have an overlay; convert it first: vhdxfs convert %[1]s disk.vhdx", path)
+		return nil, fmt.Errorf("%s is an old VHD image, which cannot have an overlay; convert it first: vhdxfs convert %s disk.vhdx", path, terminal.Shell(path))
 	case !j.ReadOnly && !j.ROFallback:
-		return nil, fmt.Errorf("%s is an old VHD image, which can only be mounted read-only; use -o ro, or convert it first: vhdxfs convert %[1]s disk.vhdx", path)
+		return nil, fmt.Errorf("%s is an old VHD image, which can only be mounted read-only; use -o ro, or convert it first: vhdxfs convert %s disk.vhdx", path, terminal.Shell(path))
 	case !j.ReadOnly:
 		log.Warnf("%s is an old VHD image; it is mounted read-only", path)
 	}

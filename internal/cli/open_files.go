@@ -15,6 +15,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/filesystem"
 	"github.com/vhdxfs/vhdxfs/internal/mountoption"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 )
 
 // An openCommand attaches an image and mounts the file systems on it, or leaves nothing behind.
@@ -174,7 +175,7 @@ func (c *openCommand) openedAt(m *active.Mount, chosen []*openVolume, dir string
 			base = strings.TrimSuffix(at, "/"+names[i])
 		}
 		if len(v.places) > 1 || len(chosen) > 1 && base == at || want != "" && want != base {
-			return "", fmt.Errorf("%s: %s is already mounted on %s; to unmount all of it, run: vhdxfs close %s", m.Image, v.name(), strings.Join(v.places, ", "), m.Image)
+			return "", fmt.Errorf("%s: %s is already mounted on %s; to unmount all of it, run: vhdxfs close %s", m.Image, v.name(), strings.Join(v.places, ", "), terminal.Shell(m.Image))
 		}
 		want = base
 		v.settle(at)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,13 +10,16 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -57,7 +61,7 @@ func reportError(w io.Writer, name string, err error, asJSON bool) {
 
 // message returns the text of an error. What the system says of a file begins with the file, as everything else does.
 func message(err error) string {
-	msg := err.Error()
+	msg := terminal.Text(err)
 	var path *fs.PathError
 	if !errors.As(err, &path) {
 		return msg
@@ -89,7 +93,7 @@ func wantsJSON(cmd *cobra.Command, args []string) bool {
 // warn writes a warning, unless -q was given.
 func warn(cmd *cobra.Command, format string, args ...any) {
 	if !isQuiet(cmd) {
-		fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: warning: %s\n", oneLine(fmt.Sprintf(format, args...)))
+		fmt.Fprintf(cmd.ErrOrStderr(), "vhdxfs: warning: %s\n", oneLine(fmt.Sprintf(format, withText(args)...)))
 	}
 }
 
@@ -103,7 +107,7 @@ func (messageFormatter) Format(e *logrus.Entry) ([]byte, error) {
 	}
 	msg := e.Message
 	if err, ok := e.Data[logrus.ErrorKey]; ok {
-		msg += fmt.Sprintf(": %v", err)
+		msg += fmt.Sprintf(": %v", withText([]any{err})...)
 	}
 	var fields []string
 	for _, k := range sortedKeys(e.Data) {
@@ -133,24 +137,41 @@ func writeJSON(w io.Writer, v any) error {
 }
 
 // encode returns v as JSON. A byte of a string that is not UTF-8, as a path may have, becomes \udcXX, a lone surrogate:
-// as Python has it, which reads it back as that byte.
+// as Python has it, which reads it back as that byte. Characters that cannot be printed become \uXXXX.
 func encode(v any, indent string) ([]byte, error) {
 	b, err := encodeValid(v, indent)
-	if err != nil || !strings.Contains(string(b), `\ufffd`) { // which stands for such a byte only
-		return b, err
+	if err != nil {
+		return nil, err
+	}
+	if !strings.Contains(string(b), `\ufffd`) { // which stands for such a byte only
+		return escapeUnprintable(b, false), nil
 	}
 	if b, err = encodeValid(escapeBytes(reflect.ValueOf(v)).Interface(), indent); err != nil {
 		return nil, err
 	}
-	var out strings.Builder
+	return escapeUnprintable(b, true), nil
+}
+
+// escapeUnprintable escapes what a terminal would obey in JSON, and bytes that placeholders stand for. Line feeds in it are no part
+// of a string.
+func escapeUnprintable(b []byte, placeholders bool) []byte {
+	if !bytes.ContainsFunc(b, func(r rune) bool { return r != '\n' && !strconv.IsPrint(r) }) {
+		return b
+	}
+	var out []byte
 	for _, r := range string(b) {
-		if c := r - bytePlaceholder; c >= 0x80 && c <= 0xFF {
-			fmt.Fprintf(&out, `\udc%02x`, c)
-		} else {
-			out.WriteRune(r)
+		switch c := r - bytePlaceholder; {
+		case placeholders && c >= 0x80 && c <= 0xFF:
+			out = fmt.Appendf(out, `\udc%02x`, c)
+		case r == '\n' || strconv.IsPrint(r):
+			out = utf8.AppendRune(out, r)
+		default:
+			for _, u := range utf16.AppendRune(nil, r) {
+				out = fmt.Appendf(out, `\u%04x`, u)
+			}
 		}
 	}
-	return []byte(out.String()), nil
+	return out
 }
 
 func encodeValid(v any, indent string) ([]byte, error) {

@@ -12,6 +12,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/partition"
 	sizes "github.com/vhdxfs/vhdxfs/internal/size"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -113,11 +114,11 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, to string) error {
 func resizeMounted(path string, m *active.Mount) error {
 	switch {
 	case m.State == active.Dead:
-		return fmt.Errorf("%s: mounted on %s by a server that has died; unmount it first: vhdxfs detach %[2]s", path, m.MountPoint)
+		return fmt.Errorf("%s: mounted on %s by a server that has died; unmount it first: vhdxfs detach %s", path, m.MountPoint, terminal.Shell(m.MountPoint))
 	case m.Mode == "ro":
-		return fmt.Errorf("%s: mounted read-only on %s; unmount it first: vhdxfs detach %[2]s", path, m.MountPoint)
+		return fmt.Errorf("%s: mounted read-only on %s; unmount it first: vhdxfs detach %s", path, m.MountPoint, terminal.Shell(m.MountPoint))
 	case m.Partition != 0:
-		return fmt.Errorf("%[2]s: partition %[1]d is mounted on %[3]s; unmount it first: vhdxfs detach %[3]s", m.Partition, path, m.MountPoint)
+		return fmt.Errorf("%s: partition %d is mounted on %s; unmount it first: vhdxfs detach %s", path, m.Partition, m.MountPoint, terminal.Shell(m.MountPoint))
 	}
 	return fmt.Errorf("%s: mounted on %s; enlarge it there with truncate -s SIZE %s, or unmount it first", path, m.MountPoint, m.Disk())
 }

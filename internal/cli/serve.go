@@ -12,6 +12,7 @@ import (
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
 	"github.com/vhdxfs/vhdxfs/internal/monitor"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -161,7 +162,7 @@ func abandon(server *mount.Server, log *logrus.Logger) error {
 	if err := server.Stop(); err != nil {
 		return fmt.Errorf("write %s: %w; synced data is safe and is restored by the next mount", server.Image(), err)
 	}
-	return fmt.Errorf("the monitor process has ended; %s is clean; remove the dead mount with: umount %s", server.Image(), server.MountPoint())
+	return fmt.Errorf("the monitor process has ended; %s is clean; remove the dead mount with: umount %s", server.Image(), terminal.Shell(server.MountPoint()))
 }
 
 // wait is Wait as part of an expression.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vhdxfs/vhdxfs/internal/active"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 )
 
 // newUmountHelper returns the command that umount(8) calls for a mount of the type fuse.vhdxfs:
@@ -174,14 +175,14 @@ func (u *umountCommand) takeAway(dir string, hangs bool) error {
 }
 
 func (u *umountCommand) say(w io.Writer, format string, args ...any) {
-	fmt.Fprintf(w, "%s: %s\n", u.name, oneLine(fmt.Sprintf(format, args...)))
+	fmt.Fprintf(w, "%s: %s\n", u.name, oneLine(fmt.Sprintf(format, withText(args)...)))
 }
 
 // heldElsewhere tells the user that the process does not end yet, and reports whether waiting is useless: the disk is also
 // mounted in another place, or other mount namespaces, such as containers, still have the mount.
 func (u *umountCommand) heldElsewhere(dir, device string, pid int, stderr io.Writer) bool {
 	if at := mountedAt(device); at != "" {
-		u.say(stderr, "%s is unmounted, but also mounted on %s (umount %[2]s)", dir, at)
+		u.say(stderr, "%s is unmounted, but also mounted on %s (umount %s)", dir, at, terminal.Shell(at))
 		return true
 	}
 	if p := namespaceWith(device); p != "" {

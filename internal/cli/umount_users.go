@@ -13,6 +13,7 @@ import (
 
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/internal/processes"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 )
 
 // maxUsers bounds how many processes are named.
@@ -30,7 +31,7 @@ func mountUsers(dir string) []string {
 	users := loopUsers(dir, table)
 	for _, m := range table {
 		if below(m.Mountpoint, dir) && m.Mountpoint != dir {
-			users = append(users, fmt.Sprintf("the mount at %s (umount %s)", m.Mountpoint, m.Mountpoint))
+			users = append(users, fmt.Sprintf("the mount at %s (umount %s)", m.Mountpoint, terminal.Shell(m.Mountpoint)))
 		}
 	}
 	return append(users, processUsers(dir, os.Getpid(), helped())...)

@@ -7,6 +7,8 @@ import (
 	"io"
 	"strconv"
 	"strings"
+
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 )
 
 // A Kind is what something holds.
@@ -213,7 +215,7 @@ func (k *Kind) Advice(path string) string {
 		if path == "-" { // its begin has not told
 			return "-f vhd reads it as that"
 		}
-		return fmt.Sprintf("mount it read-only, or convert it first: vhdxfs convert %s disk.vhdx", name)
+		return fmt.Sprintf("mount it read-only, or convert it first: vhdxfs convert %s disk.vhdx", terminal.Shell(name))
 	case compressed:
 		if path == "-" {
 			return "decompress it first: put " + k.tool + " into the pipe"
@@ -224,9 +226,9 @@ func (k *Kind) Advice(path string) string {
 	}
 	switch k {
 	case DamagedVHDX:
-		return fmt.Sprintf("run vhdxfs check %s; vhdxfs convert --skip-errors copies what is readable", name)
+		return fmt.Sprintf("run vhdxfs check %s; vhdxfs convert --skip-errors copies what is readable", terminal.Shell(name))
 	case GPT, MBR:
-		return fmt.Sprintf("attach a raw disk with: losetup --find --show --partscan %s", name)
+		return fmt.Sprintf("attach a raw disk with: losetup --find --show --partscan %s", terminal.Shell(name))
 	}
 	return ""
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 )
 
 // undoPatience is how long it may take to detach a device again whose attach failed halfway.
@@ -213,7 +215,7 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 		if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		if msg := strings.TrimSpace(stderr.String()); msg != "" {
+		if msg := terminal.Said(stderr.String()); msg != "" {
 			return "", errors.New(msg)
 		}
 		return "", fmt.Errorf("%s: %w", name, err)

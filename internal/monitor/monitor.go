@@ -29,6 +29,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/erofs"
 	"github.com/vhdxfs/vhdxfs/internal/fault"
 	"github.com/vhdxfs/vhdxfs/internal/mounts"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
@@ -126,7 +127,7 @@ func (a *answer) setError(err error) {
 	if err == nil {
 		return
 	}
-	a.Error = []byte(err.Error())
+	a.Error = []byte(terminal.OneLine(terminal.Text(err)))
 	a.NoFUSE = errors.Is(err, mounts.ErrNoFUSE)
 	if !errors.As(err, &a.Errno) && errors.Is(err, os.ErrPermission) {
 		a.Errno = unix.EPERM
@@ -328,7 +329,7 @@ func (*logCollector) Levels() []logrus.Level { return logrus.AllLevels }
 func (l *logCollector) Fire(e *logrus.Entry) error {
 	text := e.Message
 	if err, ok := e.Data[logrus.ErrorKey].(error); ok {
-		text += ": " + err.Error()
+		text += ": " + terminal.OneLine(terminal.Text(err))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -39,6 +39,36 @@ func Printable(s string) string {
 	return strconv.Quote(s)
 }
 
+// Shell returns s as a shell takes it for one word, in a command that people copy. With quotes where it is not plain, and with the
+// escapes of bash, zsh and ksh where it has something else in it than what can be printed.
+func Shell(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+,:=@%", r)
+	}
+	switch {
+	case !isPrintable(s):
+		var b strings.Builder
+		for len(s) > 0 {
+			r, n := utf8.DecodeRuneInString(s)
+			switch {
+			case r == '\'' || r == '\\':
+				b.WriteString(`\` + s[:n])
+			case n > 1 && strconv.IsPrint(r) || n == 1 && r < utf8.RuneSelf && strconv.IsPrint(r):
+				b.WriteString(s[:n])
+			default:
+				for _, c := range []byte(s[:n]) {
+					fmt.Fprintf(&b, `\%03o`, c)
+				}
+			}
+			s = s[n:]
+		}
+		return "$'" + b.String() + "'"
+	case s == "" || strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }):
+		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	}
+	return s
+}
+
 func isPrintable(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) })
 }
