@@ -1,6 +1,7 @@
 package test
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // probing is the program with trials of what it must not be able to do while it serves a mount.
@@ -26,7 +28,6 @@ func requireSandbox(t *testing.T, s *served) {
 
 // TestSandboxRefuses tries, from inside the process that serves a mount, what a program tries that has taken it over.
 func TestSandboxRefuses(t *testing.T) {
-	t.Parallel()
 	for _, options := range []string{"rw", "ro", "overlay=tmp"} {
 		t.Run(options, func(t *testing.T) {
 			directory := filepath.Join(t.TempDir(), "images")
@@ -37,23 +38,46 @@ func TestSandboxRefuses(t *testing.T) {
 			if err := os.WriteFile(bystander, []byte("mine"), 0o644); err != nil {
 				t.Fatal(err)
 			}
+			other, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(filepath.Dir(directory), "other.sock"), Net: "unixgram"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Close()
+			notify := filepath.Join(filepath.Dir(directory), "notify.sock")
+			systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer systemd.Close()
+			t.Setenv("NOTIFY_SOCKET", notify)
 			img := filepath.Join(directory, "disk.vhdx")
 			mustVhdxfs(t, "create", "--size", "64M", img)
 			s := probing.serve(t, img, "-o", options)
 			requireSandbox(t, s)
 			eventually(t, "the end of the trials", func() bool { return strings.Contains(s.log.String(), "probe end") })
 			tried := probeLine.FindAllStringSubmatch(s.log.String(), -1)
-			if len(tried) < 30 {
+			if len(tried) < 90 {
 				t.Errorf("%d trials were made:\n%s", len(tried), s.log.String())
 			}
 			for _, m := range tried {
-				refused := strings.HasSuffix(m[2], "not permitted") || strings.HasSuffix(m[2], "permission denied")
+				refused := slices.ContainsFunc([]string{"not permitted", "permission denied", "not implemented", "cross-device link"}, func(end string) bool {
+					return strings.HasSuffix(m[2], end)
+				})
 				if !refused && m[1] != "end" {
 					t.Errorf("%s: %s; want it refused", m[1], m[2])
 				}
 			}
 			if b, err := os.ReadFile(bystander); err != nil || string(b) != "mine" {
 				t.Errorf("the file beside the directory: %q, %v", b, err)
+			}
+			if list, err := os.ReadDir(directory); err != nil || len(list) != 1 {
+				t.Errorf("in the directory: %v, %v; want the image alone", list, err)
+			}
+			if err := other.SetReadDeadline(time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := other.Read(make([]byte, 16)); err == nil {
+				t.Errorf("another socket got a message of %d bytes", n)
 			}
 			s.end(t)
 		})

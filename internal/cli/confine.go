@@ -35,7 +35,9 @@ func (j *mountJob) confine(k monitor.Keeper) error {
 	imagefile.LockHolders, imagefile.Writers, servedBy = k.LockHolders, k.Writers, k.MountServedBy
 	_ = time.Now().String() // which reads the time zone, if nothing has yet
 	keepOwnFiles()
-	state := sandbox.Confine(j.reach())
+	rules := j.reach()
+	rules.Socket = k.Socket()
+	state := sandbox.Confine(rules)
 	if j.Sandbox == mountoption.SandboxOn && !state.Complete() {
 		return fmt.Errorf("the sandbox is %s; use sandbox=try to mount with what the kernel supports", state)
 	}
@@ -123,7 +125,7 @@ func confineReader(ctx context.Context, paths []string, o vhdx.Options, director
 		return
 	}
 	texts := make(map[string]string, len(paths))
-	r := sandbox.Rules{Read: []string{ownFiles}, Write: []string{os.DevNull}, Make: directories, Empty: parents(directories)}
+	r := sandbox.Rules{Read: []string{ownFiles}, Write: []string{os.DevNull}, Make: directories, Empty: parents(directories), Socket: -1}
 	r.Capabilities = sandbox.CapabilitySet(unix.CAP_DAC_READ_SEARCH) | makerCapabilities(directories)
 	for _, path := range paths {
 		texts[path] = mountedText(path)

@@ -138,7 +138,7 @@ func useMounted(ctx context.Context, m *active.Mount, directory []string, use fu
 	d.ReaderAt, d.size = f, st.Size()
 	if own, _ := ctx.Value(ownProcess{}).(bool); own {
 		_ = time.Now().String() // which reads the time zone, if nothing has yet
-		_ = sandbox.Confine(sandbox.Rules{Read: []string{ownFiles}, Make: directory, Empty: parents(directory), Capabilities: makerCapabilities(directory)})
+		_ = sandbox.Confine(sandbox.Rules{Read: []string{ownFiles}, Make: directory, Empty: parents(directory), Capabilities: makerCapabilities(directory), Socket: -1})
 	}
 	return use(d)
 }

@@ -145,4 +145,6 @@ func (k *localKeeper) Writers(f imagefile.FileID) (names string, pids []int) {
 func (k *localKeeper) MountServedBy(pids []int) *active.Mount { return active.ServedBy(pids) }
 func (k *localKeeper) DialSyslog() (int, error)               { return dialSyslog() }
 
+func (k *localKeeper) Socket() int { return -1 }
+
 func (k *localKeeper) Gone() <-chan struct{} { return nil }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"sync"
 	"unsafe"
 
@@ -79,6 +80,124 @@ var probes = []struct {
 	{"a kernel module", func(string) error { return call(unix.SYS_INIT_MODULE) }},
 	{"reboot", func(string) error { return call(unix.SYS_REBOOT) }},
 	{"setuid", func(string) error { return call(unix.SYS_SETUID) }},
+	{"a program of root, by its mode", func(f string) error {
+		fd, err := unix.Open(filepath.Join(f, "probe"), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		defer unix.Unlink(filepath.Join(f, "probe"))
+		return unix.Fchmod(fd, 0o4755)
+	}},
+	{"a new program of root", func(f string) error {
+		fd, err := unix.Open(filepath.Join(f, "probe"), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o4755)
+		return removed(fd, err, f)
+	}},
+	{"a new program of root, by openat2", func(f string) error {
+		how := unix.OpenHow{Flags: unix.O_CREAT | unix.O_RDWR | unix.O_CLOEXEC, Mode: 0o4755}
+		fd, err := unix.Openat2(unix.AT_FDCWD, filepath.Join(f, "probe"), &how)
+		return removed(fd, err, f)
+	}},
+	{"link a file of others", func(f string) error { return unix.Link("/etc/shadow", filepath.Join(f, "probe")) }},
+	{"link a descriptor of others", func(f string) error {
+		fd, err := unix.Open("/etc/shadow", unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Linkat(fd, "", unix.AT_FDCWD, filepath.Join(f, "probe"), unix.AT_EMPTY_PATH)
+	}},
+	{"open a descriptor of others", func(string) error {
+		fd, err := unix.Open("/etc/shadow", unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		_, err = os.ReadFile("/proc/self/fd/" + strconv.Itoa(fd))
+		return err
+	}},
+	{"memory of the process itself, by /proc", func(string) error { _, err := os.OpenFile("/proc/self/mem", os.O_RDWR, 0); return err }},
+	{"take a file of others into the folder", func(f string) error {
+		return os.Rename(filepath.Join(filepath.Dir(f), "bystander"), filepath.Join(f, "probe"))
+	}},
+	{"the signals of a file", func(string) error {
+		return withPipe(func(fd uintptr) error { _, err := unix.FcntlInt(fd, unix.F_SETOWN, os.Getppid()); return err })
+	}},
+	{"a kind of signal of a file", func(string) error {
+		return withPipe(func(fd uintptr) error { _, err := unix.FcntlInt(fd, unix.F_SETSIG, int(unix.SIGKILL)); return err })
+	}},
+	{"a lease of a file", func(string) error {
+		return withPipe(func(fd uintptr) error { _, err := unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_RDLCK); return err })
+	}},
+	{"a message to another socket", func(f string) error {
+		to := &unix.SockaddrUnix{Name: filepath.Join(filepath.Dir(f), "other.sock")}
+		for fd := range 256 {
+			if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err == nil && kind == unix.SOCK_DGRAM {
+				return unix.Sendmsg(fd, []byte("probe"), nil, to, 0)
+			}
+		}
+		return unix.EPERM // it has none by which it could
+	}},
+	{"the socket of the monitor", func(string) error {
+		for fd := range 256 {
+			if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err == nil && kind == unix.SOCK_SEQPACKET {
+				if err := unix.Dup2(0, fd); err == nil {
+					return nil
+				}
+				_, _, errno := unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd)|1<<32, 0, 0)
+				return errnoError(errno)
+			}
+		}
+		return nil // not what is tried
+	}},
+	{"a terminal", func(string) error { return unix.IoctlSetInt(0, unix.TIOCSTI, 0) }},
+	{"memory that is a file", func(string) error { _, err := unix.MemfdCreate("probe", 0); return err }},
+	{"keys", func(string) error { return call(unix.SYS_ADD_KEY) }},
+	{"a handle", func(string) error { _, _, err := unix.NameToHandleAt(unix.AT_FDCWD, "/", 0); return err }},
+	{"a new file system", func(string) error { _, err := unix.Fsopen("tmpfs", 0); return err }},
+	{"a mount to move", func(string) error { _, err := unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE); return err }},
+	{"the attributes of a mount", func(string) error {
+		return unix.MountSetattr(unix.AT_FDCWD, "/", 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	}},
+	{"another root", func(f string) error { return unix.PivotRoot(f, f) }},
+	{"another namespace", func(string) error { return unix.Setns(0, 0) }},
+	{"a namespace for a thread", func(string) error {
+		// A thread of its own would run in the memory of this one; the kernel refuses the flags before it begins.
+		_, _, errno := unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_NEWNS|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+		return errnoError(errno)
+	}},
+	{"a descriptor of another process", func(string) error { return call(unix.SYS_PIDFD_GETFD) }},
+	{"a signal by a descriptor", func(string) error { return call(unix.SYS_PIDFD_SEND_SIGNAL) }},
+	{"a signal to a thread of others", func(string) error { return unix.Tgkill(1, 1, 0) }},
+	{"a signal with a value", func(string) error { return call(unix.SYS_RT_SIGQUEUEINFO) }},
+	{"writing into another process", func(string) error { return call(unix.SYS_PROCESS_VM_WRITEV) }},
+	{"advice for another process", func(string) error { return call(unix.SYS_PROCESS_MADVISE) }},
+	{"comparing processes", func(string) error { return call(unix.SYS_KCMP) }},
+	{"limits of another process", func(string) error { return unix.Prlimit(os.Getppid(), unix.RLIMIT_NOFILE, nil, &unix.Rlimit{}) }},
+	{"priority of another process", func(string) error { return unix.Setpriority(unix.PRIO_PROCESS, os.Getppid(), 19) }},
+	{"processors of another process", func(string) error { return call(unix.SYS_SCHED_SETAFFINITY) }},
+	{"a tracer", func(string) error { return unix.Prctl(unix.PR_SET_PTRACER, 1, 0, 0, 0) }},
+	{"being dumped", func(string) error { return unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0) }},
+	{"another personality", func(string) error { return call(unix.SYS_PERSONALITY) }},
+	{"watching files", func(string) error { _, err := unix.InotifyInit1(0); return err }},
+	{"watching all files", func(string) error { _, err := unix.FanotifyInit(0, 0); return err }},
+	{"shared memory", func(string) error { return call(unix.SYS_SHMGET) }},
+	{"a queue of messages", func(string) error { return call(unix.SYS_MSGGET) }},
+	{"semaphores", func(string) error { return call(unix.SYS_SEMGET) }},
+	{"a named queue", func(string) error { return call(unix.SYS_MQ_OPEN) }},
+	{"a timer that signals", func(string) error { return call(unix.SYS_TIMER_CREATE) }},
+	{"the log of the kernel", func(string) error { return call(unix.SYS_SYSLOG) }},
+	{"swap", func(string) error { return call(unix.SYS_SWAPON) }},
+	{"accounting", func(string) error { return call(unix.SYS_ACCT) }},
+	{"quotas", func(string) error { return call(unix.SYS_QUOTACTL) }},
+	{"the clock", func(string) error { return call(unix.SYS_SETTIMEOFDAY) }},
+	{"the name of the host", func(string) error { return unix.Sethostname([]byte("probe")) }},
+	{"a pair of sockets", func(string) error { _, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0); return err }},
+	{"a connection", func(string) error { return call(unix.SYS_CONNECT) }},
+	{"a name for a socket", func(string) error { return call(unix.SYS_BIND) }},
+	{"times of others", func(string) error { return unix.UtimesNanoAt(unix.AT_FDCWD, "/etc", nil, 0) }},
+	{"calls of 32 bits", func(string) error { return call32() }},
+	{"calls of the x32 ABI", func(string) error { return call(0x40000000 | unix.SYS_SOCKET) }},
 	{"more capabilities", func(string) error {
 		h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 		all := [2]unix.CapUserData{{Permitted: 1 << unix.CAP_SYS_ADMIN, Effective: 1 << unix.CAP_SYS_ADMIN}}
@@ -90,6 +209,26 @@ var probes = []struct {
 func call(number uintptr) error {
 	_, _, errno := unix.RawSyscall6(number, 0, 0, 0, 0, 0, 0)
 	return errnoError(errno)
+}
+
+// removed removes the file of a trial that should not have made it.
+func removed(fd int, err error, folder string) error {
+	if err == nil {
+		unix.Close(fd)
+		unix.Unlink(filepath.Join(folder, "probe"))
+	}
+	return err
+}
+
+// withPipe calls do with a descriptor that this process has made.
+func withPipe(do func(fd uintptr) error) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil // not what is tried
+	}
+	defer r.Close()
+	defer w.Close()
+	return do(r.Fd())
 }
 
 func errnoError(errno unix.Errno) error {

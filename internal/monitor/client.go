@@ -221,11 +221,20 @@ func (c *Client) MountServedBy(pids []int) *active.Mount {
 
 func (c *Client) DialSyslog() (int, error) { return c.ask(question{Word: wordSyslog}) }
 
+func (c *Client) Socket() (fd int) {
+	fd = -1
+	if raw, err := c.socket.SyscallConn(); err == nil {
+		_ = raw.Control(func(n uintptr) { fd = int(n) })
+	}
+	return fd
+}
+
 // End has the monitor take everything away, and returns when it has ended.
 func (c *Client) End() {
 	if err := c.tell(wordEnd); err != nil && !errors.Is(err, errGone) {
 		c.log.Warn(err)
 	}
+	_ = c.socket.CloseWrite() // which the sandbox lets this process do; closing the socket it does not
 	c.socket.Close()
 	select {
 	case <-c.ended:

@@ -51,6 +51,8 @@ type Keeper interface {
 	MountServedBy(pids []int) *active.Mount
 	// DialSyslog returns the descriptor of a connection to syslog.
 	DialSyslog() (int, error)
+	// Socket is the descriptor of the connection to a keeper that is another process, -1 for one that is not.
+	Socket() int
 	// Gone is closed when there is no keeper any more, and nothing can be unmounted.
 	Gone() <-chan struct{}
 }

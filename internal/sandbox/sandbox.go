@@ -23,6 +23,10 @@ type Rules struct {
 	Empty []string // directories in which empty directories can be removed, and no more than that
 
 	Capabilities Capabilities // that are kept, of those that there are
+
+	// Socket is the descriptor of the connected socket by which messages with descriptors can be sent, -1 for none. It must be one
+	// of SOCK_SEQPACKET, and can be shut down, but not closed.
+	Socket int
 }
 
 // Capabilities is a set of capabilities, a bit for each.
@@ -105,7 +109,7 @@ func Confine(r Rules) *State {
 	} else {
 		s.Capabilities = true
 	}
-	if err := filterCalls(len(r.Make) > 0); err != nil {
+	if err := filterCalls(len(r.Make) > 0, r.Socket); err != nil {
 		miss("seccomp", err)
 	} else {
 		s.Seccomp = true
