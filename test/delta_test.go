@@ -216,3 +216,44 @@ func TestFullDiskOfDeltasAndFiles(t *testing.T) {
 		t.Errorf("left are %q", list)
 	}
 }
+
+// A delta can be applied to an image that a device holds: its copy is where the user says, not in /dev, where it would be lost.
+func TestApplyToADevice(t *testing.T) {
+	requireLoop(t)
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	a, b := path("a.vhdx"), path("b.vhdx")
+	mustVhdxfs(t, "create", a, "16M")
+	writeADay(t, a, 1, 16*mib)
+	must(t, "cp", a, b)
+	writeADay(t, b, 2, 16*mib)
+	mustVhdxfs(t, "diff", "--output", path("delta.avhdx"), a, b)
+	must(t, "truncate", "-s", "128M", a)
+	dev := strings.TrimSpace(must(t, "losetup", "--find", "--show", a))
+	t.Cleanup(func() { command("losetup", "--detach", dev) })
+	before := must(t, "sha256sum", dev)
+	r := vhdxfs(t, "apply", path("delta.avhdx"), dev)
+	if r.status != usageStatus || !strings.Contains(r.stderr, "--copy") {
+		t.Errorf("status %d, %q; want a hint", r.status, r.stderr)
+	}
+	if _, err := os.Lstat(dev + ".apply"); err == nil {
+		t.Errorf("%s.apply was made", dev)
+		os.Remove(dev + ".apply")
+	}
+	if after := must(t, "sha256sum", dev); after != before && r.status != 0 {
+		t.Error("the device was changed")
+	}
+	copied := path("copied.avhdx")
+	must(t, "cp", path("delta.avhdx"), copied) // as an interrupted apply has left it
+	if r := vhdxfs(t, "apply", "--copy", copied, path("delta.avhdx"), dev); r.status == 0 || !strings.Contains(r.stderr, "vhdxfs apply --copy "+copied+" "+copied+" "+dev) {
+		t.Errorf("beside the copy of another apply: status %d, %q", r.status, r.stderr)
+	}
+	mustVhdxfs(t, "apply", "--copy", copied, copied, dev)
+	mustVhdxfs(t, "compare", "--strict", dev, b)
+	if _, err := os.Lstat(copied); err == nil {
+		t.Error("the copy is left")
+	}
+	if out := mustVhdxfs(t, "apply", "--copy", copied, path("delta.avhdx"), dev); !strings.Contains(out, "already") {
+		t.Errorf("again: %q", out)
+	}
+}

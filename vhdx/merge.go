@@ -20,6 +20,7 @@ type MergeOptions struct {
 	KeepName bool                           // the result takes the name of the image, whose file is gone then
 	Rate     int64                          // so many bytes of data a second at the most; 0 is no bound
 	DryRun   bool                           // say what would be done, and change nothing
+	Check    func() error                   // may refuse, when all images are locked and nothing is changed
 	Reflink  imagefile.Reflink              // whether the result shares space with what is merged
 	Phase    func(name string, total int64) // begins to merge one image, which holds so many bytes of data
 	Progress func(n int64)                  // n more of them are done
@@ -82,6 +83,11 @@ func Merge(ctx context.Context, path string, o MergeOptions) (_ *MergeResult, er
 	defer func() { err = errors.Join(err, closeFiles()) }()
 	if err := checkRun(run, layers); err != nil {
 		return nil, err
+	}
+	if o.Check != nil {
+		if err := o.Check(); err != nil {
+			return nil, err
+		}
 	}
 	m := &merge{MergeOptions: o, ctx: ctx, run: run, pace: pace{rate: o.Rate}}
 	if err := m.do(); err != nil {

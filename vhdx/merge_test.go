@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -608,5 +609,27 @@ func TestMergeShares(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What may refuse a merge is asked when no other program can open the images any more, and before anything is changed.
+func TestMergeIsChecked(t *testing.T) {
+	p := newWrittenChain(t, 2)
+	before := fileSums(t, filepath.Dir(p[0]))
+	refusal := errors.New("refused")
+	_, err := Merge(context.Background(), p[1], MergeOptions{Check: func() error {
+		for _, path := range p[:2] {
+			if im, err := Open(path, Options{}); !errors.Is(err, ErrLocked) {
+				t.Errorf("%s can be opened: %v", path, err)
+				_ = im.Close()
+			}
+		}
+		return refusal
+	}})
+	if !errors.Is(err, refusal) {
+		t.Errorf("%v, want the refusal", err)
+	}
+	if after := fileSums(t, filepath.Dir(p[0])); !maps.Equal(after, before) {
+		t.Error("the images were changed")
 	}
 }

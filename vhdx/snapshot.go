@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"math/rand/v2"
 	"path/filepath"
 	"strings"
 	"time"
@@ -20,7 +22,18 @@ type SnapshotOptions struct {
 	ParentPaths []string // as in CreateOptions
 	KeepName    bool     // the child gets the name of the image
 
+	// Check, which may be nil, returns an error if an image other than child, "" for none, keeps this one from being made.
+	// It is called before anything is made, when no other snapshot of the image can begin, and again with the child.
+	Check func(child string) error
+
 	step func(name string) // called after each step that changes a directory, by tests
+}
+
+func (o *SnapshotOptions) check(child string) error {
+	if o.Check == nil {
+		return nil
+	}
+	return o.Check(child)
 }
 
 func (o *SnapshotOptions) done(step string) {
@@ -42,8 +55,26 @@ type SnapshotResult struct {
 // With KeepName the image gets its new name beside the old one, a hard link, and then the complete child takes the
 // old name in one step. After a cut either the image or the child has the old name, and the image has the new one at
 // least if the child has the old one.
-func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *SnapshotResult, err error) {
+//
+// Two snapshots can read the image at once, but not be made at once: the second one waits for the first. Where the file system
+// has no locks, both may make a child; then each finds that of the other by the check, and takes its own away.
+func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (r *SnapshotResult, err error) {
 	o.Open.AnyParent = false
+	for range snapshotTries {
+		if r, err = snapshotOnce(ctx, path, name, o); !errors.Is(err, errOvertaken) {
+			break
+		}
+	}
+	return r, err
+}
+
+// snapshotTries is how often a snapshot begins again because the name of the image went to the child of another one.
+const snapshotTries = 3
+
+// errOvertaken is matched by the error for an image that lost its name while its snapshot waited for another one.
+var errOvertaken = errors.New("another snapshot was made at the same time")
+
+func snapshotOnce(ctx context.Context, path, name string, o SnapshotOptions) (_ *SnapshotResult, err error) {
 	im, err := openSettled(path, o.Open)
 	if err != nil {
 		return nil, err
@@ -69,10 +100,16 @@ func Snapshot(ctx context.Context, path, name string, o SnapshotOptions) (_ *Sna
 		name = p.Join(p.freeName(o.KeepName))
 	}
 	s := &snapshot{ctx: ctx, image: image, place: p, o: o}
+	release, err := s.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	s.o.done("begin")
 	if o.KeepName {
 		return s.keepName(name)
 	}
-	if err := s.create(name, image); err != nil {
+	if err := s.createAlone(name); err != nil {
 		return nil, err
 	}
 	return &SnapshotResult{Frozen: image, Child: name}, nil
@@ -152,12 +189,77 @@ type snapshot struct {
 	o     SnapshotOptions
 }
 
-// create makes a child of parent at path that the same people may use.
-func (s *snapshot) create(path, parent string) error {
+// snapshotPatience is how long another snapshot of the image may take, and snapshotPause how often it is looked at.
+const (
+	snapshotPatience = 10 * time.Second
+	snapshotPause    = 50 * time.Millisecond // at the most
+)
+
+// begin waits until no other snapshot of the image is being made, keeps others from being made until release is called, and
+// checks that this one can be.
+func (s *snapshot) begin() (release func(), err error) {
+	f, err := imagefile.Open(s.image, 0)
+	if err != nil {
+		return nil, err
+	}
+	unlock := func() { _ = f.Close() }
+	defer func() {
+		if err != nil {
+			unlock()
+		}
+	}()
+	waited := false
+	for end := time.Now().Add(snapshotPatience); ; waited = true {
+		if err = f.Lock(s.o.Open.Lock, imagefile.Renaming); !errors.Is(err, imagefile.ErrLocked) || time.Now().After(end) {
+			break
+		}
+		select {
+		case <-s.ctx.Done():
+			return nil, errors.Join(context.Cause(s.ctx), err)
+		case <-time.After(rand.N(snapshotPause)): // not the same for two that hold each other up
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.place.check(); err != nil {
+		if waited {
+			err = fmt.Errorf("%w: %w", errOvertaken, err)
+		}
+		return nil, err
+	}
+	if !imagefile.Same(f, s.place.file.File) {
+		return nil, fmt.Errorf("%s is no longer the image: %w", s.image, errOvertaken)
+	}
+	return unlock, s.o.check("")
+}
+
+// createAlone makes a child of the image at path, unless another one was made meanwhile.
+func (s *snapshot) createAlone(path string) error {
+	made, err := s.create(path, s.image)
+	if err != nil {
+		return err
+	}
+	s.o.done("commit")
+	if err = s.place.check(); err == nil {
+		err = s.o.check(path)
+	}
+	if err == nil {
+		return nil
+	}
+	d, name, rerr := safefile.Split(path)
+	if rerr == nil {
+		rerr = errors.Join(d.RemoveSame(name, made), d.Close())
+	}
+	return errors.Join(err, rerr)
+}
+
+// create makes a child of parent at path that the same people may use. It returns what file that is.
+func (s *snapshot) create(path, parent string) (fs.FileInfo, error) {
 	o := CreateOptions{Parent: parent, ParentPaths: s.o.ParentPaths, Open: s.o.Open}
 	b, err := NewBuilder(s.ctx, path, o)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err = b.Finish(); err == nil && !s.place.file.IsDevice() {
 		var a safefile.Access
@@ -165,28 +267,20 @@ func (s *snapshot) create(path, parent string) error {
 			err = b.give(a)
 		}
 	}
-	if err != nil {
-		return errors.Join(err, b.Discard())
+	var made fs.FileInfo
+	if err == nil {
+		made, err = b.new.Stat()
 	}
-	return b.Commit()
+	if err != nil {
+		return nil, errors.Join(err, b.Discard())
+	}
+	return made, b.Commit()
 }
 
 // keepName gives the image the new name, and its own to the child.
 func (s *snapshot) keepName(frozen string) (*SnapshotResult, error) {
 	name, err := s.place.beside(frozen)
 	if err != nil {
-		return nil, err
-	}
-	// Two snapshots can read the image at once, and the second would take the place of the child of the first.
-	f, err := imagefile.Open(s.image, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() // and with it the lock
-	if err := f.Lock(s.o.Open.Lock, imagefile.Renaming); err != nil {
-		return nil, err
-	}
-	if err := s.place.check(); err != nil {
 		return nil, err
 	}
 	linked, err := s.place.link(name)
@@ -216,11 +310,14 @@ func (e *tempError) Unwrap() error { return e.err }
 // takeName makes a child of the image under its new name, and puts it in the place of the old name.
 func (s *snapshot) takeName(frozen string) error {
 	temp := newfile.TempName(s.place.name)
-	if err := s.create(s.place.Join(temp), frozen); err != nil {
+	if _, err := s.create(s.place.Join(temp), frozen); err != nil {
 		return &tempError{err, temp, s.place.name}
 	}
 	s.o.done("create")
 	err := s.place.check()
+	if err == nil {
+		err = s.o.check(s.place.Join(temp))
+	}
 	if err == nil {
 		err = s.place.Rename(temp, s.place.name)
 	}

@@ -3,12 +3,14 @@ package vhdx
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
@@ -189,8 +191,9 @@ func TestSnapshotsAtOnce(t *testing.T) {
 		o := SnapshotOptions{KeepName: true}
 		o.step = func(at string) {
 			if at == step {
-				// Where the first has put its child already, that is busy with it.
-				_, second = Snapshot(context.Background(), image, frozen, SnapshotOptions{KeepName: true})
+				ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond) // it waits for the first
+				defer cancel()
+				_, second = Snapshot(ctx, image, frozen, SnapshotOptions{KeepName: true})
 			}
 		}
 		if _, err := Snapshot(context.Background(), image, frozen, o); err != nil {
@@ -286,4 +289,87 @@ func TestSnapshotRefuses(t *testing.T) {
 		}
 		checkSame(t, tc.name, dir, before)
 	}
+}
+
+// Of two snapshots of one image at the same time one is made at the most, with locks and without: else the image would have two
+// children.
+func TestSnapshotsDoNotFork(t *testing.T) {
+	for _, lock := range []LockMode{LockOn, LockOff} {
+		for _, keep := range [][2]bool{{false, false}, {true, false}, {false, true}, {true, true}} {
+			t.Run(fmt.Sprintf("lock %s, keep name %v", lock, keep), func(t *testing.T) {
+				p := newWrittenChain(t, 1)
+				image, dir := p[0], filepath.Dir(p[0])
+				want := diskSum(t, image, Options{})
+				children := func(except string) (list []string) {
+					names, err := filepath.Glob(filepath.Join(dir, "*.avhdx"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, name := range names {
+						k, err := ParentLink(name, Options{Lock: LockOff})
+						if err != nil {
+							t.Fatal(err)
+						}
+						if name != except && k.Parent != nil && sameFile(t, k.Parent.Path, image) {
+							list = append(list, name)
+						}
+					}
+					return list
+				}
+				options := func(keep bool) SnapshotOptions {
+					return SnapshotOptions{Open: Options{Lock: lock}, KeepName: keep, Check: func(child string) error {
+						if list := children(child); len(list) > 0 {
+							return fmt.Errorf("%w: %q", errHasChild, list)
+						}
+						return nil
+					}}
+				}
+				other := make(chan error, 1)
+				second := func() {
+					_, err := Snapshot(context.Background(), image, filepath.Join(dir, "two.avhdx"), options(keep[1]))
+					other <- err
+				}
+				o, began := options(keep[0]), false
+				o.step = func(step string) {
+					if step != "begin" || began {
+						return
+					}
+					if began = true; lock == LockOff { // it is made in between
+						second()
+						return
+					}
+					go second() // it waits
+					time.Sleep(20 * time.Millisecond)
+				}
+				_, one := Snapshot(context.Background(), image, filepath.Join(dir, "one.avhdx"), o)
+				two := <-other
+				if one != nil && two != nil {
+					t.Errorf("neither is made: %v; %v", one, two)
+				}
+				if list := children(""); len(list) > 1 {
+					t.Errorf("the image has the children %q (%v; %v)", list, one, two)
+				}
+				if diskSum(t, image, Options{}) != want {
+					t.Error("the disk reads differently")
+				}
+				names, err := filepath.Glob(filepath.Join(dir, "*"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				sound(t, names...)
+			})
+		}
+	}
+}
+
+var errHasChild = errors.New("the image has a child")
+
+func sameFile(t *testing.T, a, b string) bool {
+	t.Helper()
+	sa, aerr := os.Stat(a)
+	sb, berr := os.Stat(b)
+	if aerr != nil || berr != nil {
+		t.Fatal(aerr, berr)
+	}
+	return os.SameFile(sa, sb)
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/vhdxfs/vhdxfs/internal/convert"
 	"github.com/vhdxfs/vhdxfs/internal/delta"
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/internal/newfile"
@@ -127,6 +129,7 @@ func (c *compareFlags) deltaStream(ctx context.Context, cmd *cobra.Command, disk
 type applyCommand struct {
 	options     []string
 	json, force bool
+	copied      string
 }
 
 func newApply() *cobra.Command {
@@ -141,7 +144,10 @@ second disk, and has its identity, so that the next delta can be applied. BASE m
 DELTA is first copied to BASE.apply and verified by a checksum. If it is cut off, damaged or of another disk, nothing is
 changed. DELTA itself is never changed. If BASE already has the delta, nothing is done.
 
-If the command is interrupted or the power fails while BASE changes, BASE.apply remains. Then run: vhdxfs apply BASE.apply BASE`,
+If the command is interrupted or the power fails while BASE changes, BASE.apply remains. Then run: vhdxfs apply BASE.apply BASE
+
+If BASE is a device, name the copy with --copy FILE, on a file system that survives a power cut. To finish with it, run:
+vhdxfs apply --copy FILE FILE BASE`,
 		Example: `  vhdxfs diff monday.vhdx tuesday.vhdx --output tuesday.avhdx
   vhdxfs apply tuesday.avhdx copy.vhdx
   vhdxfs diff a.vhdx b.vhdx --output - | ssh host vhdxfs apply - a.vhdx`,
@@ -149,6 +155,8 @@ If the command is interrupted or the power fails while BASE changes, BASE.apply 
 		RunE:              func(cmd *cobra.Command, args []string) error { return c.run(cmd, args[0], args[1]) },
 		ValidArgsFunction: completeTwo,
 	}
+	cmd.Flags().SortFlags = false
+	cmd.Flags().StringVar(&c.copied, "copy", "", "where to keep the copy of DELTA meanwhile, a new `FILE`; by default BASE.apply")
 	cmd.Flags().BoolVar(&c.force, "force", false, "apply even if children of BASE are lost")
 	addChainFlags(cmd, &c.json, &c.options)
 	return cmd
@@ -162,6 +170,9 @@ func (c *applyCommand) run(cmd *cobra.Command, path, base string) error {
 	if path == base {
 		return usageError("%s is both the delta and the base", path)
 	}
+	if c.copied == "" && convert.IsDevice(base) {
+		return usageError("%s is a device; give the place of the copy of the delta with --copy", base)
+	}
 	if err := c.checkChildren(path, base, o); err != nil {
 		return err
 	}
@@ -172,12 +183,14 @@ func (c *applyCommand) run(cmd *cobra.Command, path, base string) error {
 	if path == standardStream {
 		name = "standard input"
 	}
-	r, err := c.apply(ctx, path, base, delta.ApplyOptions{Name: name, Open: o, Phase: p.phase, Progress: p.add})
+	how := delta.ApplyOptions{Name: name, Copy: c.copied, Open: o, Phase: p.phase, Progress: p.add}
+	how.Check = func() error { return c.checkChildren(path, base, o) } // another child may come until the base is locked
+	r, err := c.apply(ctx, path, base, how)
 	p.end()
 	if err != nil {
 		state := "nothing was changed"
-		if _, serr := os.Lstat(base + delta.ApplySuffix); serr == nil {
-			state = fmt.Sprintf("%s may have changed in part; finish with: vhdxfs apply %s %[1]s", base, base+delta.ApplySuffix)
+		if _, serr := os.Lstat(c.copyFor(base)); serr == nil {
+			state = how.Unfinished(base)
 		}
 		return createError(interrupted(explainLock(err), state))
 	}
@@ -204,7 +217,7 @@ func (c *applyCommand) apply(ctx context.Context, path, base string, o delta.App
 			return nil, err
 		}
 		return delta.Apply(ctx, os.Stdin, access, base, o)
-	case sameFile(path, base+delta.ApplySuffix):
+	case sameFile(path, c.copyFor(base)):
 		return delta.Finish(ctx, base, o)
 	}
 	f, err := safefile.Open(path, os.O_RDONLY)
@@ -219,6 +232,9 @@ func (c *applyCommand) apply(ctx context.Context, path, base string, o delta.App
 	return delta.Apply(ctx, f, []safefile.Access{access}, base, o)
 }
 
+// copyFor returns where the copy of the delta for the base is.
+func (c *applyCommand) copyFor(base string) string { return cmp.Or(c.copied, base+delta.ApplySuffix) }
+
 // checkChildren looks for images that would lose their parent.
 func (c *applyCommand) checkChildren(path, base string, o vhdx.Options) error {
 	children, err := childrenBeside(base, o)
@@ -226,7 +242,7 @@ func (c *applyCommand) checkChildren(path, base string, o vhdx.Options) error {
 		return nil // what is wrong, opening the base tells
 	}
 	for _, child := range children {
-		if !sameFile(child, path) && !sameFile(child, base+delta.ApplySuffix) {
+		if !sameFile(child, path) && !sameFile(child, c.copyFor(base)) {
 			return usageError("%s is a child of %s, and would become unusable%s; flatten it first, or use --force", child, base, leftOverNote([]string{base}, o))
 		}
 	}

@@ -133,7 +133,8 @@ func (c *mergeCommand) offline(ctx context.Context, path string, p *progress) (*
 				break
 			}
 		}
-		if err := c.checkChildren(taking, nil); err != nil {
+		c.merge.Check = func() error { return c.checkChildren(taking, nil) }
+		if err := c.merge.Check(); err != nil { // before a log is replayed; another child may come until all are locked
 			return nil, err
 		}
 	}

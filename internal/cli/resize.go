@@ -100,7 +100,14 @@ func (c *resizeCommand) run(cmd *cobra.Command, path, to string) error {
 	o.Writable = !c.dryRun
 	c.progress = newProgress(cmd)
 	r := resizeReport{Image: path, DryRun: c.dryRun}
-	err = withImage(path, o, func(im *vhdx.Image) error { return c.resize(ctx, im, &r) })
+	err = withImage(path, o, func(im *vhdx.Image) error {
+		if !c.force { // another child may have come until the image was locked
+			if err := checkBased(path, o); err != nil {
+				return err
+			}
+		}
+		return c.resize(ctx, im, &r)
+	})
 	if errors.Is(err, vhdx.ErrSize) || errors.Is(err, errBeyond) {
 		err = &statusError{statusUsage, err}
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -91,9 +92,10 @@ func (c *snapshotCommand) run(cmd *cobra.Command, path, name string) error {
 	case notMounted != nil && isDir(path):
 		return usageError("%w", notMounted)
 	default:
-		if err := c.checkChildren(path, c.o.Open); err != nil {
+		if err := c.checkChildren(path, "", c.o.Open); err != nil {
 			return err
 		}
+		c.o.Check = func(child string) error { return c.checkChildren(path, child, c.o.Open) }
 		r, err = vhdx.Snapshot(ctx, path, name, c.o)
 		err = interrupted(err, "nothing was changed")
 	}
@@ -114,14 +116,17 @@ func isDir(path string) bool {
 }
 
 // checkChildren refuses to rename an image whose children would not find it any more, and to give one another child that the
-// user may have taken for the active image.
-func (c *snapshotCommand) checkChildren(path string, o vhdx.Options) error {
+// user may have taken for the active image. The one at own is no reason.
+func (c *snapshotCommand) checkChildren(path, own string, o vhdx.Options) error {
 	if c.o.KeepName && c.force || !c.o.KeepName && c.branch {
 		return nil
 	}
 	children, err := childrenBeside(path, o)
 	if err != nil && !c.o.KeepName {
 		return nil // what is not seen is not renamed either
+	}
+	if own != "" {
+		children = slices.DeleteFunc(children, func(child string) bool { return sameFile(child, own) })
 	}
 	switch names := strings.Join(children, ", "); {
 	case err != nil || len(children) == 0:

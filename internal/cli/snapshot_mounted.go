@@ -68,7 +68,7 @@ func (c *snapshotCommand) online(ctx context.Context, m *active.Mount, name stri
 // is then.
 func (c *snapshotCommand) withoutChildren(m *active.Mount) (*active.Mount, error) {
 	for {
-		err := c.checkChildren(m.Image, vhdx.Options{})
+		err := c.checkChildren(m.Image, "", vhdx.Options{})
 		if err == nil {
 			return m, nil
 		}

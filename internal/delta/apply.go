@@ -13,6 +13,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/fault"
 	"github.com/vhdxfs/vhdxfs/internal/newfile"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -22,10 +23,35 @@ const ApplySuffix = ".apply"
 
 // ApplyOptions says how to apply a delta. The functions must not be nil.
 type ApplyOptions struct {
+	Copy     string       // where the copy of the delta is; "" is beside the base, under its name and ApplySuffix
 	Name     string       // what the delta is called in errors
 	Open     vhdx.Options // of the base: where its own parents are, and locks
+	Check    func() error // may refuse, when no other program can open the base any more; may be nil
 	Phase    func(name string, total int64)
 	Progress func(n int64)
+}
+
+// copyOf returns where the copy of a delta for the base is.
+func (o *ApplyOptions) copyOf(base string) string {
+	if o.Copy != "" {
+		return o.Copy
+	}
+	return base + ApplySuffix
+}
+
+// finishCommand returns the command that goes on where Apply was interrupted.
+func (o *ApplyOptions) finishCommand(base string) string {
+	copied := terminal.Shell(o.copyOf(base))
+	command := "vhdxfs apply "
+	if o.Copy != "" {
+		command += "--copy " + copied + " "
+	}
+	return command + copied + " " + terminal.Shell(base)
+}
+
+// Unfinished says what may have become of a base whose delta was not applied to its end.
+func (o *ApplyOptions) Unfinished(base string) string {
+	return fmt.Sprintf("%s may have changed in part; finish with: %s", base, o.finishCommand(base))
 }
 
 // An Applied says what Apply did. Sizes are in bytes.
@@ -53,9 +79,9 @@ func (e *OtherBaseError) Error() string {
 // the delta leads to, under the identity of that disk. Until the delta is verified, nothing changes. An error that
 // comes later leaves the copy, and Finish goes on.
 func Apply(ctx context.Context, in io.Reader, inputs []safefile.Access, base string, o ApplyOptions) (*Applied, error) {
-	f, err := newfile.Create(base+ApplySuffix, newfile.Options{Inputs: inputs})
+	f, err := newfile.Create(o.copyOf(base), newfile.Options{Inputs: inputs})
 	if errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("%s is left from an interrupted vhdxfs apply; finish that first: vhdxfs apply %[1]s %s", base+ApplySuffix, base)
+		return nil, fmt.Errorf("%s is left from an interrupted vhdxfs apply; finish that first: %s", o.copyOf(base), o.finishCommand(base))
 	}
 	if err != nil {
 		return nil, err
@@ -72,16 +98,16 @@ func Apply(ctx context.Context, in io.Reader, inputs []safefile.Access, base str
 
 // Finish goes on where Apply was interrupted.
 func Finish(ctx context.Context, base string, o ApplyOptions) (*Applied, error) {
-	r, err := verify(ctx, base+ApplySuffix, base, o)
+	r, err := verify(ctx, o.copyOf(base), base, o)
 	if _, other := errors.AsType[*OtherBaseError](err); other {
 		return nil, fmt.Errorf("%s was written to after vhdxfs apply was interrupted, and may be a mix of two disks; restore it from a copy, remove %s, and apply the delta again",
-			base, base+ApplySuffix)
+			base, o.copyOf(base))
 	}
 	if err != nil {
 		return nil, err
 	}
 	if r.Already { // all but the last step was done
-		return r, os.Remove(base + ApplySuffix)
+		return r, os.Remove(o.copyOf(base))
 	}
 	return finish(ctx, r, o)
 }
@@ -186,11 +212,22 @@ func verify(ctx context.Context, path, base string, o ApplyOptions) (_ *Applied,
 
 // finish merges the copy of the delta into the base and removes it.
 func finish(ctx context.Context, r *Applied, o ApplyOptions) (*Applied, error) {
-	copied := r.Base + ApplySuffix
 	o.Open.Parents = append([]string{r.Base}, o.Open.Parents...)
-	m, err := vhdx.Merge(ctx, copied, vhdx.MergeOptions{Open: o.Open, Delete: true, Phase: o.Phase, Progress: o.Progress})
-	if err != nil {
-		return nil, fmt.Errorf("%w; %s may have changed in part; finish with: vhdxfs apply %s %[2]s", err, r.Base, copied)
+	refused := false
+	check := func() error {
+		if o.Check == nil {
+			return nil
+		}
+		err := o.Check()
+		refused = err != nil
+		return err
+	}
+	m, err := vhdx.Merge(ctx, o.copyOf(r.Base), vhdx.MergeOptions{Open: o.Open, Delete: true, Check: check, Phase: o.Phase, Progress: o.Progress})
+	switch {
+	case refused: // before anything was changed
+		return nil, errors.Join(err, os.Remove(o.copyOf(r.Base)))
+	case err != nil:
+		return nil, fmt.Errorf("%w; %s", err, o.Unfinished(r.Base))
 	}
 	r.Data, r.Zero = m.Data, m.Zero
 	return r, nil
