@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 )
 
 // What is attached or mounted already is done, and prints the same.
@@ -166,4 +169,72 @@ func TestChainOfMountedParent(t *testing.T) {
 		t.Errorf("chain: %s", out)
 	}
 	s.end(t)
+}
+
+// Commands that come at the same moment end as they do one after the other: what is attached or mounted already is done.
+func TestTwiceAtOnce(t *testing.T) {
+	detectRaces(t)
+	requireLoop(t)
+	img := create(t, "16MiB")
+	before := runDirs(t)
+	atOnce := func(args ...string) []string {
+		var all sync.WaitGroup
+		said := make([]string, 4)
+		for i := range said {
+			all.Go(func() {
+				out, err := exec.Command(program.path(t), args...).Output()
+				if said[i] = string(out); err != nil {
+					t.Errorf("%s: %v", args, err)
+				}
+			})
+		}
+		all.Wait()
+		return said
+	}
+	for range 3 {
+		said := atOnce("attach", img)
+		l, _ := list(t, img)
+		if len(l.Devices) != 1 {
+			t.Fatalf("devices: %+v", l)
+		}
+		for _, s := range said {
+			if s != l.Devices[0].Device+"\n" {
+				t.Errorf("attach prints %q, want %s", s, l.Devices[0].Device)
+			}
+		}
+		mustVhdxfs(t, "detach", img)
+		checkDetached(t, l)
+	}
+	dir := newDir(t)
+	for range 3 {
+		atOnce("-o", "log=/dev/null", img, dir)
+		if n := len(daemons(dir)); n != 1 {
+			t.Errorf("%d servers", n)
+		}
+		mustVhdxfs(t, "detach", dir)
+	}
+	if now := runDirs(t); !slices.Equal(now, before) {
+		t.Errorf("directories %q are there, and before there were %q", now, before)
+	}
+}
+
+// A command that was killed while others wait for it holds none of them up.
+func TestTurnOfTheKilled(t *testing.T) {
+	requireLoop(t)
+	img := create(t, "16MiB")
+	first := exec.Command(program.path(t), "attach", img)
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(10 * time.Millisecond) // somewhere on its way
+	first.Process.Kill()
+	first.Wait()
+	eventually(t, "an attach", func() bool {
+		ok := vhdxfs(t, "attach", img).status == 0
+		if !ok {
+			command(program.path(t), "detach", img) // which the killed one has mounted
+		}
+		return ok
+	})
+	detachLeft(t, img)
 }

@@ -130,6 +130,11 @@ func (a *attachCommand) print(out io.Writer, m *active.Mount) error {
 }
 
 func (a *attachCommand) attach(ctx context.Context, o *mountoption.Options, args []string, stdout, stderr io.Writer) error {
+	done, err := takeTurn(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	defer done()
 	m, undo, err := a.bring(ctx, o, args, stdout, stderr)
 	if err != nil {
 		return err

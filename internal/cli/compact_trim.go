@@ -76,6 +76,11 @@ func (c *compactCommand) trimOffline(ctx context.Context, cmd *cobra.Command, pa
 	if err != nil {
 		return err
 	}
+	done, err := takeTurn(ctx, path) // or an attach meanwhile would find the device, which goes again
+	if err != nil {
+		return err
+	}
+	defer done()
 	m, undo, err := a.bring(ctx, o, []string{path}, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	if err != nil {
 		return err

@@ -77,13 +77,18 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	switch {
 	case ready != nil: // startBackground has made it what it has to be
 	case !m.foreground && !o.Foreground && !inContainer():
+		done, err := takeTurn(cmd.Context(), args[0])
+		if err != nil {
+			return mountError(err)
+		}
+		defer done()
 		if alreadyMounted(o, args[0], args[1]) != nil { // as mount -a finds it, by another name of the image
 			if m.verbose {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is already mounted on %s\n", printable(args[0]), printable(args[1]))
 			}
 			return nil
 		}
-		err := startBackground(m.args, args[1], !o.ReadOnly, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		err = startBackground(m.args, args[1], !o.ReadOnly, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		if err == nil && m.verbose {
 			fmt.Fprintf(cmd.OutOrStdout(), "%s mounted on %s\n", printable(args[0]), printable(args[1]))
 		}

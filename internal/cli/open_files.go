@@ -104,6 +104,11 @@ type openReport struct {
 }
 
 func (c *openCommand) open(ctx context.Context, cmd *cobra.Command, o *mountoption.Options, image, dir string) (err error) {
+	done, err := takeTurn(ctx, image)
+	if err != nil {
+		return err
+	}
+	defer done()
 	m := openAlready(o, image)
 	var undo undoList
 	if m == nil {
