@@ -49,6 +49,7 @@ func TestReadOnlyAfterAFailure(t *testing.T) {
 					t.Errorf("fsync: %v", s)
 				}
 				time.Sleep(time.Minute)
+				synctest.Wait()
 				if n := strings.Count(text.String(), c.log); n != 1 {
 					t.Errorf("%q is logged %d times: %q", c.log, n, &text)
 				}

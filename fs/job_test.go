@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,8 +156,8 @@ func TestJobEndsWhenNobodyAsks(t *testing.T) {
 // A job ends when the mount is made read-only, which nothing but the mount table tells.
 func TestJobEndsByRemount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		readOnly := false
-		j := &job[int]{readOnly: func() bool { return readOnly }}
+		var readOnly atomic.Bool
+		j := &job[int]{readOnly: readOnly.Load}
 		if s := j.begin("a", untilDone); s != fuse.OK {
 			t.Fatal(s)
 		}
@@ -164,7 +165,7 @@ func TestJobEndsByRemount(t *testing.T) {
 		if now := askJob(t, j); !now.Running {
 			t.Fatalf("of a writable mount: %+v", now)
 		}
-		readOnly = true
+		readOnly.Store(true)
 		time.Sleep(2 * remountWatch)
 		synctest.Wait()
 		if now := askJob(t, j); now.Running || now.Error != errRemounted.Error() {
