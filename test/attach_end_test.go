@@ -230,6 +230,7 @@ func TestImageStillOpenIsNotCalledUnmounted(t *testing.T) {
 		}
 	}
 	mustVhdxfs(t, img, point)
+	server := must(t, "getfattr", "--only-values", "--absolute-names", "-n", "user.vhdx.pid", point)
 	must(t, "mount", "-t", "tmpfs", "tmpfs", point)
 	refused("is hidden by another one", img, point)
 	must(t, "umount", point)
@@ -241,6 +242,10 @@ func TestImageStillOpenIsNotCalledUnmounted(t *testing.T) {
 	defer f.Close()
 	must(t, "umount", "--lazy", point)
 	refused("still has it open for writing", img)
+	must(t, "kill", "-STOP", server) // it answers nothing
+	t.Cleanup(func() { command("kill", "-CONT", server) })
+	refused("still has it open for writing", img)
+	must(t, "kill", "-CONT", server)
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
