@@ -46,7 +46,7 @@ test: ## Set up what the tests need and run them all; skipped tests are listed a
 	CGO_ENABLED=1 $(gotestsum) -race -count=1 -timeout 60m $(or $(TESTFLAGS),-skip PowerCut) $(packages)
 	$(gotestsum) -count=1 -timeout 60m -parallel 4 $(TESTFLAGS) ./test
 	$(if $(TESTFLAGS),,$(gotestsum) -count=1 -timeout 30m -run PowerCut ./vhdx)
-	$(GO) test -count=1 -run 'Allocat' ./cache ./fs ./vhdx # what the race detector does not let be counted
+	$(GO) test -count=1 -run 'Allocat|TestMemory' ./cache ./fs ./vhdx # what the race detector does not let be counted
 
 test-short: ## In less than a minute, without root or mounts: what most changes need
 	$(GO) test -short ./...
