@@ -176,6 +176,7 @@ func TestMergeIntoAFileWithoutHoles(t *testing.T) {
 // Space that the merge gave up in the parent, and that a read might still use by then, is given back to the one that writes the
 // parent from then on.
 func TestMergeKeepsFreedSpace(t *testing.T) {
+	notShort(t, "the merge waits for a read, as long as it has patience")
 	s := spec{diskSize: 4 * ondisk.MiB, blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}}
 	o := newOwnMerge(t, spec{diskSize: s.diskSize, blocks: []blockSpec{{0, ondisk.Zero}, {1, ondisk.Zero}}}, s, func(_ int, f File) File { return f })
 	before := o.im.current()
