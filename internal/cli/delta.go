@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +16,6 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/internal/newfile"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
-	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
 // A deltaReport is what diff --output prints with --json.
@@ -173,23 +171,23 @@ func (c *applyCommand) run(cmd *cobra.Command, path, base string) error {
 	if c.copied == "" && convert.IsDevice(base) {
 		return usageError("%s is a device; give the place of the copy of the delta with --copy", base)
 	}
-	if err := c.checkChildren(path, base, o); err != nil {
+	how := delta.ApplyOptions{Name: path, Copy: c.copied, Open: o}
+	how.Check = func() error { return c.checkChildren(path, base, &how) } // another child may come until the base is locked
+	if err := how.Check(); err != nil {
 		return err
 	}
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	p := newProgress(cmd)
-	name := path
+	how.Phase, how.Progress = p.phase, p.add
 	if path == standardStream {
-		name = "standard input"
+		how.Name = "standard input"
 	}
-	how := delta.ApplyOptions{Name: name, Copy: c.copied, Open: o, Phase: p.phase, Progress: p.add}
-	how.Check = func() error { return c.checkChildren(path, base, o) } // another child may come until the base is locked
 	r, err := c.apply(ctx, path, base, how)
 	p.end()
 	if err != nil {
 		state := "nothing was changed"
-		if _, serr := os.Lstat(c.copyFor(base)); serr == nil {
+		if _, serr := os.Lstat(how.CopyOf(base)); serr == nil {
 			state = how.Unfinished(base)
 		}
 		return createError(interrupted(explainLock(err), state))
@@ -217,7 +215,7 @@ func (c *applyCommand) apply(ctx context.Context, path, base string, o delta.App
 			return nil, err
 		}
 		return delta.Apply(ctx, os.Stdin, access, base, o)
-	case sameFile(path, c.copyFor(base)):
+	case sameFile(path, o.CopyOf(base)):
 		return delta.Finish(ctx, base, o)
 	}
 	f, err := safefile.Open(path, os.O_RDONLY)
@@ -232,18 +230,15 @@ func (c *applyCommand) apply(ctx context.Context, path, base string, o delta.App
 	return delta.Apply(ctx, f, []safefile.Access{access}, base, o)
 }
 
-// copyFor returns where the copy of the delta for the base is.
-func (c *applyCommand) copyFor(base string) string { return cmp.Or(c.copied, base+delta.ApplySuffix) }
-
 // checkChildren looks for images that would lose their parent.
-func (c *applyCommand) checkChildren(path, base string, o vhdx.Options) error {
-	children, err := childrenBeside(base, o)
+func (c *applyCommand) checkChildren(path, base string, o *delta.ApplyOptions) error {
+	children, err := childrenBeside(base, o.Open)
 	if err != nil || c.force {
 		return nil // what is wrong, opening the base tells
 	}
 	for _, child := range children {
-		if !sameFile(child, path) && !sameFile(child, c.copyFor(base)) {
-			return usageError("%s is a child of %s, and would become unusable%s; flatten it first, or use --force", child, base, leftOverNote([]string{base}, o))
+		if !sameFile(child, path) && !sameFile(child, o.CopyOf(base)) {
+			return usageError("%s is a child of %s, and would become unusable%s; flatten it first, or use --force", child, base, leftOverNote([]string{base}, o.Open))
 		}
 	}
 	return nil

@@ -149,11 +149,10 @@ func (j *mountJob) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, e
 
 // checkApplied returns an error where a delta was written to the image in part.
 func checkApplied(path string, io vhdx.Options) error {
-	copied := delta.Interrupted(path, io)
-	if copied == "" {
+	if delta.Interrupted(path, io) == "" {
 		return nil
 	}
-	return fmt.Errorf("%s is a mix of two disks, since vhdxfs apply was interrupted; finish that first: vhdxfs apply %s %[1]s", path, copied)
+	return fmt.Errorf("%s is a mix of two disks, since vhdxfs apply was interrupted; finish that first: %s", path, new(delta.ApplyOptions).FinishCommand(path))
 }
 
 // checkChildless returns an error where an image in the directory of the image at path is its child: with the first write to

@@ -1,6 +1,7 @@
 package delta
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,17 +32,12 @@ type ApplyOptions struct {
 	Progress func(n int64)
 }
 
-// copyOf returns where the copy of a delta for the base is.
-func (o *ApplyOptions) copyOf(base string) string {
-	if o.Copy != "" {
-		return o.Copy
-	}
-	return base + ApplySuffix
-}
+// CopyOf returns where the copy of a delta for the base is.
+func (o *ApplyOptions) CopyOf(base string) string { return cmp.Or(o.Copy, base+ApplySuffix) }
 
-// finishCommand returns the command that goes on where Apply was interrupted.
-func (o *ApplyOptions) finishCommand(base string) string {
-	copied := terminal.Shell(o.copyOf(base))
+// FinishCommand returns the command that goes on where Apply was interrupted.
+func (o *ApplyOptions) FinishCommand(base string) string {
+	copied := terminal.Shell(o.CopyOf(base))
 	command := "vhdxfs apply "
 	if o.Copy != "" {
 		command += "--copy " + copied + " "
@@ -51,7 +47,7 @@ func (o *ApplyOptions) finishCommand(base string) string {
 
 // Unfinished says what may have become of a base whose delta was not applied to its end.
 func (o *ApplyOptions) Unfinished(base string) string {
-	return fmt.Sprintf("%s may have changed in part; finish with: %s", base, o.finishCommand(base))
+	return fmt.Sprintf("%s may have changed in part; finish with: %s", base, o.FinishCommand(base))
 }
 
 // An Applied says what Apply did. Sizes are in bytes.
@@ -79,9 +75,9 @@ func (e *OtherBaseError) Error() string {
 // the delta leads to, under the identity of that disk. Until the delta is verified, nothing changes. An error that
 // comes later leaves the copy, and Finish goes on.
 func Apply(ctx context.Context, in io.Reader, inputs []safefile.Access, base string, o ApplyOptions) (*Applied, error) {
-	f, err := newfile.Create(o.copyOf(base), newfile.Options{Inputs: inputs})
+	f, err := newfile.Create(o.CopyOf(base), newfile.Options{Inputs: inputs})
 	if errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("%s is left from an interrupted vhdxfs apply; finish that first: %s", o.copyOf(base), o.finishCommand(base))
+		return nil, fmt.Errorf("%s is left from an interrupted vhdxfs apply; finish that first: %s", o.CopyOf(base), o.FinishCommand(base))
 	}
 	if err != nil {
 		return nil, err
@@ -98,16 +94,16 @@ func Apply(ctx context.Context, in io.Reader, inputs []safefile.Access, base str
 
 // Finish goes on where Apply was interrupted.
 func Finish(ctx context.Context, base string, o ApplyOptions) (*Applied, error) {
-	r, err := verify(ctx, o.copyOf(base), base, o)
+	r, err := verify(ctx, o.CopyOf(base), base, o)
 	if _, other := errors.AsType[*OtherBaseError](err); other {
 		return nil, fmt.Errorf("%s was written to after vhdxfs apply was interrupted, and may be a mix of two disks; restore it from a copy, remove %s, and apply the delta again",
-			base, o.copyOf(base))
+			base, o.CopyOf(base))
 	}
 	if err != nil {
 		return nil, err
 	}
 	if r.Already { // all but the last step was done
-		return r, os.Remove(o.copyOf(base))
+		return r, os.Remove(o.CopyOf(base))
 	}
 	return finish(ctx, r, o)
 }
@@ -222,10 +218,10 @@ func finish(ctx context.Context, r *Applied, o ApplyOptions) (*Applied, error) {
 		refused = err != nil
 		return err
 	}
-	m, err := vhdx.Merge(ctx, o.copyOf(r.Base), vhdx.MergeOptions{Open: o.Open, Delete: true, Check: check, Phase: o.Phase, Progress: o.Progress})
+	m, err := vhdx.Merge(ctx, o.CopyOf(r.Base), vhdx.MergeOptions{Open: o.Open, Delete: true, Check: check, Phase: o.Phase, Progress: o.Progress})
 	switch {
 	case refused: // before anything was changed
-		return nil, errors.Join(err, os.Remove(o.copyOf(r.Base)))
+		return nil, errors.Join(err, os.Remove(o.CopyOf(r.Base)))
 	case err != nil:
 		return nil, fmt.Errorf("%w; %s", err, o.Unfinished(r.Base))
 	}
