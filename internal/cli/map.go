@@ -246,15 +246,12 @@ func (c *mapCommand) paintFiles(out io.Writer, im *vhdx.Image) error {
 		if p.path == "" {
 			continue
 		}
+		paint := func(w io.Writer) error { return p.paint(w, s) }
 		if p.path == standardStream {
 			if err := checkOutput(out); err != nil {
 				return err
 			}
-			w := bufio.NewWriter(out)
-			if err := p.paint(w, s); err != nil {
-				return err
-			}
-			if err := w.Flush(); err != nil {
+			if err := buffered(out, paint); err != nil {
 				return err
 			}
 			continue
@@ -267,7 +264,7 @@ func (c *mapCommand) paintFiles(out io.Writer, im *vhdx.Image) error {
 			return err
 		}
 		o := newfile.Options{Replace: c.force, Inputs: inputs}
-		if err := writeNew(p.path, o, func(w io.Writer) error { return p.paint(w, s) }); err != nil {
+		if err := writeNew(p.path, o, paint); err != nil {
 			return createError(err)
 		}
 	}
@@ -280,13 +277,17 @@ func writeNew(path string, o newfile.Options, write func(io.Writer) error) error
 	if err != nil {
 		return err
 	}
-	w := bufio.NewWriter(f)
-	err = write(w)
-	if err == nil {
-		err = w.Flush()
-	}
-	if err != nil {
+	if err := buffered(f, write); err != nil {
 		return errors.Join(err, f.Discard())
 	}
 	return f.Commit()
+}
+
+// buffered writes to out in large pieces.
+func buffered(out io.Writer, write func(io.Writer) error) error {
+	w := bufio.NewWriter(out)
+	if err := write(w); err != nil {
+		return err
+	}
+	return w.Flush()
 }
