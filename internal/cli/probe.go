@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,13 +82,10 @@ var probes = []struct {
 	{"reboot", func(string) error { return call(unix.SYS_REBOOT) }},
 	{"setuid", func(string) error { return call(unix.SYS_SETUID) }},
 	{"a program of root, by its mode", func(f string) error {
-		fd, err := unix.Open(filepath.Join(f, "probe"), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		defer unix.Unlink(filepath.Join(f, "probe"))
-		return unix.Fchmod(fd, 0o4755)
+		return with(filepath.Join(f, "probe"), unix.O_CREAT|unix.O_RDWR, func(fd int) error {
+			defer unix.Unlink(filepath.Join(f, "probe"))
+			return unix.Fchmod(fd, 0o4755)
+		})
 	}},
 	{"a new program of root", func(f string) error {
 		fd, err := unix.Open(filepath.Join(f, "probe"), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o4755)
@@ -100,24 +98,18 @@ var probes = []struct {
 	}},
 	{"link a file of others", func(f string) error { return unix.Link("/etc/shadow", filepath.Join(f, "probe")) }},
 	{"link a descriptor of others", func(f string) error {
-		fd, err := unix.Open("/etc/shadow", unix.O_PATH|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		return unix.Linkat(fd, "", unix.AT_FDCWD, filepath.Join(f, "probe"), unix.AT_EMPTY_PATH)
+		return with("/etc/shadow", unix.O_PATH, func(fd int) error {
+			return unix.Linkat(fd, "", unix.AT_FDCWD, filepath.Join(f, "probe"), unix.AT_EMPTY_PATH)
+		})
 	}},
 	{"open a descriptor of others", func(string) error {
-		fd, err := unix.Open("/etc/shadow", unix.O_PATH|unix.O_CLOEXEC, 0)
-		if err != nil {
+		return with("/etc/shadow", unix.O_PATH, func(fd int) error {
+			_, err := os.ReadFile("/proc/self/fd/" + strconv.Itoa(fd))
 			return err
-		}
-		defer unix.Close(fd)
-		_, err = os.ReadFile("/proc/self/fd/" + strconv.Itoa(fd))
-		return err
+		})
 	}},
 	{"memory of the process itself, by /proc", func(string) error { _, err := os.OpenFile("/proc/self/mem", os.O_RDWR, 0); return err }},
-	{"take a file of others into the folder", func(f string) error {
+	{"take a file of others into the directory", func(f string) error {
 		return os.Rename(filepath.Join(filepath.Dir(f), "bystander"), filepath.Join(f, "probe"))
 	}},
 	{"the signals of a file", func(string) error {
@@ -131,22 +123,18 @@ var probes = []struct {
 	}},
 	{"a message to another socket", func(f string) error {
 		to := &unix.SockaddrUnix{Name: filepath.Join(filepath.Dir(f), "other.sock")}
-		for fd := range 256 {
-			if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err == nil && kind == unix.SOCK_DGRAM {
-				return unix.Sendmsg(fd, []byte("probe"), nil, to, 0)
-			}
+		for fd := range sockets(unix.SOCK_DGRAM) {
+			return unix.Sendmsg(fd, []byte("probe"), nil, to, 0)
 		}
 		return unix.EPERM // it has none by which it could
 	}},
 	{"the socket of the monitor", func(string) error {
-		for fd := range 256 {
-			if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err == nil && kind == unix.SOCK_SEQPACKET {
-				if err := unix.Dup2(0, fd); err == nil {
-					return nil
-				}
-				_, _, errno := unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd)|1<<32, 0, 0)
-				return errnoError(errno)
+		for fd := range sockets(unix.SOCK_SEQPACKET) {
+			if err := unix.Dup2(0, fd); err == nil {
+				return nil
 			}
+			_, _, errno := unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd)|1<<32, 0, 0)
+			return errnoError(errno)
 		}
 		return nil // not what is tried
 	}},
@@ -212,12 +200,33 @@ func call(number uintptr) error {
 }
 
 // removed removes the file of a trial that should not have made it.
-func removed(fd int, err error, folder string) error {
+func removed(fd int, err error, directory string) error {
 	if err == nil {
 		unix.Close(fd)
-		unix.Unlink(filepath.Join(folder, "probe"))
+		unix.Unlink(filepath.Join(directory, "probe"))
 	}
 	return err
+}
+
+// with calls do with a descriptor of a file.
+func with(path string, flags int, do func(fd int) error) error {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return do(fd)
+}
+
+// sockets are the descriptors of this process that are sockets of a kind.
+func sockets(kind int) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for fd := range 256 {
+			if k, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err == nil && k == kind && !yield(fd) {
+				return
+			}
+		}
+	}
 }
 
 // withPipe calls do with a descriptor that this process has made.
