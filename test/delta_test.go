@@ -73,10 +73,7 @@ func writeADay(t *testing.T, image string, day int, size int64) {
 	disk := filepath.Join(point, "disk.raw")
 	rng := rand.New(rand.NewPCG(uint64(day), 41))
 	for range 6 {
-		b := make([]byte, 1+rng.IntN(200_000))
-		for i := range b {
-			b[i] = byte(rng.Uint32())
-		}
+		b := randomBytes(rng, 1+rng.IntN(200_000))
 		writeAt(t, disk, b, rng.Int64N(size-int64(len(b))))
 	}
 	off := rng.Int64N(size-2*mib) / 4096 * 4096
@@ -97,12 +94,7 @@ func TestApplyKilled(t *testing.T) {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
 	a, b := randomRaw(t, 64*mib, 51), randomRaw(t, 64*mib, 52)
-	fill := make([]byte, 30*mib)
-	rng := rand.New(rand.NewPCG(1, 53))
-	for i := range fill {
-		fill[i] = byte(rng.Uint32())
-	}
-	writeAt(t, b, fill, 20*mib)
+	writeAt(t, b, randomBytes(rand.New(rand.NewPCG(1, 53)), 30*mib), 20*mib)
 	mustVhdxfs(t, "convert", a, path("a.vhdx"))
 	mustVhdxfs(t, "convert", b, path("b.vhdx"))
 	r := mustVhdxfs(t, "diff", "--json", "--output", path("delta.avhdx"), path("a.vhdx"), path("b.vhdx"))
@@ -172,11 +164,7 @@ func TestFullDiskOfDeltasAndFiles(t *testing.T) {
 	dir, tree := t.TempDir(), newDir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
 	a, b := randomRaw(t, 40*mib, 54), randomRaw(t, 40*mib, 55)
-	data := make([]byte, 16*mib)
-	rng := rand.New(rand.NewPCG(1, 56))
-	for i := range data {
-		data[i] = byte(rng.Uint32())
-	}
+	data := randomBytes(rand.New(rand.NewPCG(1, 56)), 16*mib)
 	writeAt(t, b, data, 20*mib)
 	for i := range 4 {
 		writeFile(t, filepath.Join(tree, fmt.Sprint("file", i)), data[:4*mib])

@@ -283,10 +283,7 @@ func changeBeneath(t *testing.T, img string, rng *rand.Rand) {
 			at = []int64{64 << 10, 128 << 10, 192 << 10, log, mib, 2 * mib, 3 * mib, 4 * mib}[rng.IntN(8)] + rng.Int64N(8<<10)
 			fallthrough
 		case 1:
-			p = make([]byte, 1+rng.IntN(4096))
-			for i := range p {
-				p[i] = byte(rng.Uint32())
-			}
+			p = randomBytes(rng, 1+rng.IntN(4096))
 		}
 		if _, err := owner.WriteAt(p, at); err != nil {
 			t.Fatal(err)

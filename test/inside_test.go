@@ -18,10 +18,7 @@ func sampleTree(t *testing.T) string {
 	rng := rand.New(rand.NewPCG(7, 7))
 	for i, size := range []int{0, 1, 511, 4096, 4097, 70_000, mib, 3*mib + 17} {
 		sub := filepath.Join(dir, fmt.Sprintf("directory %d", i%3))
-		b := make([]byte, size)
-		for j := range b {
-			b[j] = byte(rng.Uint32())
-		}
+		b := randomBytes(rng, size)
 		if err := os.MkdirAll(sub, 0o755); err != nil {
 			t.Fatal(err)
 		}

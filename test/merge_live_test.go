@@ -404,10 +404,7 @@ func TestNightlyBackupOfADiskInUse(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 43))
 	for night := range nights {
 		for range 4 {
-			b := make([]byte, 1+rng.IntN(100_000))
-			for i := range b {
-				b[i] = byte(rng.Uint32())
-			}
+			b := randomBytes(rng, 1+rng.IntN(100_000))
 			writeAt(t, s.disk, b, rng.Int64N(size-int64(len(b))))
 		}
 		must(t, "fallocate", "--punch-hole", "--offset", fmt.Sprint(rng.Int64N(size-2*mib)/4096*4096), "--length", fmt.Sprint(mib), s.disk)

@@ -9,12 +9,12 @@ import (
 // A machine with udev, the rule of the packages and udisks, as a desktop has them, shows an attached disk with its model and serial
 // number, and mounts its partitions.
 func TestSystemdMachineWithUdisks(t *testing.T) {
-	folder := requireVM(t, "desktop", "attr", "udisks2")
+	directory := requireVM(t, "desktop", "attr", "udisks2")
 	srv := newDir(t)
 	img := filepath.Join(srv, "parts.vhdx")
 	imageWithPartitions(t, img)
 	id := info(t, img).DiskID
-	m := newMachine(t, folder, srv)
+	m := newMachine(t, directory, srv)
 	m.edit(t, m.root, func(root string) {
 		must(t, "cp", "../packaging/udev/60-vhdxfs.rules", filepath.Join(root, "etc/udev/rules.d"))
 		writeText(t, filepath.Join(root, "etc/fstab"), "LABEL=srv /srv ext4 defaults 0 2\n")

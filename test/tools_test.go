@@ -26,10 +26,7 @@ func randomRaw(t *testing.T, size int64, seed uint64) string {
 	must(t, "truncate", "--size", strconv.FormatInt(size, 10), raw)
 	rng := rand.New(rand.NewPCG(seed, 6))
 	for range 12 {
-		b := make([]byte, 1+rng.IntN(300_000))
-		for i := range b {
-			b[i] = byte(rng.Uint32())
-		}
+		b := randomBytes(rng, 1+rng.IntN(300_000))
 		off := rng.Int64N(size - int64(len(b)))
 		writeAt(t, raw, b, off)
 	}

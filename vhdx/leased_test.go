@@ -531,6 +531,20 @@ func otherHost(t *testing.T, path string) (takeOver func()) {
 	}
 }
 
+// baseAndChild makes a disk and an empty child of it in a new directory.
+func baseAndChild(t *testing.T) (dir, base, child string) {
+	t.Helper()
+	dir = t.TempDir()
+	base, child = filepath.Join(dir, "base.vhdx"), filepath.Join(dir, "child.vhdx")
+	if err := Create(base, CreateOptions{Size: 64 * ondisk.MiB}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Create(child, CreateOptions{Parent: base}); err != nil {
+		t.Fatal(err)
+	}
+	return dir, base, child
+}
+
 func filesIn(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -749,14 +763,7 @@ func TestTakeOverAtTheEndOfMerge(t *testing.T) {
 		keepName bool
 	}{{"child.vhdx", false}, {"child.vhdx", true}, {"base.vhdx", true}} {
 		t.Run(fmt.Sprintf("%s %t", c.lost, c.keepName), func(t *testing.T) {
-			dir := t.TempDir()
-			base, child := filepath.Join(dir, "base.vhdx"), filepath.Join(dir, "child.vhdx")
-			if err := Create(base, CreateOptions{Size: 64 * ondisk.MiB}); err != nil {
-				t.Fatal(err)
-			}
-			if err := Create(child, CreateOptions{Parent: base}); err != nil {
-				t.Fatal(err)
-			}
+			dir, _, child := baseAndChild(t)
 			run, closeAll, err := openRun(child, Options{Lock: LockLease}, 2)
 			if err != nil {
 				t.Fatal(err)
@@ -925,14 +932,7 @@ func TestLeaseOfSnapshot(t *testing.T) {
 // A mount that only reads an image, or a parent, tells that a host has not closed it.
 func TestReaderIsToldOfWriters(t *testing.T) {
 	shortLeases(t)
-	dir := t.TempDir()
-	base, child := filepath.Join(dir, "base.vhdx"), filepath.Join(dir, "child.vhdx")
-	if err := Create(base, CreateOptions{Size: 64 * ondisk.MiB}); err != nil {
-		t.Fatal(err)
-	}
-	if err := Create(child, CreateOptions{Parent: base}); err != nil {
-		t.Fatal(err)
-	}
+	_, base, child := baseAndChild(t)
 	told := func(path string, o Options) string {
 		t.Helper()
 		var text bytes.Buffer
