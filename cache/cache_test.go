@@ -350,7 +350,7 @@ func TestReadOfAPageThatIsGivenUp(t *testing.T) {
 	}
 }
 
-// A word that is looked up is that of its page, whatever becomes of the memory meanwhile.
+// A word that is looked up is that of its page, also if the memory becomes that of another page meanwhile.
 func TestWordsWhilePagesComeAndGo(t *testing.T) {
 	const pages = 64
 	c := New(0)

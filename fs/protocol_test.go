@@ -146,7 +146,7 @@ func TestProtocolDoesNotSerialize(t *testing.T) {
 	wg.Wait()
 }
 
-// A line of go-fuse's log is one of ours, whatever it ends with.
+// A line of go-fuse's log is one of ours, with any number of line feeds at its end.
 func TestLogOfTheProtocol(t *testing.T) {
 	for text, want := range map[string]string{"": "", "\n": "", "\n\n": "", "a": "a", "a\n": "a", "a\nb\n\n": "a\nb"} {
 		if got := trimNewline([]byte(text)); got != want {

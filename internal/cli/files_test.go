@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A symbolic link is made only where it stays below the directory, whatever other links are made there.
+// A symbolic link is made only where it stays below the directory, with any other links there.
 func TestStaysBelow(t *testing.T) {
 	for _, tc := range []struct {
 		target string

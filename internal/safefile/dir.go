@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Dir is an open directory. Names in it have no slash, but for those of Open. It stays the same directory whatever
-// becomes of the path that it was opened by, which serves only to name it.
+// A Dir is an open directory. Names in it have no slash, but for those of Open. It stays the same directory if the
+// path that it was opened by leads elsewhere later; that serves only to name it.
 type Dir struct {
 	fd   int // of O_PATH
 	path string
@@ -86,7 +86,7 @@ func Find(path string) (_ *Dir, name string, _ *Access, err error) {
 	return d, name, &a, nil
 }
 
-// DirOf opens the directory in which f has a name, whatever path it was opened by, and returns that name. It fails where
+// DirOf opens the directory in which f has a name, by any path that it was opened by, and returns that name. It fails where
 // f was removed, or was made without a name.
 func DirOf(f Descriptor) (*Dir, string, error) {
 	d, name, err := realDir(int(f.Fd()))

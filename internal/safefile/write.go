@@ -190,7 +190,7 @@ func refuseForeign(st *unix.Stat_t, shared bool) error {
 	return nil
 }
 
-// At returns a path by which this process reaches a name in the directory, whatever becomes of the directory's own path.
+// At returns a path by which this process reaches a name in the directory, also if the directory has another path by now.
 func (d *Dir) At(name string) string {
 	if path := descriptorPath(d.fd); isDirectory(path) {
 		return filepath.Join(path, name)

@@ -79,7 +79,7 @@ type Lease struct {
 	lost      atomic.Pointer[error]
 
 	mu       mutex         // held while headers are read or written; guards what follows
-	may      [2][][]byte   // what each place may hold, if nobody else has written there; the last one is the newest
+	may      [2][][]byte   // what each place may hold, if no other host has written there; the last one is the newest
 	dropped  [2]int        // how many there were before the first of may
 	failed   [2]int        // how many of the last ones may not have been written, after an error
 	header   ondisk.Header // the newest of them

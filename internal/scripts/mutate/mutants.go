@@ -43,7 +43,7 @@ func (m *mutant) isAt(places string) bool {
 	})
 }
 
-// mutantsOf returns all mutants of the package in a folder.
+// mutantsOf returns all mutants of the package in a directory.
 func mutantsOf(dir string) ([]*mutant, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
