@@ -312,6 +312,12 @@ func (im *image) setBlock(b int64, s ondisk.BlockState) {
 	}
 }
 
+// cutLastBlock cuts the file behind the last sector of the disk, whose block is the last of the file.
+func (im *image) cutLastBlock() {
+	last := (im.diskSize - 1) / im.blockSize
+	im.Truncate(im.entries[last].FileOff() + im.diskSize - last*im.blockSize)
+}
+
 // setSectors says of n sectors of the partially present block b, from the first on, whether they are here.
 func (im *image) setSectors(b, first, n int64, here bool) {
 	bits := im.sectors[b]

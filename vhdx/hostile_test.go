@@ -84,7 +84,7 @@ func TestDraftAtTheEdges(t *testing.T) {
 			}
 		})
 	}
-	if _, err := d.append(math.MaxInt64 - 4*ondisk.MiB); err == nil {
+	if _, err := d.append(math.MaxInt64-4*ondisk.MiB, newSpaceMap(0)); err == nil {
 		t.Error("a draft grows to what no file can have")
 	}
 	if d.size != 4*ondisk.MiB || len(d.pages) != 1 {

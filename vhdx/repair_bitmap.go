@@ -47,7 +47,7 @@ func (r *repairer) mendBitmap(l *layer, c int64, f Finding) error {
 		// Nothing else is there, so it is what the entry meant: with a flipped bit in its state, or cut by the end of the file.
 		return r.keepBitmap(l, c, f, int64(off), blocks) // #nosec G115 -- smaller than the file
 	}
-	place, err := r.d.append(ondisk.BitmapBlockSize)
+	place, err := r.d.append(ondisk.BitmapBlockSize, l.space)
 	if err != nil {
 		return err
 	}

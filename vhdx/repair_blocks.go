@@ -163,7 +163,7 @@ func (r *repairer) separate(l *layer, list []Finding) error {
 			return err
 		}
 		b, _ := l.describes(f.Offset)
-		off, err := r.d.appendCopy(e.FileOff(), l.geo.BlockSize)
+		off, err := r.d.appendCopy(e.FileOff(), l.geo.BlockSize, l.space)
 		if err != nil {
 			return err
 		}

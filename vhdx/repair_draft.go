@@ -193,15 +193,16 @@ func (d *draft) Truncate(size int64) error {
 	return nil
 }
 
-// append makes room for n bytes, which read as zero, at the next MiB behind the end of the file.
-func (d *draft) append(n int64) (off int64, err error) {
-	off = ondisk.RoundUp(d.size, ondisk.MiB)
+// append makes room for n bytes, which read as zero, at the next MiB behind the end of the file, and behind all that is
+// in use: a last block that the end of the file cuts (T6) reaches beyond it.
+func (d *draft) append(n int64, used *spaceMap) (off int64, err error) {
+	off = ondisk.RoundUp(max(d.size, used.end()), ondisk.MiB)
 	return off, d.Truncate(off + n)
 }
 
 // appendCopy makes room for n bytes in the same way, and has them hold a copy of what the file holds at from.
-func (d *draft) appendCopy(from, n int64) (off int64, err error) {
-	if off, err = d.append(n); err == nil {
+func (d *draft) appendCopy(from, n int64, used *spaceMap) (off int64, err error) {
+	if off, err = d.append(n, used); err == nil {
 		d.copies = append(d.copies, copied{fileRange{off, n}, from})
 	}
 	return off, err

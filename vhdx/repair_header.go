@@ -138,7 +138,7 @@ func (r *repairer) addLog(l *layer, list []Finding) error {
 	if l.log().Length > 0 {
 		return nil
 	}
-	off, err := r.d.append(DefaultLogSize)
+	off, err := r.d.append(DefaultLogSize, l.space)
 	if err != nil {
 		return err
 	}

@@ -227,6 +227,22 @@ func TestRepairedDisk(t *testing.T) {
 				im.disk.WriteAt(b, (i+1)*ondisk.MiB)
 			}
 		}, nil, []DiskRange{at(1), at(0), at(2), at(2), at(0), at(1)}},
+		{"overlap, and a last block that the end of the file cuts", spec{typ: Fixed, blockSize: 4 * ondisk.MiB, diskSize: 9 * ondisk.MiB, blocks: all}, func(im *image) {
+			im.setBlockEntry(1, im.entries[0])
+			b := make([]byte, 4*ondisk.MiB)
+			im.disk.ReadAt(b, 0)
+			im.disk.WriteAt(b, 4*ondisk.MiB)
+			im.cutLastBlock()
+		}, nil, []DiskRange{{4 * ondisk.MiB, 4 * ondisk.MiB}, {0, 4 * ondisk.MiB}}},
+		{"no log, and a last block that the end of the file cuts", spec{typ: Fixed, noLog: true, blockSize: 4 * ondisk.MiB, diskSize: 9 * ondisk.MiB, blocks: all},
+			(*image).cutLastBlock, nil, nil},
+		{"sector bitmap beyond the file, and a last block that it cuts", spec{typ: Differencing, blockSize: 4 * ondisk.MiB, diskSize: 9 * ondisk.MiB,
+			blocks: []blockSpec{{0, ondisk.PartiallyPresent}, {2, ondisk.FullyPresent}}}, func(im *image) {
+			im.setSectors(0, 0, 8192, true)
+			im.put(im.random(4*ondisk.MiB), 0)
+			im.setEntry(im.geo.BitmapEntry(0), ondisk.NewBATEntry(ondisk.BitmapPresent, ondisk.TiB))
+			im.cutLastBlock()
+		}, nil, []DiskRange{{0, 4 * ondisk.MiB}}},
 		{"sector bitmap with a flipped state", spec{typ: Differencing, blocks: part}, func(im *image) {
 			im.setEntry(im.geo.BitmapEntry(0), ondisk.NewBATEntry(7, im.bitmaps[0]))
 		}, nil, []DiskRange{at(1), at(2)}},
