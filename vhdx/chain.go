@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -70,18 +71,26 @@ const (
 
 // Chain examines the image at path and its parents one by one, and goes on as far as there are files where parents
 // may be, whether they fit or not. The error concerns the image itself.
-func Chain(path string, o Options) (*Link, error) { return newOpener(o).link(path, math.MaxInt) }
+func Chain(path string, o Options) (*Link, error) { return newOpener(o).link(path, math.MaxInt, nil) }
 
 // ParentLink is Chain for the image and its parent alone. It does not look at what blocks they have, which for large
 // disks takes time.
 func ParentLink(path string, o Options) (*Link, error) {
 	op := newOpener(o)
 	op.skim = true
-	return op.link(path, 1)
+	return op.link(path, 1, nil)
 }
 
-// link is Chain for so many parents at the most.
-func (op *opener) link(path string, parents int) (*Link, error) {
+// LinkTo is ParentLink for an image that may be the child of one with one of the DataWriteGuids. For any other image it does not
+// look for the parent, and State is "". A directory may hold hundreds of images, of which few or none are children of one.
+func LinkTo(guids []uuid.UUID, path string, o Options) (*Link, error) {
+	op := newOpener(o)
+	op.skim = true
+	return op.link(path, 1, func(p *ondisk.ParentLocator) bool { return o.AnyParent || slices.ContainsFunc(guids, p.Accepts) })
+}
+
+// link is Chain for so many parents at the most, and for none if wanted is not nil and false for the image itself.
+func (op *opener) link(path string, parents int, wanted func(*ondisk.ParentLocator) bool) (*Link, error) {
 	op.writing, op.Writable = 0, false
 	defer func() {
 		for _, l := range op.chain {
@@ -97,6 +106,9 @@ func (op *opener) link(path string, parents int) (*Link, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	first := l.link()
+	if l.geo.HasParent && wanted != nil && !wanted(l.meta.locator) {
+		return first, nil
+	}
 	for link := first; l.geo.HasParent && parents > 0; parents-- {
 		if l = op.nextLink(l, link); l == nil {
 			break

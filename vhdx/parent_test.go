@@ -170,6 +170,16 @@ func TestLinkage2(t *testing.T) {
 			if _, err := taken(path, Options{}); (err == nil) != c.ok {
 				t.Errorf("opened with %v", err)
 			}
+			if k, err := LinkTo([]uuid.UUID{parentGUID}, path, Options{}); err != nil || (k.State == Linked) != c.ok {
+				t.Errorf("LinkTo the parent: %+v, %v", k, err)
+			}
+			// It does not look for a parent that is none of those.
+			if k, err := LinkTo([]uuid.UUID{{1}, {2}}, path, Options{}); err != nil || k.State != "" || k.Parent != nil || k.Linkage == nil {
+				t.Errorf("LinkTo others: %+v, %v", k, err)
+			}
+			if k, err := LinkTo(nil, path, Options{AnyParent: true}); err != nil || k.State != Linked {
+				t.Errorf("LinkTo any: %+v, %v", k, err)
+			}
 			if im, err := Open(path, Options{}); err == nil {
 				defer im.Close()
 				if p := im.Info().Parent; (p.Linkage2 != nil) != (c.name != "second is no GUID") {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/uuid"
+
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
 
@@ -36,12 +38,18 @@ func childrenOf(files []string, o vhdx.Options) ([]childImage, error) {
 		return nil, err
 	}
 	o.Parents, o.Lock = nil, vhdx.LockOff
+	var guids []uuid.UUID // of the files; one that cannot be read is no parent of any
+	for _, f := range files {
+		if k, err := vhdx.ParentLink(f, o); err == nil {
+			guids = append(guids, k.DataWriteGUID)
+		}
+	}
 	var children []childImage
 	for _, image := range images {
 		if containsFile(files, image) {
 			continue
 		}
-		k, err := vhdx.ParentLink(image, o)
+		k, err := vhdx.LinkTo(guids, image, o)
 		if err != nil || k.State != vhdx.Linked {
 			continue // no image, or no child of another
 		}
