@@ -51,6 +51,18 @@ var processRows = []row{
 		p.that(t, "status 0", fmt.Sprint(err), err == nil)
 		p.unmounted(t)
 	}},
+	{"a service of systemd, for an image with line feeds in its name", func(t *testing.T, p *place) {
+		img := p.img + "\nMAINPID=1\nx"
+		if err := os.Link(p.img, img); err != nil {
+			t.Fatal(err)
+		}
+		s := newNotifySocket(t)
+		cmd := p.service(t, s, program.path(t), "-f", img, p.dir)
+		said := s.wait(t, "READY=1")
+		p.that(t, "the name is in the status alone", said, !strings.Contains(said, " MAINPID=1"))
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+	}},
 	{"a watchdog when the image cannot be read", func(t *testing.T, p *place) {
 		p.mount(t)
 		p.run(t, 0, "", "dd", "if=/dev/urandom", "of="+p.disk, "bs=1M", "count=1", "conv=notrunc,fsync")

@@ -13,6 +13,7 @@ import (
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
 	"github.com/vhdxfs/vhdxfs/internal/fault"
+	"github.com/vhdxfs/vhdxfs/internal/terminal"
 )
 
 // What a service of Type=notify tells systemd. Where there is none, nothing is said.
@@ -47,6 +48,11 @@ func (n *notifier) tell(log *logrus.Logger, state ...string) {
 	}
 }
 
+// notifyStatus returns the line with which systemd shows a status. A line feed in a name would begin a line that tells something else.
+func notifyStatus(format string, args ...any) string {
+	return "STATUS=" + terminal.Escape(fmt.Sprintf(format, args...))
+}
+
 // notifyReady tells systemd that the mount is there, and starts what feeds the watchdog. It returns a function
 // that stops that.
 func notifyReady(j *mountJob, server *mount.Server, writable, background bool, log *logrus.Logger) (stop func()) {
@@ -54,7 +60,7 @@ func notifyReady(j *mountJob, server *mount.Server, writable, background bool, l
 	if writable {
 		how = "read/write"
 	}
-	state := []string{notifyRunning, fmt.Sprintf("STATUS=Serving %s at %s, %s", j.Mount.Image, server.MountPoint(), how)}
+	state := []string{notifyRunning, notifyStatus("Serving %s at %s, %s", j.Mount.Image, server.MountPoint(), how)}
 	if background {
 		state = append(state, "MAINPID="+strconv.Itoa(os.Getpid()))
 	}

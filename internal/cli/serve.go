@@ -128,7 +128,7 @@ func serveUntilEnd(ctx context.Context, j *mountJob, server *mount.Server, k mon
 		case s = <-signals:
 			log.Infof("%v: unmounting %s", s, server.MountPoint())
 		}
-		j.notify.tell(log, notifyStopping, "STATUS=Unmounting "+server.MountPoint())
+		j.notify.tell(log, notifyStopping, notifyStatus("Unmounting %s", server.MountPoint()))
 		err := server.Unmount()
 		if err != nil {
 			log.WithError(err).Error("cannot unmount; the mount continues")
