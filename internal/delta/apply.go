@@ -89,7 +89,7 @@ func Apply(ctx context.Context, in io.Reader, inputs []safefile.Access, base str
 	if err := f.Commit(); err != nil {
 		return nil, err
 	}
-	return finish(ctx, r, o)
+	return finish(ctx, r, o, true)
 }
 
 // Finish goes on where Apply was interrupted.
@@ -105,7 +105,7 @@ func Finish(ctx context.Context, base string, o ApplyOptions) (*Applied, error) 
 	if r.Already { // all but the last step was done
 		return r, os.Remove(o.CopyOf(base))
 	}
-	return finish(ctx, r, o)
+	return finish(ctx, r, o, false)
 }
 
 // Interrupted returns the path of the copy of a delta that was written to the base in part, and "" where there is none. Until
@@ -206,21 +206,22 @@ func verify(ctx context.Context, path, base string, o ApplyOptions) (_ *Applied,
 	return r, unnamed(path, o.Name, Verify(ctx, d, o.Progress))
 }
 
-// finish merges the copy of the delta into the base and removes it.
-func finish(ctx context.Context, r *Applied, o ApplyOptions) (*Applied, error) {
+// finish merges the copy of the delta into the base and removes it. With untouched, nothing of it is in the base yet; otherwise
+// the base may need the copy, whatever happens.
+func finish(ctx context.Context, r *Applied, o ApplyOptions, untouched bool) (*Applied, error) {
 	o.Open.Parents = append([]string{r.Base}, o.Open.Parents...)
-	refused := false
 	check := func() error {
-		if o.Check == nil {
-			return nil
+		if o.Check != nil {
+			if err := o.Check(); err != nil {
+				return err
+			}
 		}
-		err := o.Check()
-		refused = err != nil
-		return err
+		untouched = false
+		return nil
 	}
 	m, err := vhdx.Merge(ctx, o.CopyOf(r.Base), vhdx.MergeOptions{Open: o.Open, Delete: true, Check: check, Phase: o.Phase, Progress: o.Progress})
 	switch {
-	case refused: // before anything was changed
+	case err != nil && untouched:
 		return nil, errors.Join(err, os.Remove(o.CopyOf(r.Base)))
 	case err != nil:
 		return nil, fmt.Errorf("%w; %s", err, o.Unfinished(r.Base))

@@ -321,6 +321,11 @@ func TestInterruptedApply(t *testing.T) {
 		if left := Interrupted(base, vhdx.Options{}); left != base+ApplySuffix {
 			t.Errorf("cut %d: interrupted is %q", cut, left)
 		}
+		refusing := silent
+		refusing.Check = func() error { return errors.New("no") }
+		if _, err := Finish(t.Context(), base, refusing); err == nil || Interrupted(base, vhdx.Options{}) == "" {
+			t.Errorf("cut %d: refused with %v, and what the base needs is gone", cut, err)
+		}
 		if cut == 2 { // and then written to
 			im, err := vhdx.Open(base, vhdx.Options{Writable: true})
 			if err != nil {
@@ -352,6 +357,32 @@ func TestInterruptedApply(t *testing.T) {
 	if left := Interrupted(base, vhdx.Options{}); left != "" {
 		t.Errorf("not begun, and interrupted is %q", left)
 	}
+}
+
+// A base that comes into use while the delta is verified stays as it is, and no copy is left that would have to be finished.
+func TestApplyToBaseInUse(t *testing.T) {
+	dir := t.TempDir()
+	p := someDisk(4*mib, 1)
+	a := image(t, filepath.Join(dir, "a.vhdx"), p, vhdx.CreateOptions{})
+	changed := bytes.Clone(p)
+	change(changed, 2)
+	delta, _ := deltaOf(t, a, image(t, filepath.Join(dir, "b.vhdx"), changed, vhdx.CreateOptions{}))
+	base := copyOf(t, a)
+	var user *disk.Disk
+	o := silent
+	o.Phase = func(name string, _ int64) {
+		if name == "verify" {
+			user = open(t, base)
+		}
+	}
+	if _, err := Apply(t.Context(), bytes.NewReader(delta), nil, base, o); !errors.Is(err, vhdx.ErrLocked) {
+		t.Errorf("%v, want that it is in use", err)
+	}
+	if err := user.Close(); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, base)
+	shows(t, base, p)
 }
 
 // The digest is that of what is held, however it is cut into pieces.
