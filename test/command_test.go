@@ -60,6 +60,7 @@ func TestMountGoesToTheBackground(t *testing.T) {
 }
 
 func TestMountEndsBy(t *testing.T) {
+	t.Parallel()
 	img, _ := sampleImage(t)
 	for _, tc := range []struct {
 		name string
@@ -94,6 +95,7 @@ func TestMountEndsBy(t *testing.T) {
 
 // A signal must not pull the disk away from under those who use it.
 func TestSignalLeavesUsersTheirDisk(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	detectRaces(t)
 	img, raw := sampleImage(t)
@@ -124,6 +126,7 @@ func TestSignalLeavesUsersTheirDisk(t *testing.T) {
 }
 
 func TestMountInUseStays(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	img, raw := sampleImage(t)
 	s := serve(t, img)
@@ -154,6 +157,7 @@ func TestCallerInTheMountIsNamed(t *testing.T) {
 }
 
 func TestBadInputIsToldApart(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	dir := t.TempDir()
 	img, _ := sampleImage(t)
@@ -245,6 +249,7 @@ func TestSecondMountOnOnePoint(t *testing.T) {
 }
 
 func TestCommandsPrintJSON(t *testing.T) {
+	t.Parallel()
 	img, raw := sampleImage(t)
 	size := stat(t, raw).Size
 
@@ -382,6 +387,7 @@ func TestLogToAFIFO(t *testing.T) {
 }
 
 func TestInfoAndCheckForPeople(t *testing.T) {
+	t.Parallel()
 	img, _ := sampleImage(t)
 	out := mustVhdxfs(t, "info", "-v", img)
 	for _, word := range []string{"dynamic", "1 MiB", "QEMU", "clean"} {

@@ -215,6 +215,7 @@ func unchanged(t *testing.T, path, want string) {
 }
 
 func TestCorpusFindsTheParentByOption(t *testing.T) {
+	t.Parallel()
 	c := openCorpus(t)
 	child, parent := c.child(t)
 	img := c.unpack(t, child, t.TempDir(), child.Name)
@@ -234,6 +235,7 @@ func TestCorpusFindsTheParentByOption(t *testing.T) {
 }
 
 func TestCorpusRefusesTheChildWithoutItsParent(t *testing.T) {
+	t.Parallel()
 	c := openCorpus(t)
 	child, parent := c.child(t)
 	dir := t.TempDir()
@@ -288,6 +290,7 @@ func TestCorpusFileSystemsMount(t *testing.T) {
 }
 
 func TestCorpusInfoAgreesWithTheManifest(t *testing.T) {
+	t.Parallel()
 	c := openCorpus(t)
 	for _, ci := range c.Files {
 		t.Run(ci.Name, func(t *testing.T) {
@@ -323,6 +326,7 @@ func TestCorpusInfoAgreesWithTheManifest(t *testing.T) {
 }
 
 func TestCorpusIsSound(t *testing.T) {
+	t.Parallel()
 	c := openCorpus(t)
 	for _, ci := range c.Files {
 		t.Run(ci.Name, func(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 // night goes to the backup as a delta, by a file or over a pipe, and the older snapshot is merged. The chain stays short, and
 // the backup is the disk of that night.
 func TestNightlyIncrements(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	requireTools(t, "bash")
 	nights := 30
@@ -160,6 +161,7 @@ func TestApplyKilled(t *testing.T) {
 // A disk that is full leaves nothing half: no delta, no files, and a base that is as it was, or whose work is completed when there is
 // space.
 func TestFullDiskOfDeltasAndFiles(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "mke2fs")
 	dir, tree := t.TempDir(), newDir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }

@@ -79,6 +79,7 @@ func TestFilesWithoutRoot(t *testing.T) {
 
 // What is private stays so, existing files are kept unless --force is given, and after an error there is nothing.
 func TestExtractIsSafe(t *testing.T) {
+	t.Parallel()
 	tree := newDir(t)
 	must(t, "mkdir", "-p", tree+"/etc/sub")
 	writeFile(t, tree+"/etc/a", []byte("new"))
@@ -197,6 +198,7 @@ func TestFilesOfMounted(t *testing.T) {
 
 // A disk with several file systems shows them as directories, as open does; what cannot be read is told.
 func TestFilesOfPartitions(t *testing.T) {
+	t.Parallel()
 	requireKernelFS(t, "xfs")
 	img := partitioned(t, "400M",
 		part{"20MiB", "mkfs.ext4 -q -L root", map[string]string{"a": "on ext4"}},

@@ -18,6 +18,7 @@ import (
 // The digest of a disk is that of sha256sum of its bytes, whatever holds them; and a list of blocks tells later which of them
 // changed.
 func TestHash(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	requireTools(t, "sha256sum")
 	raw := randomRaw(t, 50*mib+4096, 21)
@@ -91,6 +92,7 @@ func TestHash(t *testing.T) {
 
 // A check whose list comes through a pipe ends at a signal, whether nothing writes to the pipe or not all has come yet.
 func TestHashCheckOfPipeIsInterrupted(t *testing.T) {
+	t.Parallel()
 	img, list, pipe := filepath.Join(t.TempDir(), "a.vhdx"), filepath.Join(t.TempDir(), "list"), filepath.Join(t.TempDir(), "pipe")
 	mustVhdxfs(t, "convert", randomRaw(t, 3*mib, 4), img)
 	mustVhdxfs(t, "hash", "--blocks", list, img)

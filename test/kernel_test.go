@@ -99,6 +99,7 @@ func scatter(t *testing.T, img string, seed uint64, n int) {
 
 // The kernel shows the same bytes of every kind of image as the program does.
 func TestKernelReads(t *testing.T) {
+	t.Parallel()
 	requireKernelReads(t)
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
@@ -198,6 +199,7 @@ func leaveDirty(t *testing.T, img string) {
 
 // So it is with what other programs wrote.
 func TestKernelReadsCorpus(t *testing.T) {
+	t.Parallel()
 	requireKernelReads(t)
 	c := openCorpus(t)
 	for _, ci := range c.Files {

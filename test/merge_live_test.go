@@ -209,6 +209,7 @@ func TestLiveMergeIsKilled(t *testing.T) {
 
 // What is not possible is refused with a sentence, and the mount goes on.
 func TestLiveMergeRefused(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	base, child, raw := writtenChild(t, "64MiB", 20*mib)
 	dir := filepath.Dir(base)
@@ -280,6 +281,7 @@ func TestLiveMergeRefused(t *testing.T) {
 
 // A mount may only read the parents in other directories, unless its sandbox is off: the message says so, and nothing is changed.
 func TestLiveMergeOfParentsElsewhere(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	base, made, raw := writtenChild(t, "32MiB", 5*mib)
 	child := filepath.Join(t.TempDir(), "child.avhdx")
@@ -392,6 +394,7 @@ func TestLiveMergeByOthers(t *testing.T) {
 // A backup of a disk that is never unmounted: each night it is frozen, the frozen image is copied, and merged. There is one image
 // in the morning, which has its name, and the copy is the disk of that night.
 func TestNightlyBackupOfADiskInUse(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	nights := 12
 	if *long {

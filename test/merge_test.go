@@ -58,6 +58,7 @@ func TestMergeForOthers(t *testing.T) {
 
 // Images in use are left alone, and the message tells by whom they are used.
 func TestChainCommandsKeepTheLocks(t *testing.T) {
+	t.Parallel()
 	base, child, raw := writtenChild(t, "16MiB", 4*mib)
 	sums := map[string]string{base: sha256File(t, base), child: sha256File(t, child)}
 	for _, mounted := range []struct {

@@ -86,6 +86,7 @@ func stat(t *testing.T, path string) syscall.Stat_t {
 }
 
 func TestMountHasSensibleStatfs(t *testing.T) {
+	t.Parallel()
 	img, raw := sampleImage(t)
 	s := readOnly(t, img)
 	var got unix.Statfs_t

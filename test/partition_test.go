@@ -144,6 +144,7 @@ func xattr(t *testing.T, path, name string) string {
 
 // Logical partitions have the kernel's numbers. What is no partition is refused, with the numbers that there are.
 func TestPartitionsOfAnMBR(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	requireTools(t, "sfdisk")
 	dir := t.TempDir()

@@ -85,10 +85,17 @@ type result struct {
 // status is for the caller to judge.
 func vhdxfs(t *testing.T, args ...string) result {
 	t.Helper()
+	return vhdxfsIn(t, "", args...)
+}
+
+// vhdxfsIn is vhdxfs in the directory dir.
+func vhdxfsIn(t *testing.T, dir string, args ...string) result {
+	t.Helper()
 	path := program.path(t)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Dir = dir
 	// One that has mounted what it should have refused is told to unmount.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	var stdout, stderr bytes.Buffer

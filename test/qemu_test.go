@@ -101,6 +101,7 @@ func TestQemuImagesReadTheSame(t *testing.T) {
 // Data that stands at the end of one chunk and the beginning of the next comes from BAT entries that have that
 // of a sector bitmap block between them.
 func TestQemuImageAcrossChunks(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	const chunk = 4096 * mib // of 1 MiB blocks with 512-byte sectors
 	img := qemuCreate(t, 2*chunk+3*mib, "subformat=dynamic,block_size=1M")
@@ -170,6 +171,7 @@ func TestCreatedImagesPassOtherTools(t *testing.T) {
 }
 
 func TestCreateRefusesWhatCannotBe(t *testing.T) {
+	t.Parallel()
 	there := filepath.Join(t.TempDir(), "there.vhdx")
 	mustVhdxfs(t, "create", "--size", "4MiB", there)
 	before := sha256File(t, there)

@@ -135,6 +135,7 @@ func TestRepair(t *testing.T) {
 
 // What is lost hides the parent, and is not replaced by its old bytes.
 func TestRepairOfAChildHidesItsParent(t *testing.T) {
+	t.Parallel()
 	parent := create(t, "8M", "--block-size", "1M")
 	placeBlocks(t, parent, map[int64]byte{0: 0xA, 1: 0xB})
 	child := childOf(t, parent, "8M")
@@ -158,6 +159,7 @@ func TestRepairOfAChildHidesItsParent(t *testing.T) {
 // Nothing that is wrong is nothing that is changed.
 func TestRepairOfSoundImages(t *testing.T) {
 	detectRaces(t)
+	t.Parallel()
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
 			img := v.create(t, "32M")
@@ -182,6 +184,7 @@ func noUndoFile(t *testing.T, img string) {
 
 // An image whose program was killed has its log replayed, and the undo brings the log back.
 func TestRepairReplaysTheLog(t *testing.T) {
+	t.Parallel()
 	img := create(t, "32M", "--block-size", "1M")
 	s := serveToKill(t, img, "-o", "idle_clean=0,commit=0")
 	f := openDisk(t, s.disk, 0)
@@ -211,6 +214,7 @@ func TestRepairReplaysTheLog(t *testing.T) {
 
 // A log that cannot be replayed is given up only where the user says so.
 func TestRepairDropsALog(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "qemu-img")
 	img, disk := repairSample(t)
 	// Both headers name a log that holds nothing.
@@ -239,6 +243,7 @@ func TestRepairDropsALog(t *testing.T) {
 
 // What cannot be repaired is told, with what can be done, and nothing is changed.
 func TestRepairRefuses(t *testing.T) {
+	t.Parallel()
 	for name, damage := range map[string]func(t *testing.T, img string){
 		"both headers": func(t *testing.T, img string) {
 			writeAt(t, img, []byte{0xFF}, 64<<10+30)
@@ -277,6 +282,7 @@ func TestRepairRefuses(t *testing.T) {
 
 // An image in use is left alone, whoever uses it, and by either command.
 func TestRepairInUse(t *testing.T) {
+	t.Parallel()
 	img, _ := repairSample(t)
 	writeAt(t, img, []byte{0xFF}, 128<<10+30)
 	before := sha256File(t, img)
@@ -420,6 +426,7 @@ func TestRepairKilled(t *testing.T) {
 }
 
 func TestRepairJSON(t *testing.T) {
+	t.Parallel()
 	img, _ := repairSample(t)
 	setBATEntry(t, img, 1, 1<<50|6)
 	r := vhdxfs(t, "check", "--repair", "--json", img)
@@ -453,6 +460,7 @@ func TestRepairJSON(t *testing.T) {
 }
 
 func TestRepairUsage(t *testing.T) {
+	t.Parallel()
 	img, _ := repairSample(t)
 	before := sha256File(t, img)
 	for _, args := range [][]string{

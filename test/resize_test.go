@@ -106,6 +106,7 @@ func TestResize(t *testing.T) {
 
 // Blocks that hold nothing are cut off, also where they have been written, and those of a fixed disk.
 func TestResizeCutsZerosOff(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "qemu-img")
 	dir := t.TempDir()
 	fixed, written := filepath.Join(dir, "fixed.vhdx"), filepath.Join(dir, "written.vhdx")
@@ -123,6 +124,7 @@ func TestResizeCutsZerosOff(t *testing.T) {
 
 // What nothing is known of is not cut off, unless it is forced; then the space is given up. QEMU has the same image.
 func TestResizeUnknown(t *testing.T) {
+	t.Parallel()
 	requireTools(t, "qemu-img")
 	img := create(t, "100MiB", "--block-size", "1MiB")
 	s := serve(t, img)

@@ -224,6 +224,7 @@ func TestDetachMakesTheImageClean(t *testing.T) {
 
 // Closing disk.raw ends with a clean image as well, and the next change makes another disk of it.
 func TestCloseMakesTheImageClean(t *testing.T) {
+	t.Parallel()
 	img := create(t, "16MiB", "--block-size", "1MiB")
 	s := serve(t, img, "-o", "commit=0,idle_clean=0")
 	guids := map[string]bool{}

@@ -142,6 +142,7 @@ func writePattern(t *testing.T, f *os.File, pattern byte, off, n int64) {
 // libvhdi reads a differencing image of ours, over a parent of ours, as we do. Trimmed blocks are left out: libvhdi
 // takes those for the parent's.
 func TestChildReadByLibvhdi(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	requireTools(t, "vhdimount")
 	for _, v := range variants {

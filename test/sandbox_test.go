@@ -211,6 +211,7 @@ func mountInBackground(t *testing.T, img, options string) (dir string, pid int) 
 // TestMonitorIsKilled sees that a process that serves ends without its monitor, says so, and leaves a clean image.
 func TestMonitorIsKilled(t *testing.T) {
 	detectRaces(t)
+	t.Parallel()
 	img, log := create(t, "64M"), filepath.Join(t.TempDir(), "log")
 	dir, pid := mountInBackground(t, img, "idle_clean=0,commit=0,log="+log)
 	writeThrough(t, filepath.Join(dir, "disk.raw"), []byte("written before"))
@@ -226,6 +227,7 @@ func TestMonitorIsKilled(t *testing.T) {
 // TestServerIsKilled sees that the monitor goes with a process that serves, and takes the pidfile away.
 func TestServerIsKilled(t *testing.T) {
 	detectRaces(t)
+	t.Parallel()
 	img, pidFile := create(t, "64M"), filepath.Join(t.TempDir(), "pid")
 	dir, pid := mountInBackground(t, img, "pidfile="+pidFile)
 	if b, err := os.ReadFile(pidFile); err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(pid) {

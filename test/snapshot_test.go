@@ -231,6 +231,7 @@ func TestSnapshotIsKilled(t *testing.T) {
 
 // What fails leaves a mount that goes on, and no file: a full disk, a directory that cannot be written, a file that is there.
 func TestSnapshotOfAMountFails(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	dir := smallFS(t, "tmpfs", "44")
 	img := filepath.Join(dir, "img.vhdx")
@@ -287,6 +288,7 @@ func TestSnapshotOfAMountFails(t *testing.T) {
 // Many ask for a snapshot at one moment: each learns what became of his own, however soon another follows.
 func TestSnapshotsAtOnce(t *testing.T) {
 	detectRaces(t)
+	t.Parallel()
 	img := create(t, "16MiB")
 	s := serve(t, img)
 	var asking sync.WaitGroup
@@ -390,6 +392,7 @@ func TestSnapshotByOthers(t *testing.T) {
 
 // A snapshot of an image that has a child already would begin a second branch: it says so, and wants that to be said.
 func TestSnapshotOfParent(t *testing.T) {
+	t.Parallel()
 	img := create(t, "16M")
 	first, second := filepath.Join(filepath.Dir(img), "one.avhdx"), filepath.Join(filepath.Dir(img), "two.avhdx")
 	mustVhdxfs(t, "snapshot", img, first)

@@ -127,6 +127,7 @@ func TestStatsAreExact(t *testing.T) {
 
 // SIGUSR1 writes the statistics to the log, however little else is logged, and the mount goes on.
 func TestStatsSignal(t *testing.T) {
+	t.Parallel()
 	img := create(t, "64MiB")
 	for _, level := range []string{"error", "warn", "debug"} {
 		s := serve(t, img, "-o", "loglevel="+level)
@@ -249,6 +250,7 @@ func TestMetrics(t *testing.T) {
 
 // What is in the way of the socket is replaced if nobody needs it, and else is a reason not to mount.
 func TestMetricsSocketInTheWay(t *testing.T) {
+	t.Parallel()
 	img := create(t, "64MiB")
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "metrics.sock")
@@ -301,6 +303,7 @@ func TestMetricsSocketInTheWay(t *testing.T) {
 
 // stats shows the numbers of a mount, top what they become, and df what the image holds.
 func TestStatsForPeople(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	img := create(t, "64MiB")
 	s := serve(t, img)

@@ -130,14 +130,14 @@ func (w *workshop) refuses(t *testing.T, status int, says string, args ...string
 // run runs the program in the directory.
 func (w *workshop) run(t *testing.T, args ...string) result {
 	t.Helper()
-	t.Chdir(w.dir)
-	return vhdxfs(t, args...)
+	return vhdxfsIn(t, w.dir, args...)
 }
 
 const systemStatus = 2
 
 // What a tool cannot read it says so of, in one line and with an exit status, whatever it was asked to do with it.
 func TestToolsRefuseBadInput(t *testing.T) {
+	t.Parallel()
 	w := newWorkshop(t)
 	for i, in := range []struct {
 		name   string
@@ -192,6 +192,7 @@ func TestToolsRefuseBadInput(t *testing.T) {
 
 // No tool writes over what is there, or what it reads, by whatever name; and where nothing can be made, nothing is.
 func TestToolsRefuseBadOutput(t *testing.T) {
+	t.Parallel()
 	w := newWorkshop(t)
 	for _, out := range []struct {
 		name   string
@@ -273,6 +274,7 @@ func replacing(file string) [][]string {
 
 // A size that no disk can have is refused, and the message says which ones can be.
 func TestCreateRefusesSizes(t *testing.T) {
+	t.Parallel()
 	w := newWorkshop(t)
 	for size, says := range map[string]string{
 		"0": "give a positive size", "-1": "give a positive size", "-5G": "give a positive size", "1X": "give a positive size",

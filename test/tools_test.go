@@ -217,6 +217,7 @@ func startConvert(t *testing.T, out string) *converting {
 
 // Whatever ends the command, there is no file under the final name, and none that could be taken for an image.
 func TestInterruptedConvertLeavesNoImage(t *testing.T) {
+	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGKILL} {
 		t.Run(sig.String(), func(t *testing.T) {
 			dir := newDir(t)
@@ -384,6 +385,7 @@ func TestConvertKeepsTheSectorsOfDevices(t *testing.T) {
 }
 
 func TestToolsKeepTheLocks(t *testing.T) {
+	t.Parallel()
 	img := create(t, "16MiB")
 	s := serve(t, img)
 	out := filepath.Join(t.TempDir(), "out.vhdx")

@@ -56,6 +56,7 @@ func TestAttachTwice(t *testing.T) {
 // Whatever lock= says, there is one writer, and a refusal says where the image is mounted and advises nothing that
 // destroys it.
 func TestOneWriter(t *testing.T) {
+	t.Parallel()
 	for _, first := range []string{"lock=on", "lock=try", "lock=off"} {
 		img := create(t, "16MiB")
 		hard := img + ".hard"
@@ -106,6 +107,7 @@ func TestOneWriter(t *testing.T) {
 
 // The mount of a child keeps its parents from being written, and is named.
 func TestParentInUse(t *testing.T) {
+	t.Parallel()
 	img := create(t, "16MiB")
 	kid := filepath.Join(filepath.Dir(img), "kid.avhdx")
 	mustVhdxfs(t, "snapshot", img, kid)
@@ -161,6 +163,7 @@ func TestLookAtMountedImage(t *testing.T) {
 
 // A parent that is mounted is one that can be examined.
 func TestChainOfMountedParent(t *testing.T) {
+	t.Parallel()
 	base := create(t, "16MiB")
 	kid := filepath.Join(filepath.Dir(base), "kid.avhdx")
 	mustVhdxfs(t, "snapshot", base, kid)

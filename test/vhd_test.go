@@ -133,6 +133,7 @@ func differencing(t *testing.T, image, parent string) {
 
 // Mounts of VHD images are read-only, and show what the commands read, also of a chain, which libvhdi reads alike.
 func TestVHDMount(t *testing.T) {
+	t.Parallel()
 	requireFUSE(t)
 	requireTools(t, "qemu-img", "vhdimount")
 	dir := t.TempDir()
