@@ -170,7 +170,7 @@ func (r *repairer) growFile() error {
 			}
 			b := buf[:min(ondisk.MiB, c.n-done)]
 			r.o.Progress(int64(len(b)))
-			if err := readZeroPast(f, b, c.from+done, d.old); err != nil {
+			if err := readFull(d, b, c.off+done, "the image"); err != nil {
 				return err
 			}
 			if allZero(b) {

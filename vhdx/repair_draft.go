@@ -43,7 +43,7 @@ type fileRange struct{ off, n int64 }
 
 func (r fileRange) end() int64 { return r.off + r.n }
 
-// A copied is a range of the draft, at off, that holds a copy of the n bytes at from of the file.
+// A copied is a range of the draft, at off, that holds a copy of its n bytes at from, which lie before it.
 type copied struct {
 	fileRange
 	from int64
@@ -110,7 +110,7 @@ func (d *draft) ReadAt(p []byte, off int64) (int, error) {
 			break
 		}
 		at := max(off, c.off)
-		if err := readZeroPast(d.base, part, c.from+at-c.off, d.old); err != nil {
+		if err := readFull(d, part, c.from+at-c.off, "the image"); err != nil {
 			return 0, err
 		}
 	}
@@ -200,7 +200,8 @@ func (d *draft) append(n int64, used *spaceMap) (off int64, err error) {
 	return off, d.Truncate(off + n)
 }
 
-// appendCopy makes room for n bytes in the same way, and has them hold a copy of what the file holds at from.
+// appendCopy makes room for n bytes in the same way, and has them hold a copy of what the draft holds at from: the
+// log may have been replayed there.
 func (d *draft) appendCopy(from, n int64, used *spaceMap) (off int64, err error) {
 	if off, err = d.append(n, used); err == nil {
 		d.copies = append(d.copies, copied{fileRange{off, n}, from})

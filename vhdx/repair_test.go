@@ -219,6 +219,13 @@ func TestRepairedDisk(t *testing.T) {
 			im.disk.ReadAt(b, 0)
 			im.disk.WriteAt(b, ondisk.MiB)
 		}, nil, []DiskRange{at(1), at(0)}},
+		{"overlap in the place of pages of the log", spec{blocks: all}, func(im *image) {
+			im.setBlockEntry(1, im.entries[0])
+			b := make([]byte, ondisk.MiB)
+			im.disk.ReadAt(b, 0)
+			im.disk.WriteAt(b, ondisk.MiB)
+			im.logPages(im.entries[0].FileOff())
+		}, nil, []DiskRange{at(1), at(0)}},
 		{"overlap of three", spec{blocks: all}, func(im *image) {
 			b := make([]byte, ondisk.MiB)
 			im.disk.ReadAt(b, 0)
