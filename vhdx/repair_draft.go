@@ -209,9 +209,10 @@ func (d *draft) appendCopy(from, n int64, used *spaceMap) (off int64, err error)
 	return off, err
 }
 
-// PunchHole makes a range that nothing uses a hole.
+// PunchHole makes a range that nothing uses a hole. What was to be written there, as by the log, is not.
 func (d *draft) PunchHole(off, n int64) error {
-	d.holes = append(d.holes, fileRange{off, n})
+	d.holes, d.sorted = append(d.holes, fileRange{off, n}), nil
+	maps.DeleteFunc(d.pages, func(at int64, _ *[ondisk.PageSize]byte) bool { return at >= off && at < off+n })
 	return nil
 }
 

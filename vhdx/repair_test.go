@@ -380,6 +380,19 @@ func TestRepairGivesSpaceBack(t *testing.T) {
 	}
 }
 
+// A log may hold pages for space that nothing uses any more. Where that space is given back, they are not written.
+func TestRepairGivesBackSpaceOfTheLog(t *testing.T) {
+	im := build(spec{dataOff: 7 * ondisk.MiB, blocks: oneBlock})
+	im.write(im.random(ondisk.MiB), 5*ondisk.MiB)
+	im.logPages(5 * ondisk.MiB)
+	path := chain{im}.writeTo(t, t.TempDir())
+	r := mustRepair(t, path, RepairOptions{FreeLeaks: true})
+	if !r.After.Clean() || len(r.Left) > 0 || r.Damaged() {
+		t.Errorf("after the repairs %+v, left %+v: %+v", r.Fixes, r.Left, r.After)
+	}
+	im.undo(t, path, r)
+}
+
 // A dry run tells what a repair does, and changes nothing.
 func TestRepairDryRun(t *testing.T) {
 	im := build(spec{blocks: []blockSpec{{0, ondisk.FullyPresent}, {1, ondisk.FullyPresent}}})
