@@ -20,15 +20,17 @@ func (r *repairer) mendBitmaps(l *layer, list []Finding) error {
 			chunks[n] = f
 		}
 	}
+	size := r.d.size // before it grows for one of them
 	for _, c := range slices.Sorted(maps.Keys(chunks)) {
-		if err := r.mendBitmap(l, c, chunks[c]); err != nil {
+		if err := r.mendBitmap(l, c, chunks[c], size); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *repairer) mendBitmap(l *layer, c int64, f Finding) error {
+// mendBitmap mends chunk c, whose finding is f, in a file that had size bytes.
+func (r *repairer) mendBitmap(l *layer, c int64, f Finding, size int64) error {
 	at := l.batOffset() + l.geo.BitmapEntry(c)*ondisk.BATEntrySize
 	e, err := r.entryAt(at)
 	if err != nil {
@@ -42,8 +44,7 @@ func (r *repairer) mendBitmap(l *layer, c int64, f Finding) error {
 		r.fixed(f, "chunk %d no longer has a sector bitmap block, and needs none; the disk reads as before", c)
 		return r.setEntry(at, 0)
 	}
-	off, size := e.Offset(), r.d.size
-	if off >= ondisk.HeaderSectionSize && off < uint64(size) && l.space.mark(int64(off), ondisk.BitmapBlockSize) { // #nosec G115 -- smaller than the file
+	if off := e.Offset(); off >= ondisk.HeaderSectionSize && off < uint64(size) && l.space.mark(int64(off), ondisk.BitmapBlockSize) { // #nosec G115 -- smaller than the file
 		// Nothing else is there, so it is what the entry meant: with a flipped bit in its state, or cut by the end of the file.
 		return r.keepBitmap(l, c, f, int64(off), blocks) // #nosec G115 -- smaller than the file
 	}

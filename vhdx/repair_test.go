@@ -339,6 +339,38 @@ func TestRepairGuessesSectorBitmaps(t *testing.T) {
 	im.undo(t, path, r)
 }
 
+// The sector bitmap blocks of two chunks lay beyond the end of the file. The new one of the first chunk is not taken for that
+// of the second, whose entry names the same place.
+func TestRepairOfTwoSectorBitmaps(t *testing.T) {
+	const chunk = 4096 // blocks
+	im := build(spec{typ: Differencing, diskSize: (chunk + 1) * ondisk.MiB, blocks: []blockSpec{{0, ondisk.PartiallyPresent}, {chunk, ondisk.PartiallyPresent}}})
+	for b := range im.sectors { // what is not here is zero
+		p := im.random(ondisk.MiB)
+		for s, here := range im.sectors[b] {
+			if !here {
+				clear(p[s*512:][:512])
+			}
+		}
+		im.put(p, b*ondisk.MiB)
+	}
+	end := im.size
+	im.setEntry(im.geo.BitmapEntry(0), ondisk.NewBATEntry(ondisk.BitmapPresent, end+ondisk.MiB))
+	im.setEntry(im.geo.BitmapEntry(1), ondisk.NewBATEntry(ondisk.BitmapPresent, end))
+	disk := chain{im, build(spec{diskSize: im.diskSize, blocks: []blockSpec{{0, ondisk.FullyPresent}, {chunk, ondisk.FullyPresent}}})}
+	path := disk.writeTo(t, t.TempDir())
+	r := mustRepair(t, path, RepairOptions{})
+	if !r.After.Clean() || len(r.Fixes) != 2 {
+		t.Errorf("after the repairs %+v: %+v", r.Fixes, r.After)
+	}
+	o, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk.verify(t, o)
+	o.Close()
+	im.undo(t, path, r)
+}
+
 func TestRepairGivesSpaceBack(t *testing.T) {
 	leaky := func(typ DiskType) *image {
 		im := build(spec{typ: typ, dataOff: 7 * ondisk.MiB, blocks: oneBlock})
