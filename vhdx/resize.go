@@ -101,7 +101,7 @@ func (r *resizing) shrinks() bool { return r.new.DiskSize < r.old.DiskSize }
 
 // prepare does everything that no reader can see before the disk has its new size.
 func (r *resizing) prepare() error {
-	if err := r.w.announce(dataWrite); err != nil {
+	if err := r.w.announce(fileWrite); err != nil {
 		return err
 	}
 	if !r.shrinks() {
@@ -127,7 +127,7 @@ func (r *resizing) prepare() error {
 	if r.ctx.Err() != nil {
 		return context.Cause(r.ctx)
 	}
-	return nil
+	return r.w.announce(dataWrite) // last: children still fit a disk that could not be resized
 }
 
 // reserve gives the pages that come into the log entry their space: once the log says so there is no way back.
@@ -242,7 +242,7 @@ func (r *resizing) commit() error {
 
 // clearEntries clears the entries of the blocks that the disk has lost.
 func (r *resizing) clearEntries() error {
-	if err := r.w.announce(dataWrite); err != nil {
+	if err := r.w.announce(fileWrite); err != nil {
 		return err
 	}
 	if err := r.changeEntries(true); err != nil {

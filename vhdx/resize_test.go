@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
@@ -291,5 +293,30 @@ func TestPowerCutWhileResizingFindsMutants(t *testing.T) {
 		} else {
 			t.Logf("%s without %s: %v", m.disk, m.dropSync, err)
 		}
+	}
+}
+
+// A resize for which there is no space leaves the image the DataWriteGuid that its children know.
+func TestFailedResizeKeepsTheDataWriteGUID(t *testing.T) {
+	b := build(spec{typ: Fixed, diskSize: ondisk.MiB, blocks: oneBlock})
+	f := newFullFile(b.memFile, 1000)
+	im, err := loadWritable(Options{Writable: true}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Resize(t.Context(), 64*ondisk.MiB); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("resize on a full disk: %v", err)
+	}
+	if id := im.DataWriteGUID(); id != b.dataWrite {
+		t.Errorf("DataWriteGuid %v, want %v", id, b.dataWrite)
+	}
+	if err := im.Resize(t.Context(), 2*ondisk.MiB); err != nil {
+		t.Fatal(err)
+	}
+	if id := im.DataWriteGUID(); id == b.dataWrite {
+		t.Error("the disk has another size, and the DataWriteGuid from before")
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
