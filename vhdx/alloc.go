@@ -137,16 +137,12 @@ func (a *allocator) growTo(size int64) error {
 	return a.grow(size)
 }
 
-// grow makes the file longer. Where a hole would make Windows refuse the image, the space is allocated.
+// grow makes the file longer.
 func (a *allocator) grow(size int64) error {
 	if size > ondisk.MaxFileSize {
 		return unix.EFBIG
 	}
-	if !a.holes {
-		if err := a.fill(a.size, size-a.size); err != nil {
-			return err
-		}
-	} else if err := a.file.Truncate(size); err != nil {
+	if err := lengthen(a.file, a.size, size); err != nil {
 		return err
 	}
 	a.size = size

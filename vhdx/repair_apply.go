@@ -150,11 +150,7 @@ func (r *repairer) growFile() error {
 	if d.size <= d.old {
 		return nil
 	}
-	if !f.Sparse() {
-		if err := writeZeros(f, d.old, d.size-d.old); err != nil {
-			return err
-		}
-	} else if err := f.Truncate(d.size); err != nil {
+	if err := lengthen(f, d.old, d.size); err != nil {
 		return err
 	}
 	total := int64(0)

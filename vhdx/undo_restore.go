@@ -149,7 +149,7 @@ func (u *undoReader) restore(ctx context.Context, f File, force bool) (int64, er
 		return 0, err
 	}
 	if size < u.OldSize {
-		if err := f.Truncate(u.OldSize); err != nil {
+		if err := lengthen(f, size, u.OldSize); err != nil {
 			return 0, err
 		}
 	}

@@ -132,6 +132,38 @@ func TestUndoAgainAndElsewhere(t *testing.T) {
 	}
 }
 
+// A holeless file is on a host where holes do harm.
+type holeless struct {
+	noAlloc
+	t *testing.T
+}
+
+func (f holeless) Truncate(size int64) error {
+	if now, err := f.Size(); err != nil || size > now {
+		f.t.Errorf("a file of %d bytes, %v, gets a hole up to %d", now, err, size)
+	}
+	return f.noAlloc.Truncate(size)
+}
+
+// A repair and an undo that make the file longer leave no hole where one does harm.
+func TestUndoLeavesNoHole(t *testing.T) {
+	for _, shrinks := range []bool{false, true} {
+		im := damagedForUndo(shrinks)
+		f := holeless{noAlloc{im.memFile.clone(), false}, t}
+		undo := new(undoDouble)
+		if _, err := planOn(t, f).apply(undo); err != nil {
+			t.Fatal(err)
+		}
+		u, _, err := undo.open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := u.restore(t.Context(), f, false); err != nil || !sameBytes(f, im.memFile) {
+			t.Errorf("the undo did not bring back what was there: %v", err)
+		}
+	}
+}
+
 // Two repairs are undone in the order in which they have to be, and not otherwise.
 func TestUndoOfTwoRepairs(t *testing.T) {
 	im := build(spec{blocks: oneBlock})

@@ -22,11 +22,22 @@ func (a *allocator) reserve(off int64, b []byte) error {
 
 // fill gives the n bytes from off on, which read as zero or lie behind the end of the file, space that they
 // cannot be refused later.
-func (a *allocator) fill(off, n int64) error {
-	if err := a.file.Allocate(off, n); !imagefile.IsUnsupported(err) {
+func (a *allocator) fill(off, n int64) error { return fill(a.file, off, n) }
+
+func fill(f File, off, n int64) error {
+	if err := f.Allocate(off, n); !imagefile.IsUnsupported(err) {
 		return err
 	}
-	return a.writeZeros(off, n)
+	return writeZeros(f, off, n)
+}
+
+// lengthen makes a file of the given size longer, by bytes that read as zero. Where a hole would make Windows refuse the image,
+// the space is allocated.
+func lengthen(f File, from, to int64) error {
+	if f.Sparse() {
+		return f.Truncate(to)
+	}
+	return fill(f, from, to-from)
 }
 
 // zeroPlace makes n bytes of the file read as zero; with keep, their space stays reserved.
