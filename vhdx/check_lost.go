@@ -33,7 +33,8 @@ func (l *layer) warnLostPage() error {
 	if l.space == nil || !l.file.Sparse() || l.geo.HasParent || l.replay != nil || !l.anyZeroPage() {
 		return nil
 	}
-	off, err := l.unusedData(l.space.end(), lostPageBlocks*l.geo.BlockSize/ondisk.MiB)
+	// No more than half of what is read, or with large blocks there could never be as much.
+	off, err := l.unusedData(l.space.end(), min(lostPageBlocks*l.geo.BlockSize, lostSearch/2)/ondisk.MiB)
 	if err != nil || off == 0 {
 		return err
 	}
