@@ -13,6 +13,7 @@ package monitor
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -104,7 +105,7 @@ type question struct {
 	fds []int // of pass-through: the connection, that from which the runs are read, and the devices
 }
 
-// A answer says what became of it. A descriptor may come with it.
+// An answer says what became of it. A descriptor may come with it.
 type answer struct {
 	Error  []byte        `json:"error,omitempty"` // a path in it need not be UTF-8
 	Errno  syscall.Errno `json:"errno,omitempty"`
@@ -239,46 +240,54 @@ func packetConn(fd int) (*net.UnixConn, error) {
 // reply does what a word asks for, and answers.
 func reply(socket *net.UnixConn, k Keeper, log *logCollector, q question) {
 	var a answer
-	sent := -1 // a descriptor
-	defer func() {
-		for _, fd := range q.fds {
-			unix.Close(fd)
-		}
-		if sent >= 0 {
-			unix.Close(sent) // the engine's is the only one: what it stands for ends with the engine
-		}
-	}()
+	fd, err := carryOut(k, log, q, &a)
+	a.setError(err)
 	var rights []byte
-	send := func(fd int, err error) {
-		if err == nil {
-			sent, rights = fd, unix.UnixRights(fd)
-		}
-		a.setError(err)
+	if err == nil && fd >= 0 {
+		defer unix.Close(fd) // the engine's is the only one: what it stands for ends with the engine
+		rights = unix.UnixRights(fd)
 	}
+	for _, fd := range q.fds {
+		unix.Close(fd)
+	}
+	a.Log = log.take()
+	b, err := json.Marshal(a)
+	if err != nil || len(b) > maxMessage {
+		a.Log = nil
+		b, _ = json.Marshal(a)
+	}
+	_, _, _ = socket.WriteMsgUnix(b, rights, nil) // an engine that has ended does not listen
+}
+
+// carryOut does what a word asks for. The descriptor that it returns goes with the answer; -1 is none. A panic is an error of
+// the word, or the engine would wait for the answer, and for those to all later words, without an end.
+func carryOut(k Keeper, log *logCollector, q question, a *answer) (fd int, err error) {
+	defer fault.Then(func(e error) {
+		fault.Report(log, e)
+		fd, err = -1, e
+	})
 	switch q.Word {
 	case wordMount:
-		fd, err := k.Mount(q.Flag)
-		send(fd, err)
+		return k.Mount(q.Flag)
 	case wordControl:
-		fd, err := k.ControlSocket()
-		send(fd, err)
+		return k.ControlSocket()
+	case wordSyslog:
+		return k.DialSyslog()
 	case wordPassThrough:
-		var err error
 		a.Passed, err = passThrough(k, q)
-		a.setError(err)
 	case wordAccepted:
 		k.Accepted()
 	case wordAnnounce:
-		a.setError(k.Announce(q.Flag))
+		err = k.Announce(q.Flag)
 		if q.Flag { // not before: an automounter lets the caller's process group through alone
 			_, _ = unix.Setsid() // it fails where it leads a session already
 		}
 	case wordUnmount:
-		a.setError(k.Unmount())
+		err = k.Unmount()
 	case wordMakeReadOnly:
-		a.setError(k.MakeReadOnly())
+		err = k.MakeReadOnly()
 	case wordDetachDead:
-		a.setError(k.DetachDead())
+		err = k.DetachDead()
 	case wordHolders:
 		q.File.PID = os.Getppid() // not the number in the message, which is not trusted
 		names, pids := k.LockHolders(q.File)
@@ -291,21 +300,12 @@ func reply(socket *net.UnixConn, k Keeper, log *logCollector, q question) {
 		if a.Mount = k.MountServedBy(q.PIDs); a.Mount != nil {
 			a.ImageID = a.Mount.ImageID
 		}
-	case wordSyslog:
-		fd, err := k.DialSyslog()
-		send(fd, err)
 	case wordEnd:
 		k.End()
 	default:
-		a.setError(errors.New("unknown word"))
+		err = errors.New("unknown word")
 	}
-	a.Log = log.take()
-	b, err := json.Marshal(a)
-	if err != nil || len(b) > maxMessage {
-		a.Log = nil
-		b, _ = json.Marshal(a)
-	}
-	_, _, _ = socket.WriteMsgUnix(b, rights, nil) // an engine that has ended does not listen
+	return -1, err
 }
 
 // firstDevice is where the devices are among the descriptors of wordPassThrough.
@@ -333,10 +333,19 @@ func (l *logCollector) Fire(e *logrus.Entry) error {
 	if err, ok := e.Data[logrus.ErrorKey].(error); ok {
 		text += ": " + terminal.OneLine(terminal.Text(err))
 	}
+	l.add(e.Level, text)
+	return nil
+}
+
+// Errorf is there for package fault.
+func (l *logCollector) Errorf(format string, args ...any) {
+	l.add(logrus.ErrorLevel, fmt.Sprintf(format, args...))
+}
+
+func (l *logCollector) add(level logrus.Level, text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lines = append(l.lines, logLine{e.Level, []byte(text)})
-	return nil
+	l.lines = append(l.lines, logLine{level, []byte(text)})
 }
 
 func (l *logCollector) take() []logLine {

@@ -93,3 +93,37 @@ func TestMonitorErrors(t *testing.T) {
 		}
 	}
 }
+
+// A faulty keeper panics.
+type faulty struct{ Keeper }
+
+func (faulty) Unmount() error              { panic("oh") }
+func (faulty) ControlSocket() (int, error) { panic("oh") }
+
+// The engine gets an answer to a word that ends in a panic, and to the next one, and what is needed to find the fault.
+func TestMonitorAnswersAfterAPanic(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range pair {
+		if ends[i], err = packetConn(fd); err != nil {
+			t.Fatal(err)
+		}
+		defer ends[i].Close()
+	}
+	for _, w := range []word{wordUnmount, wordControl} {
+		reply(ends[0], faulty{}, &logCollector{}, question{Word: w})
+		b := make([]byte, maxMessage)
+		n, err := ends[1].Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var a answer
+		if err := json.Unmarshal(b[:n], &a); err != nil || !strings.Contains(string(a.Error), "report it: oh") ||
+			len(a.Log) != 1 || !strings.Contains(string(a.Log[0].Text), "monitor_test.go") {
+			t.Errorf("%q is answered with %s, %v", w, b[:n], err)
+		}
+	}
+}
