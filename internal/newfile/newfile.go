@@ -189,7 +189,7 @@ func (f *File) TempPath() string {
 }
 
 // Commit makes the file durable, gives it its name, makes that durable too, and closes it. When it fails, the
-// file is gone, and what had the name before still has it.
+// file is gone, and what had the name before still has it; only where the name could not be made durable, the file has it.
 func (f *File) Commit() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -204,7 +204,11 @@ func (f *File) Commit() error {
 		return errors.Join(err, f.remove())
 	}
 	f.done = true
-	return errors.Join(f.Close(), f.dir.Sync(), f.dir.Close(), f.release())
+	err = f.dir.Sync()
+	if errors.Is(err, fs.ErrPermission) { // the user may put files into the directory, and not list them
+		err = os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
+	}
+	return errors.Join(err, f.Close(), f.dir.Close(), f.release())
 }
 
 // release unlocks the file that was to be replaced.

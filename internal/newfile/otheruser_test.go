@@ -4,8 +4,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vhdxfs/vhdxfs/internal/otheruser"
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
@@ -78,5 +81,31 @@ func privateBesideAnotherUser(t *testing.T) {
 	}
 	if read := end(); read != "" {
 		t.Errorf("the other user could read %s", strings.Fields(read)[0])
+	}
+}
+
+// A user can put a file into a directory that this user cannot list.
+func TestDirectoryThatCannotBeListed(t *testing.T) { eachWay(t, directoryThatCannotBeListed) }
+
+func directoryThatCannotBeListed(t *testing.T) {
+	dir := otheruser.Dir(t)
+	if err := os.Chmod(dir, 0o300); err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread() // it is this thread that becomes the other user, as far as files go
+	defer runtime.UnlockOSThread()
+	if err := unix.Setfsuid(otheruser.UID); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setfsuid(0)
+	f, err := Create(filepath.Join(dir, "new"), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Commit(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "new")); err != nil {
+		t.Error(err)
 	}
 }
