@@ -100,10 +100,10 @@ func (r *repairer) change() error {
 		func(at int64) bool { return inTable(at, current) },
 		func(at int64) bool {
 			header := at == ondisk.HeaderOffsets[0] || at == ondisk.HeaderOffsets[1]
-			return !header && (current < 0 || !inTable(at, other) && !inTable(at, current))
+			return !header && at < d.old && (current < 0 || !inTable(at, other) && !inTable(at, current))
 		},
 	} {
-		if err := r.writePages(0, d.old, part); err != nil {
+		if err := r.writePages(part); err != nil {
 			return err
 		}
 	}
@@ -122,11 +122,11 @@ func writeSynced(f File, b []byte, off int64) error {
 	return f.Sync()
 }
 
-// writePages writes the changed pages between two offsets for which want holds, and syncs them.
-func (r *repairer) writePages(from, to int64, want func(at int64) bool) error {
+// writePages writes the changed pages for whose offsets want holds, and syncs them.
+func (r *repairer) writePages(want func(at int64) bool) error {
 	wrote := false
 	for _, at := range r.d.offsets() {
-		if at < from || at >= to || !want(at) {
+		if !want(at) {
 			continue
 		}
 		if err := context.Cause(r.ctx); err != nil {
@@ -180,7 +180,7 @@ func (r *repairer) growFile() error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return r.writePages(d.old, d.size, func(at int64) bool { return at >= d.old })
+	return r.writePages(func(at int64) bool { return at >= d.old })
 }
 
 // shrinkFile gives space back that nothing uses.
