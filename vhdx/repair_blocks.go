@@ -60,7 +60,7 @@ func (r *repairer) mendBlock(l *layer, f Finding, b int64, e ondisk.BATEntry, si
 		// A flipped bit makes a reserved state of FULLY_PRESENT. Where it points to a place that no other block has,
 		// the block's bytes are there.
 		present := e&ondisk.BATEntry(ondisk.BATOffsetMask) | ondisk.BATEntry(ondisk.FullyPresent)
-		if l.payloadRule(present, l.geo.BlockSize) == 0 && l.space.mark(present.FileOff(), l.geo.BlockSize) {
+		if l.payloadRule(present, l.onDisk(b)) == 0 && l.space.mark(present.FileOff(), l.geo.BlockSize) {
 			r.hurt(f, Suspect, whole, "%s is now fully present, at %#x, which no other block uses", blockName(b), present.Offset())
 			return present
 		}

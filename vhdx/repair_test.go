@@ -198,6 +198,11 @@ func TestRepairedDisk(t *testing.T) {
 		{"garbage that is not present, in a child", spec{typ: Differencing, blocks: part}, func(im *image) { im.setBlockEntry(1, ondisk.NewBATEntry(ondisk.NotPresent, ondisk.TiB)|0x5550) }, []DiskRange{at(1)}, nil},
 		{"flipped state", spec{blocks: all}, func(im *image) { im.setEntry(1, ondisk.NewBATEntry(4, im.entries[1].FileOff())) }, nil, []DiskRange{at(1)}},
 		{"flipped state without a place", spec{blocks: all}, func(im *image) { im.setBlockEntry(1, ondisk.NewBATEntry(4, 0)) }, []DiskRange{at(1)}, nil},
+		{"flipped state of a last block that the end of the file cuts", spec{typ: Fixed, blockSize: 4 * ondisk.MiB, diskSize: 9 * ondisk.MiB, blocks: all},
+			func(im *image) {
+				im.setEntry(2, ondisk.NewBATEntry(4, im.entries[2].FileOff()))
+				im.cutLastBlock()
+			}, nil, []DiskRange{{8 * ondisk.MiB, ondisk.MiB}}},
 		{"partially present", spec{blocks: all}, func(im *image) { im.setEntry(1, ondisk.NewBATEntry(ondisk.PartiallyPresent, im.entries[1].FileOff())) }, nil, []DiskRange{at(1)}},
 		{"cut file", spec{blocks: all}, func(im *image) { im.Truncate(im.entries[1].FileOff() + 5000) },
 			[]DiskRange{{ondisk.MiB + 5000, ondisk.MiB - 5000}, at(2)}, nil},
