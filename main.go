@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/vhdxfs/vhdxfs/internal/cli"
+	_ "github.com/vhdxfs/vhdxfs/internal/startup"
 )
 
 func main() {

@@ -108,6 +108,8 @@ func checkDirectory(path string, nonEmpty bool) error {
 // mountPointError says what is the matter with a mount point that cannot be looked at.
 func mountPointError(path string, err error) error {
 	switch {
+	case mounts.LacksProc(err): // the mount table is not there
+		return err
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("mount point %s does not exist; create it with: mkdir -p %s", path, path)
 	case errors.Is(err, unix.ENOTDIR):

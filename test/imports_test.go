@@ -10,7 +10,7 @@ import (
 // layers are the packages of the program, the lowest first. A package imports what stands in an earlier line alone, as
 // ARCHITECTURE.md says.
 var layers = [][]string{
-	{"internal/terminal"},
+	{"internal/terminal", "internal/startup"},
 	{"internal/tally", "internal/fault", "internal/size", "internal/spelling", "internal/safefile", "internal/content", "internal/loop", "internal/filesystem", "internal/sandbox", "internal/erofs", "internal/utf16text"},
 	{"internal/filetree", "internal/processes"},
 	{"internal/partition", "vhdx/ondisk", "vhdx/imagefile", "cache"},

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
@@ -44,7 +46,7 @@ func (o *opener) openParent(l *layer) error {
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, ErrLocked) { // nothing is wrong with the image
+		if errors.Is(err, ErrLocked) || exhausted(err) { // nothing is wrong with the image
 			return fmt.Errorf("parent: %w", err)
 		}
 		tried = append(tried, triedParent{c, err})
@@ -55,6 +57,11 @@ func (o *opener) openParent(l *layer) error {
 		return nil
 	}
 	return l.parentError(why.rule(), "%w", why)
+}
+
+// exhausted reports whether err says that this process, or this host, has no descriptors or memory left.
+func exhausted(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
 func (l *layer) parentError(r ondisk.Rule, format string, args ...any) error {

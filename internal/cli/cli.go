@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -46,6 +47,9 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	}
 	if err == nil {
 		return statusOK
+	}
+	if mounts.LacksProc(err) { // whatever the command was about to do
+		err = &statusError{statusSystem, fmt.Errorf("%w; mount /proc", err)}
 	}
 	reportError(stderr, name, err, wantsJSON(cmd, args))
 	if f, ok := errors.AsType[*fault.Error](err); ok {

@@ -1,7 +1,10 @@
 package mounts
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 
@@ -50,4 +53,15 @@ func DeviceOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m
 // ReadOnly reports whether nothing can be written through the mount m.
 func ReadOnly(m *mountinfo.Info) bool {
 	return slices.Contains(strings.Split(m.Options+","+m.VFSOptions, ","), "ro")
+}
+
+// LacksProc reports whether err says that a file in /proc is missing, such as the mount table, and that is so because /proc
+// is not mounted.
+func LacksProc(err error) bool {
+	path, ok := errors.AsType[*fs.PathError](err)
+	if !ok || !strings.HasPrefix(path.Path, "/proc/") || !errors.Is(path, fs.ErrNotExist) {
+		return false
+	}
+	_, serr := os.Lstat("/proc/self")
+	return errors.Is(serr, fs.ErrNotExist)
 }
