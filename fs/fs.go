@@ -143,7 +143,7 @@ func newFileSystem(disk Disk, o *Options, im imageAttr) *fileSystem {
 		failures:      newFailureLog(o.Log),
 		compactor:     compactor{disk: disk},
 		snapshotter:   snapshotter{disk: disk},
-		merger:        merger{disk: disk, job: job[vhdx.MergeResult]{patience: mergePatience}},
+		merger:        merger{disk: disk, check: o.CheckMerge, job: job[vhdx.MergeResult]{patience: mergePatience}},
 		name:          nameWatcher{file: o.File, log: o.Log},
 	}
 	if o.ReadOnlyOnError {

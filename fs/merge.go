@@ -18,7 +18,8 @@ const mergePatience = time.Minute
 
 // A merger merges images of the chain, once at a time.
 type merger struct {
-	disk Control
+	disk  Control
+	check func(mounts.MergeRequest) error // as Options.CheckMerge
 	job[vhdx.MergeResult]
 }
 
@@ -34,8 +35,21 @@ func (m *merger) set(data []byte) fuse.Status {
 	}
 	o := vhdx.MergeOptions{Into: r.Into, Delete: r.Delete, KeepName: r.KeepName, DryRun: r.DryRun, Rate: r.Rate,
 		Reflink: imagefile.Reflink(r.Reflink), Phase: m.phase, Progress: m.progress, Shared: m.shared}
+	if m.check != nil && !r.DryRun {
+		o.Check = func() error {
+			if err := m.check(r); err != nil {
+				return refusedMerge{err}
+			}
+			return nil
+		}
+	}
 	return m.begin(r.ID, func(ctx context.Context) (*vhdx.MergeResult, error) { return m.disk.Merge(ctx, r.Child, o) })
 }
+
+// A refusedMerge is an error for what was asked, not of the disk.
+type refusedMerge struct{ error }
+
+func (refusedMerge) Is(target error) bool { return target == vhdx.ErrOptions }
 
 // mergeRequest decodes a request. A merge changes files, so what is not said in full, or not known here, begins none.
 func mergeRequest(data []byte) (r mounts.MergeRequest, ok bool) {

@@ -58,6 +58,9 @@ type Options struct {
 
 	ReadOnlyOnError bool // after a failed sync changes fail with EROFS, and the mount becomes read-only if it can
 
+	// CheckMerge may refuse a merge, when all images that change are locked and nothing is changed; nil allows each.
+	CheckMerge func(mounts.MergeRequest) error
+
 	BeforeUnmount func() // called when Server.Unmount begins; nil does nothing
 
 	Sandbox string  // how the process is confined, as the attribute user.vhdx.sandbox tells it

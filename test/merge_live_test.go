@@ -235,6 +235,21 @@ func TestLiveMergeRefused(t *testing.T) {
 	other := filepath.Join(dir, "other.avhdx")
 	mustVhdxfs(t, "create", "--parent", base, other)
 	refused(usageStatus, "would become unusable", s.dir)
+	// The server looks for itself: a child may have come after the command has looked.
+	told := func(key string) bool {
+		out, err := command("getfattr", "--absolute-names", "--only-values", "-n", "user.vhdx.merge", s.disk)
+		return err == nil && strings.Contains(out, key)
+	}
+	before := sha256File(t, other)
+	must(t, "setfattr", "-n", "user.vhdx.merge", "-v", fmt.Sprintf(`{"id":"x","child":%q,"into":%q}`, child, base), s.disk)
+	eventually(t, "the end of the merge", func() bool { return told(`"id":"x"`) && !told(`"running":true`) })
+	if !told(`"refused":true`) || !told("would become unusable") {
+		t.Errorf("a child that has come meanwhile: %s", must(t, "getfattr", "--absolute-names", "-n", "user.vhdx.merge", s.disk))
+	}
+	unchanged(t, other, before)
+	if r := vhdxfs(t, "check", other); r.status != 0 {
+		t.Errorf("it lost its parent: %s", r.stdout)
+	}
 	// Another program reads the parent.
 	reader := readOnly(t, other)
 	refused(2, "stop it first", "--force", s.dir)

@@ -146,6 +146,11 @@ func (m *liveMerge) do() (err error) {
 	if err := m.open(); err != nil {
 		return err
 	}
+	if m.Check != nil {
+		if err := m.Check(); err != nil {
+			return err
+		}
+	}
 	last := len(m.run) - 1
 	m.result.Into, m.result.Path = m.layers[last].path, m.layers[last].path
 	for i := last - 1; i >= 0; i-- {

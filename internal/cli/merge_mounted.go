@@ -86,6 +86,22 @@ func (k *mountedChain) taking(into string) ([]string, error) {
 	return k.paths[k.child : last+1], nil
 }
 
+// checkMerge looks again, in the program that serves a mount, whether a merge loses other children: one may have come until the
+// images were locked.
+func checkMerge(info *vhdx.Info, r mounts.MergeRequest, o vhdx.Options) error {
+	k := mountedChain{paths: []string{info.Path}}
+	for p := info.Parent; p != nil && p.Image != nil; p = p.Image.Parent {
+		k.paths = append(k.paths, p.Image.Path)
+	}
+	k.child = max(0, slices.Index(k.paths, r.Child))
+	taking, err := k.taking(r.Into)
+	if err != nil {
+		return err
+	}
+	c := mergeCommand{merge: vhdx.MergeOptions{Open: o, Delete: r.Delete, KeepName: r.KeepName}, force: r.Force}
+	return c.checkChildren(taking, k.paths)
+}
+
 // online has the program that serves a mount merge images, shows how far it is, and waits for the end. Where ctx ends before, the
 // merge is stopped.
 func (c *mergeCommand) online(ctx context.Context, k *mountedChain, p *progress) (*vhdx.MergeResult, error) {
@@ -102,6 +118,7 @@ func (c *mergeCommand) online(ctx context.Context, k *mountedChain, p *progress)
 	request := mounts.MergeRequest{
 		ID: rand.Text(), Child: taking[0], Into: taking[len(taking)-1],
 		Delete: c.merge.Delete, KeepName: c.merge.KeepName, DryRun: c.merge.DryRun, Rate: c.merge.Rate, Reflink: string(c.merge.Reflink),
+		Force: c.force,
 	}
 	if err := mounts.TellMerge(k.MountPoint, request); err != nil {
 		return nil, refusal(k.Mount, "merge", err)

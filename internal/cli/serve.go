@@ -12,6 +12,7 @@ import (
 
 	mount "github.com/vhdxfs/vhdxfs/fs"
 	"github.com/vhdxfs/vhdxfs/internal/monitor"
+	"github.com/vhdxfs/vhdxfs/internal/mounts"
 	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx"
 )
@@ -77,6 +78,7 @@ func serve(ctx context.Context, j *mountJob, log *logrus.Logger, ready *readines
 		base, err := im.File(1)
 		j.Mount.File = func() (*vhdx.ImageFile, error) { return base, err }
 	}
+	j.Mount.CheckMerge = func(r mounts.MergeRequest) error { return checkMerge(im.Info(), r, j.Open) }
 	j.confineOpened(log)
 	server, err := mount.Mount(im, j.Mount)
 	if err != nil {

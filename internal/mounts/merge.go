@@ -18,6 +18,7 @@ type MergeRequest struct {
 	DryRun   bool   `json:"dry_run,omitempty"`
 	Rate     int64  `json:"rate,omitempty"`    // bytes in a second
 	Reflink  string `json:"reflink,omitempty"` // as the flag has it
+	Force    bool   `json:"force,omitempty"`   // also if other children are lost
 }
 
 // A Merge is how far one is that goes on, or went on last. One that no program asks about during a minute is stopped.
