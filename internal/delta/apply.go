@@ -16,6 +16,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/safefile"
 	"github.com/vhdxfs/vhdxfs/internal/terminal"
 	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 // ApplySuffix is behind the name of the base in that of the copy of the delta which is applied to it. The copy is there from
@@ -139,10 +140,26 @@ func check(ctx context.Context, f *newfile.File, in io.Reader, base string, o Ap
 	return verify(ctx, f.TempPath(), base, o)
 }
 
-// copyAll copies in to the empty file f and leaves holes for zeros.
+// copyAll copies in to the empty file f and leaves holes for zeros. It does not read the holes of a file, which can have many TiB.
 func copyAll(f *newfile.File, in io.Reader, progress func(n int64)) error {
+	skip := func() (int64, error) { return 0, nil }
+	if file, ok := in.(*os.File); ok {
+		st, err := file.Stat()
+		if err != nil {
+			return err
+		}
+		if st.Mode().IsRegular() {
+			source := imagefile.Of(file)
+			skip = func() (int64, error) { return skipHole(file, source) }
+		}
+	}
 	b := make([]byte, pieceSize)
 	for off := int64(0); ; {
+		hole, err := skip()
+		if err != nil {
+			return fmt.Errorf("find data of the delta behind byte %d: %w", off, err)
+		}
+		off += hole
 		n, err := io.ReadFull(in, b)
 		if string(b[:n]) != string(zeros[:n]) {
 			if _, err := f.WriteAt(b[:n], off); err != nil {
@@ -158,6 +175,23 @@ func copyAll(f *newfile.File, in io.Reader, progress func(n int64)) error {
 			return fmt.Errorf("read the delta at byte %d: %w", off, err)
 		}
 	}
+}
+
+// skipHole moves the offset of a file to its next data, or to its end, and returns by how much.
+func skipHole(f *os.File, source imagefile.File) (int64, error) {
+	from, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, err
+	}
+	to, err := source.NextData(from)
+	if errors.Is(err, io.EOF) {
+		to, err = source.Size()
+	}
+	if err != nil {
+		return 0, err
+	}
+	to, err = f.Seek(max(from, to), io.SeekStart)
+	return to - from, err
 }
 
 // verify returns what the delta at path is, if it is whole, and one of the base.

@@ -17,6 +17,7 @@ import (
 	"github.com/vhdxfs/vhdxfs/internal/convert"
 	"github.com/vhdxfs/vhdxfs/internal/disk"
 	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/imagefile"
 )
 
 const mib = 1 << 20
@@ -357,6 +358,43 @@ func TestInterruptedApply(t *testing.T) {
 	if left := Interrupted(base, vhdx.Options{}); left != "" {
 		t.Errorf("not begun, and interrupted is %q", left)
 	}
+}
+
+// A file costs what it holds: one that ends with a hole of a TiB is a delta all the same.
+func TestApplySkipsHoles(t *testing.T) {
+	dir := t.TempDir()
+	p := someDisk(4*mib, 1)
+	a := image(t, filepath.Join(dir, "a.vhdx"), p, vhdx.CreateOptions{})
+	change(p, 2)
+	delta, _ := deltaOf(t, a, image(t, filepath.Join(dir, "b.vhdx"), p, vhdx.CreateOptions{}))
+	f, err := os.Create(filepath.Join(t.TempDir(), "delta"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if imagefile.Of(f).Host().FindsHoles != imagefile.Yes {
+		t.Skip("holes are not found in the directory for temporary files")
+	}
+	if _, err := f.WriteAt(delta, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(1 << 40); err != nil {
+		t.Skip("no large files here: ", err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	var read int64
+	o := silent
+	o.Progress = func(n int64) {
+		if read += n; read > 16*int64(len(delta)) {
+			cancel(errors.New("the hole is read"))
+		}
+	}
+	base := copyOf(t, a)
+	if _, err := Apply(ctx, f, nil, base, o); err != nil {
+		t.Fatal(err)
+	}
+	shows(t, base, p)
+	nothingLeft(t, base)
 }
 
 // A base that comes into use while the delta is verified stays as it is, and no copy is left that would have to be finished.
