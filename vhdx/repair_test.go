@@ -514,6 +514,22 @@ func TestRepairUndoFileNames(t *testing.T) {
 	im.undo(t, path, r)
 }
 
+// The search for an undo file ends, also where every name exists.
+func TestManyUndoFiles(t *testing.T) {
+	path := chain{build(spec{blocks: oneBlock})}.writeTo(t, t.TempDir())
+	for i := range maxUndoFiles + 1 {
+		if err := os.WriteFile(nthUndoName(path, i+1), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Repair(t.Context(), path, RepairOptions{DryRun: true}); !errors.Is(err, ErrOptions) {
+		t.Errorf("a search for an interrupted repair: %v", err)
+	}
+	if name, err := undoName(path, ""); !errors.Is(err, ErrOptions) {
+		t.Errorf("a search for a free name: %q, %v", name, err)
+	}
+}
+
 // Children of a repaired image fit it as before.
 func TestRepairKeepsTheDataWriteGUID(t *testing.T) {
 	im := build(spec{blocks: oneBlock, dataWrite: uuid.New()})

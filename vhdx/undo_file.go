@@ -125,15 +125,23 @@ func undoName(image, want string) (string, error) {
 	if want != "" {
 		ok, err := free(want)
 		if err == nil && !ok {
-			err = optionsError{fmt.Errorf("the undo file %s exists; use --force to replace it", want)}
+			err = optionsError{fmt.Errorf("the undo file %s already exists; name another one", want)}
 		}
 		return want, err
 	}
-	for i := 1; ; i++ {
-		if ok, err := free(nthUndoName(image, i)); ok || err != nil {
-			return nthUndoName(image, i), err
+	for i := range maxUndoFiles {
+		if ok, err := free(nthUndoName(image, i+1)); ok || err != nil {
+			return nthUndoName(image, i+1), err
 		}
 	}
+	return "", manyUndoFiles(image)
+}
+
+// maxUndoFiles is how many names are tried. Of a file system that another user serves, every name can exist.
+const maxUndoFiles = 1000
+
+func manyUndoFiles(image string) error {
+	return optionsError{fmt.Errorf("%s has %d undo files; remove those that you do not need", image, maxUndoFiles)}
 }
 
 // nthUndoName returns the name of the nth undo file of an image, counted from 1.
@@ -160,8 +168,8 @@ func dirPath(path string) string { return filepath.Dir(absolute(path)) }
 // only one of the headers tells of it, and the undo file knows all that is there. Such an image is not repaired, since
 // what was wrong with it may not show any more.
 func (r *repairer) unfinished() error {
-	for i := 1; ; i++ {
-		name := nthUndoName(r.top.path, i)
+	for i := range maxUndoFiles {
+		name := nthUndoName(r.top.path, i+1)
 		if _, err := os.Lstat(name); err != nil { // most of all that there is none
 			return nil
 		}
@@ -177,6 +185,7 @@ func (r *repairer) unfinished() error {
 			return optionsError{fmt.Errorf("an earlier repair or undo was interrupted; run %s first, then repair again", UndoCommand(name, r.top.path))}
 		}
 	}
+	return manyUndoFiles(r.top.path)
 }
 
 // interrupted reports whether the image is between what it was before the repair of the undo file and what it was after.
