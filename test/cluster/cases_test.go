@@ -71,7 +71,7 @@ func TestRolling(t *testing.T) {
 	w.stop()
 	t.Log(w)
 	if len(w.errs) > 0 {
-		t.Errorf("the writer: %v, the last %v", w, w.last)
+		t.Errorf("the writer: %v", w)
 	}
 	a.end()
 	g.sound("b", img, l)
@@ -312,7 +312,7 @@ func TestRefused(t *testing.T) {
 		time.Sleep(time.Second)
 	}
 	if w.stop(); w.wrote == 0 || len(w.errs) > 0 {
-		t.Errorf("the host that has the image: %v, the last %v", w, w.last)
+		t.Errorf("the host that has the image: %v", w)
 	}
 	if !a.end() {
 		t.Errorf("the first host: %s", a.text())
@@ -355,7 +355,7 @@ func TestReaders(t *testing.T) {
 	time.Sleep(5 * time.Second)
 	for i, w := range loads {
 		if w.stop(); w.wrote == 0 || len(w.errs) > 0 {
-			t.Errorf("child %d: %v, the last %v", i+1, w, w.last)
+			t.Errorf("child %d: %v", i+1, w)
 		}
 		ledgers[i].check(t, disks[i].disk)
 		if !disks[i].end() {

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"sync"
 	"syscall"
 	"testing"
@@ -95,58 +97,117 @@ type loader struct {
 	quit, done chan struct{}
 	wrote      int
 	errs       map[syscall.Errno]int
-	last       error
 }
 
 // load has a writer write to random slots, with a sync after each write. It goes on after errors.
 func (l *ledger) load(t *testing.T, disk string, writer uint64) *loader {
 	t.Helper()
-	return l.loadBy(t, disk, writer, (*os.File).Sync)
+	return l.loadBy(t, disk, writer, true)
 }
 
 // loadUnsynced is load without syncs: what it writes may be there or not.
 func (l *ledger) loadUnsynced(t *testing.T, disk string, writer uint64) *loader {
 	t.Helper()
-	return l.loadBy(t, disk, writer, nil)
+	return l.loadBy(t, disk, writer, false)
 }
 
-// loadBy is load with a function that makes durable what was written, or nil.
-func (l *ledger) loadBy(t *testing.T, disk string, writer uint64, sync func(*os.File) error) *loader {
+// loadBy has another process write. A process that is started from one that has a disk open closes that, and waits for the server of
+// the disk if it is being written. So this one could start nothing while that server is stopped, not even what lets it continue.
+func (l *ledger) loadBy(t *testing.T, disk string, writer uint64, sync bool) *loader {
 	t.Helper()
-	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), loaderDisk+"="+disk)
+	orders, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	answers, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
 	w := &loader{quit: make(chan struct{}), done: make(chan struct{}), errs: make(map[syscall.Errno]int)}
-	rng := rand.New(rand.NewPCG(writer, 7))
+	opened := make(chan error)
 	go func() {
 		defer close(w.done)
-		defer f.Close()
-		for {
-			select {
-			case <-w.quit:
-				return
-			default:
-			}
-			r := l.try(writer, rng.Uint64N(slots))
-			_, err := f.WriteAt(r.page(), int64(r.slot)*slotStride)
-			if err == nil && sync != nil {
-				if err = sync(f); err == nil {
-					l.sync(r)
-				}
-			}
-			if err == nil {
-				w.wrote++
-				continue
-			}
-			var errno syscall.Errno
-			errors.As(err, &errno)
-			w.errs[errno]++
-			w.last = err
-			time.Sleep(100 * time.Millisecond)
+		defer cmd.Wait()
+		defer orders.Close()
+		_, err := answer(answers)
+		if opened <- err; err == nil {
+			l.order(w, orders, answers, writer, sync)
 		}
 	}()
+	if err := <-opened; err != nil {
+		t.Fatalf("%s: %v", disk, err)
+	}
 	return w
+}
+
+// order has the process of w write until w is stopped.
+func (l *ledger) order(w *loader, orders io.Writer, answers io.Reader, writer uint64, sync bool) {
+	rng := rand.New(rand.NewPCG(writer, 7))
+	for {
+		select {
+		case <-w.quit:
+			return
+		default:
+		}
+		r := l.try(writer, rng.Uint64N(slots))
+		_ = binary.Write(orders, binary.LittleEndian, order{r.writer, r.slot, r.number, sync})
+		errno, err := answer(answers)
+		if err == nil {
+			if w.wrote++; sync {
+				l.sync(r)
+			}
+			continue
+		}
+		w.errs[errno]++
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// An order is what the process of a loader reads for each record.
+type order struct {
+	Writer, Slot, Number uint64
+	Sync                 bool
+}
+
+// answer reads what became of an order, or of the disk that was to be opened. The number is 0 where no answer comes.
+func answer(r io.Reader) (errno syscall.Errno, err error) {
+	var n uint32
+	if err := binary.Read(r, binary.LittleEndian, &n); err != nil {
+		return 0, err
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	return syscall.Errno(n), syscall.Errno(n)
+}
+
+// obeyOrders is the process of a loader. It ends with its input.
+func obeyOrders(disk string) {
+	tell := func(err error) {
+		var errno syscall.Errno
+		if err != nil && !errors.As(err, &errno) {
+			errno = syscall.EIO
+		}
+		_ = binary.Write(os.Stdout, binary.LittleEndian, uint32(errno))
+	}
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	tell(err)
+	for {
+		var o order
+		if err := binary.Read(os.Stdin, binary.LittleEndian, &o); err != nil {
+			return
+		}
+		_, err := f.WriteAt(record{o.Writer, o.Slot, o.Number}.page(), int64(o.Slot)*slotStride)
+		if err == nil && o.Sync {
+			err = f.Sync()
+		}
+		tell(err)
+	}
 }
 
 // stop ends the writer. Fields of w are settled then.
@@ -157,7 +218,7 @@ func (w *loader) stop() *loader {
 }
 
 func (w *loader) String() string {
-	return fmt.Sprintf("%d writes synced, errors %v", w.wrote, w.errs)
+	return fmt.Sprintf("%d writes succeeded, errors %v", w.wrote, w.errs)
 }
 
 // loadFor writes for a while.

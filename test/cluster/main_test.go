@@ -17,13 +17,19 @@ var (
 	races   = flag.Int("races", 100, "how often two hosts race for one image")
 )
 
-// ownNamespace says that the process has a mount namespace of its own already.
-const ownNamespace = "VHDXFS_CLUSTER_NAMESPACE"
+const (
+	ownNamespace = "VHDXFS_CLUSTER_NAMESPACE" // says that the process has a mount namespace of its own already
+	loaderDisk   = "VHDXFS_CLUSTER_LOADER"    // says that it is that of a loader, and names its disk
+)
 
 // work is the directory of all that the tests make, and program the built program.
 var work, program string
 
 func TestMain(m *testing.M) {
+	if disk := os.Getenv(loaderDisk); disk != "" {
+		obeyOrders(disk)
+		return
+	}
 	flag.Parse()
 	if !*wanted {
 		os.Exit(m.Run())
