@@ -69,12 +69,12 @@ test-long: ## For hours: everything with the race detector, power cuts at every 
 	$(gotestsum) -count=1 -timeout 1h -run 'LosesPower' ./journal -crashruns 50
 	CGO_ENABLED=1 $(gotestsum) -race -count=1 -timeout 6h ./test -long -kills 20
 
-# VMTEST chooses one of the two.
+# VMTEST chooses among them, such as VMTEST=TestSharedStorage/cifs. COUNT is how often each case of TestSharedStorage runs.
 VMTEST ?= TestSystemdMachine|TestSharedStorage
 
-test-vm: ## Boot virtual machines, kept in the directory VM, to test mounts at boot, and images on NFS and SMB (VMTEST chooses)
+test-vm: ## Boot virtual machines, kept in the directory VM, to test mounts at boot, and images on NFS and SMB (VMTEST chooses, COUNT repeats)
 	@internal/scripts/need $(test_needs) qemu-system-x86:qemu-system-x86_64 mmdebstrap:mmdebstrap
-	$(GO) test -count=1 -timeout 90m -v -run '$(VMTEST)' ./test -vm $(VM)
+	$(GO) test -count=1 -timeout 12h -v -run '$(VMTEST)' ./test -vm $(VM) -repeat $(COUNT)
 
 # CASES chooses among them, such as CASES='Idle|Rolling'. All take about a quarter of an hour. COUNT is how often each runs.
 CASES ?= .

@@ -1,19 +1,22 @@
 package test
 
 import (
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 )
 
+var repeat = flag.Int("repeat", 1, "how often each case on shared storage runs in the virtual machine")
+
 // sharedCases are the tests of package cluster that run on the storages of the kernel.
 var sharedCases = []struct {
 	storage string
 	tests   []string
 }{
-	{"nfs4", []string{"TestProbe", "TestRefused", "TestReaders", "TestReplay", "TestIdle"}},
-	{"cifs", []string{"TestProbe", "TestRefused", "TestReaders", "TestIdle"}},
+	{"nfs4", []string{"TestProbe", "TestRefused", "TestReaders", "TestReplay", "TestIdle", "TestSuspend", "TestRace"}},
+	{"cifs", []string{"TestProbe", "TestRefused", "TestReaders", "TestReplay", "TestIdle", "TestSuspend", "TestRace"}},
 	{"nfs3", []string{"TestOwnLocks"}},
 	{"nobrl", []string{"TestOwnLocks"}},
 }
@@ -35,15 +38,18 @@ func TestSharedStorage(t *testing.T) {
 			"rpcbind.socket", "rpcbind.service", "smbd.service", "nmbd.service", "samba-ad-dc.service")
 	})
 	b := m.boot(t, "")
-	for _, s := range sharedCases {
-		for _, name := range s.tests {
-			t.Run(s.storage+" "+name, func(t *testing.T) {
-				out, err := b.run(t, "cluster.test -test.v -cluster -program /usr/local/bin/vhdxfs -races 5 -storage "+s.storage+" -test.run '^"+name+"$'")
-				t.Log(out)
-				if err != nil {
-					t.Error(err)
-				}
-			})
+	for range *repeat {
+		for _, s := range sharedCases {
+			for _, name := range s.tests {
+				t.Run(s.storage+" "+name, func(t *testing.T) {
+					// One that hangs ends before the wait for it does, and says where.
+					out, err := b.run(t, "cluster.test -test.v -test.timeout 7m -cluster -program /usr/local/bin/vhdxfs -races 5 -storage "+s.storage+" -test.run '^"+name+"$'")
+					t.Log(out)
+					if err != nil {
+						t.Error(err)
+					}
+				})
+			}
 		}
 	}
 }
