@@ -32,12 +32,21 @@ import (
 type storage struct {
 	mu      sync.Mutex // held for memory only
 	headers [2][ondisk.HeaderSize]byte
+	past    [2][]pastHeader // what each place held before, if the storage shows that
+	stale   time.Duration   // how old it may be
 	counter uint64
 	logs    map[uuid.UUID]uint64 // the newest number in each
 	wrong   string               // what no storage should see
 	locked  map[*modelHost]bool
 	entered int
 	broken  int // leases, by a person
+}
+
+// A pastHeader is what a place held until a host wrote there.
+type pastHeader struct {
+	header [ondisk.HeaderSize]byte
+	until  time.Time
+	by     *modelHost
 }
 
 func newStorage(h ondisk.Header) *storage {
@@ -134,6 +143,15 @@ func (h *modelHost) ReadFresh(p []byte, off int64) (int, error) {
 		i = 1
 	}
 	n := copy(p, h.s.headers[i][:])
+	if age := h.s.stale; age > 0 && h.random(4) != 0 {
+		if h.random(2) != 0 {
+			age = h.random(age)
+		}
+		at := time.Now().Add(-age)
+		for j := len(h.s.past[i]) - 1; j >= 0 && h.s.past[i][j].until.After(at) && h.s.past[i][j].by != h; j-- { // its own writes it sees
+			copy(p, h.s.past[i][j].header[:])
+		}
+	}
 	h.s.mu.Unlock()
 	if h.tears() {
 		clear(p[:len(p)/2])
@@ -173,6 +191,9 @@ func (h *modelHost) WriteAt(p []byte, off int64) (int, error) {
 		}
 		h.latency(time.Second)
 		h.s.mu.Lock()
+		if h.s.stale > 0 {
+			h.s.past[i] = append(h.s.past[i], pastHeader{h.s.headers[i], time.Now(), h})
+		}
 		copy(h.s.headers[i][:], p)
 		h.s.mu.Unlock()
 		return len(p), h.awake()
@@ -334,6 +355,7 @@ type story struct {
 	held  bool   // the headers tell of a writer that is not there
 	locks string // see modelHost
 	fault string
+	stale time.Duration // the storage shows headers that are up to so old
 }
 
 // run runs the model and returns what the storage has seen that it should not have, and how often a host came in.
@@ -345,6 +367,7 @@ func (st story) run(t *testing.T) (wrong string, entered int) {
 			h.FileWriteGUID = Epoch{Host: "gone", Since: time.Now()}.newGUID()
 		}
 		s := newStorage(h)
+		s.stale = st.stale
 		began := time.Now()
 		pauses := []time.Duration{300 * time.Millisecond, 900 * time.Millisecond, 3 * time.Second, 7 * time.Second, 9 * time.Second, 12 * time.Second, 40 * time.Second}
 		var hosts sync.WaitGroup
@@ -396,11 +419,12 @@ func (st story) run(t *testing.T) (wrong string, entered int) {
 }
 
 // stories runs the model many times and returns what went wrong first, and how many were in.
-func stories(t *testing.T, fault string, n int) (wrong string, entered int) {
+func stories(t *testing.T, common story, n int) (wrong string, entered int) {
 	for seed := range uint64(n) {
 		for _, held := range []bool{false, true} {
 			for _, locks := range []string{"work", "lost", "never seen"} {
-				st := story{seed: seed, held: held, locks: locks, fault: fault}
+				st := common
+				st.seed, st.held, st.locks = seed, held, locks
 				w, e := st.run(t)
 				if entered += e; w != "" {
 					return fmt.Sprintf("%+v: %s", st, w), entered
@@ -417,7 +441,7 @@ func TestTwoHostsNeverWriteAtOnce(t *testing.T) {
 	if testing.Short() {
 		n = 60
 	}
-	wrong, entered := stories(t, "", n)
+	wrong, entered := stories(t, story{}, n)
 	if wrong != "" {
 		t.Error(wrong)
 	}
@@ -426,11 +450,27 @@ func TestTwoHostsNeverWriteAtOnce(t *testing.T) {
 	}
 }
 
+// A storage that shows what a header held half a second ago does no harm. One that shows it for longer may, as docs/cluster.md says.
+func TestOldHeaders(t *testing.T) {
+	n := 100
+	if testing.Short() {
+		n = 20
+	}
+	if wrong, _ := stories(t, story{stale: 500 * time.Millisecond}, n); wrong != "" {
+		t.Error(wrong)
+	}
+	if wrong, _ := stories(t, story{stale: 15 * time.Second}, 400); wrong == "" {
+		t.Error("headers that are 15 s old do no harm")
+	} else {
+		t.Log(wrong)
+	}
+}
+
 // The model notices where a part of the protocol is left out.
 func TestModelFindsMutants(t *testing.T) {
 	for _, fault := range []string{"no epoch", "no header check", "no wait", "no self-fence", "claim at once"} {
 		t.Run(strings.ReplaceAll(fault, " ", "-"), func(t *testing.T) {
-			if wrong, _ := stories(t, fault, 400); wrong == "" {
+			if wrong, _ := stories(t, story{fault: fault}, 400); wrong == "" {
 				t.Error("nothing went wrong")
 			} else {
 				t.Log(wrong)
