@@ -30,7 +30,7 @@ func newProbe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "probe [flags] DIR [OTHER]",
 		Short: "Show what the storage of a directory can do for images",
-		Long: `Create a file of 1 MiB in DIR, try what images need of a file system, and remove the file. The column "known" shows what
+		Long: `Create a file of 8 MiB in DIR, try what images need of a file system, and remove the file. The column "known" shows what
 vhdxfs knows of this type of file system and what it therefore relies on.
 
 OTHER is the same directory as another host sees it, such as a second mount of the same share. With it, the command also

@@ -26,9 +26,9 @@ type Trial struct {
 
 // The file of a trial: data in its middle, and holes around.
 const (
-	trialSize = 64 << 20 // bytes
-	trialData = 32 << 20 // where the data is
-	trialLen  = 1 << 20  // bytes of it
+	trialSize = 8 << 20 // bytes, all of which are written where files have no holes
+	trialData = 4 << 20 // where the data is
+	trialLen  = 1 << 20 // bytes of it
 )
 
 // Try finds out what the storage of the directory dir does, with a file that it makes there and removes. other is the same
