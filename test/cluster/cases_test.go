@@ -149,10 +149,10 @@ func TestReplay(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, l := up(t), newLedger()
-			if name == "client" && c.client == nil {
+			if name == "client" && *storage != "gluster" {
 				t.Skip("the kernel is the client")
 			}
+			c, l := up(t), newLedger()
 			img := c.image("replay.vhdx")
 			a := c.mountWhenFree("a", img)
 			w := l.load(t, a.disk, 1)
@@ -414,8 +414,7 @@ func TestOwnLocks(t *testing.T) {
 func TestPartlyCutOff(t *testing.T) {
 	const files = 12 // of some, the client reads from the server that is not reached
 	g := upGluster(t)
-	for _, option := range []string{"cluster.choose-local off", "performance.stat-prefetch off", "performance.open-behind off",
-		"performance.quick-read off", "performance.io-cache off", "performance.read-ahead off", "performance.strict-o-direct on", "network.remote-dio disable"} {
+	for _, option := range documentedOptions(t) {
 		g.must(append([]string{"volume", "set", "v"}, strings.Fields(option)...)...)
 	}
 	write := func(i int, number uint64) {
@@ -463,4 +462,22 @@ func TestPartlyCutOff(t *testing.T) {
 	see(2)
 	time.Sleep(4 * time.Second)
 	see(2)
+}
+
+// documentedOptions returns the options of a volume that docs/cluster.md asks for.
+func documentedOptions(t *testing.T) (options []string) {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/cluster.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if option, ok := strings.CutPrefix(line, "    gluster volume set V "); ok {
+			options = append(options, option)
+		}
+	}
+	if len(options) == 0 {
+		t.Fatal("docs/cluster.md names no options")
+	}
+	return options
 }
