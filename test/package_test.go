@@ -45,7 +45,7 @@ var (
 var packaged = []string{
 	"/usr/bin/vhdxfs",
 	"/usr/sbin/mount.vhdx", "/usr/sbin/mount.vhdxfs", "/usr/sbin/mount.fuse.vhdxfs", "/usr/sbin/umount.fuse.vhdxfs",
-	"/usr/lib/systemd/system/vhdxfs@.service",
+	"/usr/lib/systemd/system/vhdxfs@.service", "/usr/lib/ocf/resource.d/vhdxfs/image",
 	"/usr/share/man/man8/vhdxfs.8.gz", "/usr/share/man/man8/vhdxfs-check.8.gz", "/usr/share/man/man8/mount.vhdx.8.gz",
 	"/usr/share/man/man8/umount.fuse.vhdxfs.8.gz",
 	"/usr/share/bash-completion/completions/vhdxfs", "/usr/share/fish/vendor_completions.d/vhdxfs.fish",
