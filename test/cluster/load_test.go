@@ -67,6 +67,7 @@ type ledger struct {
 	synced map[uint64]record
 	tried  map[uint64]map[record]bool // since the last one that was synced
 	next   uint64
+	count  int // of syncs
 }
 
 func newLedger() *ledger {
@@ -89,7 +90,18 @@ func (l *ledger) sync(r record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.synced[r.slot] = r
+	l.count++
 	clear(l.tried[r.slot])
+}
+
+// await waits until a few writes are durable: on a slow machine, the first one takes its time.
+func (l *ledger) await(t *testing.T) {
+	t.Helper()
+	eventually(t, "writes are durable", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.count >= 5
+	})
 }
 
 // A loader writes to a disk until it is stopped.
