@@ -44,7 +44,9 @@ func upGluster(t *testing.T) *gluster {
 	for i, s := range []string{"s1", "s2", "s3"} {
 		create = append(create, address(s)+":"+g.directory(i, "brick/v"))
 	}
-	g.must(append(create, "force")...)
+	create = append(create, "force")
+	// The first server may still take one that is connected for none of its own.
+	eventually(t, "the volume is created", func() bool { _, err := g.try(create...); return err == nil })
 	// What takes 42 s by default: that a client that cannot be reached has lost its locks.
 	for _, option := range []string{"network.ping-timeout 10", "server.tcp-user-timeout 10", "client.tcp-user-timeout 10"} {
 		g.must(append([]string{"volume", "set", "v"}, strings.Fields(option)...)...)
