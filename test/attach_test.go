@@ -456,11 +456,14 @@ func TestDetachNames(t *testing.T) {
 	mustVhdxfs(t, "detach", two.dir)
 	mustVhdxfs(t, "detach", one.dir)
 
+	// The server of another image has /dev/null open for writing.
+	another := attachImage(t, create(t, "64MiB"))
 	for _, name := range []string{img, t.TempDir(), "/dev/null", "/dev/loop-control", "nothing"} {
 		if r := vhdxfs(t, "detach", name); r.status != 6 || !strings.Contains(r.stderr, "vhdxfs list") {
 			t.Errorf("detach %s: status %d, %q; want 6 and a hint", name, r.status, r.stderr)
 		}
 	}
+	mustVhdxfs(t, "detach", another.Image)
 	if r := vhdxfs(t, "detach"); r.status != 1 || !strings.Contains(r.stderr, "missing") {
 		t.Errorf("detach without a name: status %d, %q", r.status, r.stderr)
 	}

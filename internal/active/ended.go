@@ -24,7 +24,7 @@ func FindToEnd(name string) (*Mount, error) {
 	if hidden := hiddenBy(name); hidden != nil {
 		return nil, fmt.Errorf("%s: the mount of %s on %s is hidden by another one; unmount that first with: umount %[4]s", name, hidden.Image, hidden.MountPoint, terminal.Shell(hidden.MountPoint))
 	}
-	file, ferr := imagefile.CachedFileID(name)
+	file, ferr := imagefile.CachedImageID(name)
 	if ferr != nil {
 		return nil, err
 	}

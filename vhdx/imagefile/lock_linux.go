@@ -447,14 +447,29 @@ func (f FileID) is(g FileID) bool {
 
 // CachedFileID tells which file or device the path leads to, as far as that is known on this machine.
 func CachedFileID(path string) (FileID, error) {
+	id, _, err := cachedFileID(path)
+	return id, err
+}
+
+// CachedImageID is CachedFileID for what can be an image: a regular file or a block device. Anything else is an error. Every
+// server has /dev/null open, for example.
+func CachedImageID(path string) (FileID, error) {
+	id, kind, err := cachedFileID(path)
+	if err == nil && kind != unix.S_IFREG && kind != unix.S_IFBLK {
+		err = fmt.Errorf("%s is neither a regular file nor a block device", path)
+	}
+	return id, err
+}
+
+func cachedFileID(path string) (id FileID, kind uint16, err error) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_INO|unix.STATX_TYPE, &st); err != nil {
-		return FileID{}, err
+		return FileID{}, 0, err
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
-		return FileID{Major: st.Rdev_major, Minor: st.Rdev_minor}, nil
+	if kind = st.Mode & unix.S_IFMT; kind == unix.S_IFBLK {
+		return FileID{Major: st.Rdev_major, Minor: st.Rdev_minor}, kind, nil
 	}
-	return FileID{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino}, nil
+	return FileID{Major: st.Dev_major, Minor: st.Dev_minor, Inode: st.Ino}, kind, nil
 }
 
 // fdHasLock reports whether the /proc file about an open file lists a lock.
