@@ -54,8 +54,7 @@ func mountDirect(o *Options) (fd int, err error) {
 
 // kernelOptions are the options of the kernel's FUSE that do not depend on how it is mounted.
 func (o *Options) kernelOptions() []string {
-	// go-fuse needs this limit on READ to be the one it negotiates for WRITE.
-	list := []string{fmt.Sprintf("max_read=%d", maxRequest)}
+	list := []string{fmt.Sprintf("max_read=%d", maxRead)}
 	if o.AllowOther || o.AllowRoot {
 		list = append(list, "allow_other")
 	}

@@ -87,7 +87,7 @@ func (m *mounter) own() ([]*mountinfo.Info, error) {
 
 func (m *mounter) ControlSocket() (int, error) { return mounts.Bind(m.device) }
 
-// Accepted lets the kernel read ahead as much as one request can carry: at mount it allows 128 KiB and no more. Only
+// Accepted lets the kernel read ahead as much as was agreed on, in several requests: at mount it allows 128 KiB and no more. Only
 // root may change that; for others reading is somewhat slower, which is no error.
 func (m *mounter) Accepted() {
 	name := "/sys/class/bdi/" + m.device + "/read_ahead_kb"

@@ -31,7 +31,7 @@ func TestReadBytes(t *testing.T) {
 			t.Errorf("read of %d at %d: %d bytes, %v; want the %d of the disk", n, off, len(got), status, len(want))
 		}
 	}
-	for _, n := range []int{1, 511, 512, 4096, minSplice - 1, minSplice, 128 << 10, maxSplice, maxSplice + 1, 1 << 20} {
+	for _, n := range []int{1, 511, 512, 4096, minSplice - 1, minSplice, maxRead, maxRequest - 2*pageSize, maxRequest - 2*pageSize + 1, maxRequest} {
 		for off := int64(0); off <= d.Size()+4096; off += 64<<10 - 512 {
 			check(t, off, n)
 		}
