@@ -36,6 +36,7 @@ type Options struct {
 	Salvage    bool     // open a damaged image, too, to read what can be read of it; see Image.Damage
 	Assume     Assumed  // with Salvage: what to take for the image itself where it does not say any more
 
+	Mixed         bool // open an image into which a merge was interrupted; see ErrMixed
 	MissingParent bool // open an image whose parent is not found, to tell of it: what is left to the parent reads as zero
 	WithoutParent bool // read a differencing image alone: what it does not hold itself reads as zero; see Image.LeftToParent
 
@@ -89,6 +90,9 @@ func Open(path string, o Options) (*Image, error) {
 	l, err := op.open(path)
 	if err != nil {
 		return nil, err
+	}
+	if err := op.refuseMixed(l); err != nil {
+		return nil, errors.Join(err, l.close())
 	}
 	op.tellOfWriters(l)
 	im := newImage(l)

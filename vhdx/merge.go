@@ -131,7 +131,7 @@ func (m *merge) push(child, parent *Image) error {
 	if err != nil {
 		return err
 	}
-	if err := handOver(child, parent, uuid.New()); err != nil {
+	if err := handOver(child, parent, newMixed()); err != nil {
 		return err
 	}
 	if child.Size() != parent.Size() {

@@ -41,7 +41,7 @@ func (m *liveMerge) mergeOwn(into *Image) error {
 
 // copyOwn writes to the parent what the image holds, but for the last changes.
 func (m *liveMerge) copyOwn(into *Image) error {
-	if err := handOver(m.im, into, uuid.New()); err != nil {
+	if err := handOver(m.im, into, newMixed()); err != nil {
 		return err
 	}
 	if m.im.Size() != into.Size() {

@@ -397,7 +397,10 @@ func TestMergeInterrupted(t *testing.T) {
 		if got := diskSum(t, p[2], Options{}); got != want {
 			t.Fatalf("after %d pieces the disk reads differently", pieces)
 		}
-		sound(t, p[0], p[2])
+		isMixedAlone(t, p[0])
+		if r, err := Check(p[2], Options{}); err != nil || !r.Sound() || len(r.Warnings) > 0 {
+			t.Fatalf("check %s: %+v, %v", p[2], r, err)
+		}
 	}
 	if _, err := Merge(context.Background(), p[2], MergeOptions{Into: p[0], Delete: true}); err != nil {
 		t.Fatal(err)
@@ -405,6 +408,58 @@ func TestMergeInterrupted(t *testing.T) {
 	if got := diskSum(t, p[0], Options{}); got != want {
 		t.Error("the result reads differently")
 	}
+	sound(t, p[0])
+}
+
+// isMixedAlone checks that an image into which a merge was interrupted says so itself, and is not used by mistake, even where the
+// child that is merged is not at hand.
+func isMixedAlone(t *testing.T, path string) {
+	t.Helper()
+	dir := t.TempDir()
+	alone := filepath.Join(dir, "alone.vhdx")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(alone, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, use := range map[string]func() error{
+		"read":   func() error { return openAndClose(alone, Options{}) },
+		"write":  func() error { return openAndClose(alone, Options{Writable: true}) },
+		"parent": func() error { return Create(filepath.Join(dir, "child.vhdx"), CreateOptions{Parent: alone}) },
+		"snapshot": func() error {
+			_, err := Snapshot(t.Context(), alone, filepath.Join(dir, "new.avhdx"), SnapshotOptions{})
+			return err
+		},
+		"set-parent": func() error {
+			_, err := SetParent(filepath.Join(dir, "none.vhdx"), alone, SetParentOptions{})
+			return err
+		},
+	} {
+		if err := use(); !errors.Is(err, ErrMixed) {
+			t.Errorf("%s of an image that is mixed: %v", what, err)
+		}
+	}
+	if after, err := os.ReadFile(alone); err != nil || !bytes.Equal(after, b) {
+		t.Errorf("the image that is mixed was changed, %v", err)
+	}
+	if r, err := Check(alone, Options{}); err != nil || !r.Sound() || len(r.Warnings) != 1 || r.Warnings[0].Message != ErrMixed.Error() {
+		t.Errorf("check of an image that is mixed: %+v, %v", r, err)
+	}
+	for _, o := range []Options{{Mixed: true}, {Salvage: true}, {Mixed: true, Writable: true}} {
+		if err := openAndClose(alone, o); err != nil {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+}
+
+func openAndClose(path string, o Options) error {
+	im, err := Open(path, o)
+	if err != nil {
+		return err
+	}
+	return im.Close()
 }
 
 // Images that were not closed are merged as their logs have them.

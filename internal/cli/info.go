@@ -29,7 +29,7 @@ it is mounted. -v adds headers, log, regions, metadata and blocks, of the parent
 		Args: someArgs("IMAGE"),
 	}, func(cmd *cobra.Command, paths []string, o vhdx.Options) error {
 		confineReader(cmd.Context(), paths, o)
-		o.MissingParent = true // what the file itself says is still shown
+		o.MissingParent, o.Mixed = true, true // what the file itself says is still shown
 		var list []any
 		for i, path := range paths {
 			if disk.IsVHD(path) {

@@ -71,6 +71,7 @@ func openForMount(j *mountJob, log *logrus.Logger) (*vhdx.Image, error) {
 	how := j.Open
 	how.Log = log
 	how.Writable = !j.ReadOnly
+	how.Mixed = j.ReadOnly || j.OrphanChildren || j.Mount.Overlay != "" // a warning will say it
 	if j.Log == "" || j.Log == mountoption.LogStderr {
 		vhdx.TellWait = nil // the log is read where the command was given
 	}
@@ -95,7 +96,7 @@ func openForMount(j *mountJob, log *logrus.Logger) (*vhdx.Image, error) {
 	case j.ReadOnly || j.Mount.Overlay != "" || !unwritable(err) && !j.ROFallback:
 		return nil, mayNotRead(err)
 	}
-	how.Writable = false
+	how.Writable, how.Mixed = false, true
 	im, roErr := vhdx.Open(j.Mount.Image, how)
 	switch {
 	case roErr != nil:
@@ -122,17 +123,23 @@ func (j *mountJob) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, e
 	if j.Mount.Overlay != "" {
 		im, err := openOverlay(j, io)
 		if err == nil {
-			if werr := checkApplied(j.Mount.Image, io); werr != nil {
+			if werr := checkWhole(j.Mount.Image, io); werr != nil {
 				log.Warn(werr)
 			}
 		}
 		return im, err
 	}
 	im, err := openLocked(j.Mount.Image, io, os.Stderr)
+	if errors.Is(err, vhdx.ErrMixed) {
+		if werr := checkWhole(j.Mount.Image, io); werr != nil { // it knows the command
+			return nil, werr
+		}
+		return nil, fmt.Errorf("%w; -o ro reads it as it is, and -o orphan_children allows writing", err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := checkApplied(j.Mount.Image, io); err != nil {
+	if err := checkWhole(j.Mount.Image, io); err != nil {
 		if io.Writable && !j.OrphanChildren {
 			return nil, errors.Join(err, im.Close())
 		}
@@ -147,12 +154,20 @@ func (j *mountJob) openOnce(io vhdx.Options, log *logrus.Logger) (*vhdx.Image, e
 	return im, nil
 }
 
-// checkApplied returns an error where a delta was written to the image in part.
-func checkApplied(path string, io vhdx.Options) error {
-	if delta.Interrupted(path, io) == "" {
+// checkWhole returns an error where the image is a mix of two disks. If it was opened without Options.Mixed, it is known to be none
+// but for what an interrupted apply may have left beside it.
+func checkWhole(path string, io vhdx.Options) error {
+	if delta.Interrupted(path, io) != "" {
+		return fmt.Errorf("%s is a mix of two disks, since vhdxfs apply was interrupted; finish that first: %s", path, new(delta.ApplyOptions).FinishCommand(path))
+	}
+	if !io.Mixed {
 		return nil
 	}
-	return fmt.Errorf("%s is a mix of two disks, since vhdxfs apply was interrupted; finish that first: %s", path, new(delta.ApplyOptions).FinishCommand(path))
+	io.Parents, io.Lock = nil, vhdx.LockOff
+	if k, err := vhdx.ParentLink(path, io); err == nil && vhdx.IsMixed(k.DataWriteGUID) {
+		return fmt.Errorf("%s: %w", path, vhdx.ErrMixed)
+	}
+	return nil
 }
 
 // checkChildless returns an error where an image in the directory of the image at path is its child: with the first write to

@@ -314,6 +314,12 @@ func TestMountOfParent(t *testing.T) {
 // A base that an interrupted apply has changed in part is not mounted for writing, and a mount says so.
 func TestMountOfHalfApplied(t *testing.T) {
 	needMount(t)
+	for name, copied := range map[string]string{"copy beside it": "", "copy elsewhere": filepath.Join(t.TempDir(), "copy")} {
+		t.Run(name, func(t *testing.T) { mountHalfApplied(t, copied) })
+	}
+}
+
+func mountHalfApplied(t *testing.T, copied string) {
 	image := newImage(t)
 	other := filepath.Join(filepath.Dir(image), "other.vhdx")
 	raw := filepath.Join(t.TempDir(), "other.raw")
@@ -334,7 +340,8 @@ func TestMountOfHalfApplied(t *testing.T) {
 			cancel(errors.New("interrupted"))
 		}
 	}
-	if _, err := delta.Apply(ctx, f, nil, image, delta.ApplyOptions{Phase: phase, Progress: func(int64) {}}); err == nil {
+	how := delta.ApplyOptions{Copy: copied, Phase: phase, Progress: func(int64) {}}
+	if _, err := delta.Apply(ctx, f, nil, image, how); err == nil {
 		t.Fatal("it was not interrupted")
 	}
 	dir := t.TempDir()
@@ -347,7 +354,24 @@ func TestMountOfHalfApplied(t *testing.T) {
 		wantMount(t, mountImage(t, image, dir, "-o", tc.options), dir, tc.mode, "is a mix of two disks")
 		unmountImage(t, dir)
 	}
-	mustRun(t, "apply", image+delta.ApplySuffix, image)
+	for _, args := range [][]string{{"resize", image, "+1M"}, {"compact", image}, {"hash", image}, {"snapshot", image},
+		{"convert", image, filepath.Join(dir, "copy.raw")}, {"create", "--parent", image, filepath.Join(dir, "child.vhdx")}} {
+		if r := run(t, args...); r.status == statusOK || !strings.Contains(r.stderr, "is a mix of two disks") {
+			t.Errorf("vhdxfs %q: status %d, %q; want a refusal", args, r.status, r.stderr)
+		} else {
+			checkMessage(t, r)
+		}
+	}
+	for command, status := range map[string]int{"info": statusOK, "check": statusWarnings} {
+		if r := run(t, command, "-v", image); r.status != status || !strings.Contains(r.stdout, "is a mix of two disks") {
+			t.Errorf("%s: status %d, %q", command, r.status, r.stdout)
+		}
+	}
+	if copied == "" {
+		mustRun(t, "apply", how.CopyOf(image), image)
+	} else {
+		mustRun(t, "apply", "--copy", copied, copied, image)
+	}
 	wantMount(t, mountImage(t, image, dir), dir, "rw", "")
 	unmountImage(t, dir)
 }

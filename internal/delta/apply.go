@@ -95,6 +95,7 @@ func Apply(ctx context.Context, in io.Reader, inputs []safefile.Access, base str
 
 // Finish goes on where Apply was interrupted.
 func Finish(ctx context.Context, base string, o ApplyOptions) (*Applied, error) {
+	o.Open.Mixed = true // as the base is
 	r, err := verify(ctx, o.CopyOf(base), base, o)
 	if _, other := errors.AsType[*OtherBaseError](err); other {
 		return nil, fmt.Errorf("%s was written to after vhdxfs apply was interrupted, and may be a mix of two disks; restore it from a copy, remove %s, and apply the delta again",

@@ -328,7 +328,10 @@ func TestInterruptedApply(t *testing.T) {
 			t.Errorf("cut %d: refused with %v, and what the base needs is gone", cut, err)
 		}
 		if cut == 2 { // and then written to
-			im, err := vhdx.Open(base, vhdx.Options{Writable: true})
+			if _, err := vhdx.Open(base, vhdx.Options{Writable: true}); !errors.Is(err, vhdx.ErrMixed) {
+				t.Errorf("opened for writing: %v", err)
+			}
+			im, err := vhdx.Open(base, vhdx.Options{Writable: true, Mixed: true})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -35,7 +35,7 @@ var table = []option{
 		o.ROFallback = true
 		return nil
 	}},
-	{"orphan_children", "", Mount, "allow writing to an image that has children in its directory; they become unusable", func(o *Options, _ string) error {
+	{"orphan_children", "", Mount, "allow writing to an image that has children in its directory, which become unusable, or into which a merge was interrupted", func(o *Options, _ string) error {
 		o.OrphanChildren = true
 		return nil
 	}},
