@@ -176,7 +176,7 @@ func (a *attachCommand) bring(ctx context.Context, o *mountoption.Options, args 
 		return nil, undo, err
 	}
 	os.Setenv(attachVariable, "1")
-	if err := startBackground(a.mountArgs(image, dir), dir, !o.ReadOnly, stdout, stderr); err != nil {
+	if err := startBackground(a.mountArgs(image, dir), dir, stdout, stderr); err != nil {
 		return nil, undo, err
 	}
 	if dir, err = mounts.Resolve(dir); err != nil {

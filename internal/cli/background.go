@@ -30,12 +30,11 @@ const firstInherited = 3
 
 // startBackground starts the program again with the same arguments, and returns when the mount is there, or
 // with the status of the process that failed to make it, which has told the reason. If that
-// process was killed, no mount is left at mountPoint. With flush, the kernel knows the new process as one that writes what
-// memory is waiting for.
+// process was killed, no mount is left at mountPoint.
 //
 // The process stays in the caller's process group and session until it has mounted. An automounter depends
 // on it: it lets through to the mount point only the group of the program that it has called.
-func startBackground(args []string, mountPoint string, flush bool, stdout, stderr io.Writer) error {
+func startBackground(args []string, mountPoint string, stdout, stderr io.Writer) error {
 	program, err := selfPath()
 	if err != nil {
 		return fmt.Errorf("cannot start the background process: %w; use -f to stay in the foreground", err)
@@ -53,11 +52,7 @@ func startBackground(args []string, mountPoint string, flush bool, stdout, stder
 	cmd.Env = append(os.Environ(), readyVariable+"=3")
 	cmd.ExtraFiles = []*os.File{w} // becomes descriptor 3
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	if flush {
-		err = asIOFlusher(cmd.Start)
-	} else {
-		err = cmd.Start()
-	}
+	err = cmd.Start()
 	w.Close()
 	if err != nil {
 		return fmt.Errorf("cannot start the background process: %w; use -f to stay in the foreground", err)

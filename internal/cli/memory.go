@@ -2,15 +2,13 @@ package cli
 
 import (
 	"os"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
-
-	"github.com/vhdxfs/vhdxfs/internal/mountoption"
+	"kernel.org/pub/linux/libs/security/libcap/psx"
 )
 
 // A file system on a loop device on disk.raw is written back when memory is short, and that memory is free only
@@ -26,36 +24,12 @@ import (
 // each MiB, and garbage. The cache of block tables lies outside of it.
 const heapLimit = 256 << 20
 
-// asIOFlusher calls start, which starts a process or turns this one into another, with the calling thread made an
-// I/O flusher. A process inherits that from the thread that starts it, and its threads from each other; a running
-// Go program has threads already, and no say in which of them starts the next. Without the privilege
-// (CAP_SYS_RESOURCE) start is still called.
-func asIOFlusher(start func() error) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0) == nil {
-		defer unix.Prctl(unix.PR_SET_IO_FLUSHER, 0, 0, 0, 0)
-	}
-	return start()
-}
+// becomeIOFlusher makes all threads of the process I/O flushers, from which later threads inherit that, as far as it may: it needs
+// CAP_SYS_RESOURCE.
+func becomeIOFlusher() { _, _, _ = psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0, 0) }
 
 // isOwnProcess reports whether args are the arguments of the process, which they are not in a test.
 func isOwnProcess(args []string) bool { return slices.Equal(args, os.Args[1:]) }
-
-// restart replaces this process by one with the same arguments that is an I/O flusher, unless it is one already. It
-// returns where that is not possible, or where args are not the arguments of the process, as in a test.
-func restart(args []string) {
-	program, err := os.Executable()
-	if err != nil || isIOFlusher() || !isOwnProcess(args) {
-		return
-	}
-	_ = asIOFlusher(func() error {
-		if !isIOFlusher() {
-			return nil // it could not become one either
-		}
-		return unix.Exec(program, os.Args, os.Environ())
-	})
-}
 
 // isIOFlusher reports whether the calling thread is an I/O flusher.
 func isIOFlusher() bool {
@@ -64,13 +38,16 @@ func isIOFlusher() bool {
 }
 
 // prepareForShortMemory does what has to be done in the process that serves the mount.
-func prepareForShortMemory(o *mountoption.Options, log *logrus.Logger) {
+func (j *mountJob) prepareForShortMemory(log *logrus.Logger) {
+	if j.ownProcess {
+		becomeIOFlusher()
+	}
 	if !isIOFlusher() {
 		log.Debug("not an I/O flusher, which needs CAP_SYS_RESOURCE: do not swap to this disk, and do not limit the " +
 			"memory of this process together with that of the disk's users")
 	}
-	if o.OOMScore != nil {
-		if err := os.WriteFile("/proc/self/oom_score_adj", strconv.AppendInt(nil, int64(*o.OOMScore), 10), 0); err != nil {
+	if j.OOMScore != nil {
+		if err := os.WriteFile("/proc/self/oom_score_adj", strconv.AppendInt(nil, int64(*j.OOMScore), 10), 0); err != nil {
 			log.WithError(err).Debug("oom_score_adj left as it is")
 		}
 	}

@@ -74,9 +74,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 	if err := checkDescriptors(); err != nil {
 		return mountError(err)
 	}
-	switch {
-	case ready != nil: // startBackground has made it what it has to be
-	case !m.foreground && !o.Foreground && !inContainer():
+	if ready == nil && !m.foreground && !o.Foreground && !inContainer() {
 		done, err := takeTurn(cmd.Context(), args[0])
 		if err != nil {
 			return mountError(err)
@@ -88,13 +86,11 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 			}
 			return nil
 		}
-		err = startBackground(m.args, args[1], !o.ReadOnly, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		err = startBackground(m.args, args[1], cmd.OutOrStdout(), cmd.ErrOrStderr())
 		if err == nil && m.verbose {
 			fmt.Fprintf(cmd.OutOrStdout(), "%s mounted on %s\n", printable(args[0]), printable(args[1]))
 		}
 		return err
-	case !o.ReadOnly:
-		restart(m.args)
 	}
 	j := &mountJob{Options: o, ownProcess: isOwnProcess(m.args), attach: os.Getenv(attachVariable) != ""}
 	os.Unsetenv(attachVariable)
@@ -109,7 +105,7 @@ func (m *mountCommand) run(cmd *cobra.Command, args []string) error {
 		runtime.GOMAXPROCS(minProcs)
 	}
 	if !o.ReadOnly {
-		prepareForShortMemory(o, log)
+		j.prepareForShortMemory(log)
 	}
 	if err := becomeUser(o); err != nil {
 		return mountError(err)
