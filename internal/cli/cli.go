@@ -48,7 +48,7 @@ func Run(ctx context.Context, argv []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return statusOK
 	}
-	if mounts.LacksProc(err) { // whatever the command was about to do
+	if mounts.LacksProc(err) { // of any command
 		err = &statusError{statusSystem, fmt.Errorf("%w; mount /proc", err)}
 	}
 	reportError(stderr, name, err, wantsJSON(cmd, args))

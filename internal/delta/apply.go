@@ -242,7 +242,7 @@ func verify(ctx context.Context, path, base string, o ApplyOptions) (_ *Applied,
 }
 
 // finish merges the copy of the delta into the base and removes it. With untouched, nothing of it is in the base yet; otherwise
-// the base may need the copy, whatever happens.
+// the base may need the copy after any error.
 func finish(ctx context.Context, r *Applied, o ApplyOptions, untouched bool) (*Applied, error) {
 	o.Open.Parents = append([]string{r.Base}, o.Open.Parents...)
 	check := func() error {

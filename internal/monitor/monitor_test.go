@@ -41,19 +41,25 @@ func TestMonitorKnowsItsWords(t *testing.T) {
 	}
 }
 
-// What comes with the word pass-through has to be complete, and is closed in any case.
-func TestMonitorClosesDescriptors(t *testing.T) {
+// connected returns both ends of a socket such as that of a monitor.
+func connected(t *testing.T) (ends [2]*net.UnixConn) {
+	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var ends [2]*net.UnixConn
 	for i, fd := range pair {
 		if ends[i], err = packetConn(fd); err != nil {
 			t.Fatal(err)
 		}
-		defer ends[i].Close()
+		t.Cleanup(func() { ends[i].Close() })
 	}
+	return ends
+}
+
+// What comes with the word pass-through has to be complete, and is closed in any case.
+func TestMonitorClosesDescriptors(t *testing.T) {
+	ends := connected(t)
 	for word, want := range map[word]string{wordPassThrough: "too few descriptors", "no word": "unknown word"} {
 		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -102,17 +108,7 @@ func (faulty) ControlSocket() (int, error) { panic("oh") }
 
 // The engine gets an answer to a word that ends in a panic, and to the next one, and what is needed to find the fault.
 func TestMonitorAnswersAfterAPanic(t *testing.T) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var ends [2]*net.UnixConn
-	for i, fd := range pair {
-		if ends[i], err = packetConn(fd); err != nil {
-			t.Fatal(err)
-		}
-		defer ends[i].Close()
-	}
+	ends := connected(t)
 	for _, w := range []word{wordUnmount, wordControl} {
 		reply(ends[0], faulty{}, &logCollector{}, question{Word: w})
 		b := make([]byte, maxMessage)
