@@ -2,12 +2,14 @@ package disk
 
 import (
 	"bytes"
+	"encoding/binary"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/vhdxfs/vhdxfs/vhdx"
+	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // someImage returns the bytes of an image with a few blocks.
@@ -84,15 +86,27 @@ func TestReadFrontGivesBack(t *testing.T) {
 	}
 }
 
-// Nothing in a stream makes it fail otherwise than by an error, or be read without an end.
+// Nothing in a stream makes it fail otherwise than by an error, or be read without an end. The checksums of what was changed are
+// right, so that more is looked at than those.
 func FuzzReadFront(f *testing.F) {
-	b := someImage(f)
-	f.Add(b[:320<<10], b[2<<20:][:66<<10], b[3<<20:][:4<<10])
-	f.Fuzz(func(t *testing.T, head, metadata, bat []byte) {
-		all := make([]byte, 8<<20)
-		copy(all, head[:min(len(head), 1<<20)])
-		copy(all[2<<20:3<<20], metadata)
-		copy(all[3<<20:4<<20], bat)
+	image := someImage(f)
+	places := []int64{ondisk.HeaderOffsets[0], ondisk.HeaderOffsets[1], ondisk.RegionTableOffsets[0], ondisk.RegionTableOffsets[1],
+		2 << 20, 3 << 20} // the last two are metadata and BAT
+	for i := range places {
+		f.Add(uint8(i), uint16(0), []byte{}, uint8(0), uint16(8), []byte{1})
+	}
+	f.Add(uint8(5), uint16(16), []byte{6, 0, 0, 0, 0, 0, 0, 0x80}, uint8(4), uint16(32), []byte{0xff})
+	f.Fuzz(func(t *testing.T, place uint8, off uint16, change []byte, place2 uint8, off2 uint16, change2 []byte) {
+		all := bytes.Clone(image)
+		copy(all[places[int(place)%len(places)]+int64(off):], change)
+		copy(all[places[int(place2)%len(places)]+int64(off2):], change2)
+		for i, at := range places[:4] {
+			b := all[at:][:ondisk.HeaderSize]
+			if i >= 2 {
+				b = all[at:][:ondisk.RegionTableSize]
+			}
+			binary.LittleEndian.PutUint32(b[4:], ondisk.Checksum(b, 4))
+		}
 		front, rest, err := ReadFront("stream", bytes.NewReader(all))
 		switch {
 		case err != nil:
