@@ -52,7 +52,7 @@ const mergePiece = 4 * ondisk.MiB
 //  1. C gets P's DataWriteGuid as its parent_linkage, and a new one as its parent_linkage2 (MS-VHDX 2.6.2.6.3),
 //     durably: one entry of the log.
 //  2. P gets the new DataWriteGuid, durably: one update of the headers. Other children of P do not accept it any
-//     more, and rightly so.
+//     more, and rightly so. It has a form of its own, which says until step 5 that P alone is a mix; see ErrMixed.
 //  3. P gets the size of C, also where that is smaller: C shows nothing of P behind its own end. What C holds is
 //     written to P, which is made clean.
 //  4. C gets the DataWriteGuid that P has as its parent_linkage, and its own one as its parent_linkage2, durably.

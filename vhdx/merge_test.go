@@ -398,6 +398,20 @@ func TestMergeInterrupted(t *testing.T) {
 			t.Fatalf("after %d pieces the disk reads differently", pieces)
 		}
 		isMixedAlone(t, p[0])
+		// The child may be told where it is, and reads as before.
+		child, err := Chain(p[2], Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for child.Parent.Parent != nil {
+			child = child.Parent
+		}
+		if r, err := SetParent(child.Path, p[0], SetParentOptions{}); err != nil || r.Foreign {
+			t.Fatalf("set-parent to the image that is mixed: %+v, %v", r, err)
+		}
+		if got := diskSum(t, p[2], Options{}); got != want {
+			t.Fatalf("after set-parent the disk reads differently")
+		}
 		if r, err := Check(p[2], Options{}); err != nil || !r.Sound() || len(r.Warnings) > 0 {
 			t.Fatalf("check %s: %+v, %v", p[2], r, err)
 		}
@@ -424,6 +438,7 @@ func isMixedAlone(t *testing.T, path string) {
 	if err := os.WriteFile(alone, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	other := newChain(t, 2)[1]
 	for what, use := range map[string]func() error{
 		"read":   func() error { return openAndClose(alone, Options{}) },
 		"write":  func() error { return openAndClose(alone, Options{Writable: true}) },
@@ -433,7 +448,7 @@ func isMixedAlone(t *testing.T, path string) {
 			return err
 		},
 		"set-parent": func() error {
-			_, err := SetParent(filepath.Join(dir, "none.vhdx"), alone, SetParentOptions{})
+			_, err := SetParent(other, alone, SetParentOptions{Unsafe: true})
 			return err
 		},
 	} {

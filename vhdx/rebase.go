@@ -39,6 +39,7 @@ type SetParentResult struct {
 // DataWriteGuid is renewed, durably, before the locator changes.
 func SetParent(path, parent string, o SetParentOptions) (_ *SetParentResult, err error) {
 	o.Open.Writable, o.Open.AnyParent, o.Open.Commit, o.Open.IdleClean = false, false, 0, 0
+	o.Open.Mixed = true // it may be the child that is merged into the parent, which has to find it for that
 	// The new parent has to be sound by itself, with parents of the right identity, even if the options allow others.
 	p, err := Open(parent, o.Open)
 	if err != nil {
@@ -96,6 +97,11 @@ func checkNewParent(l, p *layer, unsafe bool) (foreign bool, err error) {
 	got := p.headers.header().DataWriteGUID
 	if l.meta.locator.Accepts(got) {
 		return false, nil
+	}
+	for _, i := range []*layer{l, p} {
+		if IsMixed(i.headers.header().DataWriteGUID) {
+			return true, fmt.Errorf("%s: %w", i.path, ErrMixed)
+		}
 	}
 	if !unsafe {
 		why := ondisk.Corrupt(ondisk.RuleParentChanged, "parent locator", l.meta.locatorOffset,
