@@ -94,6 +94,8 @@ const (
 // maxMessage bounds a message between the two, in bytes.
 const maxMessage = 64 << 10
 
+var errTooLong = errors.New("the answer is too long")
+
 // A question is a word with the one thing that it may say.
 type question struct {
 	Word word             `json:"word"`
@@ -254,6 +256,11 @@ func reply(socket *net.UnixConn, k Keeper, log *logCollector, q question) {
 	b, err := json.Marshal(a)
 	if err != nil || len(b) > maxMessage {
 		a.Log = nil
+		b, _ = json.Marshal(a)
+	}
+	if len(b) > maxMessage { // as of a file that a thousand programs have locked
+		a = answer{}
+		a.setError(errTooLong)
 		b, _ = json.Marshal(a)
 	}
 	_, _, _ = socket.WriteMsgUnix(b, rights, nil) // an engine that has ended does not listen
