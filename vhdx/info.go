@@ -156,7 +156,11 @@ func (im *Image) Info() *Info {
 	_ = im.Validated() // reads and changes return its error where it concerns them
 	w := im.writer
 	if w == nil {
-		return im.current().info()
+		in := im.current().info()
+		if IsMixed(im.DataWriteGUID()) {
+			in.Warnings = append(in.Warnings, ErrMixed.Error())
+		}
+		return in
 	}
 	w.space.mu.Lock()
 	defer w.space.mu.Unlock()

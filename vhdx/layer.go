@@ -254,7 +254,6 @@ func (l *layer) loadHeaders() error {
 	if h.LogLength == 0 {
 		l.warn("header", ondisk.HeaderOffsets[l.headers.current], "no log; the image can be read, but not written safely")
 	}
-	l.warnMixed()
 	return nil
 }
 

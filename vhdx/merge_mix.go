@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/google/uuid"
-
-	"github.com/vhdxfs/vhdxfs/vhdx/ondisk"
 )
 
 // ErrMixed is what opening an image fails with that holds parts of two disks: a merge into it was interrupted. Its child still
@@ -37,11 +35,4 @@ func (o *opener) refuseMixed(l *layer) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", l.path, ErrMixed)
-}
-
-// warnMixed notes that the image is mixed.
-func (l *layer) warnMixed() {
-	if IsMixed(l.headers.header().DataWriteGUID) {
-		l.warn("header", ondisk.HeaderOffsets[l.headers.current], "%v", ErrMixed)
-	}
 }
