@@ -363,7 +363,7 @@ func TestInterruptedApply(t *testing.T) {
 	}
 }
 
-// A file costs what it holds: one that ends with a hole of a TiB is a delta all the same.
+// Applying a delta file takes the time of what it holds, also where it ends with a hole of a TiB.
 func TestApplySkipsHoles(t *testing.T) {
 	dir := t.TempDir()
 	p := someDisk(4*mib, 1)
